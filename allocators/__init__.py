@@ -1,0 +1,1 @@
+"""The allocators, one file each, and the contract that they share (allocators.contract)."""

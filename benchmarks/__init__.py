@@ -1,0 +1,1 @@
+"""Workloads, traces, the replay loop, measurement and results."""

@@ -1,0 +1,128 @@
+"""The one hook that every simulated access passes, and the loads and stores built on it.
+
+Addresses are real Linux addresses.  A reserved window of 2**WINDOW_BITS bytes holds their words,
+indexed by ``addr & (2**WINDOW_BITS - 1)``: one AND, no table walk.  Two areas whose folds collide
+are refused when they are mapped (kernel.mmap), so a folded address is never ambiguous.
+
+The hook is nothing but the page check.  What watches accesses (TLB, cache lines, event log) goes
+here, behind a compile-time switch.
+"""
+
+from kernel.fault import handle_mm_fault
+from kernel.jit import jit
+from kernel.memory import load_word, store_word
+from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, WINDOW_BITS
+from kernel.task import kill
+from kernel.types import (
+    BUS_ADRALN,
+    PTE_READ,
+    PTE_STORE,
+    PTE_WRITE,
+    SIGBUS,
+    SIGXCPU,
+)
+
+
+@jit(inline=True)
+def fold(addr):
+    """Offset of ``addr`` in the window, bytes."""
+    return addr & ((1 << WINDOW_BITS) - 1)
+
+
+@jit(inline=True)
+def access(k, addr, write):
+    """Make ``addr`` accessible to the program (write: 1 or 0), faulting as the MMU would."""
+    need = PTE_WRITE if write else PTE_READ
+    if not k.pte[fold(addr) >> PAGE_SHIFT] & need:
+        handle_mm_fault(k, addr, write)
+
+
+@jit(cold=True)
+def _prepare_store(k, addr):
+    """Make a page fit for real words: writable, and remembered as one to clear later."""
+    access(k, addr, 1)
+    k.pte[fold(addr) >> PAGE_SHIFT] |= PTE_STORE
+
+
+@jit(inline=True)
+def _count_step(k):
+    """End an operation that makes more metadata accesses than its budget allows."""
+    mm = k.mm
+    if mm.loads + mm.stores > mm.step_limit:
+        kill(k, SIGXCPU, 0, mm.step_limit, 0)
+
+
+@jit(inline=True)
+def load(k, addr):
+    """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    if CHECKED and addr & 7:
+        kill(k, SIGBUS, BUS_ADRALN, addr, 0)
+    if COUNT:
+        k.mm.loads += 1
+        _count_step(k)
+    access(k, addr, 0)
+    return load_word(k.window, fold(addr) >> 3)
+
+
+@jit(inline=True)
+def store(k, addr, word):
+    """Set the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    if CHECKED and addr & 7:
+        kill(k, SIGBUS, BUS_ADRALN, addr, 1)
+    if COUNT:
+        k.mm.stores += 1
+        _count_step(k)
+    if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+        _prepare_store(k, addr)
+    store_word(k.window, fold(addr) >> 3, word)
+
+
+@jit
+def touch(k, addr, length, write):
+    """The program reads or writes ``length`` bytes of its own block: faults, counted words."""
+    if length <= 0:
+        return
+    mm = k.mm
+    words = (length + 7) >> 3
+    if write:
+        mm.payload_stores += words
+    else:
+        mm.payload_loads += words
+    end = addr + length
+    while addr < end:
+        access(k, addr, write)
+        addr = ((addr >> PAGE_SHIFT) + 1) << PAGE_SHIFT
+
+
+@jit
+def copy(k, dst, src, length):
+    """memcpy of payload between blocks that do not overlap: dst, src multiples of 8."""
+    touch(k, src, length, 0)
+    touch(k, dst, length, 1)
+    if PAYLOAD:
+        for offset in range(0, length, 8):
+            poke(k, dst + offset, load_word(k.window, fold(src + offset) >> 3))
+
+
+@jit
+def clear(k, addr, length):
+    """memset(addr, 0, length) of payload, addr a multiple of 8."""
+    touch(k, addr, length, 1)
+    if PAYLOAD:
+        for offset in range(0, length, 8):
+            poke(k, addr + offset, 0)
+
+
+@jit
+def poke(k, addr, word):
+    """Set a word of payload for real, outside all counters (content checks)."""
+    if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+        _prepare_store(k, addr)
+    store_word(k.window, fold(addr) >> 3, word)
+
+
+@jit
+def peek(k, addr):
+    """Return a word of payload, outside all counters (content checks)."""
+    access(k, addr, 0)
+    return load_word(k.window, fold(addr) >> 3)

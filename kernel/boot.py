@@ -1,0 +1,272 @@
+"""Make a kernel, and put it back to where it started.
+
+A :class:`Machine` owns the reserved window and the state arrays; ``machine.k`` is what compiled
+code sees.  The window is address space only: host memory is used where allocators keep words.
+"""
+
+import mmap
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernel.jit import jit
+from kernel.memory import store_word, windows
+from kernel.switches import PAGE_SHIFT
+from kernel.types import (
+    ADDRESS_BITS,
+    MM,
+    PTE_STALE,
+    PTE_STORE,
+    RLIM_INFINITY,
+    TASK,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    VMA,
+    kernel_dtype,
+)
+
+TASK_SIZE = (1 << ADDRESS_BITS) - 4096
+MAX_MAP_COUNT = 65530
+#: NumPy's record types end at 2 GiB, and the page states are part of the kernel's record.
+MAX_WINDOW_BITS = 41
+#: Python 3.11's mmap module lacks it on Linux; elsewhere the flag is not needed.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_POPULATE") else 0)
+
+#: A small position-independent program right after exec, without address randomisation: its text
+#: and data, the vdso below mmap_base, and the stack.  The heap starts behind the data.
+FRESH_PROCESS = """
+555555554000-555555558000 r-xp 00000000 00:01 1 program
+555555558000-555555559000 rw-p 00004000 00:01 1 program
+7ffff7ff7000-7ffff7ffb000 r--p 00000000 00:00 0 [vvar]
+7ffff7ffb000-7ffff7ffd000 r--p 00000000 00:00 0 [vvar_vclock]
+7ffff7ffd000-7ffff7fff000 r-xp 00000000 00:00 0 [vdso]
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+"""
+MMAP_BASE = 0x7FFFF7FFF000
+
+_MAPS_LINE = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) \S+ (\d+)\s*(.*)"
+)
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Settings of a kernel; sizes in bytes, 0 for no limit.  Raises ValueError when impossible."""
+
+    page_size: int = 4096
+    memory: int = 0
+    rlimit_as: int = 0
+    rlimit_data: int = 0
+    overcommit: int = 2
+    max_map_count: int = MAX_MAP_COUNT
+    window_bits: int = 39
+    maps: str = field(default=FRESH_PROCESS, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.page_size not in (4096, 16384, 65536):
+            raise ValueError(f"page_size must be 4096, 16384 or 65536, not {self.page_size}")
+        for name in ("memory", "rlimit_as", "rlimit_data"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (no limit) or positive, not {getattr(self, name)}")
+        if 0 < self.memory < self.page_size:
+            raise ValueError(f"memory ({self.memory}) is less than one page ({self.page_size})")
+        if self.overcommit not in (0, 1, 2):
+            raise ValueError(f"overcommit must be 0, 1 or 2, not {self.overcommit}")
+        if not 8 <= self.max_map_count <= MAX_MAP_COUNT:
+            raise ValueError(
+                f"max_map_count must be 8 to {MAX_MAP_COUNT}, not {self.max_map_count}"
+            )
+        if not 32 <= self.window_bits <= MAX_WINDOW_BITS:
+            raise ValueError(
+                f"window_bits must be 32 to {MAX_WINDOW_BITS}, not {self.window_bits}"
+            )
+
+    @property
+    def page_shift(self) -> int:
+        """log2 of the page size."""
+        return self.page_size.bit_length() - 1
+
+    def switches(self) -> dict[str, int]:
+        """The compile-time switches that this configuration fixes (kernel.switches)."""
+        return {"PAGE_SHIFT": self.page_shift, "WINDOW_BITS": self.window_bits}
+
+
+def _reserve(size: int) -> np.ndarray:
+    """Return ``size`` zero bytes of which only the touched pages cost memory.
+
+    Raises MemoryError with a hint where the machine forbids such reservations.
+    """
+    try:
+        if not _MAP_NORESERVE:
+            raw = mmap.mmap(-1, size)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            raw = mmap.mmap(-1, size, flags=flags)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(
+            f"cannot reserve {size >> 20} MiB of address space for simulated memory ({error}): "
+            "vm.overcommit_memory=2 or ulimit -v forbids it; set kernel.window_bits lower (32: 4 GiB)"
+        ) from None
+    return np.frombuffer(raw, dtype="u1")
+
+
+def record(dtype: np.dtype) -> np.record:
+    """Return one zeroed record with attribute access, compiled or not.
+
+    Raises ValueError for a field whose name NumPy's records use themselves (``base``, ``size`` …):
+    compiled code would see the field, plain Python the attribute.
+    """
+    for name in dtype.names or ():
+        if hasattr(np.record, name):
+            raise ValueError(f"a record field cannot be called {name!r}: np.record has that name")
+    return np.zeros(1, dtype).view(np.recarray)[0]
+
+
+class Machine:
+    """A simulated process on its own kernel.
+
+    ``k`` is the state for compiled code.  ``reset()`` puts everything back to the moment after
+    boot, clearing only what was touched.
+    """
+
+    def __init__(self, config: KernelConfig | None = None) -> None:
+        self.config = config or KernelConfig()
+        shift = self.config.page_shift
+        bits = self.config.window_bits
+        dtype = kernel_dtype(shift, bits, self.config.max_map_count)
+        self.k = _reserve(dtype.itemsize).view(dtype).view(np.recarray)[0]
+        self._window = _reserve(1 << bits).view("i8")
+        self.k.window = self._window.ctypes.data
+        windows[self.k.window] = self._window
+        self._initial_vma = parse_maps(self.config.maps, self.config.page_size)
+        self._clear = None
+        self._boot()
+
+    def _boot(self) -> None:
+        config, k = self.config, self.k
+        k["mm"] = np.zeros((), MM)
+        k["task"] = np.zeros((), TASK)
+        mm = k.mm
+        k.vma[: len(self._initial_vma)] = self._initial_vma
+        mask = -config.page_size
+        mm.task_size = TASK_SIZE & mask
+        mm.mmap_base = MMAP_BASE & mask
+        mm.mmap_min_addr = 65536
+        mm.map_count = len(self._initial_vma)
+        mm.max_map_count = config.max_map_count
+        mm.rlim_as = config.rlimit_as or RLIM_INFINITY
+        mm.rlim_data = config.rlimit_data or RLIM_INFINITY
+        mm.memory = config.memory // config.page_size
+        mm.overcommit = config.overcommit
+        mm.step_limit = RLIM_INFINITY
+        for v in self._initial_vma:
+            pages = (v["vm_end"] - v["vm_start"]) // config.page_size
+            mm.total_vm += pages
+            if v["vm_flags"] & VM_GROWSDOWN:
+                mm.stack_vm += pages
+            elif v["vm_flags"] & (VM_WRITE | VM_SHARED) == VM_WRITE:
+                mm.data_vm += pages
+        data = [v for v in self._initial_vma if v["vm_file"] and v["vm_flags"] & VM_WRITE]
+        if data:
+            mm.start_data, mm.end_data = data[0]["vm_start"], data[-1]["vm_end"]
+        mm.start_brk = mm.brk = mm.end_data or mm.mmap_min_addr
+        mm.start_vm = mm.hiwater_vm = mm.total_vm - mm.reserved_vm
+
+    def reset(self) -> None:
+        """Return to the state after boot.  Host memory already in use stays warm."""
+        if self._clear is None:
+            from kernel.jit import build
+
+            self._clear = build(clear_touched, **self.config.switches())
+        self._clear(self.k)
+        self._boot()
+
+    def maps(self) -> str:
+        """The areas as /proc/PID/maps shows them."""
+        lines = []
+        mm = self.k.mm
+        for v in self.k.vma[: mm.map_count]:
+            f = int(v.vm_flags)
+            prot = "".join(c if f & b else "-" for c, b in zip("rwx", (1, 2, 4), strict=True))
+            kind = "s" if f & VM_SHARED else "p"
+            heap = v.vm_start < mm.brk and v.vm_end > mm.start_brk and not v.vm_file
+            name = " [heap]" if heap else " [stack]" if f & VM_GROWSDOWN else ""
+            lines.append(f"{v.vm_start:012x}-{v.vm_end:012x} {prot}{kind}{name}")
+        return "\n".join(lines)
+
+
+@jit
+def clear_touched(k):
+    """Zero the page states, and the words behind them, of every slot touched since boot."""
+    mm = k.mm
+    fan_out = PAGE_SHIFT - 3
+    for t in range(mm.nr_touched):
+        slot = k.touched[t]
+        k.slot_seen[slot] = 0
+        for page in range(slot << fan_out, (slot + 1) << fan_out):
+            if k.pte[page] & (PTE_STORE | PTE_STALE):
+                for w in range(page << (PAGE_SHIFT - 3), (page + 1) << (PAGE_SHIFT - 3)):
+                    store_word(k.window, w, 0)
+            k.pte[page] = 0
+    for i in range(mm.map_count):
+        v = k.vma[i]
+        _clear_tables(k, v.vm_start, v.vm_end)
+
+
+@jit
+def _clear_tables(k, start, end):
+    """Forget the page-table pages of [start, end)."""
+    fan_out = PAGE_SHIFT - 3
+    pmd = PAGE_SHIFT + fan_out
+    pud = pmd + fan_out
+    pgd = pud + fan_out
+    for slot in range(start >> pud, ((end - 1) >> pud) + 1):
+        if k.pmd_table[slot]:
+            first = max(start >> pmd, slot << fan_out)
+            last = min((end - 1) >> pmd, ((slot + 1) << fan_out) - 1)
+            for table in range(first, last + 1):
+                k.pte_table[table] = 0
+            k.pmd_table[slot] = 0
+    for slot in range(start >> pgd, ((end - 1) >> pgd) + 1):
+        k.pud_table[slot] = 0
+
+
+def parse_maps(text: str, page_size: int = 4096) -> np.ndarray:
+    """Return the areas of a /proc/PID/maps text, (n,) VMA, aligned outwards to ``page_size``.
+
+    Areas beyond user space (vsyscall) are left out.  Raises ValueError for a line that is not of
+    that form, and where larger pages make two areas share one.
+    """
+    rows = []
+    files: dict[str, int] = {}
+    for number, line in enumerate(text.strip().splitlines(), 1):
+        match = _MAPS_LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(f"maps line {number}: expected 'start-end perms offset dev inode name': {line}")
+        start, end, r, w, x, share, offset, inode, name = match.groups()
+        low = int(start, 16) // page_size * page_size
+        high = -(-int(end, 16) // page_size) * page_size
+        if high > TASK_SIZE + 4096:
+            continue
+        flags = VM_READ * (r == "r") | VM_WRITE * (w == "w") | VM_EXEC * (x == "x")
+        flags |= VM_SHARED * (share == "s")
+        if name == "[stack]":
+            flags |= VM_GROWSDOWN
+        special = name.startswith("[") and name not in ("[heap]", "[stack]")
+        file = 0
+        if inode != "0" or special:
+            file = files.setdefault(name or f"inode {inode}", len(files) + 1)
+        if flags & VM_WRITE and not flags & VM_SHARED:
+            flags |= VM_ACCOUNT
+        pgoff = int(offset, 16) // page_size if file else low // page_size
+        if rows and low < rows[-1][1]:
+            low = rows[-1][1]  # two areas in one large page: the first keeps it
+            if low >= high:
+                continue
+        rows.append((low, high, flags, pgoff, 0, file))
+    return np.array(rows, VMA)

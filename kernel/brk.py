@@ -1,0 +1,74 @@
+"""brk and libc's sbrk: the heap is the area above start_brk, and its end moves."""
+
+from kernel.jit import jit
+from kernel.mmap import (
+    do_munmap,
+    enough_memory,
+    may_expand_vm,
+    page_align,
+    refuse_collision,
+    vm_start_gap,
+)
+from kernel.switches import PAGE_SHIFT
+from kernel.types import ENOMEM, RLIM_INFINITY, VM_ACCOUNT, VM_READ, VM_WRITE
+from kernel.vma import account_vm, add_vma, find_vma
+
+
+@jit
+def do_brk(k, brk):
+    """Move the break to ``brk``; returns the break in force, the old one when refused."""
+    mm = k.mm
+    old = mm.brk
+    if brk < mm.start_brk or brk > mm.task_size:
+        return old
+    data = brk - mm.start_brk + mm.end_data - mm.start_data
+    if mm.rlim_data != RLIM_INFINITY and data > mm.rlim_data:
+        return old
+    old_end = page_align(old)
+    new_end = page_align(brk)
+    if new_end <= old_end:
+        if new_end < old_end and do_munmap(k, new_end, old_end - new_end) < 0:
+            return old
+        mm.brk = brk
+        return brk
+    # One page above must stay free, and a stack its guard.
+    i = find_vma(k, old_end)
+    if i < mm.map_count and vm_start_gap(k, i) < new_end + (1 << PAGE_SHIFT):
+        return old
+    pages = (new_end - old_end) >> PAGE_SHIFT
+    flags = VM_READ | VM_WRITE | VM_ACCOUNT
+    if mm.map_count > mm.max_map_count or not may_expand_vm(k, flags, pages, pages):
+        return old
+    if not enough_memory(k, pages):
+        return old
+    refuse_collision(k, old_end, new_end)
+    mm.committed += pages
+    add_vma(k, old_end, new_end, flags)
+    account_vm(k, flags, pages)
+    mm.brk = brk
+    return brk
+
+
+@jit(cold=True)
+def brk(k, addr):
+    """The system call: the break in force afterwards (``addr`` when it worked), counted."""
+    mm = k.mm
+    mm.nr_brk += 1
+    result = do_brk(k, addr)
+    if result != addr and addr >= mm.start_brk:
+        mm.nr_failed += 1
+    return result
+
+
+@jit(cold=True)
+def sbrk(k, increment):
+    """libc's sbrk: move the break by ``increment`` bytes; the old break, or -ENOMEM.
+
+    sbrk(0) is answered by libc from its own record and is no system call.
+    """
+    old = k.mm.brk
+    if increment == 0:
+        return old
+    if brk(k, old + increment) != old + increment:
+        return -ENOMEM
+    return old

@@ -1,0 +1,27 @@
+"""The words of simulated memory, reached by a base address instead of through an array.
+
+Compiled code gets one machine instruction each (kernel.link binds these names to intrinsics); the
+functions below are their meaning, and what runs with the JIT off.  An array argument would cost
+seven machine words at every call; the whole kernel state is one pointer this way.
+
+Callers fold the address first (kernel.access), so ``index`` always lies in the window.
+"""
+
+import numpy as np
+
+from kernel.jit import jit
+
+#: Windows by base address, (2**WINDOW_BITS / 8,) int64.
+windows: dict[int, np.ndarray] = {}
+
+
+@jit
+def load_word(base, index):
+    """Return word ``index`` of the window at address ``base``."""
+    return int(windows[int(base)][index])
+
+
+@jit
+def store_word(base, index, word):
+    """Set word ``index`` of the window at address ``base``."""
+    windows[int(base)][index] = word

@@ -1,0 +1,89 @@
+"""Page-table pages: they cost memory too, and VmPTE shows them.
+
+A table page has page size / 8 entries, so at 4 KiB a PTE page maps 2 MiB, a PMD page 1 GiB and a
+PUD page 512 GiB.  A table comes with the first fault in its slot and goes when no area overlaps
+the slot any more, or (a PTE page) when MADV_DONTNEED empties the whole slot.  Tables are indexed
+by real addresses, never folded, so that their number is exact.
+"""
+
+from kernel.jit import jit
+from kernel.switches import PAGE_SHIFT, WINDOW_BITS
+
+
+@jit(inline=True)
+def pmd_shift():
+    """log2 of the bytes that one PTE page maps (also the size of a huge page)."""
+    return PAGE_SHIFT + PAGE_SHIFT - 3
+
+
+@jit(inline=True)
+def pud_shift():
+    """log2 of the bytes that one PMD page maps."""
+    return pmd_shift() + PAGE_SHIFT - 3
+
+
+@jit(inline=True)
+def pgd_shift():
+    """log2 of the bytes that one PUD page maps."""
+    return pud_shift() + PAGE_SHIFT - 3
+
+
+@jit(cold=True)
+def alloc_tables(k, addr):
+    """Make the table pages that map ``addr`` exist; called on every fault."""
+    if k.pte_table[addr >> pmd_shift()]:
+        return
+    mm = k.mm
+    k.pte_table[addr >> pmd_shift()] = 1
+    mm.nr_ptes += 1
+    if not k.pmd_table[addr >> pud_shift()]:
+        k.pmd_table[addr >> pud_shift()] = 1
+        mm.nr_pmds += 1
+    if not k.pud_table[addr >> pgd_shift()]:
+        k.pud_table[addr >> pgd_shift()] = 1
+        mm.nr_puds += 1
+    total = mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+    if total > mm.hiwater_pgtables:
+        mm.hiwater_pgtables = total
+    slot = (addr & ((1 << WINDOW_BITS) - 1)) >> pmd_shift()
+    if not k.slot_seen[slot]:
+        k.slot_seen[slot] = 1
+        k.touched[mm.nr_touched] = slot
+        mm.nr_touched += 1
+
+
+@jit
+def _free_level(table, shift, start, end, floor, ceiling):
+    """Free the tables of one level in [start, end) whose slot lies in [floor, ceiling)."""
+    freed = 0
+    first = start >> shift
+    last = (end - 1) >> shift
+    for slot in range(first, last + 1):
+        if table[slot] and (slot << shift) >= floor and ((slot + 1) << shift) <= ceiling:
+            table[slot] = 0
+            freed += 1
+    return freed
+
+
+@jit(cold=True)
+def free_ptes(k, start, end, floor, ceiling):
+    """Free PTE pages of [start, end), skipping whole PMD slots that have none."""
+    freed = 0
+    while start < end:
+        stop = min(end, ((start >> pud_shift()) + 1) << pud_shift())
+        if k.pmd_table[start >> pud_shift()]:
+            freed += _free_level(k.pte_table, pmd_shift(), start, stop, floor, ceiling)
+        start = stop
+    k.mm.nr_ptes -= freed
+
+
+@jit(cold=True)
+def free_tables(k, start, end, floor, ceiling):
+    """Free every table page of the unmapped [start, end) that no other area can need.
+
+    ``floor`` is the end of the area below, ``ceiling`` the start of the area above.
+    """
+    mm = k.mm
+    free_ptes(k, start, end, floor, ceiling)
+    mm.nr_pmds -= _free_level(k.pmd_table, pud_shift(), start, end, floor, ceiling)
+    mm.nr_puds -= _free_level(k.pud_table, pgd_shift(), start, end, floor, ceiling)

@@ -1,0 +1,77 @@
+"""How a simulated process dies: the signal is written down, then compiled code is left.
+
+Under ``_nrt=False`` an exception may carry only constants, so the reason goes to ``k.task`` and
+the exception is bare; :func:`reason` makes the message afterwards.
+"""
+
+import numpy as np
+
+from kernel.jit import jit
+from kernel.types import (
+    ABORT_BAD_POINTER,
+    ABORT_CORRUPT,
+    ABORT_DOUBLE_FREE,
+    BUS_ADRALN,
+    SEGV_ACCERR,
+    SEGV_MAPERR,
+    SIGABRT,
+    SIGBUS,
+    SIGKILL,
+    SIGSEGV,
+    SIGSYS,
+    SIGXCPU,
+    SimulatedSignal,
+)
+
+_ABORTS = {
+    ABORT_DOUBLE_FREE: "double free of {addr:#x}",
+    ABORT_BAD_POINTER: "free or realloc of {addr:#x}, which is no allocated block",
+    ABORT_CORRUPT: "the allocator found its own heap corrupted at {addr:#x}",
+}
+
+
+@jit(cold=True)
+def kill(k, sig, code, addr, write):
+    """End the simulated process; never returns."""
+    task = k.task
+    task.sig = sig
+    task.si_code = code
+    task.si_addr = addr
+    task.si_write = write
+    raise SimulatedSignal
+
+
+@jit(cold=True)
+def abort(k, code, addr):
+    """An allocator's complaint (ABORT_*) about the pointer or block ``addr``; never returns."""
+    kill(k, SIGABRT, code, addr, 0)
+
+
+def reason(k: np.record) -> str:
+    """Return in words why the process ended, or an empty string while it lives."""
+    task = k.task
+    sig, code, addr = int(task.sig), int(task.si_code), int(task.si_addr)
+    access = "write to" if task.si_write else "read of"
+    match sig:
+        case 0:
+            return ""
+        case _ if sig == SIGABRT:
+            return "SIGABRT: " + _ABORTS.get(code, "abort code {code} at {addr:#x}").format(
+                code=code, addr=addr
+            )
+        case _ if sig == SIGSEGV and code == SEGV_MAPERR:
+            return f"SIGSEGV: {access} {addr:#x}, where nothing is mapped"
+        case _ if sig == SIGSEGV and code == SEGV_ACCERR:
+            return f"SIGSEGV: {access} {addr:#x}, which its mapping forbids"
+        case _ if sig == SIGBUS and code == BUS_ADRALN:
+            return f"SIGBUS: load or store of a word at {addr:#x}, which is not 8-byte aligned"
+        case _ if sig == SIGKILL:
+            return f"SIGKILL: out of memory on a page fault at {addr:#x}"
+        case _ if sig == SIGSYS:
+            return (
+                f"SIGSYS: the mapping at {addr:#x} would share its place in the simulated-memory "
+                "window with another; set a larger kernel.window_bits"
+            )
+        case _ if sig == SIGXCPU:
+            return f"SIGXCPU: one operation exceeded {addr} loads and stores (endless loop?)"
+    return f"signal {sig}, code {code}, address {addr:#x}"
