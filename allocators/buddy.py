@@ -30,6 +30,7 @@ from allocators.contract import (
 from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
 from allocators.settings import choice, number
 from kernel.access import copy, load, store
+from kernel.bits import bit_length, trailing_zeros
 from kernel.brk import sbrk
 from kernel.jit import jit
 from kernel.mmap import mmap, munmap, page_align
@@ -153,6 +154,19 @@ def list_remove(k, a, block, order):
         store(k, after + LINK_PREV, before)
 
 
+@jit
+def list_pop(k, a, order):
+    """Unlink and return the first block of a list that is not empty."""
+    block = a.heads[order]
+    after = load(k, block + LINK_NEXT)
+    a.heads[order] = after
+    if after:
+        store(k, after + LINK_PREV, 0)
+    else:
+        a.orders &= ~(1 << order)
+    return block
+
+
 @jit(cold=True)
 def map_chunk(k, length):
     """Map ``length`` bytes aligned to their length, and the page of links below; 0 if refused."""
@@ -232,10 +246,7 @@ def release(k, a):
 @jit
 def order_for(size):
     """Smallest order whose block holds a header and ``size`` bytes."""
-    order = int(MIN_ORDER)
-    while (1 << order) < size + HEADER:
-        order += 1
-    return order
+    return max(bit_length(size + HEADER - 1), MIN_ORDER)
 
 
 @jit
@@ -246,12 +257,8 @@ def take_block(k, a, order):
         if not grow(k, a):
             return 0
         fits = a.orders >> order
-    found = order
-    while not fits & 1:
-        fits >>= 1
-        found += 1
-    block = a.heads[found]
-    list_remove(k, a, block, found)
+    found = order + trailing_zeros(fits)
+    block = list_pop(k, a, found)
     if found == MAX_ORDER:
         a.free_chunks -= 1
     while found > order:

@@ -213,7 +213,6 @@ def use_block(k, p, begin, end):
 @jit(inline=True)
 def born(k, r, objects, slot, p, size):
     """Enter the block at ``p`` (0: allocation failed) as object ``slot``; returns ``p``."""
-    r.operations += 1
     objects[slot, 0] = p
     objects[slot, 1] = size
     if p <= 0:
@@ -222,9 +221,12 @@ def born(k, r, objects, slot, p, size):
     r.checksum += p
     if p & (ALIGNMENT - 1):
         r.misaligned = p
-    r.live += size
-    r.live_objects += 1
-    r.allocated += size
+    if OBSERVE or TIMELINE:
+        r.live += size
+    if OBSERVE:
+        r.operations += 1
+        r.live_objects += 1
+        r.allocated += size
     return p
 
 
@@ -275,11 +277,12 @@ def do_realloc(k, a, r, objects, slot, size):
 @jit(inline=True)
 def died(r, objects, slot):
     """Strike object ``slot`` off the table, before its block is freed."""
-    r.operations += 1
-    r.live -= objects[slot, 1]
-    r.live_objects -= 1
+    if OBSERVE or TIMELINE:
+        r.live -= objects[slot, 1]
+    if OBSERVE:
+        r.operations += 1
+        r.live_objects -= 1
     objects[slot, 0] = 0
-    objects[slot, 1] = 0
 
 
 @jit(inline=True)

@@ -45,21 +45,12 @@ def _prepare_store(k, addr):
 
 
 @jit(inline=True)
-def _count_step(k):
-    """End an operation that makes more metadata accesses than its budget allows."""
-    mm = k.mm
-    if mm.loads + mm.stores > mm.step_limit:
-        kill(k, SIGXCPU, 0, mm.step_limit, 0)
-
-
-@jit(inline=True)
 def load(k, addr):
     """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
     if CHECKED and addr & 7:
         kill(k, SIGBUS, BUS_ADRALN, addr, 0)
     if COUNT:
         k.mm.loads += 1
-        _count_step(k)
     access(k, addr, 0)
     return load_word(k.window, fold(addr) >> 3)
 
@@ -71,7 +62,6 @@ def store(k, addr, word):
         kill(k, SIGBUS, BUS_ADRALN, addr, 1)
     if COUNT:
         k.mm.stores += 1
-        _count_step(k)
     if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
         _prepare_store(k, addr)
     store_word(k.window, fold(addr) >> 3, word)

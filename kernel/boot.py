@@ -12,6 +12,7 @@ import numpy as np
 
 from kernel.jit import jit
 from kernel.memory import store_word, windows
+from kernel.pgtable import pgd_shift, pmd_shift, pud_shift
 from kernel.switches import PAGE_SHIFT
 from kernel.types import (
     ADDRESS_BITS,
@@ -213,27 +214,27 @@ def clear_touched(k):
                 for w in range(page << (PAGE_SHIFT - 3), (page + 1) << (PAGE_SHIFT - 3)):
                     store_word(k.window, w, 0)
             k.pte[page] = 0
+    # Upper levels last: areas may share a PMD page, whose mark says where PTE pages can be.
     for i in range(mm.map_count):
         v = k.vma[i]
-        _clear_tables(k, v.vm_start, v.vm_end)
+        _clear_pte_tables(k, v.vm_start, v.vm_end)
+    for i in range(mm.map_count):
+        v = k.vma[i]
+        for slot in range(v.vm_start >> pud_shift(), ((v.vm_end - 1) >> pud_shift()) + 1):
+            k.pmd_table[slot] = 0
+        for slot in range(v.vm_start >> pgd_shift(), ((v.vm_end - 1) >> pgd_shift()) + 1):
+            k.pud_table[slot] = 0
 
 
 @jit
-def _clear_tables(k, start, end):
-    """Forget the page-table pages of [start, end)."""
-    fan_out = PAGE_SHIFT - 3
-    pmd = PAGE_SHIFT + fan_out
-    pud = pmd + fan_out
-    pgd = pud + fan_out
-    for slot in range(start >> pud, ((end - 1) >> pud) + 1):
-        if k.pmd_table[slot]:
-            first = max(start >> pmd, slot << fan_out)
-            last = min((end - 1) >> pmd, ((slot + 1) << fan_out) - 1)
-            for table in range(first, last + 1):
-                k.pte_table[table] = 0
-            k.pmd_table[slot] = 0
-    for slot in range(start >> pgd, ((end - 1) >> pgd) + 1):
-        k.pud_table[slot] = 0
+def _clear_pte_tables(k, start, end):
+    """Forget the PTE pages of [start, end), skipping whole PMD slots that have none."""
+    while start < end:
+        stop = min(end, ((start >> pud_shift()) + 1) << pud_shift())
+        if k.pmd_table[start >> pud_shift()]:
+            for slot in range(start >> pmd_shift(), ((stop - 1) >> pmd_shift()) + 1):
+                k.pte_table[slot] = 0
+        start = stop
 
 
 def parse_maps(text: str, page_size: int = 4096) -> np.ndarray:

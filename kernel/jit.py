@@ -45,7 +45,8 @@ def jit(
     """
     if function is None:
         return lambda f: jit(f, inline=inline, cold=cold)
-    function.__jit__ = {"forceinline": True} if inline else {}
+    # Explicit either way: Numba lets a function inherit the options of whoever calls it first.
+    function.__jit__ = {"forceinline": inline}
     function.__cold__ = cold
     return function
 
@@ -111,7 +112,7 @@ class _Walk:
         scope = dict(function.__globals__)
         self.globals[function] = scope
         self.callees[function] = []
-        self.lines.append(f"def {function.__qualname__} {function.__defaults__!r}")
+        self.lines.append(f"def {function.__module__}.{function.__qualname__} {function.__defaults__!r}")
         self.lines.append(_fingerprint(function.__code__))
         for name in _global_names(function.__code__):
             if name in self.bindings:

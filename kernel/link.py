@@ -14,6 +14,7 @@ import hashlib
 
 import llvmlite.binding as ll
 from llvmlite import ir
+from numba.core import cgutils
 from numba.core import types as nb
 from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
@@ -112,8 +113,51 @@ def store_word(typing_context, base, index, word):  # noqa: ANN001, ANN201
     return nb.void(nb.int64, nb.int64, nb.int64), generate
 
 
-#: What build() binds in place of the plain-Python functions of kernel.memory.
-INTRINSICS = {"load_word": load_word, "store_word": store_word}
+@intrinsic
+def prefetch_word(typing_context, base, index):  # noqa: ANN001, ANN201
+    """kernel.memory.prefetch_word as one prefetch for writing."""
+
+    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        address = builder.bitcast(builder.gep(pointer, [args[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [address, flag(1), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64), generate
+
+
+@intrinsic
+def bit_length(typing_context, n):  # noqa: ANN001, ANN201
+    """kernel.bits.bit_length as one count of leading zeros."""
+
+    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+        zero_is_fine = ir.IntType(1)(0)
+        return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], zero_is_fine))
+
+    return nb.int64(nb.int64), generate
+
+
+@intrinsic
+def trailing_zeros(typing_context, n):  # noqa: ANN001, ANN201
+    """kernel.bits.trailing_zeros as one count."""
+
+    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+        return builder.cttz(args[0], ir.IntType(1)(0))
+
+    return nb.int64(nb.int64), generate
+
+
+#: What build() binds in place of the plain-Python functions of kernel.memory and kernel.bits.
+INTRINSICS = {
+    "load_word": load_word,
+    "store_word": store_word,
+    "prefetch_word": prefetch_word,
+    "bit_length": bit_length,
+    "trailing_zeros": trailing_zeros,
+}
 
 
 @functools.cache

@@ -25,3 +25,8 @@ def load_word(base, index):
 def store_word(base, index, word):
     """Set word ``index`` of the window at address ``base``."""
     windows[int(base)][index] = word
+
+
+@jit
+def prefetch_word(base, index):
+    """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
