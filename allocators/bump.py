@@ -24,13 +24,15 @@ from allocators.contract import (
     emit,
 )
 from allocators.settings import size as size_setting
-from kernel.access import load, store
+from kernel.access import load, prefetch, store
 from kernel.brk import sbrk
 from kernel.jit import jit
 
 GROWTH = size_setting(128 << 10, low=4096, text="bytes asked from the kernel at a time")
 
 HEADER = 16
+#: Headers are written in order of address, to memory not in the host's caches: fetch this far ahead.
+AHEAD = 2048
 #: Set in the size word of the gap before an aligned block.
 GAP = 1
 
@@ -69,6 +71,7 @@ def malloc(k, a, size):
         return 0
     p = a.top + HEADER
     a.top += need
+    prefetch(k, a.top + AHEAD)
     store(k, p - 8, need - HEADER)
     return p
 

@@ -10,8 +10,6 @@ Johnstone-Wilson measures, histograms of loads + stores per operation.  TIMELINE
 time; when the table is full every other row goes and the stride doubles, so any length fits.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from allocators.contract import (
@@ -24,7 +22,6 @@ from allocators.contract import (
     realloc,
     thread_exit,
 )
-from allocators.registry import Plugin
 from benchmarks.events import (
     ALIGNED,
     CALLOC,
@@ -34,11 +31,9 @@ from benchmarks.events import (
     THREAD_END,
     TOUCH_READ,
     TOUCH_WRITE,
-    Events,
 )
 from kernel.access import touch
-from kernel.boot import Machine, record
-from kernel.jit import build, jit
+from kernel.jit import jit
 from kernel.switches import COUNT, PAGE_SHIFT
 
 # --- Switches of the loop (bound by build, as those of kernel.switches) --------------------------
@@ -102,7 +97,6 @@ RUN = np.dtype(
         ("misaligned", "i8"),  # first address returned that was no multiple of ALIGNMENT, or 0
         ("steps", "i8"),  # loads + stores before the running event
         ("max_steps", "i8"),
-        ("step_budget", "i8"),  # loads + stores that one event may make
         ("rows", "i8"),  # timeline rows filled
         ("stride", "i8"),  # events between rows
         ("next_row", "i8"),  # event of the next row
@@ -191,14 +185,6 @@ def observe(k, r, op):
 
 
 @jit(inline=True)
-def begin_step(k, r):
-    """Open the step budget of the coming event."""
-    if COUNT:
-        mm = k.mm
-        mm.step_limit = mm.loads + mm.stores + r.step_budget
-
-
-@jit(inline=True)
 def use_block(k, p, begin, end):
     """The program uses bytes [begin, end) of its new block at ``p``, as TOUCH says."""
     if TOUCH == TOUCH_FIRST:
@@ -257,7 +243,8 @@ def do_realloc(k, a, r, objects, slot, size):
         died(r, objects, slot)
         free(k, a, p)
         return 0
-    r.operations += 1
+    if OBSERVE:
+        r.operations += 1
     q = realloc(k, a, p, size)
     if q <= 0:
         if r.failed == 0:
@@ -265,8 +252,10 @@ def do_realloc(k, a, r, objects, slot, size):
         r.failed += 1
         return 0
     r.checksum += q
-    r.live += size - old
-    r.allocated += size
+    if OBSERVE or TIMELINE:
+        r.live += size - old
+    if OBSERVE:
+        r.allocated += size
     objects[slot, 0] = q
     objects[slot, 1] = size
     if size > old:
@@ -348,7 +337,6 @@ def replay_events(k, a, r, objects, e, begin, end):
         align = e.align[i] if HAS_ALIGN else 0
         offset = e.offset[i] if HAS_OFFSET else 0
         op = e.op[i]
-        begin_step(k, r)
         apply(k, a, r, objects, op, e.slot[i], e.size[i], align, offset)
         if OBSERVE and op < TOUCH_READ:
             observe(k, r, op)
@@ -370,7 +358,6 @@ def replay_program(k, a, r, objects, g, begin, end):
     i = begin
     while i < end and next_event(g, last):
         task.now = i
-        begin_step(k, r)
         last = apply(k, a, r, objects, g.op, g.slot, g.request, g.align, g.offset)
         if OBSERVE and g.op < TOUCH_READ:
             observe(k, r, g.op)

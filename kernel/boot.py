@@ -164,7 +164,6 @@ class Machine:
         mm.rlim_data = config.rlimit_data or RLIM_INFINITY
         mm.memory = config.memory // config.page_size
         mm.overcommit = config.overcommit
-        mm.step_limit = RLIM_INFINITY
         for v in self._initial_vma:
             pages = (v["vm_end"] - v["vm_start"]) // config.page_size
             mm.total_vm += pages

@@ -10,7 +10,7 @@ keep the default.
 PAGE_SHIFT = 12
 #: log2 of the simulated-memory window in bytes; addresses are folded into it (kernel.access).
 WINDOW_BITS = 39
-#: Count the allocator's simulated loads and stores, and end an operation that exceeds its budget.
+#: Count the allocator's simulated loads and stores.
 COUNT = True
 #: Move and clear real bytes in copy() and clear(); otherwise only pages and counters follow.
 PAYLOAD = False

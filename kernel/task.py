@@ -19,7 +19,6 @@ from kernel.types import (
     SIGKILL,
     SIGSEGV,
     SIGSYS,
-    SIGXCPU,
     SimulatedSignal,
 )
 
@@ -72,6 +71,4 @@ def reason(k: np.record) -> str:
                 f"SIGSYS: the mapping at {addr:#x} would share its place in the simulated-memory "
                 "window with another; set a larger kernel.window_bits"
             )
-        case _ if sig == SIGXCPU:
-            return f"SIGXCPU: one operation exceeded {addr} loads and stores (endless loop?)"
     return f"signal {sig}, code {code}, address {addr:#x}"

@@ -51,7 +51,7 @@ PTE_STALE = 0x20
 
 # --- Simulated signals: why a run ended --------------------------------------------------------
 
-SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGXCPU, SIGSYS = 0, 6, 7, 9, 11, 24, 31
+SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
 #: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
 SEGV_MAPERR, SEGV_ACCERR = 1, 2
 #: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
@@ -131,7 +131,6 @@ MM = np.dtype(
         ("stores", "i8"),
         ("payload_loads", "i8"),  # by the program, realloc's copy and calloc's clearing
         ("payload_stores", "i8"),
-        ("step_limit", "i8"),  # loads + stores at which the running operation is ended
         # bookkeeping
         ("anon_vmas", "i8"),  # last anon_vma id given out
         ("nr_touched", "i8"),  # window slots in k.touched since the last reset

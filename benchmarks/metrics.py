@@ -1,0 +1,72 @@
+"""The table of metrics: what the summary, the figures and the README say about a number.
+
+Definitions: live is the sum of requested bytes of live objects; heap what the allocator has mapped
+since its start (PROT_NONE reservations apart); RSS the resident frames, without page tables and the
+shared zero page.  Peaks are exact per event and means weigh every event equally.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One number of a run.
+
+    ``better`` is "lower", "higher" or "" (neither); ``timed`` marks what bench.json holds, all else
+    is deterministic and stands in metrics.json.
+    """
+
+    name: str
+    unit: str
+    better: str
+    meaning: str
+    timed: bool = False
+
+
+METRICS = (
+    Metric("ns_per_op", "ns", "lower", "measured time of one allocator event", timed=True),
+    Metric("kernel_ns_per_op", "ns", "lower", "modelled time in the kernel per allocator event"),
+    Metric("operations", "events", "", "malloc, calloc, realloc, aligned allocation and free"),
+    Metric("failed", "events", "lower", "requests answered with NULL"),
+    Metric("skipped", "events", "lower", "events of objects whose allocation had failed"),
+    Metric("allocated", "bytes", "", "requested in all; a realloc counts as free then malloc"),
+    Metric("peak_live", "bytes", "", "largest live"),
+    Metric("peak_live_objects", "objects", "", "largest number of live objects"),
+    Metric("peak_heap", "bytes", "lower", "largest heap"),
+    Metric("peak_rss", "bytes", "lower", "largest RSS"),
+    Metric("peak_page_tables", "bytes", "lower", "largest size of the page tables"),
+    Metric("mean_live", "bytes", "", "live, averaged over events"),
+    Metric("mean_heap", "bytes", "lower", "heap, averaged over events"),
+    Metric("mean_rss", "bytes", "lower", "RSS, averaged over events"),
+    Metric("end_live", "bytes", "", "live after the last event"),
+    Metric("end_heap", "bytes", "lower", "heap after the last event"),
+    Metric("end_rss", "bytes", "lower", "RSS after the last event"),
+    Metric("fragmentation_mean", "%", "lower", "heap over live, averaged over events, over 100 %"),
+    Metric("fragmentation_peak_live", "%", "lower", "heap over live when live is largest"),
+    Metric("fragmentation_peak_heap", "%", "lower", "heap over live when heap is largest"),
+    Metric("fragmentation_peaks", "%", "lower", "largest heap over largest live"),
+    Metric("syscalls", "calls", "lower", "system calls in all"),
+    Metric("syscalls_brk", "calls", "lower", "brk"),
+    Metric("syscalls_mmap", "calls", "lower", "mmap"),
+    Metric("syscalls_munmap", "calls", "lower", "munmap"),
+    Metric("syscalls_madvise", "calls", "lower", "madvise"),
+    Metric("syscalls_failed", "calls", "lower", "system calls that returned an error"),
+    Metric("faults", "faults", "lower", "minor page faults in all"),
+    Metric("faults_write", "faults", "lower", "first touch is a write: a zeroed frame"),
+    Metric("faults_read", "faults", "lower", "first touch is a read: the shared zero page"),
+    Metric("faults_cow", "faults", "lower", "write to a page that showed the zero page"),
+    Metric("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
+    Metric("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
+    Metric("loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"),
+    Metric("stores_per_op", "stores", "lower", "8-byte stores to the allocator's metadata per event"),
+    Metric("steps_mean", "steps", "lower", "loads + stores per event, mean"),
+    Metric("steps_p50", "steps", "lower", "loads + stores per event, median"),
+    Metric("steps_p90", "steps", "lower", "loads + stores per event, 90th percentile"),
+    Metric("steps_p99", "steps", "lower", "loads + stores per event, 99th percentile"),
+    Metric("steps_p999", "steps", "lower", "loads + stores per event, 99.9th percentile"),
+    Metric("steps_max", "steps", "lower", "loads + stores of the costliest event"),
+    Metric("payload_loads", "loads", "", "8-byte loads by the program and by realloc's copying"),
+    Metric("payload_stores", "stores", "", "8-byte stores by the program, copying and clearing"),
+)
+
+#: The table by name.
+BY_NAME = {metric.name: metric for metric in METRICS}
