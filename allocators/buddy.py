@@ -10,11 +10,12 @@
     │ tag │ payload (used)      │      tag at block + 8: payload offset << 8 | order << 1 | used
     │ tag │ next │ prev  (free) │      links at block + 16, + 24
 
-With growth=mmap each chunk has one page of links to the other chunks below it.  An aligned block has a second tag in front of its payload whose offset leads back to the block.
+With growth=mmap each chunk has one page of links to the other chunks below it.  An aligned block
+has a second tag in front of its payload, whose offset leads back to the block.
 
 Invariants: every address at which a buddy may start holds a tag; a free block's buddy is never a
 free block of the same order (below max_order); sum of blocks = chunks * 2**max_order.
-Knowlton, "A fast storage allocator", CACM 8(10), 1965; Knuth, TAOCP 1, section 2.5, algorithms R, S.
+Knowlton, "A fast storage allocator", CACM 8(10), 1965; Knuth, TAOCP 1, section 2.5, R and S.
 """
 
 import numpy as np

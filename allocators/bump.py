@@ -31,7 +31,7 @@ from kernel.jit import jit
 GROWTH = size_setting(128 << 10, low=4096, text="bytes asked from the kernel at a time")
 
 HEADER = 16
-#: Headers are written in order of address, to memory not in the host's caches: fetch this far ahead.
+#: Headers go to memory that the host's caches do not hold yet: fetch this many bytes ahead.
 AHEAD = 2048
 #: Set in the size word of the gap before an aligned block.
 GAP = 1

@@ -88,14 +88,18 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
     stem = Path(name).stem
     missing = [n for n in ("STATE", *REQUIRED) if not hasattr(module, n)]
     if missing:
-        raise PluginError(f"allocator {name}: {module.__file__} does not define {', '.join(missing)}")
+        raise PluginError(
+            f"allocator {name}: {module.__file__} does not define {', '.join(missing)}"
+        )
     for n in CONTRACT:
         if hasattr(module, n) and not is_jit(getattr(module, n)):
             raise PluginError(f"allocator {name}: {n} in {module.__file__} is not marked @jit")
     declared = declared_settings(module)
     for setting in declared:
         if setting.upper() in switches.NAMES:
-            raise PluginError(f"allocator {name}: {setting.upper()} is a compile-time switch's name")
+            raise PluginError(
+                f"allocator {name}: {setting.upper()} is a compile-time switch's name"
+            )
     values = {n: int(v) for n, v in declared.items()}
     for key, value in (settings or {}).items():
         if key not in declared:
@@ -116,7 +120,9 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
 def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
         if name not in names():
-            raise PluginError(f"no allocator {name!r}; choose one of {', '.join(names())}, or a .py file")
+            raise PluginError(
+                f"no allocator {name!r}; choose one of {', '.join(names())}, or a .py file"
+            )
         spec_name = f"allocators.{name}"
         if spec_name in sys.modules:
             return sys.modules[spec_name]

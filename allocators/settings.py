@@ -31,7 +31,11 @@ class Setting(int):
         Raises ValueError with the name and what is allowed.
         """
         if self.choices:
-            spelled = {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
+            spelled = (
+                {True: "true", False: "false"}.get(value, value)
+                if isinstance(value, bool)
+                else value
+            )
             if spelled not in self.choices:
                 raise ValueError(f"{name}={value}: choose one of {', '.join(self.choices)}")
             return self.choices.index(spelled)

@@ -11,7 +11,16 @@ import numpy as np
 #: Operations.  The first five are events of the allocator; touches and thread ends are not counted
 #: in ns/op.
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED, TOUCH_READ, TOUCH_WRITE, THREAD_END = range(8)
-OP_NAMES = ("malloc", "free", "realloc", "calloc", "aligned", "touch_read", "touch_write", "thread_end")
+OP_NAMES = (
+    "malloc",
+    "free",
+    "realloc",
+    "calloc",
+    "aligned",
+    "touch_read",
+    "touch_write",
+    "thread_end",
+)
 #: Operations below this one are the allocator's.
 ALLOCATOR_OPS = TOUCH_READ
 
@@ -41,8 +50,10 @@ class Events(NamedTuple):
     site: np.ndarray
 
 
-def make_events(op: np.ndarray, slot: np.ndarray, size: np.ndarray, **optional: np.ndarray) -> Events:
-    """Return Events of three (n,) columns and any of the optional ones, converted to their dtypes."""
+def make_events(
+    op: np.ndarray, slot: np.ndarray, size: np.ndarray, **optional: np.ndarray
+) -> Events:
+    """Return Events of (n,) columns, three and any optional ones, converted to their dtypes."""
     given = {"op": op, "slot": slot, "size": size} | optional
     columns = []
     for name, dtype, _, _ in COLUMNS:

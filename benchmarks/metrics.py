@@ -57,7 +57,9 @@ METRICS = (
     Metric("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
     Metric("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
     Metric("loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"),
-    Metric("stores_per_op", "stores", "lower", "8-byte stores to the allocator's metadata per event"),
+    Metric(
+        "stores_per_op", "stores", "lower", "8-byte stores to the allocator's metadata per event"
+    ),
     Metric("steps_mean", "steps", "lower", "loads + stores per event, mean"),
     Metric("steps_p50", "steps", "lower", "loads + stores per event, median"),
     Metric("steps_p90", "steps", "lower", "loads + stores per event, 90th percentile"),

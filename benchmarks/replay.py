@@ -302,8 +302,7 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     if op == REALLOC:
         return do_realloc(k, a, r, objects, slot, size)
     if op == CALLOC:
-        p = born(k, r, objects, slot, calloc(k, a, size), size)
-        return p
+        return born(k, r, objects, slot, calloc(k, a, size), size)
     if op == ALIGNED:
         p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
         if p and p & ((1 << align) - 1):

@@ -36,9 +36,7 @@ _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
 _INNER_OPTIONS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-def jit(
-    function: Callable | None = None, *, inline: bool = False, cold: bool = False
-) -> Callable:
+def jit(function: Callable | None = None, *, inline: bool = False, cold: bool = False) -> Callable:
     """Mark ``function`` as compilable.
 
     ``inline=True`` forces its body into every caller; ``cold=True`` (a slow path) keeps it out.
@@ -90,7 +88,12 @@ def _fingerprint(code: types.CodeType) -> str:
 def _global_names(code: types.CodeType) -> list[str]:
     """The globals that a function reads (co_names would add its attributes)."""
     return sorted(
-        {i.argval for c in _codes(code) for i in dis.get_instructions(c) if i.opname == "LOAD_GLOBAL"}
+        {
+            i.argval
+            for c in _codes(code)
+            for i in dis.get_instructions(c)
+            if i.opname == "LOAD_GLOBAL"
+        }
     )
 
 
@@ -112,7 +115,9 @@ class _Walk:
         scope = dict(function.__globals__)
         self.globals[function] = scope
         self.callees[function] = []
-        self.lines.append(f"def {function.__module__}.{function.__qualname__} {function.__defaults__!r}")
+        self.lines.append(
+            f"def {function.__module__}.{function.__qualname__} {function.__defaults__!r}"
+        )
         self.lines.append(_fingerprint(function.__code__))
         for name in _global_names(function.__code__):
             if name in self.bindings:

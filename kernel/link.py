@@ -38,7 +38,7 @@ class _NoEnvironment:
 
 
 class LinkedOnceLibrary(JITCodeLibrary):
-    """A library that is a plain module while inner, and links its whole call tree when outermost."""
+    """A plain module while inner; links its whole call tree when outermost."""
 
     @property
     def _is_inner(self) -> bool:
@@ -91,10 +91,10 @@ def declare_inner(name: str, cold: bool) -> None:
 
 
 @intrinsic
-def load_word(typing_context, base, index):  # noqa: ANN001, ANN201
+def load_word(typing_context, base, index):
     """kernel.memory.load_word as one load."""
 
-    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
         return builder.load(builder.gep(pointer, [args[1]]))
 
@@ -102,10 +102,10 @@ def load_word(typing_context, base, index):  # noqa: ANN001, ANN201
 
 
 @intrinsic
-def store_word(typing_context, base, index, word):  # noqa: ANN001, ANN201
+def store_word(typing_context, base, index, word):
     """kernel.memory.store_word as one store."""
 
-    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
         builder.store(args[2], builder.gep(pointer, [args[1]]))
         return context.get_dummy_value()
@@ -114,10 +114,10 @@ def store_word(typing_context, base, index, word):  # noqa: ANN001, ANN201
 
 
 @intrinsic
-def prefetch_word(typing_context, base, index):  # noqa: ANN001, ANN201
+def prefetch_word(typing_context, base, index):
     """kernel.memory.prefetch_word as one prefetch for writing."""
 
-    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
         address = builder.bitcast(builder.gep(pointer, [args[1]]), ir.IntType(8).as_pointer())
         flag = ir.IntType(32)
@@ -130,10 +130,10 @@ def prefetch_word(typing_context, base, index):  # noqa: ANN001, ANN201
 
 
 @intrinsic
-def bit_length(typing_context, n):  # noqa: ANN001, ANN201
+def bit_length(typing_context, n):
     """kernel.bits.bit_length as one count of leading zeros."""
 
-    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, args):
         zero_is_fine = ir.IntType(1)(0)
         return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], zero_is_fine))
 
@@ -141,10 +141,10 @@ def bit_length(typing_context, n):  # noqa: ANN001, ANN201
 
 
 @intrinsic
-def trailing_zeros(typing_context, n):  # noqa: ANN001, ANN201
+def trailing_zeros(typing_context, n):
     """kernel.bits.trailing_zeros as one count."""
 
-    def generate(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, args):
         return builder.cttz(args[0], ir.IntType(1)(0))
 
     return nb.int64(nb.int64), generate

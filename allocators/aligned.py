@@ -1,0 +1,33 @@
+"""Mappings whose address is a multiple of a power of two: map too much, cut off both ends."""
+
+from allocators.contract import align_up
+from kernel.jit import jit
+from kernel.mmap import mmap, munmap, page_align
+from kernel.types import MAP_ANONYMOUS, MAP_PRIVATE
+
+
+@jit(cold=True)
+def map_aligned(k, length, alignment, lead, prot):
+    """Map ``length`` bytes so that start + ``lead`` is a multiple of ``alignment``; 0 if refused.
+
+    ``length`` and ``lead`` are whole pages, ``lead`` < ``length``.  Costs up to two munmaps; when
+    ``length`` is a multiple of ``alignment`` mostly none, as such mappings lie next to each other.
+    """
+    flags = MAP_PRIVATE | MAP_ANONYMOUS
+    excess = max(alignment - page_align(1), 0)
+    if lead == 0 and length & (alignment - 1) == 0:
+        start = mmap(k, 0, length, prot, flags)
+        if start < 0:
+            return 0
+        if start & (alignment - 1) == 0:
+            return start
+        munmap(k, start, length)
+    raw = mmap(k, 0, length + excess, prot, flags)
+    if raw < 0:
+        return 0
+    start = align_up(raw + lead, alignment) - lead
+    if start > raw:
+        munmap(k, raw, start - raw)
+    if start < raw + excess:
+        munmap(k, start + length, raw + excess - start)
+    return start

@@ -1,0 +1,312 @@
+"""The compiled half of the verifier: does operations, and checks what one operation can show.
+
+Every live object is filled with a pattern of its own, so that a write into it, a lost copy and a
+block handed out twice all show in its words.  The first thing found wrong is written into the
+record ``d`` and ends the run; what needs the whole heap at once (overlap, walk) is left to
+:mod:`allocators.verify.heap`, which sees the tables that :func:`inspect_heap` fills.
+"""
+
+import numpy as np
+
+from allocators.contract import (
+    ALIGNMENT,
+    aligned_alloc,
+    calloc,
+    check,
+    free,
+    init,
+    malloc,
+    realloc,
+    reset,
+    thread_exit,
+    trim,
+    usable_size,
+    walk,
+)
+from kernel.access import peek, poke
+from kernel.jit import jit
+from kernel.switches import PAYLOAD
+from kernel.types import VM_READ, VM_WRITE
+from kernel.vma import covered
+
+#: Columns of the events, (n, 5) int64: what to do, to which object, and the address that came back.
+EVENT_OP, EVENT_SLOT, EVENT_SIZE, EVENT_ALIGNMENT, EVENT_RESULT = range(5)
+EVENT_WIDTH = 5
+#: Columns of the table of objects, (slots, 4) int64; an address of 0 means that there is none.
+OBJECT_ADDRESS, OBJECT_SIZE, OBJECT_USABLE, OBJECT_SEED = range(4)
+OBJECT_WIDTH = 4
+
+#: What an event does.  OP_FREE_AT frees the slot's address plus the size: a misuse on purpose.
+(
+    OP_INIT,
+    OP_MALLOC,
+    OP_CALLOC,
+    OP_ALIGNED,
+    OP_REALLOC,
+    OP_FREE,
+    OP_FREE_AT,
+    OP_TRIM,
+    OP_THREAD_EXIT,
+    OP_RESET,
+) = range(10)
+#: What else the driver may be doing: the allocator's functions that an inspection calls.
+DOING_CHECK, DOING_WALK, DOING_USABLE, DOING_CONTENTS = range(10, 14)
+DOING_NAMES = (
+    "init",
+    "malloc",
+    "calloc",
+    "aligned_alloc",
+    "realloc",
+    "free",
+    "free",
+    "trim",
+    "thread_exit",
+    "reset",
+    "check",
+    "walk",
+    "usable_size",
+    "looking at contents",
+)
+
+#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.heap.FOUND).
+(
+    FOUND_NOTHING,
+    FOUND_NULL,
+    FOUND_NEGATIVE,
+    FOUND_MISALIGNED,
+    FOUND_USABLE,
+    FOUND_UNMAPPED,
+    FOUND_DAMAGED,
+    FOUND_NOT_COPIED,
+    FOUND_NOT_ZERO,
+    FOUND_CHECK,
+    FOUND_USABLE_CHANGED,
+) = range(11)
+
+#: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
+DENSE_WORDS = 64
+EDGE_WORDS = 16
+
+#: State of the driver; the fields of what it found are 0 while all is well.
+DRIVER = np.dtype(
+    [
+        ("found", "i8"),  # FOUND_*
+        ("address", "i8"),  # of the block that is wrong
+        ("detail", "i8"),  # bytes, offset or code, by kind
+        ("doing", "i8"),  # OP_* or DOING_*: the call that is running
+        ("limited", "i8"),  # 1: memory is scarce, NULL is an answer
+        ("refused", "i8"),  # requests answered with NULL
+        ("serial", "i8"),  # objects born so far; seeds their patterns
+        ("rows", "i8"),  # rows of the last walk, may be more than fit
+    ]
+)
+
+
+@jit(cold=True)
+def find(d, what, address, detail):
+    """Write down the first thing found wrong."""
+    if d.found == FOUND_NOTHING:
+        d.found = what
+        d.address = address
+        d.detail = detail
+
+
+@jit(inline=True)
+def next_word(i, words):
+    """The word after ``i`` that is filled and checked in a block of ``words``."""
+    if words <= DENSE_WORDS or i < EDGE_WORDS or i >= words - EDGE_WORDS:
+        return i + 1
+    return min(i + (words >> 5), words - EDGE_WORDS)
+
+
+@jit(inline=True)
+def pattern(seed, i):
+    """Word ``i`` of an object; no product leaves 63 bits."""
+    return seed * 0x9E3779B1 ^ i * 0x85EBCA6B
+
+
+@jit
+def fill(k, p, words, seed):
+    """Write the pattern into a block of ``words``."""
+    i = 0
+    while i < words:
+        poke(k, p + 8 * i, pattern(seed, i))
+        i = next_word(i, words)
+
+
+@jit
+def damaged_word(k, p, words, kept, seed):
+    """Index of the first of the ``kept`` words at ``p`` that is not as fill left it, or -1.
+
+    ``words`` is the number that was filled: it decides which words were.
+    """
+    i = 0
+    while i < kept:
+        if peek(k, p + 8 * i) != pattern(seed, i):
+            return i
+        i = next_word(i, words)
+    return -1
+
+
+@jit
+def check_contents(k, d, objects, slot):
+    """Whether the object still holds what was written."""
+    p = objects[slot, OBJECT_ADDRESS]
+    words = objects[slot, OBJECT_USABLE] >> 3
+    if PAYLOAD:
+        i = damaged_word(k, p, words, words, objects[slot, OBJECT_SEED])
+        if i >= 0:
+            find(d, FOUND_DAMAGED, p, 8 * i)
+
+
+@jit
+def check_copied(k, d, q, words, kept, seed):
+    """Whether realloc brought ``kept`` bytes of a block of ``words`` along to ``q``."""
+    i = damaged_word(k, q, words, kept >> 3, seed)
+    if i < 0 and kept & 7 and kept >> 3 < words <= DENSE_WORDS:
+        i = kept >> 3
+        if (peek(k, q + 8 * i) ^ pattern(seed, i)) & ((1 << 8 * (kept & 7)) - 1) == 0:
+            i = -1
+    if i >= 0:
+        find(d, FOUND_NOT_COPIED, q, 8 * i)
+
+
+@jit
+def check_zero(k, d, p, size):
+    """Whether calloc's block is clear."""
+    words = size >> 3
+    i = 0
+    while i < words:
+        if peek(k, p + 8 * i) != 0:
+            find(d, FOUND_NOT_ZERO, p, 8 * i)
+            return
+        i = next_word(i, words)
+
+
+@jit
+def admit(k, a, d, objects, slot, p, size, alignment):
+    """Enter a new block as object ``slot`` if it is what was asked for; fill it."""
+    if p & (alignment - 1):
+        find(d, FOUND_MISALIGNED, p, alignment)
+        return
+    d.doing = DOING_USABLE
+    usable = usable_size(k, a, p)
+    if usable < size:
+        find(d, FOUND_USABLE, p, usable)
+        return
+    if not covered(k, p, p + max(usable, 1), VM_READ | VM_WRITE):
+        find(d, FOUND_UNMAPPED, p, usable)
+        return
+    d.serial += 1
+    objects[slot, OBJECT_ADDRESS] = p
+    objects[slot, OBJECT_SIZE] = size
+    objects[slot, OBJECT_USABLE] = usable
+    objects[slot, OBJECT_SEED] = d.serial
+    if PAYLOAD:
+        fill(k, p, usable >> 3, d.serial)
+
+
+@jit
+def allocate(k, a, d, objects, op, slot, size, alignment):
+    """Do an event that asks for memory; returns the address that came back."""
+    p = objects[slot, OBJECT_ADDRESS]
+    words = objects[slot, OBJECT_USABLE] >> 3
+    kept = 0
+    if p:
+        check_contents(k, d, objects, slot)
+        kept = min(size, objects[slot, OBJECT_SIZE])
+        q = realloc(k, a, p, size)
+    elif op == OP_CALLOC:
+        q = calloc(k, a, size)
+    elif op == OP_ALIGNED:
+        q = aligned_alloc(k, a, alignment, size)
+    else:
+        q = malloc(k, a, size)
+    if q < 0:
+        find(d, FOUND_NEGATIVE, q, size)
+    elif q == 0:
+        d.refused += 1
+        if not d.limited:
+            find(d, FOUND_NULL, 0, size)
+    else:
+        seed = objects[slot, OBJECT_SEED]
+        admit(k, a, d, objects, slot, q, size, alignment)
+        # Before fill has overwritten it: see below.
+        if PAYLOAD and p:
+            check_copied(k, d, q, words, kept, seed)
+        if PAYLOAD and op == OP_CALLOC and not p:
+            check_zero(k, d, q, size)
+    return q
+
+
+@jit
+def do_event(k, a, d, objects, op, slot, size, alignment):
+    """Do one event; returns the address that the allocator answered, or 0."""
+    d.doing = op
+    if op == OP_INIT:
+        init(k, a)
+    elif op == OP_FREE:
+        p = objects[slot, OBJECT_ADDRESS]
+        if p:
+            check_contents(k, d, objects, slot)
+            objects[slot, OBJECT_ADDRESS] = 0
+            free(k, a, p)
+    elif op == OP_FREE_AT:
+        free(k, a, objects[slot, OBJECT_ADDRESS] + size)
+    elif op == OP_TRIM:
+        trim(k, a)
+    elif op == OP_THREAD_EXIT:
+        thread_exit(k, a)
+    elif op == OP_RESET:
+        reset(k, a)
+        objects[:, OBJECT_ADDRESS] = 0
+    else:
+        return allocate(k, a, d, objects, op, slot, size, alignment)
+    return 0
+
+
+@jit
+def inspect_heap(k, a, d, objects, rows):
+    """Look at every live object, ask the allocator's own check, and list its heap in ``rows``."""
+    for slot in range(objects.shape[0]):
+        p = objects[slot, OBJECT_ADDRESS]
+        if p:
+            d.doing = DOING_CONTENTS
+            check_contents(k, d, objects, slot)
+            d.doing = DOING_USABLE
+            usable = usable_size(k, a, p)
+            if usable != objects[slot, OBJECT_USABLE]:
+                find(d, FOUND_USABLE_CHANGED, p, usable)
+    d.doing = DOING_CHECK
+    code = check(k, a)
+    if code:
+        find(d, FOUND_CHECK, 0, code)
+    d.doing = DOING_WALK
+    d.rows = walk(k, a, rows)
+
+
+@jit
+def drive(k, a, d, objects, events, rows, begin, end):
+    """Do the events [begin, end) until something is found, then inspect if rows has room.
+
+    Returns the number of events done.
+    """
+    task = k.task
+    for i in range(begin, end):
+        task.now = i
+        task.tid = i >> 6 & 3
+        events[i, EVENT_RESULT] = do_event(
+            k,
+            a,
+            d,
+            objects,
+            events[i, EVENT_OP],
+            events[i, EVENT_SLOT],
+            events[i, EVENT_SIZE],
+            events[i, EVENT_ALIGNMENT],
+        )
+        if d.found:
+            return i
+    if rows.shape[0]:
+        inspect_heap(k, a, d, objects, rows)
+    return end

@@ -1,0 +1,1 @@
+"""Figures and tables from stored results.  Nothing here runs an allocator."""

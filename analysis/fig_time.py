@@ -1,0 +1,105 @@
+"""Time per operation by allocator and workload."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis import spread, style
+from analysis.load import Results
+from benchmarks.metrics import BY_NAME
+
+#: Metrics that the figure reads beside the timed values.
+METRICS = ("kernel_ns_per_op",)
+#: Panels side by side.
+MOST_COLUMNS = 3
+
+
+def draw(results: Results) -> Figure:
+    """A panel per workload, a row per allocator: measured time, and the modelled kernel time on it.
+
+    From ``results.times`` label, workload, seed and ns_per_op (ns); from ``results.runs`` label,
+    workload and kernel_ns_per_op (ns), averaged over seeds.  Bars start at zero; where one would
+    be more than style.WIDE_RANGE times another of its panel, dots on a logarithmic axis replace
+    them in all panels, because a bar has no honest foot there.
+    """
+    labels, workloads = results.labels, results.workloads
+    observed = spread.time_observations(results.times)
+    means = observed.groupby(["workload", "label"]).agg(
+        measured=("ns_per_op", "mean"), over=("over", "first")
+    )
+    means["kernel"] = results.runs.groupby(["workload", "label"])["kernel_ns_per_op"].mean()
+    means["total"] = means["measured"] + means["kernel"]
+    log = any(
+        style.is_wide([*cell["measured"], *cell["total"]])
+        for _, cell in means.groupby(level="workload")
+    )
+    mixed = observed["over"].nunique() > 1
+
+    fig, axes = style.panel_grid(
+        len(workloads), MOST_COLUMNS, (2.7, 0.6 + style.rows_height(labels)), (1.7, 1.2)
+    )
+    for workload, ax in zip(workloads, axes, strict=True):
+        mine, points = means.loc[workload], observed[observed["workload"] == workload]
+        (_dots if log else _bars)(ax, mine, points, labels)
+        style.name_rows(ax, labels, named=ax.get_subplotspec().is_first_col())
+        remarks = results.remarks(workload)
+        for label in mine.index[mine["over"] == "values"] if mixed else ():
+            remarks[label] = f"† {remarks.get(label, '')}"
+        style.remark_rows(ax, labels, remarks, mine["total"])
+        ax.set(title=style.wrapped(workload, 40), xlabel="")
+    unit = BY_NAME["ns_per_op"].unit
+    style.label_bottom(axes, f"time per operation ({unit}{', logarithmic' if log else ''})")
+    fig.legend(handles=_legend(log, observed), loc="outside upper left", ncols=2)
+    style.caption(
+        fig,
+        f"Whiskers, of the measured part: {spread.describe_time(observed)}",
+        style.describe_cells(results),
+        style.describe_conditions(results.conditions),
+    )
+    return fig
+
+
+def _bars(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
+    """Stacked bars of one workload: measured in the label's colour, kernel in its tint."""
+    style.bars(ax, points, "ns_per_op", labels)
+    for label, mean in means.iterrows():
+        tint = style.tint(style.looks(labels)[label].color)
+        ax.barh(labels.index(label), mean["kernel"], style.BAR, mean["measured"], color=tint)
+    seeds = points[points["over"] == "seeds"]
+    rows = seeds["label"].map(labels.index) + 0.21
+    sns.scatterplot(x=seeds["ns_per_op"], y=rows, ax=ax, **style.SEED)
+    style.set_range(ax.xaxis, 0, 1.08 * max(means["total"].max(), points["ns_per_op"].max()))
+
+
+def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
+    """Dots of one workload: full where measured time ends, hollow where the sum ends."""
+    for label, mean in means.iterrows():
+        look, row = style.looks(labels)[label], labels.index(label)
+        ax.plot([mean["measured"], mean["total"]], [row, row], color=look.color, lw=1.2)
+        ax.plot(mean["total"], row, look.marker, mec=look.color, mfc="white", ms=6)
+    style.dots(ax, points, "ns_per_op", labels)
+    low = min(means["measured"].min(), points["ns_per_op"].min())
+    style.set_range(ax.xaxis, low, max(means["total"].max(), points["ns_per_op"].max()), log=True)
+
+
+def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
+    """Handles that explain the marks, in a colour that stands for no allocator."""
+    neutral = style.NEUTRAL
+    measured, kernel = BY_NAME["ns_per_op"].meaning, BY_NAME["kernel_ns_per_op"].meaning
+    if log:
+        parts = [
+            Line2D([], [], ls="", marker="o", mfc=neutral, mec="white", ms=7, label=measured),
+            Line2D([], [], ls="", marker="o", mfc="white", mec=neutral, label=f"… plus {kernel}"),
+        ]
+    else:
+        parts = [
+            Patch(color=neutral, label=measured),
+            Patch(color=style.tint(neutral), label=kernel),
+        ]
+    parts.append(Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **style.WHISKER))
+    if not log and "seeds" in set(observed["over"]):
+        parts.append(style.seed_handle())
+    return parts

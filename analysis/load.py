@@ -1,0 +1,341 @@
+"""Read result directories into data frames, and refuse what would make a figure lie.
+
+A run directory is one that holds ``run.json``; a sweep directory holds run directories at any
+depth.  Beside ``run.json`` a finished run has ``metrics.json`` (name -> number),
+``timeline.parquet`` (a row per sample) and ``bench.json`` (a pyperf suite, seconds per operation).
+
+Every :class:`ResultError` is one line that names the directory or the file at fault.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyperf
+
+from benchmarks.metrics import BY_NAME
+
+#: The version of run.json that is understood.
+SCHEMA = 1
+#: What a run can end as.  The first two have all their data, the others none that could be drawn.
+DRAWN = ("ok", "oom")
+STATUSES = (*DRAWN, "failed", "running")
+#: What every run.json says, and with which type.
+REQUIRED = {
+    "allocator": str,
+    "label": str,
+    "workload": str,
+    "workload_label": str,
+    "seed": int,
+    "touch": str,
+    "page_size": int,
+    "status": str,
+}
+#: What must agree among runs that share a figure; a key that no run has is no condition.
+CONDITIONS = ("page_size", "touch", "machine", "model_version")
+#: Columns of the timeline that figures draw.
+TIMELINE = ("event", "live", "heap", "rss")
+#: What tells two runs apart.
+IDENTITY = ["label", "workload", "seed"]
+
+
+class ResultError(ValueError):
+    """Stored results that cannot be drawn; the message names the directory or file and says why."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the figures draw.
+
+    ``runs``: a row per finished run with directory, allocator, label, workload (the workload's
+    label), seed, status, ns_per_op and ns_per_op_sd (mean and standard deviation over the timed
+    values in ns; NaN without timing) and a column per metric of metrics.json, in the units of
+    benchmarks.metrics.
+    ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
+    ``timelines``: a row per sample with label, workload, seed, event, live, heap, rss (bytes).
+    ``skipped``: a row per unfinished run with directory, allocator, label, workload, seed, status
+    and reason.
+    ``conditions``: what all runs share, such as the page size.
+    """
+
+    runs: pd.DataFrame
+    times: pd.DataFrame
+    timelines: pd.DataFrame
+    skipped: pd.DataFrame
+    conditions: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the allocators, sorted."""
+        return sorted(self.runs["label"].unique())
+
+    @property
+    def workloads(self) -> list[str]:
+        """Labels of the workloads, sorted."""
+        return sorted(self.runs["workload"].unique())
+
+    def gaps(self) -> dict[tuple[str, str], str]:
+        """Cells (label, workload) without a finished run, and why: "failed", "no result", …"""
+        present = set(zip(self.runs["label"], self.runs["workload"], strict=True))
+        why = {
+            (run.label, run.workload): run.status for run in self.skipped.itertuples(index=False)
+        }
+        return {
+            (label, workload): why.get((label, workload), "no result")
+            for workload in self.workloads
+            for label in self.labels
+            if (label, workload) not in present
+        }
+
+    def out_of_memory(self) -> dict[tuple[str, str], str]:
+        """Cells (label, workload) that ran out of memory, and how often: "oom", "oom 2/5"."""
+        marks = {}
+        for (label, workload), cell in self.runs.groupby(["label", "workload"]):
+            count, n = int((cell["status"] == "oom").sum()), len(cell)
+            if count:
+                marks[str(label), str(workload)] = "oom" if count == n else f"oom {count}/{n}"
+        return marks
+
+    def remarks(self, workload: str) -> dict[str, str]:
+        """What to write beside allocator labels on ``workload``: why there is nothing, or oom."""
+        cells = self.gaps() | self.out_of_memory()
+        return {label: text for (label, name), text in cells.items() if name == workload}
+
+
+def load(
+    directories: Sequence[Path],
+    *,
+    timing: bool,
+    timelines: bool,
+    metrics: Iterable[str],
+    gaps: bool = False,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Results:
+    """Read every run under ``directories``.
+
+    ``timing`` and ``timelines`` demand bench.json and timeline.parquet of every finished run,
+    ``metrics`` are names that its metrics.json must have.  Unless ``gaps``, every allocator must
+    have a result on every workload, or a failed run that explains why it has none.
+    ``progress(what, done, total)`` is called after each run.  Raises :class:`ResultError`.
+    """
+    metrics = tuple(metrics)
+    described = [(path, _read_description(path)) for path in _find_runs(directories)]
+    finished = [(path, run) for path, run in described if run["status"] in DRAWN]
+    names = ", ".join(str(directory) for directory in directories)
+    if not finished:
+        raise ResultError(f"{names}: none of its {len(described)} runs is finished")
+    conditions = _common_conditions(finished)
+    _check_distinct(finished)
+
+    runs, times = [], []
+    for done, (path, run) in enumerate(finished, 1):
+        row = _identity(path, run) | _read_metrics(path / "metrics.json", metrics)
+        bench = path / "bench.json"
+        if timing or bench.exists():
+            values = _read_times(bench, run["workload_label"])
+            row["ns_per_op"], row["ns_per_op_sd"] = values.mean(), values.std()
+            times.append(values.to_frame("ns_per_op").assign(**_cell(run)))
+        if timelines:
+            _check_timeline(path / "timeline.parquet")
+        runs.append(row)
+        progress("reading runs", done, len(finished))
+
+    results = Results(
+        runs=_run_frame(runs),
+        times=pd.concat(times, ignore_index=True) if times else pd.DataFrame(),
+        timelines=_read_timelines(finished) if timelines else pd.DataFrame(),
+        skipped=pd.DataFrame(
+            [
+                _identity(path, run) | {"reason": str(run.get("reason", ""))}
+                for path, run in described
+                if run["status"] not in DRAWN
+            ],
+            columns=["directory", "allocator", *IDENTITY, "status", "reason"],
+        ),
+        conditions=conditions,
+    )
+    if not gaps:
+        for (label, workload), why in results.gaps().items():
+            if why == "no result":
+                raise ResultError(
+                    f"{names}: no run of {label} on {workload}, though both occur; add it or give "
+                    "--gaps to draw the gap"
+                )
+    return results
+
+
+# --- Finding and describing runs -----------------------------------------------------------------
+
+
+def _find_runs(directories: Sequence[Path]) -> list[Path]:
+    """Run directories under ``directories``, each once, sorted."""
+    found: dict[Path, Path] = {}
+    for directory in directories:
+        if not directory.is_dir():
+            raise ResultError(f"{directory}: no such directory")
+        files = sorted(directory.rglob("run.json"))
+        if not files:
+            raise ResultError(f"{directory}: no run.json in it or below it")
+        for file in files:
+            found.setdefault(file.parent.resolve(), file.parent)
+    return list(found.values())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ResultError(f"{path}: not a JSON object")
+    if not data:
+        raise ResultError(f"{path}: empty")
+    return data
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    """run.json of ``directory``, checked."""
+    path = directory / "run.json"
+    run = _read_json(path)
+    if run.get("schema") != SCHEMA:
+        raise ResultError(f"{path}: schema {run.get('schema')!r}, this version reads {SCHEMA}")
+    for key, kind in REQUIRED.items():
+        if not isinstance(run.get(key), kind):
+            raise ResultError(f"{path}: {key} is {run.get(key)!r}, not a {kind.__name__}")
+    if run["status"] not in STATUSES:
+        raise ResultError(f"{path}: status {run['status']!r} is none of {', '.join(STATUSES)}")
+    return run
+
+
+def _cell(run: dict[str, Any]) -> dict[str, Any]:
+    """The columns IDENTITY of a run."""
+    return {"label": run["label"], "workload": run["workload_label"], "seed": run["seed"]}
+
+
+def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a run that come from run.json."""
+    return {
+        "directory": str(path),
+        "allocator": run["allocator"],
+        **_cell(run),
+        "status": run["status"],
+    }
+
+
+def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """The conditions that all runs share; runs that differ in one are refused."""
+    first, reference = finished[0]
+    for path, run in finished[1:]:
+        for key in CONDITIONS:
+            if run.get(key) != reference.get(key):
+                raise ResultError(
+                    f"{path / 'run.json'}: {key} is {run.get(key)!r}, but {reference.get(key)!r} "
+                    f"in {first / 'run.json'}; runs that differ in it cannot share a figure, "
+                    "draw them separately"
+                )
+    return {key: reference[key] for key in CONDITIONS if key in reference}
+
+
+def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Refuse a run that is there twice: it would count as two seeds."""
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path, run in finished:
+        cell = _cell(run)
+        other = seen.setdefault(tuple(cell.values()), path)
+        if other != path:
+            raise ResultError(
+                f"{path}: {cell['label']} on {cell['workload']} with seed {cell['seed']} is "
+                f"already in {other}; give only one of them"
+            )
+
+
+# --- Reading the files of a run ------------------------------------------------------------------
+
+
+def _read_metrics(path: Path, needed: Iterable[str]) -> dict[str, float]:
+    """metrics.json; the ``needed`` names must be there, any other may be null."""
+    metrics = _read_json(path)
+    for name in needed:
+        if metrics.get(name) is None:
+            raise ResultError(f"{path}: no {name}")
+    for name, value in metrics.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if value is not None and not number:
+            raise ResultError(f"{path}: {name} is {value!r}, not a finite number")
+    return metrics
+
+
+def _read_times(path: Path, benchmark: str) -> "pd.Series[float]":
+    """Timed values of the one benchmark in ``path``, in ns per operation."""
+    if not path.exists():
+        raise ResultError(
+            f"{path}: missing: the run was not timed (measure.timing), and a selected figure shows "
+            "time; select others with --figures"
+        )
+    try:
+        suite = pyperf.BenchmarkSuite.load(str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path}: no pyperf suite: {error or type(error).__name__}") from None
+    names = suite.get_benchmark_names()
+    if names != [benchmark]:
+        raise ResultError(f"{path}: holds {names}, not one benchmark named {benchmark!r}")
+    values = suite.get_benchmarks()[0].get_values()
+    if not values:
+        raise ResultError(f"{path}: no timed value")
+    return pd.Series(values, dtype="float64") * 1e9
+
+
+def _check_timeline(path: Path) -> None:
+    """The timeline in ``path`` is there, has the columns that are drawn and at least one row."""
+    try:
+        footer = pq.read_metadata(path)
+    except FileNotFoundError:
+        raise ResultError(f"{path}: missing") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ResultError(f"{path}: no readable Parquet file: {reason}") from None
+    absent = [name for name in TIMELINE if name not in footer.schema.names]
+    if absent:
+        raise ResultError(f"{path}: no column {', '.join(absent)}")
+    if footer.num_rows == 0:
+        raise ResultError(f"{path}: empty: it has no row")
+
+
+def _read_timelines(finished: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
+    """One timeline per cell: of the lowest seed that all cells have, else of each cell's lowest."""
+    seeds: dict[tuple[str, str], dict[int, Path]] = {}
+    for path, run in finished:
+        seeds.setdefault((run["label"], run["workload_label"]), {})[run["seed"]] = path
+    common = set.intersection(*(set(paths) for paths in seeds.values()))
+    frames = []
+    for (label, workload), paths in seeds.items():
+        seed = min(common or paths)
+        path = paths[seed] / "timeline.parquet"
+        try:
+            frame = pd.read_parquet(path, columns=list(TIMELINE))
+        except (OSError, pa.ArrowException) as error:
+            raise ResultError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        frames.append(frame.assign(label=label, workload=workload, seed=seed))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _run_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The frame of runs: identity, time, then metrics in the order of their table."""
+    frame = pd.DataFrame(rows)
+    front = ["directory", "allocator", *IDENTITY, "status", "ns_per_op", "ns_per_op_sd"]
+    known = [name for name in BY_NAME if name in frame and name not in front]
+    others = [name for name in frame if name not in front and name not in known]
+    return (
+        frame.reindex(columns=[*front, *known, *others])
+        .sort_values(IDENTITY, ignore_index=True)
+        .astype({"seed": "int64"})
+    )

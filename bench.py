@@ -1,0 +1,170 @@
+"""Run an allocator under a workload: ``python bench.py allocator=buddy workload=churn``.
+
+Hydra composes conf/ and the command line into one configuration.  It is checked before anything
+long begins, run in child processes (benchmarks.launch), and summarised.  The last line printed is
+``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of memory, 130
+interrupted.
+"""
+
+import os
+import secrets
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
+
+# Two runs that start in the same second must not share a directory.
+OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _configuration(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain data with absolute paths.  Raises JobError."""
+    from benchmarks.job import JobError, absolute_paths
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise JobError(str(error).splitlines()[0]) from None
+    plain.pop("experiment", None)
+    runtime = HydraConfig.get().runtime
+    sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
+    for group in ("allocator", "workload"):
+        choice = f"{group}/{runtime.choices[group]}.yaml"
+        homes = sorted({str(folder / choice) for folder in sources if (folder / choice).is_file()})
+        if len(homes) > 1:
+            raise JobError(f"{group}={runtime.choices[group]} stands twice: {' and '.join(homes)}")
+    folders = [Path.cwd(), *sources, *(s / g for s in sources for g in ("allocator", "workload"))]
+    return absolute_paths(plain, folders)
+
+
+def _already_done(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether an earlier start of this sweep has finished this run."""
+    import yaml
+
+    from benchmarks import results
+
+    path = directory / "config.yaml"
+    if results.read_run(directory).get("status") not in results.FINISHED or not path.exists():
+        return False
+    return yaml.safe_load(path.read_text(encoding="utf-8")) == config
+
+
+def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> None:
+    """Write what is known before the run: the configuration and a run.json."""
+    import yaml
+
+    from benchmarks import results
+
+    directory.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config, sort_keys=False)
+    results.replace_file(directory / "config.yaml", lambda path: path.write_text(text, "utf-8"))
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"schema": results.SCHEMA, "status": results.RUNNING, "reason": ""} | entries
+    content |= {"started": started, "versions": results.versions(), "machine": results.machine()}
+    results.write_json(directory / "run.json", content)
+
+
+def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
+    """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
+    from benchmarks import results
+    from benchmarks.job import JobError, check_job
+    from benchmarks.launch import run_job, shown_progress
+
+    choices = HydraConfig.get().runtime.choices
+    known = {
+        "allocator": choices["allocator"],
+        "label": choices["allocator"],
+        "workload": choices["workload"],
+        "workload_label": choices["workload"],
+        "seed": config.get("seed"),
+    }
+    plain: dict[str, Any] = {}
+    try:
+        plain = _configuration(config)
+        job = check_job(plain)
+    except JobError as error:
+        _say(f"bench.py: {error}")
+        if quiet:  # a run of its own has nothing worth a directory
+            _open_directory(directory, plain, **known)
+            results.update_run(directory, status=results.FAILED, reason=str(error))
+        elif directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        return results.FAILED
+    known |= {
+        "allocator": job.plugin.name,
+        "label": job.plugin.label,
+        "touch": plain["workload"].get("touch"),
+        "page_size": job.kernel.page_size,
+    }
+    if _already_done(directory, plain):
+        _say(f"{directory.name}: finished earlier")
+        return results.read_run(directory)["status"]
+    _open_directory(directory, plain, **known)
+    title = f"{directory.name.partition('-')[0]} " if quiet else ""
+    with shown_progress(f"{title}{job.plugin.label} {choices['workload']}") as progress:
+        status = run_job(job, directory, progress)
+    if status == results.FAILED:
+        _say(f"bench.py: {job.plugin.label}: {results.read_run(directory)['reason']}")
+    elif not quiet:
+        from rich.console import Console
+
+        from benchmarks.summary import print_run
+
+        print_run(directory, Console())
+    return status
+
+
+class SweepSummary(Callback):
+    """Prints the table of a sweep when its last run has ended, under every launcher."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print it; the process ends here, with exit code 1 if any run failed."""
+        from rich.console import Console
+
+        from benchmarks.summary import print_sweep
+
+        directory = Path(config.hydra.sweep.dir)
+        well = print_sweep(directory, Console())
+        print(f"results: {directory}", flush=True)
+        sys.exit(EXIT_OK if well else EXIT_FAILED)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> str:
+    """Run one job; alone it decides the exit code, in a sweep it only records."""
+    from benchmarks import results
+
+    current = HydraConfig.get()
+    directory = Path(current.runtime.output_dir)
+    sweep = current.mode == RunMode.MULTIRUN
+    status = run_one(config, directory, quiet=sweep)
+    if sweep:
+        return status
+    if directory.exists() and (directory / "run.json").exists():
+        print(f"results: {directory}", flush=True)
+    sys.exit({results.OK: EXIT_OK, results.OOM: EXIT_OOM}.get(status, EXIT_FAILED))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        _say("bench.py: interrupted; finished runs are complete")
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)

@@ -1,0 +1,145 @@
+"""What a configuration asks for, checked before anything long begins.
+
+A configuration is the nested mapping that Hydra composed: allocator, workload, kernel, measure and
+seed.  Checking imports no compiler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from allocators import registry
+from allocators.registry import Plugin, PluginError
+from benchmarks import workloads
+from benchmarks.workloads import WorkloadError
+from kernel.boot import KernelConfig
+
+#: Kinds of kernel work that a cost table prices, nanoseconds each.
+COSTS = (
+    "brk",
+    "mmap",
+    "munmap",
+    "madvise",
+    "fault_write",
+    "fault_read",
+    "fault_cow",
+    "fault_populate",
+    "page_returned",
+)
+
+
+class JobError(ValueError):
+    """A configuration that cannot be run; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a job is timed.
+
+    ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
+    untimed ones; a sample replays the workload until ``min_events`` events have been seen.
+    """
+
+    timing: bool
+    processes: int
+    samples: int
+    warmups: int
+    min_events: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration.  ``cost``: nanoseconds by kind of kernel work."""
+
+    plugin: Plugin
+    workload: Mapping[str, Any]
+    kernel: KernelConfig
+    cost: Mapping[str, float]
+    measure: Measure
+    seed: int
+
+    def load_workload(self) -> workloads.Workload:
+        """Generate or read the workload.  Raises WorkloadError."""
+        return workloads.load(self.workload)
+
+
+def check_job(config: Mapping[str, Any]) -> Job:
+    """Return the job that ``config`` describes.  Raises JobError with one clear line."""
+    _known("", config, ("allocator", "workload", "kernel", "measure", "seed"))
+    allocator = dict(_section(config, "allocator"))
+    workload = dict(_section(config, "workload"))
+    kernel = dict(_section(config, "kernel"))
+    cost = dict(_section(kernel, "cost", "kernel."))
+    kernel.pop("cost")
+    seed = config["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 62:
+        raise JobError(f"seed={seed}: expected a whole number from 0 to 2**62 - 1")
+    for section, settings in (("allocator", allocator), ("workload", workload)):
+        if not isinstance(settings.get("name"), str):
+            raise JobError(f"{section}.name is missing: it names the {section}'s file")
+    try:
+        plugin = registry.load(allocator.pop("name"), allocator)
+        workloads.validate(workload)
+    except (PluginError, WorkloadError) as error:
+        raise JobError(str(error)) from None
+    _known("kernel.", kernel, [f.name for f in fields(KernelConfig) if f.name != "maps"])
+    for name, value in kernel.items():
+        _whole(f"kernel.{name}", value, 0)
+    try:
+        kernel_config = KernelConfig(**kernel)
+    except ValueError as error:
+        raise JobError(f"kernel.{error}") from None
+    _known("kernel.cost.", cost, COSTS)
+    for name in COSTS:
+        value = cost.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise JobError(f"kernel.cost.{name}={value}: expected nanoseconds, 0 or more")
+    return Job(plugin, workload, kernel_config, cost, _measure(config), seed)
+
+
+def _measure(config: Mapping[str, Any]) -> Measure:
+    measure = dict(_section(config, "measure"))
+    _known("measure.", measure, [f.name for f in fields(Measure)])
+    if not isinstance(measure.get("timing"), bool):
+        raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
+    for name, low in (("processes", 1), ("samples", 1), ("warmups", 0), ("min_events", 1)):
+        _whole(f"measure.{name}", measure.get(name), low)
+    return Measure(**measure)
+
+
+def _section(config: Mapping[str, Any], name: str, prefix: str = "") -> Mapping[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise JobError(f"{prefix}{name} is missing or not a group of settings")
+    return section
+
+
+def _known(prefix: str, given: Mapping[str, Any], known: tuple[str, ...] | list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise JobError(f"unknown setting {prefix}{name} (known: {', '.join(known)})")
+
+
+def _whole(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 62:
+        raise JobError(f"{name}={value}: expected a whole number, {low} or more")
+
+
+def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """Return ``config`` with the files it names made absolute.
+
+    A relative plugin file is looked for in ``folders`` (the working directory first, then the
+    configuration directories), a relative trace in the working directory only.
+    """
+    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for section in ("allocator", "workload"):
+        name = config.get(section, {}).get("name")
+        if isinstance(name, str) and name.endswith(".py") and not Path(name).is_absolute():
+            found = [folder / name for folder in folders if (folder / name).is_file()]
+            if found:
+                config[section]["name"] = str(found[0].resolve())
+    path = config.get("workload", {}).get("path")
+    if isinstance(path, str) and path:
+        config["workload"]["path"] = str(folders[0].joinpath(path).resolve())
+    return config

@@ -1,0 +1,301 @@
+"""One allocator under one workload on one kernel, compiled and ready to replay.
+
+With OBSERVED switches it counts everything and answers :meth:`Simulation.metrics`; with TIMED ones
+all instruments are compiled away and nothing is touched, so that its time is the allocator's own.
+"""
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from allocators.contract import check
+from allocators.registry import Plugin
+from benchmarks.replay import (
+    RUN,
+    TIMELINE_COLUMNS,
+    TIMELINE_ROWS,
+    TOUCH_NAMES,
+    TOUCH_NOTHING,
+    bucket_floor,
+    initialise,
+    replay_events,
+    replay_program,
+)
+from benchmarks.workloads import Workload
+from kernel.boot import KernelConfig, Machine, record
+from kernel.jit import build, jit
+from kernel.task import reason
+from kernel.types import SIGKILL, SimulatedSignal
+from kernel.watchdog import SoftLockup, watched
+
+#: Switches of the loop with every instrument, and with none.
+OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
+TIMED = {"COUNT": False, "OBSERVE": False, "TIMELINE": False, "TOUCH": TOUCH_NOTHING}
+
+
+class AllocatorFailure(RuntimeError):
+    """The allocator broke its contract during a replay; the message names the event."""
+
+
+@jit
+def run_check(k, a):
+    """Call the plugin's checker."""
+    return check(k, a)
+
+
+def explain(error: Exception) -> str:
+    """One line for what a plugin raised, or for why it does not compile."""
+    kind = type(error).__name__
+    if not type(error).__module__.startswith("numba"):
+        return f"the plugin raised {kind}{f': {error}' if str(error) else ''}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = next((line.rstrip(":") for line in lines if line.startswith("File ")), "no place known")
+    reason = next((line for line in lines if not line.startswith("Failed in")), kind)
+    return f"the plugin does not compile: {reason} ({place})"
+
+
+class Simulation:
+    """A machine, a plugin's state and a compiled replay loop.
+
+    ``switches`` are OBSERVED, TIMED or any other bindings of the loop; TOUCH is the workload's
+    where they do not say.  ``stopped_at`` is the event at which the simulated process was killed
+    for lack of memory, or -1.  Raises AllocatorFailure when the plugin does not compile.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        workload: Workload,
+        kernel: KernelConfig,
+        switches: Mapping[str, Any],
+    ) -> None:
+        self.plugin, self.workload = plugin, workload
+        self.machine = Machine(kernel)
+        self.k = self.machine.k
+        self.r = record(RUN)
+        self.a = plugin.state()
+        self.objects = np.zeros((max(workload.slots, 1), 2), "i8")
+        self.stopped_at = -1
+        touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
+        self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
+        self._initialise = build(initialise, **self._bindings)
+        self._loop = build(self.loop_function, **self.loop_bindings())
+        self._fresh = True
+        self._compile()
+
+    def loop_bindings(self) -> dict[str, Any]:
+        """What the replay loop is specialised for."""
+        events = self.workload.events
+        if events is None:
+            return self._bindings | {"next_event": self.workload.program.next_event}
+        return self._bindings | {
+            f"HAS_{name.upper()}": len(getattr(events, name)) > 0
+            for name in ("align", "thread", "offset", "site")
+        }
+
+    @property
+    def loop_function(self) -> Callable:
+        """The loop for the workload's kind, before it is specialised."""
+        return replay_program if self.workload.events is None else replay_events
+
+    @property
+    def length(self) -> int:
+        """Number of events."""
+        if self.workload.events is None:
+            return self.workload.program.length
+        return len(self.workload.events.op)
+
+    def start(self) -> None:
+        """Put everything back to a fresh process.  Host memory stays warm."""
+        if not self._fresh:
+            self.machine.reset()
+        self._fresh = False
+        self.a = self.plugin.state()
+        self.r = record(RUN)
+        self.r.first_failure = -1
+        self.r.stride = max(1, self.length // (TIMELINE_ROWS // 2))
+        self.objects.fill(0)
+        self._program = self.workload.program.state() if self.workload.events is None else None
+        self.stopped_at = -1
+
+    def _compile(self) -> None:
+        """Compile by replaying no event, outside the clock and the watchdog.
+
+        Raises AllocatorFailure when the plugin does not compile.
+        """
+        self.start()
+        try:
+            self._initialise(self.k, self.a)
+            self._loop(*self._arguments(0))
+        except SimulatedSignal:
+            raise AllocatorFailure(f"init: {reason(self.k)}") from None
+        except Exception as error:
+            raise AllocatorFailure(f"init: {explain(error)}") from error
+
+    def _arguments(self, end: int) -> tuple:
+        source = self._program if self.workload.events is None else self.workload.events
+        return (self.k, self.a, self.r, self.objects, source, 0, end)
+
+    def replay(
+        self, end: int | None = None, progress: Callable[[int], None] | None = None
+    ) -> float:
+        """Replay events up to ``end`` from a fresh start; returns the seconds of the loop alone.
+
+        A process killed for lack of memory ends the replay early (``stopped_at``).  Raises
+        AllocatorFailure for any other death, and kernel.watchdog.SoftLockup.
+        """
+        self.start()
+        arguments = self._arguments(self.length if end is None else end)
+
+        def run() -> float:
+            self._initialise(self.k, self.a)
+            begin = perf_counter()
+            self._loop(*arguments)
+            return perf_counter() - begin
+
+        try:
+            return watched(self.k, run, progress=progress)
+        except SimulatedSignal:
+            event = int(self.k.task.now)
+            if self.k.task.sig != SIGKILL:
+                raise AllocatorFailure(f"event {event}: {reason(self.k)}") from None
+            self.stopped_at = event
+            return 0.0
+        except SoftLockup:
+            raise
+        except Exception as error:
+            raise AllocatorFailure(f"event {int(self.k.task.now)}: {explain(error)}") from error
+
+    def verify_end(self) -> None:
+        """Raise AllocatorFailure when the run left misaligned blocks or a broken heap."""
+        if self.r.misaligned:
+            raise AllocatorFailure(
+                f"the allocator returned {int(self.r.misaligned):#x}, which is not aligned"
+            )
+        if self.stopped_at >= 0:
+            return
+        code = build(run_check, **self._bindings)(self.k, self.a)
+        if code:
+            checks = getattr(self.plugin.module, "CHECKS", {})
+            raise AllocatorFailure(
+                f"the allocator's own check failed after the last event: {checks.get(code, code)}"
+            )
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether a request was answered with NULL or the process was killed for memory."""
+        return bool(self.r.failed) or self.stopped_at >= 0
+
+    def metrics(self, cost: Mapping[str, float]) -> dict[str, float]:
+        """The deterministic metrics of an observed replay by name (benchmarks.metrics).
+
+        ``cost``: nanoseconds by kind of kernel work (conf/kernel/cost).
+        """
+        return measured(self.k, self.r, self.machine.config.page_size, cost)
+
+    def timeline(self) -> dict[str, np.ndarray]:
+        """Columns of the timeline, (rows,) int64 each; the last row is the end of the run."""
+        mm, r = self.k.mm, self.r
+        page = self.machine.config.page_size
+        rows = r.timeline[: r.rows]
+        last = int(self.k.task.now)
+        if len(rows) == 0 or rows[-1, 0] < last:
+            end = [
+                last,
+                r.live,
+                (mm.total_vm - mm.reserved_vm - mm.start_vm) * page,
+                mm.rss * page,
+                mm.reserved_vm * page,
+                (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) * page,
+                mm.minflt,
+                mm.nr_brk + mm.nr_mmap + mm.nr_munmap + mm.nr_madvise,
+                mm.loads + mm.stores,
+            ]
+            rows = np.vstack([rows, np.array([end], "i8")])
+        return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray(rows.T), strict=True))
+
+
+def percentile(histogram: np.ndarray, q: float) -> int:
+    """Smallest number of steps that at least the share ``q`` of all operations stays within.
+
+    ``histogram``: (STEP_BUCKETS,) counts by benchmarks.replay.step_bucket.
+    """
+    total = histogram.sum()
+    if total == 0:
+        return 0
+    rank = np.searchsorted(np.cumsum(histogram), q * total)
+    return bucket_floor(int(rank))
+
+
+def _over(numerator: float, denominator: float) -> float:
+    """Percent by which the numerator exceeds the denominator; 0 without a denominator."""
+    return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
+
+
+def modelled_ns(mm: np.record, cost: Mapping[str, float]) -> float:
+    """Nanoseconds that the kernel work counted in ``mm`` costs by the table ``cost``."""
+    return float(
+        mm.nr_brk * cost["brk"]
+        + mm.nr_mmap * cost["mmap"]
+        + mm.nr_munmap * cost["munmap"]
+        + mm.nr_madvise * cost["madvise"]
+        + mm.flt_write * cost["fault_write"]
+        + mm.flt_read * cost["fault_read"]
+        + mm.flt_cow * cost["fault_cow"]
+        + mm.flt_populate * cost["fault_populate"]
+        + mm.zapped * cost["page_returned"]
+    )
+
+
+def measured(k: np.record, r: np.record, page: int, cost: Mapping[str, float]) -> dict[str, float]:
+    """Compute every deterministic metric from the state after a replay; ``page`` in bytes."""
+    mm = k.mm
+    n = max(int(r.operations), 1)
+    heap = int(mm.total_vm - mm.reserved_vm - mm.start_vm) * page
+    steps = r.histogram.sum(axis=0)
+    return {
+        "kernel_ns_per_op": modelled_ns(mm, cost) / n,
+        "operations": int(r.operations),
+        "failed": int(r.failed),
+        "skipped": int(r.skipped),
+        "allocated": int(r.allocated),
+        "peak_live": int(r.peak_live),
+        "peak_live_objects": int(r.peak_live_objects),
+        "peak_heap": int(r.peak_heap),
+        "peak_rss": int(mm.hiwater_rss) * page,
+        "peak_page_tables": int(mm.hiwater_pgtables) * page,
+        "mean_live": float(r.live_sum) / n,
+        "mean_heap": float(r.heap_sum) / n,
+        "mean_rss": float(r.rss_sum) * page / n,
+        "end_live": int(r.live),
+        "end_heap": heap,
+        "end_rss": int(mm.rss) * page,
+        "fragmentation_mean": _over(float(r.ratio_sum), float(r.ratio_events)),
+        "fragmentation_peak_live": _over(float(r.heap_at_peak_live), float(r.peak_live)),
+        "fragmentation_peak_heap": _over(float(r.peak_heap), float(r.live_at_peak_heap)),
+        "fragmentation_peaks": _over(float(r.peak_heap), float(r.peak_live)),
+        "syscalls": int(mm.nr_brk + mm.nr_mmap + mm.nr_munmap + mm.nr_madvise),
+        "syscalls_brk": int(mm.nr_brk),
+        "syscalls_mmap": int(mm.nr_mmap),
+        "syscalls_munmap": int(mm.nr_munmap),
+        "syscalls_madvise": int(mm.nr_madvise),
+        "syscalls_failed": int(mm.nr_failed),
+        "faults": int(mm.minflt),
+        "faults_write": int(mm.flt_write),
+        "faults_read": int(mm.flt_read),
+        "faults_cow": int(mm.flt_cow),
+        "faults_populate": int(mm.flt_populate),
+        "pages_returned": int(mm.zapped),
+        "loads_per_op": int(mm.loads) / n,
+        "stores_per_op": int(mm.stores) / n,
+        "steps_mean": int(mm.loads + mm.stores) / n,
+        "steps_p50": percentile(steps, 0.5),
+        "steps_p90": percentile(steps, 0.9),
+        "steps_p99": percentile(steps, 0.99),
+        "steps_p999": percentile(steps, 0.999),
+        "steps_max": int(r.max_steps),
+        "payload_loads": int(mm.payload_loads),
+        "payload_stores": int(mm.payload_stores),
+    }

@@ -1,0 +1,130 @@
+"""What bench.py prints at the end of a run and of a sweep, in the words of the metrics table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import results
+from benchmarks.metrics import BY_NAME
+
+#: Rows of the summary of one run: title, and the metrics beside it.
+_ROWS = (
+    ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
+    (
+        "fragmentation",
+        (
+            "fragmentation_mean",
+            "fragmentation_peak_live",
+            "fragmentation_peak_heap",
+            "fragmentation_peaks",
+        ),
+    ),
+    ("system calls", ("syscalls_brk", "syscalls_mmap", "syscalls_munmap", "syscalls_madvise")),
+    ("page faults", ("faults_write", "faults_read", "faults_cow", "faults_populate")),
+    (
+        "loads + stores",
+        ("steps_mean", "steps_p50", "steps_p99", "steps_p999", "steps_max"),
+    ),
+)
+
+
+def spell(name: str, value: float) -> str:
+    """Return a metric's value with its unit, as a person reads it."""
+    unit = BY_NAME[name].unit
+    if unit == "bytes":
+        for prefix, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+            if abs(value) >= size:
+                return f"{value / size:.2f} {prefix}"
+        return f"{value:.0f} B"
+    if unit == "%":
+        return f"{value:.1f} %"
+    number = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    return f"{number} ns" if unit == "ns" else number
+
+
+def timing(directory: Path) -> tuple[float, float, int] | None:
+    """Mean and standard deviation of ns per operation and the number of values, if timed."""
+    path = directory / "bench.json"
+    if not path.exists():
+        return None
+    import pyperf
+
+    benchmark = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()[0]
+    spread = benchmark.stdev() if benchmark.get_nvalue() > 1 else 0.0
+    return benchmark.mean() * 1e9, spread * 1e9, benchmark.get_nvalue()
+
+
+def print_run(directory: Path, console: Console) -> None:
+    """Print the summary of one finished run."""
+    run = results.read_run(directory)
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(title=f"{run['label']} · {run['workload_label']} · seed {run['seed']}")
+    table.add_column()
+    table.add_column()
+    table.add_column(justify="right")
+    time = timing(directory)
+    if time:
+        mean, spread, count = time
+        table.add_row(
+            "time", "measured, per operation", f"{mean:.2f} ± {spread:.2f} ns ({count} values)"
+        )
+        total = mean + metrics["kernel_ns_per_op"]
+        table.add_row(
+            "", "modelled kernel time", spell("kernel_ns_per_op", metrics["kernel_ns_per_op"])
+        )
+        table.add_row("", "sum", f"{total:.2f} ns", end_section=True)
+    else:
+        modelled = spell("kernel_ns_per_op", metrics["kernel_ns_per_op"])
+        table.add_row("time", "modelled kernel time per operation", modelled, end_section=True)
+    for title, names in _ROWS:
+        for i, name in enumerate(names):
+            last = i == len(names) - 1
+            head = title if i == 0 else ""
+            table.add_row(head, BY_NAME[name].meaning, spell(name, metrics[name]), end_section=last)
+    count = f"{metrics['operations']:,}"
+    status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
+    table.add_row("events", BY_NAME["operations"].meaning, count)
+    console.print(table)
+    console.print(f"status: {status}", highlight=False)
+
+
+def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The run directories of a sweep with their run.json, in the order of their jobs."""
+    found = [(path.parent, results.read_run(path.parent)) for path in directory.glob("*/run.json")]
+    return sorted(found, key=lambda item: int(item[0].name.partition("-")[0]))
+
+
+def print_sweep(directory: Path, console: Console) -> bool:
+    """Print a line for each run and each failure's reason; returns whether all went well."""
+    table = Table(title="sweep")
+    for head in ("run", "allocator", "workload", "seed", "status"):
+        table.add_column(head)
+    for head in ("ns/op", "kernel ns/op", "peak heap", "peak RSS", "fragmentation", "steps p99"):
+        table.add_column(head, justify="right")
+    failures = []
+    for path, run in sweep_runs(directory):
+        cells = [path.name.partition("-")[0], run.get("label", "?"), run.get("workload_label", "?")]
+        cells += [str(run.get("seed", "?")), run.get("status", "unreadable")]
+        if run.get("status") in results.FINISHED:
+            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+            time = timing(path)
+            cells.append(f"{time[0]:.2f} ± {time[1]:.2f}" if time else "")
+            names = (
+                "kernel_ns_per_op",
+                "peak_heap",
+                "peak_rss",
+                "fragmentation_peaks",
+                "steps_p99",
+            )
+            cells += [spell(name, metrics[name]) for name in names]
+        else:
+            failures.append((path, run))
+        table.add_row(*cells)
+    console.print(table)
+    for path, run in failures:
+        reason = run.get("reason", "run.json cannot be read")
+        console.print(f"{run.get('status', 'failed')}: {path.name}: {reason}", highlight=False)
+    return not failures

@@ -1,0 +1,78 @@
+"""Run the suite in its three lanes: ``python -m tests``.
+
+    jit      everything, compiled
+    bounds   kernel and allocators with every array index checked
+    plain    kernel and allocators as plain Python, with branch coverage
+
+Each lane has its own directory of compiled code, and as many run at a time as there are cores.
+What a lane printed is shown when it ends; exit code 1 when any failed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ["tests/kernel", "tests/allocators"]
+PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
+COVERAGE = [sys.executable, "-m", "coverage"]
+
+#: By name: the environment's changes, and commands to run one after the other.
+LANES = {
+    "plain": (
+        {"NUMBA_DISABLE_JIT": "1"},
+        [[*COVERAGE, "run", "-m", "pytest", "--durations=5", *CORE], [*COVERAGE, "report"]],
+    ),
+    "jit": ({}, [PYTEST]),
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, *CORE]]),
+}
+
+
+def run_lane(name: str) -> tuple[str, int, str, float]:
+    """Run one lane; returns its name, exit code, output and seconds."""
+    changes, commands = LANES[name]
+    cache = ROOT / "build" / "lanes" / name
+    environment = os.environ | changes | {"NUMBA_CACHE_DIR": str(cache), "COLUMNS": "100"}
+    begin = time.monotonic()
+    output = ""
+    code = 0
+    for command in commands:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        output += done.stdout
+        code = code or done.returncode
+    return name, code, output, time.monotonic() - begin
+
+
+def main() -> int:
+    """Run the lanes named on the command line, or all."""
+    names = sys.argv[1:] or list(LANES)
+    unknown = [name for name in names if name not in LANES]
+    if unknown:
+        print(f"no lane {unknown[0]!r}; choose of {', '.join(LANES)}", file=sys.stderr)
+        return 2
+    failed = []
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, len(names))) as pool:
+        for lane in as_completed([pool.submit(run_lane, name) for name in names]):
+            name, code, output, seconds = lane.result()
+            print(f"=== lane {name}: {seconds:.0f} s, exit code {code} ===\n{output}", flush=True)
+            if code:
+                failed.append(name)
+    print(
+        f"failed lanes: {', '.join(failed)}" if failed else f"all lanes passed: {', '.join(names)}"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
