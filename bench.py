@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
-# Two runs that start in the same second must not share a directory.
-OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+# Two runs that start in the same second must not share a directory.  (Hydra imports this file once
+# more for the callback below, hence replace.)
+OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 
 def _say(text: str) -> None:

@@ -72,3 +72,14 @@ METRICS = (
 
 #: The table by name.
 BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def markdown() -> str:
+    """The table as README.md shows it."""
+    lines = ["| metric | unit | better | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{m.name}` | {m.unit} | {m.better or '–'} | {m.meaning} |" for m in METRICS]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

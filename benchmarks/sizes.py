@@ -60,6 +60,8 @@ _RANGES = {
 #: Settings with decimals: smallest and largest.
 _DECIMALS = {"sigma": (0, 4), "exponent": (0, 8)}
 
+#: Numbers drawn at a time: few enough to stay in the host's caches.
+_BATCH = 1 << 16
 _CELL_BITS = 12
 _CELLS = 1 << _CELL_BITS
 #: Fractional bits of probabilities, of binary logarithms, of mantissas, and of sizes.
@@ -86,6 +88,12 @@ class Sizes:
             bounds = np.cumsum(weights or (1,) * len(choices))
             index = np.searchsorted(bounds, random.below(n, int(bounds[-1])), side="right")
             return np.array(choices, np.int64)[index]
+        drawn = np.empty(n, np.int64)
+        for begin in range(0, n, _BATCH):
+            drawn[begin : begin + _BATCH] = self._draw_batch(random, min(_BATCH, n - begin))
+        return drawn
+
+    def _draw_batch(self, random: Random, n: int) -> np.ndarray:
         body, tail = _table(self)
         u = random.bits(n)
         cell = (u >> np.uint64(64 - _CELL_BITS)).view(np.int64)

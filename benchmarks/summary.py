@@ -12,6 +12,7 @@ from benchmarks.metrics import BY_NAME
 
 #: Rows of the summary of one run: title, and the metrics beside it.
 _ROWS = (
+    ("events", ("operations", "failed")),
     ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
     (
         "fragmentation",
@@ -61,33 +62,33 @@ def print_run(directory: Path, console: Console) -> None:
     """Print the summary of one finished run."""
     run = results.read_run(directory)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    table = Table(title=f"{run['label']} · {run['workload_label']} · seed {run['seed']}")
-    table.add_column()
-    table.add_column()
-    table.add_column(justify="right")
+    title = f"{run['label']} · {run['workload_label']} · seed {run['seed']}"
+    table = Table(title=title, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+    modelled = metrics["kernel_ns_per_op"]
     time = timing(directory)
     if time:
         mean, spread, count = time
+        cell = f"{mean:.2f} ± {spread:.2f} ns"
         table.add_row(
-            "time", "measured, per operation", f"{mean:.2f} ± {spread:.2f} ns ({count} values)"
+            "time", "ns_per_op", cell, f"measured, {count} values: mean ± standard deviation"
         )
-        total = mean + metrics["kernel_ns_per_op"]
-        table.add_row(
-            "", "modelled kernel time", spell("kernel_ns_per_op", metrics["kernel_ns_per_op"])
-        )
-        table.add_row("", "sum", f"{total:.2f} ns", end_section=True)
-    else:
-        modelled = spell("kernel_ns_per_op", metrics["kernel_ns_per_op"])
-        table.add_row("time", "modelled kernel time per operation", modelled, end_section=True)
+    cell = spell("kernel_ns_per_op", modelled)
+    table.add_row(
+        "" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning
+    )
+    if time:
+        table.add_row("", "", f"{mean + modelled:.2f} ns", "sum of measured and modelled")
     for title, names in _ROWS:
+        table.add_section()
         for i, name in enumerate(names):
-            last = i == len(names) - 1
-            head = title if i == 0 else ""
-            table.add_row(head, BY_NAME[name].meaning, spell(name, metrics[name]), end_section=last)
-    count = f"{metrics['operations']:,}"
-    status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
-    table.add_row("events", BY_NAME["operations"].meaning, count)
+            cell = spell(name, metrics[name])
+            table.add_row("" if i else title, name, cell, BY_NAME[name].meaning)
     console.print(table)
+    status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
     console.print(f"status: {status}", highlight=False)
 
 

@@ -1,0 +1,152 @@
+"""Split the lines of a text trace into fields, compiled; what the fields mean is a format's matter.
+
+Fields are parted by blanks, colons, commas and parentheses.  A field is a number (decimal, or
+hexadecimal after ``0x``) or a word, of which a hash is kept: :func:`word` gives the same for a
+name to compare with.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kernel.jit import build, jit
+
+#: Fields of a line that are kept; further ones are only counted.
+WIDTH = 8
+
+#: Kinds of fields.  BAD: a number that does not fit into 64 bits, or 0x without hexadecimal digits.
+ABSENT, NUMBER, WORD, BAD = range(4)
+
+_NEWLINE = 10
+_MASK = (1 << 63) - 1
+#: FNV-1a's prime and start (cut to 63 bits).
+_PRIME = 0x100000001B3
+_START = 0xCBF29CE484222325 & _MASK
+#: A decimal number below this can take one more digit.
+_ROOM = ((1 << 63) - 10) // 10
+
+
+class Lines(NamedTuple):
+    """The fields of ``n`` lines.
+
+    ``values`` (n, WIDTH) int64: a number, addresses of 2**63 and more as negative ones, or a word's
+    hash.  ``kinds`` (n, WIDTH) int8.  ``fields`` (n,) int64: how many there were, 0 for a blank line.
+    """
+
+    values: np.ndarray
+    kinds: np.ndarray
+    fields: np.ndarray
+
+
+def word(name: str) -> int:
+    """The hash that stands for ``name`` in Lines.values."""
+    h = _START
+    for c in name.encode():
+        h = ((h ^ c) * _PRIME) & _MASK
+    return h
+
+
+@jit(inline=True)
+def parts(c):
+    """Whether the byte ``c`` lies between fields."""
+    return c == 32 or c == 9 or c == 13 or c == 58 or c == 44 or c == 40 or c == 41
+
+
+@jit
+def digit(c):
+    """The value of a hexadecimal digit, or 16."""
+    if 48 <= c <= 57:
+        return c - 48
+    if 97 <= c <= 102:
+        return c - 87
+    if 65 <= c <= 70:
+        return c - 55
+    return 16
+
+
+@jit
+def split(text, values, kinds, fields):
+    """Fill the three arrays (zeroed) from ``text``, (bytes,) int8; returns the number of lines."""
+    n = text.shape[0]
+    row = 0
+    field = 0
+    i = 0
+    while i < n:
+        c = int(text[i]) & 255
+        if c == _NEWLINE:
+            fields[row] = field
+            row += 1
+            field = 0
+            i += 1
+            continue
+        if parts(c):
+            i += 1
+            continue
+        base = 10
+        if c == 48 and i + 2 < n and (text[i + 1] == 120 or text[i + 1] == 88):
+            base = 16
+            i += 2
+            c = int(text[i]) & 255
+        value = 0
+        kind = NUMBER
+        significant = 0
+        h = _START
+        begin = i
+        while c != _NEWLINE and not parts(c):
+            h = ((h ^ c) * _PRIME) & _MASK
+            d = digit(c)
+            if kind != NUMBER:
+                pass
+            elif d >= base:
+                kind = WORD if base == 10 else BAD
+            elif base == 10:
+                if value > _ROOM:
+                    kind = BAD
+                else:
+                    value = value * 10 + d
+            else:
+                if value or d:
+                    significant += 1
+                if significant > 16:
+                    kind = BAD
+                else:
+                    if value >= 1 << 59:
+                        value -= 1 << 60  # the sixteenth digit makes it a negative number
+                    value = value * 16 + d
+            i += 1
+            if i == n:
+                break
+            c = int(text[i]) & 255
+        if i == begin:
+            kind = BAD
+        if field < WIDTH:
+            values[row, field] = h if kind == WORD else value
+            kinds[row, field] = kind
+        field += 1
+    if n and text[n - 1] != _NEWLINE:
+        fields[row] = field
+        row += 1
+    return row
+
+
+@functools.cache
+def _split() -> Callable:
+    return build(split)
+
+
+def split_lines(text: bytes) -> Lines:
+    """Return the fields of all lines of ``text``; a last line may lack its newline."""
+    data = np.frombuffer(text, np.int8)
+    n = int(np.count_nonzero(data == _NEWLINE)) + (1 if text and text[-1] != _NEWLINE else 0)
+    lines = Lines(np.zeros((n, WIDTH), "i8"), np.zeros((n, WIDTH), "i1"), np.zeros(n, "i8"))
+    _split()(data, *lines)
+    return lines
+
+
+def fields_of(line: bytes) -> list[str]:
+    """The fields of one line as text, for messages."""
+    for c in b":,()":
+        line = line.replace(bytes([c]), b" ")
+    return [field.decode("ascii", "backslashreplace") for field in line.split()]

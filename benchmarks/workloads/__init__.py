@@ -1,0 +1,25 @@
+"""Workloads: one file each, and ``conf/workload/NAME.yaml`` beside it.
+
+A workload's module declares its settings as module-level constants, as an allocator does
+(``LIVE = number(25_000, low=1)``; also ``sizes(...)`` and ``path()``), and is of one of three kinds:
+
+    generated   generate(s, random) -> Events         stored events from settings and a seed
+    program     next_event(g, last) @jit,             sees the addresses that it was given
+                start(s, random) -> record g,
+                length(s) -> int, slots(s) -> int     most events, and slots, that it will use
+    read        read(s, progress) -> (Events, dict)   stored events and where they came from
+
+``s`` holds the checked settings by lower-case name; ``check_settings(s)`` may raise ValueError for
+combinations that cannot be.  A user's own workload is one such file: ``workload.name=my.py``.
+"""
+
+from benchmarks.workloads.registry import (
+    Program,
+    Workload,
+    WorkloadError,
+    load,
+    names,
+    validate,
+)
+
+__all__ = ["Program", "Workload", "WorkloadError", "load", "names", "validate"]

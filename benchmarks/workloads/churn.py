@@ -1,0 +1,42 @@
+"""Churn: fill up to a steady number of objects, then replace random ones.
+
+    live objects   ╱▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔   each replacement: free one at random, malloc another
+
+Every object is as likely to die next as any other, so lifetimes are memoryless: the standard model
+of a server in its steady state.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import number
+from benchmarks.events import FREE, MALLOC, Events, make_events
+from benchmarks.prng import Random
+from benchmarks.sizes import sizes
+from benchmarks.workloads.pieces import room
+
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+LIVE = number(25_000, low=1, high=1 << 28, text="objects alive in the steady state")
+SIZES = sizes(kind="lognormal")
+
+
+def check_settings(s: SimpleNamespace) -> None:
+    """The fill takes one operation an object."""
+    room(s.operations, s.live, "to fill up to live")
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """``live`` mallocs, then pairs of free and malloc; an odd number ends with a free."""
+    op = np.full(s.operations, MALLOC, "u1")
+    slot = np.empty(s.operations, "i4")
+    size = np.zeros(s.operations, "i8")
+    frees, mallocs = slice(s.live, None, 2), slice(s.live + 1, None, 2)
+    op[frees] = FREE
+    slot[: s.live] = np.arange(s.live)
+    victims = random.below(len(op[frees]), s.live)
+    slot[frees] = victims
+    slot[mallocs] = victims[: len(op[mallocs])]
+    size[: s.live] = s.sizes.draw(random, s.live)
+    size[mallocs] = s.sizes.draw(random, len(op[mallocs]))
+    return make_events(op, slot, size)

@@ -1,0 +1,38 @@
+"""Stack: the newest object dies first.
+
+    depth   ╱╲  ╱╲╱▔╲    ╱     turning points are random depths, uniform in 0 … depth
+           ╱  ╲╱     ╲╱╲╱
+
+Recursive programs and parsers; the kindest case for LIFO free lists and pointer-bumping regions.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import number
+from benchmarks.events import FREE, MALLOC, Events, make_events
+from benchmarks.prng import Random
+from benchmarks.sizes import sizes
+
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+DEPTH = number(10_000, low=1, high=1 << 28, text="most objects on the stack")
+SIZES = sizes(kind="lognormal")
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """Walk from turning point to turning point until there are enough operations."""
+    points = np.zeros(1, "i8")
+    while np.abs(np.diff(points)).sum() < s.operations:
+        # Two random depths lie a third of the whole apart on average.
+        more = random.below(3 * s.operations // s.depth + 16, s.depth + 1)
+        points = np.concatenate([points, more])
+    steps = np.diff(points)
+    lengths = np.abs(steps)
+    runs = int(np.searchsorted(np.cumsum(lengths), s.operations)) + 1
+    step = np.repeat(np.sign(steps[:runs]), lengths[:runs])[: s.operations]
+    depth = np.cumsum(step)
+    grows = step > 0
+    size = np.zeros(s.operations, "i8")
+    size[grows] = s.sizes.draw(random, int(np.count_nonzero(grows)))
+    return make_events(np.where(grows, MALLOC, FREE), depth - grows, size)
