@@ -121,11 +121,9 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     if status == results.FAILED:
         _say(f"bench.py: {job.plugin.label}: {results.read_run(directory)['reason']}")
     elif not quiet:
-        from rich.console import Console
+        from benchmarks.summary import console, print_run
 
-        from benchmarks.summary import print_run
-
-        print_run(directory, Console())
+        print_run(directory, console())
     return status
 
 
@@ -134,12 +132,10 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print it; the process ends here, with exit code 1 if any run failed."""
-        from rich.console import Console
+        from benchmarks.summary import console, print_sweep
 
-        from benchmarks.summary import print_sweep
-
-        directory = Path(config.hydra.sweep.dir)
-        well = print_sweep(directory, Console())
+        directory = Path(config.hydra.sweep.dir).resolve()
+        well = print_sweep(directory, console())
         print(f"results: {directory}", flush=True)
         sys.exit(EXIT_OK if well else EXIT_FAILED)
 

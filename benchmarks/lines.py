@@ -31,8 +31,8 @@ _ROOM = ((1 << 63) - 10) // 10
 class Lines(NamedTuple):
     """The fields of ``n`` lines.
 
-    ``values`` (n, WIDTH) int64: a number, addresses of 2**63 and more as negative ones, or a word's
-    hash.  ``kinds`` (n, WIDTH) int8.  ``fields`` (n,) int64: how many there were, 0 for a blank line.
+    ``values`` (n, WIDTH) int64: a number (addresses from 2**63 on as negative ones) or a word's
+    hash.  ``kinds`` (n, WIDTH) int8.  ``fields`` (n,) int64: how many there were; blank: 0.
     """
 
     values: np.ndarray

@@ -1,12 +1,12 @@
 """Traces of the malloc lab of computer-systems courses (.rep).
 
-    20000      weight, or a suggested heap size
-    100        number of ids
-    200        number of operations
-    1          weight
-    a 0 512    allocate: id, bytes
-    r 0 640    reallocate: id, bytes
-    f 0        free: id
+20000      weight, or a suggested heap size
+100        number of ids
+200        number of operations
+1          weight
+a 0 512    allocate: id, bytes
+r 0 640    reallocate: id, bytes
+f 0        free: id
 """
 
 import re

@@ -11,13 +11,22 @@ files as they are; here they are read whole or by row group, in bounded memory.
 import json
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from benchmarks.events import ALLOCATOR_OPS, COLUMNS, FREE, OP_NAMES, THREAD_END, Events, make_events
+from benchmarks.events import (
+    ALLOCATOR_OPS,
+    COLUMNS,
+    FREE,
+    OP_NAMES,
+    THREAD_END,
+    Events,
+    make_events,
+)
 from benchmarks.ledger import Ledger
 
 #: Version of the columns' meaning; files of another are refused.
@@ -108,6 +117,16 @@ def _slice(columns: Mapping[str, np.ndarray], begin: int, end: int) -> Events:
     return make_events(**{name: column[begin:end] for name, column in columns.items()})
 
 
+def check_ends(path: Path) -> None:
+    """Raise TraceError for a Parquet file that was cut off; reads eight bytes."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        whole = file.tell() >= 3 * len(MAGIC)
+        file.seek(-len(MAGIC), 2)
+        if not whole or file.read() != MAGIC:
+            raise TraceError(f"{path}: truncated or damaged trace (a Parquet file without its end)")
+
+
 def write(path: Path, events: Events, provenance: Mapping[str, Any]) -> None:
     """Write a trace.  Raises OSError."""
     with Writer(path) as writer:
@@ -130,9 +149,13 @@ class Reader:
             metadata = self._file.metadata
             content = json.loads((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
         if "schema" not in content:
-            raise TraceError(f"{path}: a Parquet file, but not a trace ({_METADATA!r} is not in its metadata)")
+            raise TraceError(
+                f"{path}: a Parquet file, but not a trace ({_METADATA!r} is not in its metadata)"
+            )
         if content["schema"] != SCHEMA:
-            raise TraceError(f"{path}: schema {content['schema']} of the trace format; this program reads {SCHEMA}")
+            raise TraceError(
+                f"{path}: a trace of schema {content['schema']}; this program reads {SCHEMA}"
+            )
         self.events: int = metadata.num_rows
         self.provenance: dict[str, Any] = content.get("provenance", {})
         with _damage(path):
@@ -151,7 +174,9 @@ class Reader:
                     raise TraceError(f"{self.path}: the column {name!r} is missing")
                 continue
             if schema.field(index).type != pa.from_numpy_dtype(np.dtype(dtype)):
-                raise TraceError(f"{self.path}: column {name!r} is {schema.field(index).type}, not {dtype}")
+                raise TraceError(
+                    f"{self.path}: column {name!r} is {schema.field(index).type}, not {dtype}"
+                )
             statistics = [
                 metadata.row_group(i).column(index).statistics
                 for i in range(metadata.num_row_groups)
@@ -194,23 +219,18 @@ class Reader:
         self.close()
 
 
-class _damage:  # noqa: N801
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises for a broken file into a TraceError."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | TraceError):
-            return
-        if isinstance(error, OSError | pa.ArrowException | ValueError | KeyError):
-            detail = str(error).partition("\n")[0]
-            raise TraceError(f"{self.path}: truncated or damaged trace ({detail})") from None
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, TraceError):
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        detail = str(error).partition("\n")[0]
+        raise TraceError(f"{path}: truncated or damaged trace ({detail})") from None
 
 
 def verify(path: Path, groups: Iterator[Events]) -> Iterator[Events]:
@@ -255,5 +275,8 @@ def _impossible(events: Events, ledger: Ledger) -> tuple[int, str] | None:
     if starts[i]:
         return i, f"{name} into slot {slot[i]}, which is in use"
     if outside[i]:
-        return i, f"{name} of bytes {offset[i]} to {offset[i] + size[i]} of an object of {before[i]}"
+        return (
+            i,
+            f"{name} of bytes {offset[i]} to {offset[i] + size[i]} of an object of {before[i]}",
+        )
     return i, f"{name} of slot {slot[i]}, which is empty"

@@ -18,7 +18,7 @@ from kernel.jit import build, jit
 class Records(NamedTuple):
     """Events of a piece of a trace, as recorded: nine columns of ``n`` rows, and lines in error.
 
-    ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8: of benchmarks.events.
+    ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8.
     ``pointer`` int64: what was returned or freed, 0 for NULL.  ``old`` int64: realloc's argument.
     ``size`` int64: bytes.  ``align`` uint8: log2.  ``thread`` int64: the program's own number.
     ``time`` int64: ns since the start, or (0,) where the format has none.  ``bad`` int64: lines
@@ -79,7 +79,7 @@ def enter(keys, slots, counts, pointer, slot):
 
 @jit
 def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict):
-    """Fill ``slot`` and ``problem`` (n,) for records in order; returns how many were done.
+    """Fill ``slot`` and ``problem`` (n,) for records in order.
 
     ``keys``, ``slots``: the table.  ``spare``: stack of slots to reuse.  ``counts``: height of
     that stack, slots ever used, keys in the table.  ``strict``: stop at the first error.
@@ -105,7 +105,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
             problem[i] = LIVE
         if problem[i] != FINE:
             if strict and problem[i] != FAILED:
-                return i
+                return
         elif releases:
             if held >= 0:
                 slot[i] = held
@@ -127,7 +127,6 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
                 counts[1] += 1
             enter(keys, slots, counts, new, held)
             slot[i] = held
-    return op.shape[0]
 
 
 @functools.cache
@@ -144,19 +143,19 @@ class Objects:
         self._spare = np.zeros(1 << 10, "i4")
         self._counts = np.zeros(3, "i8")
 
-    def rename(self, records: Records, strict: bool) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return slot (n,) int32, problem (n,) uint8, and how many records were done.
+    def rename(self, records: Records, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
-        That is fewer than n only when ``strict`` and the next one is an error.  Slot -1 is
-        free(NULL), the end of a thread, or a record with a problem.
+        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  When ``strict``,
+        what follows the first error is not looked at.
         """
         n = len(records.op)
         self._make_room(n)
-        slot, problem = np.empty(n, "i4"), np.zeros(n, "u1")
+        slot, problem = np.full(n, -1, "i4"), np.zeros(n, "u1")
         table = (self._keys, self._slots, self._spare, self._counts)
         columns = (records.op, records.pointer, records.old, records.size)
-        done = _compiled()[0](*table, *columns, slot, problem, strict)
-        return slot, problem, int(done)
+        _compiled()[0](*table, *columns, slot, problem, strict)
+        return slot, problem
 
     def _make_room(self, n: int) -> None:
         """Grow the table so that n more records leave half of it empty, and the stack likewise."""

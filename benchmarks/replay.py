@@ -35,6 +35,9 @@ from benchmarks.events import (
 from kernel.access import touch
 from kernel.jit import jit
 from kernel.switches import COUNT, PAGE_SHIFT
+from kernel.task import abort
+from kernel.types import ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
+from kernel.vma import covered
 
 # --- Switches of the loop (bound by build, as those of kernel.switches) --------------------------
 
@@ -94,7 +97,6 @@ RUN = np.dtype(
         ("heap_sum", "f8"),
         ("rss_sum", "f8"),
         ("checksum", "i8"),  # over all addresses returned
-        ("misaligned", "i8"),  # first address returned that was no multiple of ALIGNMENT, or 0
         ("steps", "i8"),  # loads + stores before the running event
         ("max_steps", "i8"),
         ("rows", "i8"),  # timeline rows filled
@@ -205,15 +207,23 @@ def born(k, r, objects, slot, p, size):
         fail(k, r, objects, slot)
         return 0
     r.checksum += p
-    if p & (ALIGNMENT - 1):
-        r.misaligned = p
     if OBSERVE or TIMELINE:
         r.live += size
     if OBSERVE:
         r.operations += 1
         r.live_objects += 1
         r.allocated += size
+        inspect(k, p, size, ALIGNMENT)
     return p
+
+
+@jit(cold=True)
+def inspect(k, p, size, alignment):
+    """End the process when the block of ``size`` bytes at ``p`` is not what was asked for."""
+    if p & (alignment - 1):
+        abort(k, ABORT_MISALIGNED, p)
+    if not covered(k, p, p + max(size, 1), VM_READ | VM_WRITE):
+        abort(k, ABORT_OUTSIDE, p)
 
 
 @jit(cold=True)
@@ -256,6 +266,7 @@ def do_realloc(k, a, r, objects, slot, size):
         r.live += size - old
     if OBSERVE:
         r.allocated += size
+        inspect(k, q, size, ALIGNMENT)
     objects[slot, 0] = q
     objects[slot, 1] = size
     if size > old:
@@ -305,8 +316,8 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
         return born(k, r, objects, slot, calloc(k, a, size), size)
     if op == ALIGNED:
         p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
-        if p and p & ((1 << align) - 1):
-            r.misaligned = p
+        if OBSERVE and p:
+            inspect(k, p, size, 1 << align)
         if p:
             use_block(k, p, 0, size)
         return p

@@ -1,17 +1,19 @@
 """Distributions of request sizes, drawn with integers only: the same bytes on every machine.
 
-``uniform`` and ``list`` are exact.  The others go through a table of quantiles: 4096 cells of
-equal probability, the last of which is split into 4096 again, with straight lines inside a cell.
+``uniform`` and ``list`` are exact.  The others go through tables of quantiles: 4096 cells of equal
+probability, with straight lines inside a cell.  What falls into the last 64 cells is looked up in
+4096 finer ones instead, and once more, so that the tail is as smooth as the body.
 
-    p   0        1/4096   …        4095/4096 ──┐                      1
-        ├────────┼────────┼────────┤           ├──┼──┼──┼── … ──┼─────┤
-                  body                            tail, cells of 2**-24
+    p   0                                   63/64                  1
+        ├──┼──┼──┼──┼──  …  ──┼──┼──┼──┼──┼──┤                      cells of 2**-12
+                                            ├┼┼┼┼┼┼ … ┼┼┼┤           2**-18
+                                                         ├┼┼ … ┼┼┤   2**-24
 
 The tables are made of integers as well: exp2 from roots of two (24 fractional bits, relative error
-below 2**-28), the normal quantile from the density summed in steps of 1/256 (absolute error below
-2e-6).  Sizes are held in 1/256 byte and rounded to the nearest byte, at least 1.  Quantiles beyond
+below 2**-28), normal probabilities from the density summed in steps of 1/256 (within 1e-6, in the
+tail within 5e-5 of themselves).  Sizes are held in 1/256 byte and rounded to the nearest byte, at least 1.  Quantiles beyond
 1 - 2**-25 are cut off there (5.4 standard deviations), sizes above MAX_SIZE at MAX_SIZE: drawn
-means lie within 0.2 % of the true ones, unless the tail is so heavy that the cut carries the mean.
+means lie within 0.1 % of the true ones, unless the tail is so heavy that the cut carries the mean.
 """
 
 import functools
@@ -64,6 +66,9 @@ _DECIMALS = {"sigma": (0, 4), "exponent": (0, 8)}
 _BATCH = 1 << 16
 _CELL_BITS = 12
 _CELLS = 1 << _CELL_BITS
+#: Each table covers the last 2**-6 of the one before.
+_ZOOM_BITS = 6
+_LEVELS = 3
 #: Fractional bits of probabilities, of binary logarithms, of mantissas, and of sizes.
 _P_BITS, _LOG_BITS, _MANTISSA_BITS, _SIZE_BITS = 52, 24, 30, 8
 #: Steps of the grids from which quantiles are read: 1/256.
@@ -94,14 +99,16 @@ class Sizes:
         return drawn
 
     def _draw_batch(self, random: Random, n: int) -> np.ndarray:
-        body, tail = _table(self)
         u = random.bits(n)
-        cell = (u >> np.uint64(64 - _CELL_BITS)).view(np.int64)
-        inside = ((u >> np.uint64(64 - 2 * _CELL_BITS)) & np.uint64(_CELLS - 1)).view(np.int64)
-        sizes = _between(body, cell, inside)
-        far = np.flatnonzero(cell == _CELLS - 1)
-        rest = ((u[far] >> np.uint64(64 - 3 * _CELL_BITS)) & np.uint64(_CELLS - 1)).view(np.int64)
-        sizes[far] = _between(tail, inside[far], rest)
+        sizes, rows = np.empty(n, np.int64), np.arange(n)
+        for table in _tables(self):
+            # 24 bits tell the place: 12 the cell, 12 where in the cell.
+            place = (u >> np.uint64(64 - 2 * _CELL_BITS)).view(np.int64)
+            cell, inside = place >> _CELL_BITS, place & (_CELLS - 1)
+            low = table[cell]
+            sizes[rows] = low + ((table[cell + 1] - low) * inside >> _CELL_BITS)
+            far = np.flatnonzero(cell >= _CELLS - (_CELLS >> _ZOOM_BITS))
+            rows, u = rows[far], u[far] << np.uint64(_ZOOM_BITS)
         sizes += 1 << (_SIZE_BITS - 1)
         sizes >>= _SIZE_BITS
         return np.clip(sizes, 1, MAX_SIZE, out=sizes)
@@ -128,7 +135,7 @@ class SizesSetting:
                 raise ValueError(f"{name}: unknown setting {key!r} (it has: {', '.join(DEFAULTS)})")
         given = self.mapping | dict(value)
         kind = given["kind"]
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(f"{name}.kind={kind}: choose one of {', '.join(KINDS)}")
         for key in value:
             if key not in ("kind", *KINDS[kind]) and not _same(value[key], self.mapping[key]):
@@ -141,10 +148,10 @@ class SizesSetting:
         if kind == "power" and checked["low"] < 1:
             raise ValueError(f"{name}.low=0: a power law starts at 1 or more")
         if kind == "list" and len(checked["weights"]) not in (0, len(checked["choices"])):
-            raise ValueError(
-                f"{name}.weights has {len(checked['weights'])} entries for {len(checked['choices'])} "
-                f"{name}.choices; give one each, or none for equal weights"
+            entries = (
+                f"{len(checked['weights'])} entries for {len(checked['choices'])} {name}.choices"
             )
+            raise ValueError(f"{name}.weights has {entries}; give one each, or none: all alike")
         return Sizes(kind, tuple(checked.values()))
 
     def spell(self, sizes: Sizes) -> dict[str, Any]:
@@ -166,7 +173,7 @@ class SizesSetting:
 
 
 def sizes(**defaults: Any) -> SizesSetting:
-    """Declare a size distribution: ``SIZES = sizes(kind="uniform", low=8, high=1000)``."""
+    """Declare a workload's distribution by what differs from DEFAULTS."""
     return SizesSetting(**defaults)
 
 
@@ -211,21 +218,17 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
 # --- Tables ---------------------------------------------------------------------------------------
 
 
-def _between(table: np.ndarray, cell: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Points on the lines of ``table``: cell numbers, and 1/4096ths of a cell."""
-    low = table[cell]
-    return low + ((table[cell + 1] - low) * inside >> _CELL_BITS)
-
-
 @functools.lru_cache(maxsize=64)
-def _table(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes at the ends of the cells of body and tail, 1/256 byte, (4097,) int64 each."""
+def _tables(sizes: Sizes) -> tuple[np.ndarray, ...]:
+    """Sizes at the ends of the cells, 1/256 byte, (4097,) int64 for each degree of fineness."""
     quantile = {"lognormal": _lognormal, "power": _power, "exponential": _exponential}[sizes.kind]
     ends = np.arange(_CELLS, -1, -1, dtype=np.int64)
-    one, least = 1 << _P_BITS, 1 << (_P_BITS - 2 * _CELL_BITS - 1)
-    body = np.clip(ends << (_P_BITS - _CELL_BITS), least, one - least)
-    tail = np.maximum(ends << (_P_BITS - 2 * _CELL_BITS), least)
-    return quantile(body, *sizes.settings), quantile(tail, *sizes.settings)
+    most, least = 1 << _P_BITS, 1 << (_P_BITS - _CELL_BITS - _ZOOM_BITS * (_LEVELS - 1) - 1)
+    tables = []
+    for level in range(_LEVELS):
+        above = ends << (_P_BITS - _CELL_BITS - _ZOOM_BITS * level)
+        tables.append(quantile(np.clip(above, least, most - least), *sizes.settings))
+    return tuple(tables)
 
 
 def _lognormal(above: np.ndarray, median: int, sigma: Fraction) -> np.ndarray:
@@ -266,7 +269,9 @@ def _power(above: np.ndarray, exponent: Fraction, low: int, high: int) -> np.nda
 
 def _read_grid(grid: np.ndarray, above: np.ndarray) -> np.ndarray:
     """Where ``above`` lies on the falling ``grid`` (both 2**-52), in 1/65536 of a grid step."""
-    cell = np.clip(len(grid) - 1 - np.searchsorted(grid[::-1], above, side="left"), 0, len(grid) - 2)
+    cell = np.clip(
+        len(grid) - 1 - np.searchsorted(grid[::-1], above, side="left"), 0, len(grid) - 2
+    )
     height = np.maximum(grid[cell] - grid[cell + 1], 1)
     inside = np.clip(((grid[cell] - above) << 16) // height, 0, 1 << 16)
     return (cell << 16) + inside

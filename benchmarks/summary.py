@@ -1,6 +1,7 @@
 """What bench.py prints at the end of a run and of a sweep, in the words of the metrics table."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ _ROWS = (
         ("steps_mean", "steps_p50", "steps_p99", "steps_p999", "steps_max"),
     ),
 )
+
+
+#: Metrics in the table of a sweep, by the width of the terminal.
+_NARROW = ("peak_heap",)
+_WIDE = ("kernel_ns_per_op", "peak_heap", "peak_rss", "steps_p99")
+
+
+def console() -> Console:
+    """Standard output; wide when it is no terminal, so that files and pipes get every column."""
+    return Console(width=None if sys.stdout.isatty() else 132)
 
 
 def spell(name: str, value: float) -> str:
@@ -64,29 +75,28 @@ def print_run(directory: Path, console: Console) -> None:
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     title = f"{run['label']} · {run['workload_label']} · seed {run['seed']}"
     table = Table(title=title, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+    for justify in ("left", "left", "right"):
+        table.add_column(no_wrap=True, justify=justify)
+    wide = console.width >= 110
+    if wide:
+        table.add_column(style="dim", no_wrap=True)
+
+    def row(title: str, name: str, value: str, meaning: str) -> None:
+        table.add_row(title, name, value, *([meaning] if wide else []))
+
     modelled = metrics["kernel_ns_per_op"]
     time = timing(directory)
     if time:
         mean, spread, count = time
-        cell = f"{mean:.2f} ± {spread:.2f} ns"
-        table.add_row(
-            "time", "ns_per_op", cell, f"measured, {count} values: mean ± standard deviation"
-        )
+        row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", f"measured, over {count} values")
     cell = spell("kernel_ns_per_op", modelled)
-    table.add_row(
-        "" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning
-    )
+    row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
     if time:
-        table.add_row("", "", f"{mean + modelled:.2f} ns", "sum of measured and modelled")
+        row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
     for title, names in _ROWS:
         table.add_section()
         for i, name in enumerate(names):
-            cell = spell(name, metrics[name])
-            table.add_row("" if i else title, name, cell, BY_NAME[name].meaning)
+            row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
     console.print(table)
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
     console.print(f"status: {status}", highlight=False)
@@ -100,11 +110,12 @@ def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def print_sweep(directory: Path, console: Console) -> bool:
     """Print a line for each run and each failure's reason; returns whether all went well."""
+    columns = _WIDE if console.width >= 120 else _NARROW
     table = Table(title="sweep")
     for head in ("run", "allocator", "workload", "seed", "status"):
-        table.add_column(head)
-    for head in ("ns/op", "kernel ns/op", "peak heap", "peak RSS", "fragmentation", "steps p99"):
-        table.add_column(head, justify="right")
+        table.add_column(head, overflow="fold")
+    for head in ("ns_per_op", *columns):
+        table.add_column(head, justify="right", no_wrap=True)
     failures = []
     for path, run in sweep_runs(directory):
         cells = [path.name.partition("-")[0], run.get("label", "?"), run.get("workload_label", "?")]
@@ -113,14 +124,7 @@ def print_sweep(directory: Path, console: Console) -> bool:
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
             time = timing(path)
             cells.append(f"{time[0]:.2f} ± {time[1]:.2f}" if time else "")
-            names = (
-                "kernel_ns_per_op",
-                "peak_heap",
-                "peak_rss",
-                "fragmentation_peaks",
-                "steps_p99",
-            )
-            cells += [spell(name, metrics[name]) for name in names]
+            cells += [spell(name, metrics[name]) for name in columns]
         else:
             failures.append((path, run))
         table.add_row(*cells)

@@ -1,7 +1,7 @@
 """Workloads: one file each, and ``conf/workload/NAME.yaml`` beside it.
 
 A workload's module declares its settings as module-level constants, as an allocator does
-(``LIVE = number(25_000, low=1)``; also ``sizes(...)`` and ``path()``), and is of one of three kinds:
+(``LIVE = number(25_000, low=1)``; also ``sizes(...)`` and ``path()``).  There are three kinds:
 
     generated   generate(s, random) -> Events         stored events from settings and a seed
     program     next_event(g, last) @jit,             sees the addresses that it was given

@@ -64,9 +64,9 @@ def start(s: SimpleNamespace, random: Random) -> np.record:
                 ("rounds", "i8"),
                 ("overhead", "i8"),
                 ("slots", "i8"),
-                ("round", "i8"),
+                ("level", "i8"),  # number of the round
                 ("freeing", "i8"),  # 1 while the round frees, 0 while it allocates
-                ("residue", "i8"),  # f: kept blocks lie on units ≡ f (mod 2**round)
+                ("residue", "i8"),  # f: kept blocks lie on units ≡ f (mod 2**level)
                 ("cursor", "i8"),  # next slot to look at
                 ("occupied", "i8"),  # bytes of the budget in use
                 ("pending", "i8"),  # slot whose address comes with the next call, or -1
@@ -83,11 +83,11 @@ def start(s: SimpleNamespace, random: Random) -> np.record:
 
 @jit
 def lies_on(g, slot, residue):
-    """Whether the block in ``slot`` covers a unit ≡ ``residue`` (mod 2**round)."""
+    """Whether the block in ``slot`` covers a unit ≡ ``residue`` (mod 2**level)."""
     begin = g.address[slot] - g.origin
     first = begin >> g.unit_shift
     last = (begin + (g.units[slot] << g.unit_shift) - g.overhead - 1) >> g.unit_shift
-    return ((residue - first) & ((1 << g.round) - 1)) <= last - first
+    return ((residue - first) & ((1 << g.level) - 1)) <= last - first
 
 
 @jit
@@ -96,7 +96,7 @@ def spoiled(g, residue):
     total = 0
     for slot in range(g.slots):
         if g.address[slot] != 0 and lies_on(g, slot, residue):
-            total += (1 << g.round) - g.units[slot]
+            total += (1 << g.level) - g.units[slot]
     return total
 
 
@@ -124,21 +124,21 @@ def next_event(g, last):
                     return True
             g.freeing = 0
             g.cursor = 0
-        footprint = 1 << (g.unit_shift + g.round)
+        footprint = 1 << (g.unit_shift + g.level)
         if g.occupied + footprint <= g.budget:
             while g.address[g.cursor] != 0:
                 g.cursor += 1
             g.occupied += footprint
-            g.units[g.cursor] = 1 << g.round
+            g.units[g.cursor] = 1 << g.level
             g.pending = g.cursor
             g.op = MALLOC
             g.slot = g.cursor
             g.request = footprint - g.overhead
             return True
-        if g.round == g.rounds:
+        if g.level == g.rounds:
             return False
-        g.round += 1
-        other = g.residue + (1 << (g.round - 1))
+        g.level += 1
+        other = g.residue + (1 << (g.level - 1))
         if spoiled(g, other) > spoiled(g, g.residue):
             g.residue = other
         g.freeing = 1

@@ -9,8 +9,6 @@ the plateau is what the allocator could not give back.
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from allocators.settings import number
 from benchmarks.events import Events
 from benchmarks.prng import Random

@@ -23,6 +23,8 @@ from kernel.jit import is_jit
 _SUPPORT = {"__init__", "pieces", "registry"}
 #: What the program does with its memory where a workload's settings do not say.
 DEFAULT_TOUCH = "all"
+#: Fields of a program's record that tell the replay loop the next event.
+PROGRAM_FIELDS = ("op", "slot", "request", "align", "offset")
 MAX_SEED = (1 << 62) - 1
 
 
@@ -71,7 +73,9 @@ class PathSetting:
     def parse(self, name: str, value: object) -> str:
         """Return the path.  Raises ValueError when there is none."""
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{name}={'' if value is None else value}: expected the path of a file")
+            raise ValueError(
+                f"{name}={'' if value is None else value}: expected the path of a file"
+            )
         return value
 
     def spell(self, value: str) -> str:
@@ -150,6 +154,13 @@ def load(
         program = Program(
             module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
         )
+        try:
+            fields = program.state().dtype.names
+        except ValueError as error:
+            raise WorkloadError(f"workload {choice.name}: {error}") from None
+        lacking = [name for name in PROGRAM_FIELDS if name not in fields]
+        if lacking:
+            raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
         slots, operations = module.slots(s), program.length
         text = json.dumps(provenance, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -206,10 +217,14 @@ def _choose(settings: Mapping[str, Any]) -> _Choice:
     stem = Path(name).stem if name.endswith(".py") else name
     seed = given.pop("seed", 1)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise WorkloadError(f"workload {stem}: seed={seed}: expected a whole number from 0 to 2**62 - 1")
+        raise WorkloadError(
+            f"workload {stem}: seed={seed}: expected a whole number from 0 to 2**62 - 1"
+        )
     touch = given.pop("touch", DEFAULT_TOUCH)
     if touch not in TOUCH_NAMES:
-        raise WorkloadError(f"workload {stem}: touch={touch}: choose one of {', '.join(TOUCH_NAMES)}")
+        raise WorkloadError(
+            f"workload {stem}: touch={touch}: choose one of {', '.join(TOUCH_NAMES)}"
+        )
     declared = _declared(module)
     for key in given:
         if key not in declared:
@@ -240,7 +255,9 @@ def _import(name: str) -> ModuleType:
         file = Path(__file__).with_name(f"{name}.py")
         module_name = f"benchmarks.workloads.{name}"
     else:
-        raise WorkloadError(f"no workload {name!r}; choose one of {', '.join(names())}, or a .py file")
+        raise WorkloadError(
+            f"no workload {name!r}; choose one of {', '.join(names())}, or a .py file"
+        )
     if module_name in sys.modules and not name.endswith(".py"):
         module = sys.modules[module_name]
     else:

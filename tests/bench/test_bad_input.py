@@ -1,0 +1,136 @@
+"""Does every mistake get one clear message, early, without harm?"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.bench.conftest import ROOT, SMALL, result_directory
+
+BUMP = (ROOT / "allocators" / "bump.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("allocator=budy", "buddy"),
+        ("workload=chrun", "churn"),
+        ("allocator.min_order=25", "min_order (25) is above max_order (20)"),
+        ("allocator.min_order=-5", "min_order=-5"),
+        ("allocator.min_order=five", "min_order=five"),
+        ("allocator.growth=swap", "brk, mmap"),
+        ("+allocator.colour=1", "unknown setting 'colour'"),
+        ("allocator.colour=1", "colour"),
+        ("kernel.page_size=5000", "page_size must be 4096, 16384 or 65536"),
+        ("kernel.memory=-1", "kernel.memory=-1"),
+        ("kernel.overcommit=7", "overcommit must be 0, 1 or 2"),
+        ("+kernel.colour=1", "unknown setting kernel.colour"),
+        ("kernel.cost.brk=-1", "kernel.cost.brk=-1"),
+        ("workload.live=-1", "live=-1"),
+        ("workload.operations=many", "operations=many"),
+        ("workload.touch=some", "all, read"),
+        ("workload.sizes.kind=gauss", "lognormal"),
+        ("workload.sizes.median=0", "median"),
+        ("measure.processes=0", "measure.processes=0"),
+        ("measure.timing=perhaps", "measure.timing"),
+        ("seed=-1", "seed=-1"),
+        ("seed=x", "seed=x"),
+        ("allocator.name=nowhere.py", "nowhere.py"),
+    ],
+)
+def test_a_wrong_setting_is_named_at_once(bench, tmp_path, argument, message):
+    begin = time.monotonic()
+    done = bench("allocator=buddy", argument)
+    assert done.returncode == 1
+    text = done.stderr + done.stdout
+    assert all(word in text for word in message.split(", ")), text
+    assert "Traceback" not in text
+    assert not list(tmp_path.glob("results/*"))
+    assert time.monotonic() - begin < 30  # nothing was compiled or replayed
+
+
+def plugin(tmp_path: Path, old: str, new: str) -> Path:
+    """bump with one piece of its source replaced."""
+    assert BUMP.count(old) == 1
+    path = tmp_path / "mine.py"
+    path.write_text(BUMP.replace(old, new))
+    return path
+
+
+LATE = "    if a.top > a.start + 5000:\n"
+CARVE = "    p = a.top + HEADER\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (CARVE, LATE + "        raise ValueError\n" + CARVE, "the plugin raised ValueError"),
+        (CARVE, CARVE + LATE + "        p += 1 << 40\n", "outside its writable mappings"),
+        (CARVE, CARVE + LATE + "        p += 8\n", "which is not aligned"),
+        (CARVE, CARVE + LATE + "        load(k, 64)\n", "SIGSEGV: read of 0x40"),
+        (CARVE, "    p = a.topp + HEADER\n", "does not compile"),
+        ('"""Forget the block."""', "store(k, p - 8, 1 << 40)", "own check failed"),
+    ],
+    ids=["raises", "outside", "misaligned", "wild load", "no such field", "corrupt heap"],
+)
+def test_a_broken_plugin_is_told_with_its_event(bench, tmp_path, old, new, message):
+    path = plugin(tmp_path, old, new)
+    done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
+    assert done.returncode == 1
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    run = json.loads((result_directory(done) / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert message in run["reason"]
+
+
+def test_a_plugin_that_does_not_import_is_told_with_its_line(bench, tmp_path):
+    path = plugin(tmp_path, "def free(k, a, p):", "def free(k, a, p:")
+    done = bench("allocator=bump", f"allocator.name={path}")
+    assert done.returncode == 1
+    assert f"{path}:{BUMP[: BUMP.index('def free')].count(chr(10)) + 1}" in done.stderr
+
+
+def test_a_plugin_without_a_part_of_the_contract(bench, tmp_path):
+    path = plugin(tmp_path, "def usable_size(", "def useful_size(")
+    done = bench("allocator=bump", f"allocator.name={path}")
+    assert done.returncode == 1
+    assert "does not define usable_size" in done.stderr
+
+
+def test_an_endless_loop_is_ended_with_its_event(python, tmp_path):
+    path = plugin(tmp_path, CARVE, LATE + "        while True:\n            a.end += 1\n" + CARVE)
+    # bench.py waits as long as an honest event could take; here one second is enough.
+    script = f"""
+from kernel import watchdog
+from kernel.boot import KernelConfig
+from allocators import registry
+from benchmarks import workloads
+from benchmarks.simulation import OBSERVED, Simulation
+workload = workloads.load({{"name": "churn", "operations": 2000, "live": 100}})
+simulation = Simulation(registry.load({str(path)!r}), workload, KernelConfig(), OBSERVED)
+watchdog.PATIENCE = 1.0
+simulation.replay()
+"""
+    done = python("-c", script)
+    assert done.returncode == 1
+    assert "SoftLockup: event " in done.stderr
+
+
+def test_two_homes_of_one_name_are_refused(bench, tmp_path):
+    home = tmp_path / "conf" / "allocator"
+    home.mkdir(parents=True)
+    (home / "bump.yaml").write_text("name: bump\n")
+    done = bench("--config-dir", str(tmp_path / "conf"), "allocator=bump")
+    assert done.returncode == 1
+    assert "stands twice" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["", "nowhere.txt"])
+def test_a_missing_trace_is_told(bench, tmp_path, path):
+    done = bench("workload=trace", f"workload.path={path}")
+    assert done.returncode == 1
+    assert "path" in done.stderr or "nowhere.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("results/*/metrics.json"))
