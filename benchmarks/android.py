@@ -93,3 +93,7 @@ class Reader:
             return f"unknown operation {name!r} (known: {', '.join(OPERATIONS)})"
         form = " ".join(OPERATIONS[name][1])
         return f"expected '{name} {form}', found {' '.join(fields[1:])!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"{pointer & (1 << 64) - 1:#x}"

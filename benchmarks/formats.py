@@ -4,7 +4,8 @@
                                                                                (in the user's cache)
 
 A format is a module with NAME, PATTERN (bytes that show it) and Reader: ``read(lines)`` gives
-Records, ``explain(fields)`` says what is wrong with a line.  To add one, enter it in FORMATS.
+Records, ``explain(fields)`` says what is wrong with a line, ``spell(pointer)`` names an object as
+the trace does.  To add one, enter it in FORMATS.
 """
 
 import gzip
@@ -176,9 +177,10 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
         if wrong and (strict or source.first_problem is None):
             row, i = min(wrong)
             bad_line = text.split(b"\n", row + 1)[row]
-            what = (
-                reader.explain(fields_of(bad_line)) if i < 0 else complaint(records, i, problem[i])
-            )
+            if i < 0:
+                what = reader.explain(fields_of(bad_line))
+            else:
+                what = complaint(records, i, problem[i], reader.spell)
             source.first_problem = (source.lines + int(row) + 1, what)
             if strict:
                 raise _error(source.path, source.first_problem)
@@ -229,6 +231,8 @@ def convert(
     source = recognise(path)
     if not out.parent.is_dir():
         raise TraceError(f"{out}: there is no directory {out.parent}")
+    if out.exists() and out.samefile(path):
+        raise TraceError(f"{out}: would overwrite the trace that is read")
     try:
         with native.Writer(out) as writer:
             if source.format is None:
@@ -280,7 +284,9 @@ def native_file(
     """
     source = recognise(path)
     if source.format is None:
-        with _complaints(path), native.Reader(path) as reader:
+        with _complaints(path):
+            reader = native.Reader(path)
+        with reader:
             yield reader, False
         return
     name = f"{_content_hash(path)[:32]}-{VERSION}-{native.SCHEMA}.parquet"

@@ -4,7 +4,7 @@ A configuration is the nested mapping that Hydra composed: allocator, workload, 
 seed.  Checking imports no compiler.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,11 @@ class Job:
     measure: Measure
     seed: int
 
-    def load_workload(self) -> workloads.Workload:
+    def load_workload(
+        self, progress: Callable[[float, str], None] | None = None
+    ) -> workloads.Workload:
         """Generate or read the workload.  Raises WorkloadError."""
-        return workloads.load(self.workload)
+        return workloads.load(self.workload, progress)
 
 
 def check_job(config: Mapping[str, Any]) -> Job:

@@ -51,7 +51,8 @@ def shown_progress(title: str, after: float = 2.0) -> Iterator[Progress]:
     try:
         yield progress
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _environment() -> dict[str, str]:

@@ -65,3 +65,7 @@ class Reader:
     def explain(self, fields: list[str]) -> str:
         """What is wrong with a line of these fields."""
         return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {' '.join(fields)!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"id {pointer - 1}"

@@ -170,14 +170,14 @@ class Objects:
             self._keys, self._slots = keys, slots
 
 
-def complaint(records: Records, i: int, problem: int) -> str:
-    """Why record ``i`` cannot have happened."""
+def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str]) -> str:
+    """Why record ``i`` cannot have happened; ``spell`` names a pointer."""
     free = records.op[i] == FREE
     name = OP_NAMES[records.op[i]]
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
-    address = f"{int(argument) & (1 << 64) - 1:#x}"
+    which = spell(int(argument))
     if problem == LIVE:
-        return f"{name} returned {address}, which is still allocated"
+        return f"{name} returned {which}, which is still allocated"
     if problem == UNKNOWN:
-        return f"{name} of {address}, which was never allocated"
-    return f"{'double free' if free else name} of {address}, which was freed before"
+        return f"{name} of {which}, which was never allocated"
+    return f"{'double free' if free else name} of {which}, which was freed before"

@@ -33,7 +33,7 @@ def observe(directory: Path) -> None:
     config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     job = check_job(config)
     report(0.0, "preparing the workload")
-    workload = job.load_workload()
+    workload = job.load_workload(report)
 
     from benchmarks.simulation import (
         OBSERVED,

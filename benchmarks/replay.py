@@ -86,7 +86,7 @@ RUN = np.dtype(
         ("live_at_peak_heap", "i8"),
         ("peak_heap", "i8"),
         ("allocated", "i8"),  # bytes requested in all; a realloc counts as free then malloc
-        ("operations", "i8"),  # events that reached the allocator
+        ("operations", "i8"),  # events of the allocator that were not skipped
         ("failed", "i8"),  # of these, how many returned NULL
         ("skipped", "i8"),  # events of objects whose allocation had failed
         ("first_failure", "i8"),  # event number of the first NULL, -1 if none
@@ -294,8 +294,10 @@ def apply(k, a, r, objects, op, slot, size, align, offset):
             use_block(k, p, 0, size)
         return p
     if op == FREE:
-        if slot < 0:
-            return 0  # free(NULL)
+        if slot < 0:  # free(NULL) is an event, though no allocator has work with it
+            if OBSERVE:
+                r.operations += 1
+            return 0
         p = objects[slot, 0]
         if p == 0:
             r.skipped += 1

@@ -11,9 +11,9 @@ probability, with straight lines inside a cell.  What falls into the last 64 cel
 
 The tables are made of integers as well: exp2 from roots of two (24 fractional bits, relative error
 below 2**-28), normal probabilities from the density summed in steps of 1/256 (within 1e-6, in the
-tail within 5e-5 of themselves).  Sizes are held in 1/256 byte and rounded to the nearest byte, at least 1.  Quantiles beyond
-1 - 2**-25 are cut off there (5.4 standard deviations), sizes above MAX_SIZE at MAX_SIZE: drawn
-means lie within 0.1 % of the true ones, unless the tail is so heavy that the cut carries the mean.
+tail within 5e-5 of themselves).  Sizes are held in 1/256 byte and rounded to the nearest byte, at
+least 1.  Quantiles are cut off at 1 - 2**-25 (5.4 standard deviations), sizes at MAX_SIZE.
+Drawn means lie within 0.1 % of the true ones, unless the tail is so heavy that the cut carries it.
 """
 
 import functools

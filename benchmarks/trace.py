@@ -8,6 +8,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,18 @@ def _bytes(n: int) -> str:
     return f"{n:,} bytes"
 
 
+@contextmanager
+def _progress() -> Iterator[formats.Progress | None]:
+    """Yield a progress bar where somebody watches standard error, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from benchmarks.launch import shown_progress
+
+    with shown_progress("trace") as progress:
+        yield progress
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -175,10 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     given = parser.parse_args(arguments)
 
-    from benchmarks.launch import shown_progress
-
     try:
-        with shown_progress("trace") as progress:
+        with _progress() as progress:
             if given.command == "info":
                 about = describe(given.file, not given.lenient, progress)
             else:

@@ -51,3 +51,7 @@ class Reader:
     def explain(self, fields: list[str]) -> str:
         """What is wrong with a line of these fields."""
         return f"expected 'Alloc(SIZE),' or 'Free(NUMBER),', found {' '.join(fields)!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"number {pointer - 1}"

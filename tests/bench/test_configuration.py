@@ -1,0 +1,87 @@
+"""Is every YAML file complete, true to its plugin, and fit to run?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import bench  # noqa: F401 - registers the resolvers that conf/ uses
+from allocators import registry
+from benchmarks.job import COSTS, check_job
+from benchmarks.metrics import BY_NAME, METRICS, markdown
+from tests.bench.conftest import ROOT
+
+CONF = ROOT / "conf"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> dict:
+    config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    config.pop("experiment", None)
+    return config
+
+
+@pytest.mark.parametrize("name", choices("allocator"))
+def test_an_allocator_yaml_spells_every_default(name):
+    config = composed(f"allocator={name}")
+    job = check_job(config)
+    assert job.plugin.name == name
+    assert job.plugin.label == name  # nothing differs from the defaults
+    assert set(config["allocator"]) == {"name", *job.plugin.values}
+
+
+def test_every_allocator_and_workload_has_a_yaml():
+    assert choices("allocator") == registry.names()
+    folder = ROOT / "benchmarks" / "workloads"
+    support = {"__init__", "registry", "pieces"}
+    assert choices("workload") == sorted({p.stem for p in folder.glob("*.py")} - support)
+
+
+@pytest.mark.parametrize("name", choices("workload"))
+def test_a_workload_yaml_is_accepted(name, tmp_path):
+    trace = tmp_path / "some.txt"
+    trace.write_text("1: malloc 0x10 8\n")
+    extra = [f"workload.path={trace}"] if name == "trace" else []
+    job = check_job(composed(f"workload={name}", *extra))
+    assert job.workload["name"] == name
+
+
+@pytest.mark.parametrize("group", ["kernel", "measure", "kernel/cost"])
+def test_other_groups_are_accepted(group):
+    for name in choices(group):
+        job = check_job(composed(f"{group}={name}"))
+        assert set(job.cost) == set(COSTS)
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_an_experiment_begins_with_its_command(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert text.splitlines()[0] == f"# python bench.py -m experiment={name}"
+    check_job(composed(f"experiment={name}"))
+
+
+def test_metrics_are_declared_once_and_well():
+    assert len(BY_NAME) == len(METRICS)
+    assert {m.better for m in METRICS} <= {"", "lower", "higher"}
+    assert all(m.meaning and m.unit for m in METRICS)
+
+
+def test_the_readme_shows_the_table_of_metrics():
+    assert markdown() in Path(ROOT / "README.md").read_text()
+
+
+def test_the_readme_names_every_allocator_and_workload():
+    readme = Path(ROOT / "README.md").read_text()
+    for name in [*choices("allocator"), *choices("workload")]:
+        assert f"| `{name}` |" in readme

@@ -1,0 +1,97 @@
+"""The same events on every machine, from run to run, and with the JIT off.
+
+A hash that changes on purpose changes published numbers: raise benchmarks.results.MODEL with it.
+``python tests/workloads/test_events_are_pinned.py`` prints the new table.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import workloads
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DISTRIBUTIONS = {
+    "uniform": {"low": 1, "high": 4096},
+    "lognormal": {"median": 100, "sigma": 2.5},
+    "power": {"exponent": 1.5, "low": 4, "high": 32_768},
+    "exponential": {"mean": 3000},
+    "list": {"choices": [16, 24, 400], "weights": [5, 3, 1]},
+}
+CASES = {
+    **{
+        f"{name} default": {"name": name}
+        for name in ("churn", "larson", "queue", "ramp", "realloc_growth", "stack")
+    },
+    "churn small": {"name": "churn", "operations": 1000, "live": 50, "seed": 2},
+    "larson small": {"name": "larson", "operations": 1000, "threads": 2, "blocks": 20, "seed": 2}
+    | {"lifetime": 50, "turn": 5},
+    "queue small": {"name": "queue", "operations": 1000, "live": 50, "burst": 7, "seed": 2},
+    "ramp small": {"name": "ramp", "operations": 1000, "peak": 99, "plateau": 9, "seed": 2},
+    "realloc_growth small": {"name": "realloc_growth", "operations": 1000, "vectors": 9}
+    | {"factor": 150, "seed": 2},
+    "stack small": {"name": "stack", "operations": 1000, "depth": 30, "seed": 2},
+    **{
+        f"churn {kind}": {"name": "churn", "operations": 100_000, "live": 100}
+        | {"sizes": {"kind": kind} | settings}
+        for kind, settings in DISTRIBUTIONS.items()
+    },
+}
+PINNED = {
+    "churn default": "f1485aea04217d83",
+    "larson default": "7fc5090d5dd7fdc1",
+    "queue default": "8162a9d31a1a5c6b",
+    "ramp default": "a4eea66f9ce41032",
+    "realloc_growth default": "9127993657ef7f00",
+    "stack default": "e08a7a73eed0ab7b",
+    "churn small": "9e04f6cd371c8c87",
+    "larson small": "1ba7de70676e7a83",
+    "queue small": "4cb279e059976171",
+    "ramp small": "fa04582cad4a8649",
+    "realloc_growth small": "0f6f3b2922c9f487",
+    "stack small": "95bf13e98ed6601b",
+    "churn uniform": "1b50a527b904e611",
+    "churn lognormal": "ebd8e29b7637193a",
+    "churn power": "0f962b35b6a6dc9e",
+    "churn exponential": "ae51e101d9d7e5a7",
+    "churn list": "0f2d44a7f0d44f6e",
+}
+
+
+def fingerprints(cases):
+    return {name: workloads.load(CASES[name]).fingerprint[:16] for name in cases}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fingerprint(case):
+    assert fingerprints([case])[case] == PINNED[case]
+
+
+def test_the_same_with_the_jit_off():
+    cases = [case for case in CASES if "default" not in case]
+    code = f"""
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("pins", {str(Path(__file__))!r})
+pins = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pins)
+print(json.dumps(pins.fingerprints({cases!r})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == {case: PINNED[case] for case in cases}
+
+
+if __name__ == "__main__":
+    for case_name, digest in fingerprints(CASES).items():
+        print(f'    "{case_name}": "{digest}",')
