@@ -25,7 +25,9 @@ EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 # Two runs that start in the same second must not share a directory.  (Hydra imports this file once
 # more for the callback below, hence replace.)
-OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+OmegaConf.register_new_resolver(
+    "unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
+)
 
 
 def _say(text: str) -> None:
@@ -84,6 +86,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     from benchmarks import results
     from benchmarks.job import JobError, check_job
     from benchmarks.launch import run_job, shown_progress
+    from benchmarks.workloads import DEFAULT_TOUCH
 
     choices = HydraConfig.get().runtime.choices
     known = {
@@ -108,8 +111,10 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     known |= {
         "allocator": job.plugin.name,
         "label": job.plugin.label,
-        "touch": plain["workload"].get("touch"),
+        "workload_label": job.workload_label,
+        "touch": plain["workload"].get("touch", DEFAULT_TOUCH),
         "page_size": job.kernel.page_size,
+        "kernel": plain["kernel"],
     }
     if _already_done(directory, plain):
         _say(f"{directory.name}: finished earlier")

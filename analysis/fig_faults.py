@@ -1,7 +1,5 @@
 """Page faults by cause and system calls by kind."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,49 +8,87 @@ from analysis import spread, style
 from analysis.load import Results
 from benchmarks.metrics import BY_NAME
 
-#: The totals; what follows each with an underscore is a part, save the calls that failed, which the
-#: kinds contain.
-TOTALS = ("faults", "syscalls")
-#: Metrics that the figure reads.
+#: Metrics that the figure reads: the parts of these totals.  Calls that failed are no kind of their
+#: own.
 METRICS = tuple(
     name
-    for total in TOTALS
+    for total in ("faults_", "syscalls_")
     for name in BY_NAME
-    if name.startswith(f"{total}_") and name != "syscalls_failed"
+    if name.startswith(total) and name != "syscalls_failed"
 )
+
+#: Width of a panel in inches.
+WIDTH = 1.5
 
 
 def draw(results: Results) -> Figure:
     """A row of panels per workload, a column per cause or kind, in each a row per allocator.
 
-    From ``results.runs`` label, workload, seed and the METRICS (counts).  Causes and kinds that
-    never occur have no column.  A column is logarithmic, with dots for bars, where an allocator's
-    count is more than style.WIDE_RANGE times another's on the same workload.
+    From ``results.runs`` label, workload, seed and METRICS (counts).  What never occurs has no
+    column.  A column has dots on a logarithmic axis in place of bars where an allocator's count is
+    more than style.WIDE_RANGE times another's on the same workload.
     """
     labels, workloads, runs = results.labels, results.workloads, results.runs
-    names = [name for name in METRICS if (runs[name] > 0).any()]
+    names = [name for name in METRICS if (runs[name] > 0).any()] or list(METRICS)
     absent = [name for name in METRICS if name not in names]
-    means = runs.groupby(["workload", "label"])[names].mean()
-    fig = Figure(
-        figsize=(
-            1.9 + 1.55 * len(names),
-            1.3 + len(workloads) * (0.35 + style.rows_height(labels)),
-        ),
-        layout="constrained",
-    )
+    width = max(0.4 + style.names_width(labels) + (WIDTH + 0.1) * len(names), style.LEAST_WIDTH)
+    height = 0.35 + max(style.rows_height(labels), style.names_width(workloads))
+    fig = Figure(figsize=(width, 1.2 + height * len(workloads)), layout="constrained")
     grid = fig.subplots(len(workloads), len(names), squeeze=False)
     for j, name in enumerate(names):
-        log = any(style.is_wide(cell) for _, cell in means[name].groupby(level="workload"))
+        means = runs.groupby(["workload", "label"])[name].mean()
+        log = any(style.is_wide(cell) for _, cell in means.groupby(level="workload"))
         for i, workload in enumerate(workloads):
             ax = grid[i, j]
             mine = runs[runs["workload"] == workload]
-            (_dots if log else _bars)(ax, mine, name, labels)
+            notes = results.remarks(workload)
+            _panel(ax, mine, name, labels, notes, log=log, spelled=j == 0)
             style.name_rows(ax, labels, named=j == 0)
-            style.remark_rows(ax, labels, results.remarks(workload), {})
-            if i == 0:
-                ax.set_title(name)
-            if i == len(workloads) - 1:
-                ax.set_xlabel(BY_NAME[name].unit + (", logarithmic" if log else ""))
+            ax.set(title="" if i else name, xlabel="")
             if j == 0:
                 ax.set_ylabel(style.wrapped(workload), fontweight="bold")
+        ax.set_xlabel(BY_NAME[name].unit + (", logarithmic" if log else ""))
+    style.caption(
+        fig,
+        "Each panel has a scale of its own.",
+        "; ".join(f"{n}: {BY_NAME[n].meaning}" for n in names if BY_NAME[n].meaning not in n) + ".",
+        f"None in any run: {', '.join(absent)}." if absent else "",
+        spread.describe_counts(runs),
+        style.describe_cells(results),
+        style.describe_conditions(results.conditions),
+    )
     return fig
+
+
+def _panel(
+    ax: Axes,
+    runs: pd.DataFrame,
+    name: str,
+    labels: list[str],
+    notes: dict[str, str],
+    *,
+    log: bool,
+    spelled: bool,
+) -> None:
+    """One workload and metric: marks, and right of each its mean.
+
+    Labels with a note have it in the note's colour and, if ``spelled``, followed by the note.  On a
+    logarithmic axis a count of zero has no mark, and is written at the left edge.
+    """
+    means = runs.groupby("label")[name].mean()
+    texts = {label: style.short(mean) for label, mean in means.items()}
+    if spelled:
+        texts |= {label: f"{texts[label]} {notes[label]}" for label in notes if label in texts}
+    log = log and bool(means.any())
+    shown = runs[runs["label"].isin(means.index[means > 0])] if log else runs
+    ends = shown.groupby("label")[name].agg(spread.mark_end)
+    if log:
+        style.dots(ax, shown, name, labels)
+    else:
+        style.bars(ax, shown, name, labels)
+    low = style.log_start([*means[means > 0], *ends]) if log else 0.0
+    high = style.room_at_right(ends, texts, WIDTH, low, log=log)
+    style.set_range(ax.xaxis, low, high or 1.0, log=log, ticks=3)
+    for label, text in (notes | texts).items():
+        color = style.REMARK if label in notes else "0.2"
+        style.remark(ax, ends.get(label), labels.index(label), text, color=color)

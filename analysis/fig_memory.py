@@ -35,33 +35,36 @@ def draw(results: Results) -> Figure:
     """
     labels, workloads = results.labels, results.workloads
     looks = style.looks(labels)
-    columns = min(len(labels), MOST_COLUMNS)
-    block = math.ceil(len(labels) / columns)  # rows of panels that a workload takes
+    block = math.ceil(len(labels) / MOST_COLUMNS)  # rows of panels that a workload takes
+    columns = math.ceil(len(labels) / block)
     rows = block * len(workloads)
-    fig = Figure(figsize=(1.2 + 1.9 * columns, 1.1 + 1.65 * rows), layout="constrained")
+    width = max(1.2 + 1.9 * columns, style.LEAST_WIDTH)
+    fig = Figure(figsize=(width, 1.1 + 1.65 * rows), layout="constrained")
     grid = fig.subplots(rows, columns, squeeze=False)
     for i, workload in enumerate(workloads):
         mine = results.timelines[results.timelines["workload"] == workload]
-        remarks = results.remarks(workload)
+        gaps = {label: why for (label, name), why in results.gaps().items() if name == workload}
         panels = grid[i * block : (i + 1) * block].flat
         for ax in panels[len(labels) :]:
             ax.remove()
         for j, label in enumerate(labels):
-            ax = panels[j]
-            _lines(ax, mine[mine["label"] == label], mine, looks[label].color)
-            ax.set_title(style.wrapped(label))
-            style.remark_corner(ax, remarks.get(label, ""))
+            ax, cell = panels[j], mine[mine["label"] == label]
+            _lines(ax, cell, mine, looks[label].color)
+            if i == 0 or block > 1:
+                ax.set_title(style.wrapped(label, 20))
+            style.remark_corner(ax, "oom" if "oom" in set(cell["status"]) else gaps.get(label, ""))
             if j % columns:
                 ax.tick_params(labelleft=False)
+                ax.set_ylabel("")
             else:
-                ax.set_ylabel(f"{style.wrapped(workload)}\n{ax.get_ylabel()}")
+                ax.set_ylabel(f"{style.wrapped(workload, 20)}\n{ax.get_ylabel()}")
             if j + columns < len(labels):
                 ax.tick_params(labelbottom=False)
             elif i == len(workloads) - 1:
                 ax.set_xlabel("event")
     fig.legend(
         handles=[
-            Patch(**AREA, label="live: requested bytes of live objects"),
+            Patch(fc=AREA["color"], ec=LIVE["color"], label="live: requested by the program"),
             Line2D([], [], color=style.NEUTRAL, **HEAP, label="heap: mapped by the allocator"),
             Line2D([], [], **RSS, label="RSS: resident frames"),
         ],
@@ -92,7 +95,7 @@ def _lines(ax: Axes, cell: pd.DataFrame, workload: pd.DataFrame, color: str) -> 
     style.set_range(ax.xaxis, 0, max(workload["event"].max(), 1), ticks=3)
     if log:
         low = peaks[peaks > 0].min(axis=None) / 10**DECADES_BELOW
-        style.set_range(ax.yaxis, low / divisor, top / divisor, log=True, ticks=4)
+        style.set_range(ax.yaxis, low / divisor, 2 * top / divisor, log=True, ticks=4)
     else:
         style.set_range(ax.yaxis, 0, 1.06 * max(top, 1) / divisor, ticks=4)
     ax.set(xlabel="", ylabel=f"{unit}, logarithmic" if log else unit)
@@ -104,4 +107,4 @@ def _describe_seeds(timelines: pd.DataFrame) -> str:
     seeds = sorted(timelines["seed"].unique())
     if len(seeds) == 1:
         return f"One run each, of seed {seeds[0]}."
-    return f"One run each, of its lowest seed ({seeds[0]} to {seeds[-1]}): no seed is common to all."
+    return f"One run each, of its lowest seed ({seeds[0]} to {seeds[-1]}); none is common to all."

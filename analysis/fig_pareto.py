@@ -1,10 +1,15 @@
 """Time against memory, with the Pareto front, for each workload."""
 
+import textwrap
+
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from pandas.api.typing import SeriesGroupBy
 
 from analysis import spread, style
 from analysis.load import ResultError, Results
@@ -14,9 +19,12 @@ from benchmarks.metrics import BY_NAME
 METRICS = ("peak_heap", "peak_live")
 #: Panels side by side.
 MOST_COLUMNS = 3
+#: Largest over smallest value from which an axis is logarithmic: points need no zero.
+LOG_RANGE = 10.0
 FRONT = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (4, 2)), "zorder": 2}
 #: A ring around the points of the front.
-RING = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgecolor": "0.45"}
+RING = {"marker": "o", "markersize": 13.0, "markerfacecolor": "none", "markeredgecolor": "0.45"}
+HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1.3}
 
 
 def draw(results: Results) -> Figure:
@@ -31,27 +39,37 @@ def draw(results: Results) -> Figure:
         raise ResultError(f"{run.directory}: peak_live is 0: there is no memory to compare with")
     ratios = results.runs.assign(ratio=results.runs["peak_heap"] / results.runs["peak_live"])
     observed = spread.time_observations(results.times)
-    fig, axes = style.panel_grid(len(workloads), MOST_COLUMNS, (2.9, 2.7), (2.0, 0.9))
+    legend = max(style.names_width(labels), 1.9)
+    fig, axes = style.panel_grid(
+        len(workloads), MOST_COLUMNS, panel=(2.6, 2.7), margin=(legend + 1.0, 0.9)
+    )
+    across, upward = [], []
     for workload, ax in zip(workloads, axes, strict=True):
-        _panel(
+        x, y = _panel(
             ax,
             ratios.loc[ratios["workload"] == workload].groupby("label")["ratio"],
             observed.loc[observed["workload"] == workload].groupby("label")["ns_per_op"],
             labels,
             {label for label, name in results.out_of_memory() if name == workload},
         )
-        ax.set_title(style.wrapped(workload, 40))
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(style.axis_label("ns_per_op"))
+        across.append(x)
+        upward.append(y)
+        ax.set_title(style.wrapped(workload))
+    remark_x = _scale([ax.xaxis for ax in axes], across)
+    remark_y = _scale([ax.yaxis for ax in axes], upward)
     heap, live = BY_NAME["peak_heap"].meaning, BY_NAME["peak_live"].meaning
-    style.label_bottom(axes, f"{heap} ÷ {live}")
+    style.label_bottom(axes, f"{heap} ÷ {live}{remark_x}")
+    for ax in axes:
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(textwrap.fill(f"{style.axis_label('ns_per_op')}{remark_y}", 30))
     fig.legend(handles=_legend(labels, bool(results.out_of_memory())), loc="outside right upper")
     style.caption(
         fig,
-        "Lower left is better; points on the Pareto front are those that no other beats or equals "
-        "in both.",
+        "Lower left is better; on the Pareto front are the allocators that no other one matches in "
+        "both and beats in one.",
         f"Vertical whiskers: {spread.describe_time(observed)}",
-        "Horizontal whiskers: the same over seeds.",
+        "Horizontal whiskers: the same of the ratio." if "seeds" in set(observed["over"]) else "",
+        style.HIDDEN,
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
     )
@@ -59,16 +77,76 @@ def draw(results: Results) -> Figure:
 
 
 def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``points`` (columns x, y; less is better) that no other dominates, by rising x.
+    """The rows of ``points`` (x and y, less is better) that no other dominates, by rising x.
 
     A row is dominated by one that is no worse in both and better in one.
     """
-    ordered = points.sort_values(["x", "y"])
-    best = ordered["y"].cummin().shift(fill_value=float("inf"))
-    equal = ordered.duplicated(["x", "y"])
-    first = ordered["y"] < best
-    return ordered[first | (equal & first.groupby([ordered["x"], ordered["y"]]).transform("any"))]
+    x, y = points["x"].to_numpy(), points["y"].to_numpy()
+    worse_or_equal = (x[:, None] >= x) & (y[:, None] >= y)
+    worse = (x[:, None] > x) | (y[:, None] > y)
+    return points[~(worse_or_equal & worse).any(axis=1)].sort_values(["x", "y"])
 
 
-def _panel(ax: Axes, ratios, times, labels: list[str], oom: set[str]) -> None:
-    """One workload: the mean of each label, its intervals, and the front."""
+def _panel(
+    ax: Axes, ratios: SeriesGroupBy, times: SeriesGroupBy, labels: list[str], oom: set[str]
+) -> tuple[list[float], list[float]]:
+    """One workload: the mean of each label with its intervals, and the front.
+
+    ``ratios`` and ``times`` (ns) are observations by label; ``oom`` are labels without memory.
+    Returns what is drawn along x and along y.
+    """
+    points = pd.DataFrame({"x": ratios.mean(), "y": times.mean()})
+    front = pareto_front(points.drop(index=list(oom)))
+    ax.step(front["x"], front["y"], where="post", **FRONT)
+    across, upward = list(points["x"]), list(points["y"])
+    for label, (x, y) in points.iterrows():
+        look = style.looks(labels)[label]
+        ratio = spread.interval(ratios.get_group(label))
+        time = spread.interval(times.get_group(label))
+        ax.plot(ratio, [y, y], **style.WHISKER)
+        ax.plot([x, x], time, **style.WHISKER)
+        across.extend(ratio)
+        upward.extend(time)
+        hollow = HOLLOW | {"markeredgecolor": look.color} if label in oom else {}
+        ax.plot(x, y, look.marker, color=look.color, **style.DOT | hollow)
+        if label in front.index:
+            ax.plot(x, y, **RING)
+    sns.despine(ax=ax)
+    return across, upward
+
+
+def _scale(axes: list[Axis], values: list[list[float]]) -> str:
+    """Scale the panels' x- or y-axes alike for each one's values; returns what to say of it."""
+    log = any(style.is_wide(mine, LOG_RANGE) for mine in values)
+    for axis, mine in zip(axes, values, strict=True):
+        low, high = np.nanmin(mine), np.nanmax(mine)
+        if log:
+            room = max((high / low) ** 0.12, 1.15)
+            style.set_range(axis, low / room, high * room, log=True)
+        else:
+            room = 0.15 * (high - low) or 0.15 * high
+            style.set_range(axis, max(low - room, 0), high + room)
+    return ", logarithmic" if log else ""
+
+
+def _legend(labels: list[str], oom: bool) -> list[Line2D]:
+    """A handle per label, and those of the front."""
+    looks = style.looks(labels)
+    handles = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker=look.marker,
+            color=look.color,
+            label=style.wrapped(label),
+            **style.DOT,
+        )
+        for label, look in looks.items()
+    ]
+    handles.append(Line2D([], [], **FRONT, **RING, label="Pareto front"))
+    handles.append(style.whisker_handle())
+    if oom:
+        hollow = style.DOT | HOLLOW | {"markeredgecolor": style.NEUTRAL}
+        handles.append(Line2D([], [], ls="", marker="o", label="oom", **hollow))
+    return handles

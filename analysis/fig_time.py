@@ -13,8 +13,9 @@ from benchmarks.metrics import BY_NAME
 
 #: Metrics that the figure reads beside the timed values.
 METRICS = ("kernel_ns_per_op",)
-#: Panels side by side.
+#: Panels side by side, and the width of one in inches.
 MOST_COLUMNS = 3
+WIDTH = 2.6
 
 
 def draw(results: Results) -> Figure:
@@ -39,23 +40,32 @@ def draw(results: Results) -> Figure:
     mixed = observed["over"].nunique() > 1
 
     fig, axes = style.panel_grid(
-        len(workloads), MOST_COLUMNS, (2.7, 0.6 + style.rows_height(labels)), (1.7, 1.2)
+        len(workloads),
+        MOST_COLUMNS,
+        panel=(WIDTH + 0.1, 0.4 + 0.16 * style.line_count(workloads) + style.rows_height(labels)),
+        margin=(style.names_width(labels), 1.2),
     )
     for workload, ax in zip(workloads, axes, strict=True):
         mine, points = means.loc[workload], observed[observed["workload"] == workload]
-        (_dots if log else _bars)(ax, mine, points, labels)
-        style.name_rows(ax, labels, named=ax.get_subplotspec().is_first_col())
         remarks = results.remarks(workload)
         for label in mine.index[mine["over"] == "values"] if mixed else ():
             remarks[label] = f"† {remarks.get(label, '')}"
-        style.remark_rows(ax, labels, remarks, mine["total"])
-        ax.set(title=style.wrapped(workload, 40), xlabel="")
+        (_dots if log else _bars)(ax, mine, points, labels)
+        ends = points.groupby("label")["ns_per_op"].agg(spread.mark_end).clip(lower=mine["total"])
+        low = style.log_start([*mine["measured"], *ends]) if log else 0.0
+        high = style.room_at_right(ends, remarks, WIDTH, low, log=log)
+        style.set_range(ax.xaxis, low, high, log=log)
+        style.remark_rows(ax, labels, remarks, ends)
+        style.name_rows(ax, labels, named=ax.get_subplotspec().is_first_col())
+        ax.set(title=style.wrapped(workload), xlabel="")
     unit = BY_NAME["ns_per_op"].unit
     style.label_bottom(axes, f"time per operation ({unit}{', logarithmic' if log else ''})")
     fig.legend(handles=_legend(log, observed), loc="outside upper left", ncols=2)
     style.caption(
         fig,
         f"Whiskers, of the measured part: {spread.describe_time(observed)}",
+        "†: one seed only." if mixed else "",
+        style.HIDDEN if log else "",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
     )
@@ -69,9 +79,8 @@ def _bars(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]
         tint = style.tint(style.looks(labels)[label].color)
         ax.barh(labels.index(label), mean["kernel"], style.BAR, mean["measured"], color=tint)
     seeds = points[points["over"] == "seeds"]
-    rows = seeds["label"].map(labels.index) + 0.21
-    sns.scatterplot(x=seeds["ns_per_op"], y=rows, ax=ax, **style.SEED)
-    style.set_range(ax.xaxis, 0, 1.08 * max(means["total"].max(), points["ns_per_op"].max()))
+    rows = [labels.index(label) + 0.21 for label in seeds["label"]]
+    sns.scatterplot(x=seeds["ns_per_op"].to_numpy(), y=rows, ax=ax, **style.SEED)
 
 
 def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
@@ -81,8 +90,6 @@ def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]
         ax.plot([mean["measured"], mean["total"]], [row, row], color=look.color, lw=1.2)
         ax.plot(mean["total"], row, look.marker, mec=look.color, mfc="white", ms=6)
     style.dots(ax, points, "ns_per_op", labels)
-    low = min(means["measured"].min(), points["ns_per_op"].min())
-    style.set_range(ax.xaxis, low, max(means["total"].max(), points["ns_per_op"].max()), log=True)
 
 
 def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
@@ -91,7 +98,7 @@ def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
     measured, kernel = BY_NAME["ns_per_op"].meaning, BY_NAME["kernel_ns_per_op"].meaning
     if log:
         parts = [
-            Line2D([], [], ls="", marker="o", mfc=neutral, mec="white", ms=7, label=measured),
+            Line2D([], [], ls="", marker="o", color=neutral, label=measured, **style.DOT),
             Line2D([], [], ls="", marker="o", mfc="white", mec=neutral, label=f"… plus {kernel}"),
         ]
     else:
@@ -99,7 +106,7 @@ def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
             Patch(color=neutral, label=measured),
             Patch(color=style.tint(neutral), label=kernel),
         ]
-    parts.append(Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **style.WHISKER))
+    parts.append(style.whisker_handle())
     if not log and "seeds" in set(observed["over"]):
         parts.append(style.seed_handle())
     return parts

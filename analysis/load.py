@@ -7,6 +7,7 @@ depth.  Beside ``run.json`` a finished run has ``metrics.json`` (name -> number)
 Every :class:`ResultError` is one line that names the directory or the file at fault.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -25,20 +26,13 @@ from benchmarks.metrics import BY_NAME
 SCHEMA = 1
 #: What a run can end as.  The first two have all their data, the others none that could be drawn.
 DRAWN = ("ok", "oom")
-STATUSES = (*DRAWN, "failed", "running")
-#: What every run.json says, and with which type.
-REQUIRED = {
-    "allocator": str,
-    "label": str,
-    "workload": str,
-    "workload_label": str,
-    "seed": int,
-    "touch": str,
-    "page_size": int,
-    "status": str,
-}
-#: What must agree among runs that share a figure; a key that no run has is no condition.
-CONDITIONS = ("page_size", "touch", "machine", "model_version")
+STATUSES = (*DRAWN, "failed", "running", "interrupted")
+#: What every run.json says, and with which type; and what one of a drawn run says besides.
+REQUIRED = {"allocator": str, "label": str, "workload": str, "workload_label": str}
+REQUIRED_IF_DRAWN = {"seed": int, "touch": str, "page_size": int}
+#: What must agree among runs that share a figure, dots for entries of entries.  ``kernel`` is what
+#: else the memory model was told: limits, costs.  A key that no run has is no condition.
+CONDITIONS = ("page_size", "touch", "kernel", "versions.model", "machine")
 #: Columns of the timeline that figures draw.
 TIMELINE = ("event", "live", "heap", "rss")
 #: What tells two runs apart.
@@ -53,14 +47,15 @@ class ResultError(ValueError):
 class Results:
     """What the figures draw.
 
-    ``runs``: a row per finished run with directory, allocator, label, workload (the workload's
-    label), seed, status, ns_per_op and ns_per_op_sd (mean and standard deviation over the timed
-    values in ns; NaN without timing) and a column per metric of metrics.json, in the units of
-    benchmarks.metrics.
+    ``runs``: a row per finished run with directory, allocator and workload_name (without settings),
+    label and workload (with settings), seed, status, ns_per_op and ns_per_op_sd (mean and standard
+    deviation over the timed values in ns; NaN without timing) and a column per metric of
+    metrics.json, in the units of benchmarks.metrics.
     ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
-    ``timelines``: a row per sample with label, workload, seed, event, live, heap, rss (bytes).
-    ``skipped``: a row per unfinished run with directory, allocator, label, workload, seed, status
-    and reason.
+    ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
+    (bytes), of one run per cell.
+    ``skipped``: a row per unfinished run with directory, allocator, workload_name, label, workload,
+    seed, status and reason.
     ``conditions``: what all runs share, such as the page size.
     """
 
@@ -81,17 +76,23 @@ class Results:
         return sorted(self.runs["workload"].unique())
 
     def gaps(self) -> dict[tuple[str, str], str]:
-        """Cells (label, workload) without a finished run, and why: "failed", "no result", …"""
+        """Cells (label, workload) without a finished run, and why: a status or "no result".
+
+        A run that ended before its settings were known is labelled by the names alone.
+        """
+        allocators = dict(zip(self.runs["label"], self.runs["allocator"], strict=True))
+        names = dict(zip(self.runs["workload"], self.runs["workload_name"], strict=True))
+        status = {(run.label, run.workload): run.status for run in self.skipped.itertuples()}
         present = set(zip(self.runs["label"], self.runs["workload"], strict=True))
-        why = {
-            (run.label, run.workload): run.status for run in self.skipped.itertuples(index=False)
-        }
-        return {
-            (label, workload): why.get((label, workload), "no result")
-            for workload in self.workloads
-            for label in self.labels
-            if (label, workload) not in present
-        }
+        gaps = {}
+        for label, workload in itertools.product(self.labels, self.workloads):
+            if (label, workload) not in present:
+                spellings = itertools.product(
+                    (label, allocators[label]), (workload, names[workload])
+                )
+                reasons = [status[spelling] for spelling in spellings if spelling in status]
+                gaps[label, workload] = reasons[0] if reasons else "no result"
+        return gaps
 
     def out_of_memory(self) -> dict[tuple[str, str], str]:
         """Cells (label, workload) that ran out of memory, and how often: "oom", "oom 2/5"."""
@@ -115,7 +116,7 @@ def load(
     timelines: bool,
     metrics: Iterable[str],
     gaps: bool = False,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Results:
     """Read every run under ``directories``.
 
@@ -144,7 +145,8 @@ def load(
         if timelines:
             _check_timeline(path / "timeline.parquet")
         runs.append(row)
-        progress("reading runs", done, len(finished))
+        if progress:
+            progress("reading runs", done, len(finished))
 
     results = Results(
         runs=_run_frame(runs),
@@ -156,7 +158,7 @@ def load(
                 for path, run in described
                 if run["status"] not in DRAWN
             ],
-            columns=["directory", "allocator", *IDENTITY, "status", "reason"],
+            columns=["directory", "allocator", "workload_name", *IDENTITY, "status", "reason"],
         ),
         conditions=conditions,
     )
@@ -208,17 +210,17 @@ def _read_description(directory: Path) -> dict[str, Any]:
     run = _read_json(path)
     if run.get("schema") != SCHEMA:
         raise ResultError(f"{path}: schema {run.get('schema')!r}, this version reads {SCHEMA}")
-    for key, kind in REQUIRED.items():
+    if run.get("status") not in STATUSES:
+        raise ResultError(f"{path}: status {run.get('status')!r}, none of {', '.join(STATUSES)}")
+    for key, kind in (REQUIRED | (REQUIRED_IF_DRAWN if run["status"] in DRAWN else {})).items():
         if not isinstance(run.get(key), kind):
-            raise ResultError(f"{path}: {key} is {run.get(key)!r}, not a {kind.__name__}")
-    if run["status"] not in STATUSES:
-        raise ResultError(f"{path}: status {run['status']!r} is none of {', '.join(STATUSES)}")
+            raise ResultError(f"{path}: {key} is {run.get(key)!r}, not of type {kind.__name__}")
     return run
 
 
 def _cell(run: dict[str, Any]) -> dict[str, Any]:
     """The columns IDENTITY of a run."""
-    return {"label": run["label"], "workload": run["workload_label"], "seed": run["seed"]}
+    return {"label": run["label"], "workload": run["workload_label"], "seed": run.get("seed")}
 
 
 def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +228,7 @@ def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
     return {
         "directory": str(path),
         "allocator": run["allocator"],
+        "workload_name": run["workload"],
         **_cell(run),
         "status": run["status"],
     }
@@ -236,13 +239,21 @@ def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str,
     first, reference = finished[0]
     for path, run in finished[1:]:
         for key in CONDITIONS:
-            if run.get(key) != reference.get(key):
+            mine, other = _entry(run, key), _entry(reference, key)
+            if mine != other:
                 raise ResultError(
-                    f"{path / 'run.json'}: {key} is {run.get(key)!r}, but {reference.get(key)!r} "
-                    f"in {first / 'run.json'}; runs that differ in it cannot share a figure, "
-                    "draw them separately"
+                    f"{path / 'run.json'}: {key} is {mine}, but {other} in {first / 'run.json'}; "
+                    "runs that differ in it cannot share a figure, draw them separately"
                 )
-    return {key: reference[key] for key in CONDITIONS if key in reference}
+    return {key: _entry(reference, key) for key in CONDITIONS}
+
+
+def _entry(run: dict[str, Any], key: str) -> Any:
+    """The entry ``key`` of ``run``, dots for entries of entries; None if there is none."""
+    value: Any = run
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
@@ -312,26 +323,27 @@ def _check_timeline(path: Path) -> None:
 
 def _read_timelines(finished: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
     """One timeline per cell: of the lowest seed that all cells have, else of each cell's lowest."""
-    seeds: dict[tuple[str, str], dict[int, Path]] = {}
+    cells: dict[tuple[str, str], dict[int, tuple[Path, dict[str, Any]]]] = {}
     for path, run in finished:
-        seeds.setdefault((run["label"], run["workload_label"]), {})[run["seed"]] = path
-    common = set.intersection(*(set(paths) for paths in seeds.values()))
+        cells.setdefault((run["label"], run["workload_label"]), {})[run["seed"]] = path, run
+    common = set.intersection(*(set(by_seed) for by_seed in cells.values()))
     frames = []
-    for (label, workload), paths in seeds.items():
-        seed = min(common or paths)
-        path = paths[seed] / "timeline.parquet"
+    for by_seed in cells.values():
+        directory, run = by_seed[min(common or by_seed)]
+        path = directory / "timeline.parquet"
         try:
             frame = pd.read_parquet(path, columns=list(TIMELINE))
         except (OSError, pa.ArrowException) as error:
             raise ResultError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-        frames.append(frame.assign(label=label, workload=workload, seed=seed))
+        frames.append(frame.assign(**_cell(run), status=run["status"]))
     return pd.concat(frames, ignore_index=True)
 
 
 def _run_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The frame of runs: identity, time, then metrics in the order of their table."""
     frame = pd.DataFrame(rows)
-    front = ["directory", "allocator", *IDENTITY, "status", "ns_per_op", "ns_per_op_sd"]
+    front = ["directory", "allocator", "workload_name", *IDENTITY]
+    front += ["status", "ns_per_op", "ns_per_op_sd"]
     known = [name for name in BY_NAME if name in frame and name not in front]
     others = [name for name in frame if name not in front and name not in known]
     return (

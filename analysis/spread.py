@@ -30,6 +30,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return (float(low), float(high))
 
 
+def mark_end(values: np.ndarray) -> float:
+    """Where the mark of the mean of ``values`` (n,) and of its interval ends, in their unit."""
+    return float(np.nanmax([np.mean(values), interval(values)[1]]))
+
+
 def time_observations(times: pd.DataFrame) -> pd.DataFrame:
     """What the interval of a cell's time is taken over.
 
@@ -56,10 +61,10 @@ def describe_time(observations: pd.DataFrame) -> str:
     parts = []
     seeds = counts.loc[counts["over"] == "seeds", "n"]
     if len(seeds):
-        parts.append(f"over {_span(seeds)} seeds (one point per seed: the mean of its timed values)")
+        parts.append(f"over {_span(seeds)} seeds (each by the mean of its timed values)")
     values = counts.loc[counts["over"] == "values", "n"]
     if len(values):
-        where = " where there is one seed only (†)" if len(seeds) else " of one seed"
+        where = " where there is one seed only" if len(seeds) else " of one seed"
         parts.append(f"over the {_span(values)} timed values{where}")
     return f"{LEVEL} % bootstrap confidence interval of the mean {'; '.join(parts)}."
 

@@ -18,7 +18,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis import spread
-from analysis.load import Results
+from analysis.load import ResultError, Results
 from benchmarks.metrics import BY_NAME
 
 #: Okabe and Ito's palette, which the common forms of colour blindness tell apart; without its
@@ -32,19 +32,20 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
 #: Colour of marks that stand for no allocator, and of remarks such as "oom" and "failed".
 NEUTRAL = "#595959"
 REMARK = "#A11D2A"
-#: Lines of confidence intervals: dark, with a white edge that shows them on bars of any colour.
-WHISKER = {
-    "color": "0.1",
-    "linewidth": 1.3,
-    "zorder": 5,
-    "solid_capstyle": "butt",
-    "path_effects": [Stroke(linewidth=2.8, foreground="white"), Normal()],
-}
+#: Lines of confidence intervals, and what shows them on bars of any colour.
+WHISKER = {"color": "0.1", "linewidth": 1.2, "zorder": 3, "solid_capstyle": "butt"}
+ON_BAR = {"zorder": 5, "path_effects": [Stroke(linewidth=2.8, foreground="white"), Normal()]}
 #: Points that stand for one seed each.
 SEED = {"s": 11, "color": "white", "edgecolor": "0.2", "linewidth": 0.6, "zorder": 6}
 
+#: Least width of a figure in inches: legends and captions need it.
+LEAST_WIDTH = 6.8
 #: Height of a bar in rows.
 BAR = 0.64
+#: Points that stand for an allocator.
+DOT = {"markersize": 7.5, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4}
+#: The sentence of a caption on intervals under them.
+HIDDEN = "Intervals narrower than their point are hidden by it."
 
 #: Dots per inch of the PNG.
 DPI = 200
@@ -83,7 +84,9 @@ class Look(NamedTuple):
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """The look of each label: the sorted labels take the palette in order."""
     if len(labels) > MOST_LABELS:
-        raise ValueError(f"{len(labels)} labels, of which only {MOST_LABELS} could be told apart")
+        raise ResultError(
+            f"{len(labels)} allocator labels, of which only {MOST_LABELS} could be told apart"
+        )
     return {
         label: Look(
             PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], HATCHES[i // len(PALETTE)]
@@ -108,8 +111,8 @@ def axis_label(name: str) -> str:
     return f"{metric.meaning} ({metric.unit})"
 
 
-def wrapped(label: str, width: int = 20) -> str:
-    """``label`` on several lines if it is long, broken before its settings and between them."""
+def wrapped(label: str, width: int = 26) -> str:
+    """``label`` on lines of about ``width`` characters, broken before its settings and between."""
     if len(label) <= width:
         return label
     name, _, settings = label.partition("(")
@@ -127,7 +130,7 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 def short(value: float) -> str:
     """``value`` to three digits with a suffix: 0, 0.25, 12, 3.4k, 120k, 2.5M."""
-    for divisor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for divisor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * divisor:
             return f"{float(f'{value / divisor:.3g}'):g}{suffix}"
     return f"{float(f'{value:.3g}'):g}"
@@ -143,58 +146,94 @@ def describe_cells(results: Results) -> str:
     """The sentences of a caption on cells that are incomplete."""
     sentences = []
     if results.out_of_memory():
-        sentences.append(
-            "oom: the run was out of memory and requests failed (k/n: in k of n seeds); what it "
-            "did until its end is drawn."
-        )
-    if results.gaps():
-        sentences.append("failed, running, no result: no finished run of that allocator there.")
+        sentences.append("oom: memory ran out (k/n: for k of n seeds), so that less work was done.")
+    gaps = [f"{label} on {name} ({why})" for (label, name), why in results.gaps().items()]
+    if gaps:
+        sentences.append(f"Nothing to draw: {', '.join(gaps)}.")
     return " ".join(sentences)
 
 
 # --- Axes ----------------------------------------------------------------------------------------
 
 
-def is_wide(values: Iterable[float]) -> bool:
-    """Whether the positive ones among ``values`` span so much that a linear axis hides some."""
+def is_wide(values: Iterable[float], limit: float = WIDE_RANGE) -> bool:
+    """Whether the largest of ``values`` is more than ``limit`` times the smallest positive one."""
     positive = [value for value in values if value > 0]
-    return bool(positive) and max(positive) > WIDE_RANGE * min(positive)
+    return bool(positive) and max(positive) > limit * min(positive)
+
+
+def tint(color: str) -> tuple[float, float, float]:
+    """A light shade of ``color``."""
+    return sns.light_palette(color, 10)[4]
 
 
 def set_range(axis: Axis, low: float, high: float, *, log: bool = False, ticks: int = 5) -> None:
-    """Scale, limits and readable ticks of an x- or y-axis.
-
-    A linear axis shows [low, high] exactly; a logarithmic one, where ``low`` must be positive,
-    leaves room on both sides.
-    """
-    set_limits = getattr(axis.axes, f"set_{axis.axis_name}lim")
+    """Scale, limits and readable ticks of an x- or y-axis; ``low`` of a logarithmic one is > 0."""
     if log:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-        room = max((high / low) ** 0.1, 1.3)
-        set_limits(low / room, high * room)
-        decades = math.log10(high * room * room / low)
+        decades = math.log10(high / low)
         subs = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=ticks + 4))
+        axis.set_major_locator(LogLocator(subs=subs, numticks=ticks + 1))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
     else:
-        set_limits(low, high)
         axis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
+
+
+def log_start(values: Iterable[float]) -> float:
+    """Lower end of a logarithmic axis that shows ``values``, which are positive."""
+    values = list(values)
+    low, high = min(values), max(values)
+    return low / max(1.4, (high / low) ** 0.15)
+
+
+def room_at_right(
+    ends: Mapping[str, float],
+    texts: Mapping[str, str],
+    width: float,
+    low: float = 0.0,
+    *,
+    log: bool = False,
+) -> float:
+    """Upper limit of an x-axis from ``low``, ``width`` inches long, with room for remarks.
+
+    The mark of each label ends at ``ends[label]``, and right of it fits ``texts[label]``.
+    """
+
+    def scaled(value: float) -> float:
+        return math.log10(value / low) if log else value - low
+
+    span = 0.0
+    for label, end in ends.items():
+        share = min((0.17 + 0.068 * len(texts.get(label, ""))) / width, 0.8)
+        span = max(span, scaled(max(end, low)) / (1 - share))
+    return low * 10**span if log else low + span
+
+
+def line_count(labels: Sequence[str]) -> int:
+    """Lines of the longest of ``labels`` when wrapped."""
+    return 1 + max(wrapped(label).count("\n") for label in labels)
 
 
 def rows_height(labels: Sequence[str]) -> float:
-    """Inches that a panel with a row per label needs."""
-    return sum(0.27 + 0.13 * wrapped(label).count("\n") for label in labels)
+    """Inches that a panel with a row per label needs: all rows are as high as the highest."""
+    return len(labels) * max(0.27, 0.15 * line_count(labels))
+
+
+def names_width(labels: Sequence[str]) -> float:
+    """Inches that the names of rows take at the left of a panel."""
+    return 0.2 + 0.075 * max(len(line) for label in labels for line in wrapped(label).split("\n"))
 
 
 def panel_grid(
     count: int, most_columns: int, panel: tuple[float, float], margin: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels of ``panel`` (width, height) inches and ``margin`` more."""
+    """A figure with ``count`` panels of ``panel`` inches, width and height, and ``margin``."""
     rows = math.ceil(count / most_columns)
     columns = math.ceil(count / rows)
-    size = (margin[0] + panel[0] * columns, margin[1] + panel[1] * rows)
+    size = (max(margin[0] + panel[0] * columns, LEAST_WIDTH), margin[1] + panel[1] * rows)
     fig = Figure(figsize=size, layout="constrained")
     grid = fig.subplots(rows, columns, squeeze=False).flat
     for ax in grid[count:]:
@@ -229,7 +268,8 @@ def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
         saturation=1,
         width=BAR,
         errorbar=spread.interval,
-        err_kws=WHISKER,
+        err_kws=WHISKER | ON_BAR,
+        linewidth=0,
         legend=False,
         ax=ax,
     )
@@ -238,14 +278,14 @@ def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
 
 
 def dots(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """A dot per row for the mean of ``column``, with its interval; for logarithmic axes.
+    """A dot per row for the mean of ``column``, over its interval; for logarithmic axes.
 
     ``frame``: label and ``column``, a row per observation.
     """
     for label, values in frame.groupby("label")[column]:
         look, row = looks(labels)[label], labels.index(label)
-        ax.plot(values.mean(), row, look.marker, mec="white", mfc=look.color, ms=7, zorder=4)
         ax.plot(spread.interval(values), [row, row], **WHISKER)
+        ax.plot(values.mean(), row, look.marker, color=look.color, **DOT)
 
 
 def label_bottom(axes: Sequence[Axes], text: str) -> None:
@@ -254,17 +294,17 @@ def label_bottom(axes: Sequence[Axes], text: str) -> None:
         ax.set_xlabel(text)
 
 
-def remark(ax: Axes, x: float | None, row: int, text: str) -> None:
+def remark(ax: Axes, x: float | None, row: int, text: str, *, color: str = REMARK) -> None:
     """Write ``text`` in a row of ``ax`` right of ``x``, or of the left edge if that is None."""
     ax.annotate(
         text,
         (0 if x is None else x, row),
         xycoords=ax.get_yaxis_transform() if x is None else "data",
-        xytext=(5, 0),
+        xytext=(7, 0),
         textcoords="offset points",
         va="center",
         fontsize=8,
-        color=REMARK,
+        color=color,
         zorder=7,
     )
 
@@ -280,6 +320,11 @@ def remark_rows(
 def remark_corner(ax: Axes, text: str) -> None:
     """Write ``text`` into the upper left corner of ``ax``."""
     ax.text(0.03, 0.95, text, va="top", fontsize=8, color=REMARK, transform=ax.transAxes)
+
+
+def whisker_handle() -> Line2D:
+    """The legend's handle of the lines WHISKER."""
+    return Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **WHISKER)
 
 
 def seed_handle() -> Line2D:

@@ -59,6 +59,11 @@ class Job:
     measure: Measure
     seed: int
 
+    @property
+    def workload_label(self) -> str:
+        """The workload's name and the settings that differ from their defaults."""
+        return workloads.label(self.workload)
+
     def load_workload(
         self, progress: Callable[[float, str], None] | None = None
     ) -> workloads.Workload:

@@ -62,7 +62,6 @@ def observe(directory: Path) -> None:
         status=results.OOM if oom else results.OK,
         reason=reason,
         events=stopped if stopped >= 0 else simulation.length,
-        workload_label=workload.label,
         workload_provenance=workload.provenance,
         address_checksum=int(simulation.r.checksum),
         hashes={

@@ -171,6 +171,8 @@ def observe(k, r, op):
     if heap > r.peak_heap:
         r.peak_heap = heap
         r.live_at_peak_heap = r.live
+    if r.live_objects > r.peak_live_objects:
+        r.peak_live_objects = r.live_objects
     if r.live > 0:
         r.ratio_events += 1
         r.ratio_sum += heap / r.live

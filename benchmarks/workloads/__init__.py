@@ -14,12 +14,23 @@ combinations that cannot be.  A user's own workload is one such file: ``workload
 """
 
 from benchmarks.workloads.registry import (
+    DEFAULT_TOUCH,
     Program,
     Workload,
     WorkloadError,
+    label,
     load,
     names,
     validate,
 )
 
-__all__ = ["Program", "Workload", "WorkloadError", "load", "names", "validate"]
+__all__ = [
+    "DEFAULT_TOUCH",
+    "Program",
+    "Workload",
+    "WorkloadError",
+    "label",
+    "load",
+    "names",
+    "validate",
+]

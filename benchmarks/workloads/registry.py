@@ -133,6 +133,14 @@ def validate(settings: Mapping[str, Any]) -> None:
     _choose(settings)
 
 
+def label(settings: Mapping[str, Any]) -> str:
+    """The name of a workload with the settings that differ from their defaults.
+
+    Raises WorkloadError, as :func:`validate` does.
+    """
+    return _choose(settings).label
+
+
 def load(
     settings: Mapping[str, Any], progress: Callable[[float, str], None] | None = None
 ) -> Workload:

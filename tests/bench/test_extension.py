@@ -95,4 +95,6 @@ def test_a_new_allocator_runs_everywhere(bench, python, tmp_path):
     figures = python("-m", "analysis", directory, "-o", tmp_path / "figures")
     assert figures.returncode == 0, figures.stderr
     made = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {f"{n}.{e}" for n in ("time", "memory", "pareto", "faults") for e in ("png", "svg")} <= made
+    assert {
+        f"{n}.{e}" for n in ("time", "memory", "pareto", "faults") for e in ("png", "svg")
+    } <= made

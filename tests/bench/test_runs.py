@@ -45,6 +45,7 @@ def test_a_timed_run_leaves_a_complete_directory(bench, python):
     assert all(isinstance(value, int | float) for value in found.values())
     assert found["operations"] == 20000
     assert found["peak_live"] <= found["peak_heap"]
+    assert found["peak_live_objects"] == 500
 
     timeline = read_parquet(directory / "timeline.parquet")
     assert list(timeline.columns) == list(TIMELINE_COLUMNS)
@@ -84,7 +85,13 @@ def test_a_sweep_survives_its_failures_and_names_them(bench, tmp_path):
 
 
 def test_a_sweep_goes_on_where_it_was_left(bench, tmp_path):
-    arguments = ("-m", "allocator=bump", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SMALL)
+    arguments = (
+        "-m",
+        "allocator=bump",
+        "seed=1,2",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        *SMALL,
+    )
     assert bench(*arguments).returncode == 0
     first, second = sorted((tmp_path / "sweep").glob("*/run.json"))
     before = first.read_text()

@@ -1,0 +1,162 @@
+"""Synthetic result directories, in the format that bench.py writes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyperf
+import pytest
+
+from benchmarks.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+ALLOCATORS = ("arena", "buddy", "first_fit(fit=best)", "segregated")
+WORKLOADS = ("churn", "larson(threads=2)")
+EVENTS = 20_000
+PAGE = 4096
+
+
+def make_run(
+    directory: Path,
+    label: str = "buddy",
+    workload: str = "churn",
+    seed: int | None = 1,
+    *,
+    speed: float = 1.0,
+    waste: float = 1.3,
+    **described: Any,
+) -> Path:
+    """Write a run directory and return it.
+
+    ``speed`` scales its time, ``waste`` is heap over live; ``described`` overrides run.json.
+    """
+    directory.mkdir(parents=True)
+    run = {
+        "schema": 1,
+        "allocator": label.partition("(")[0],
+        "label": label,
+        "workload": workload.partition("(")[0],
+        "workload_label": workload,
+        "seed": seed,
+        "touch": "all",
+        "page_size": PAGE,
+        "status": "ok",
+        "reason": "",
+    } | described
+    (directory / "run.json").write_text(json.dumps(run))
+    if run["status"] in ("failed", "running"):
+        return directory
+
+    rng = np.random.default_rng([seed, *f"{label}{workload}".encode()])
+    event = np.arange(0, EVENTS, 50)
+    live = 3e6 * (1 - np.exp(-event / 2500)) * (1 + 0.03 * rng.standard_normal(len(event)))
+    heap = np.maximum.accumulate(np.ceil(live * waste / 65536) * 65536)
+    rss = np.minimum(heap, np.ceil(live * (1 + waste) / 2 / PAGE) * PAGE)
+    steps = event * 25
+    timeline = {"event": event, "live": live, "heap": heap, "rss": rss, "steps": steps}
+    for name in ("reserved", "page_tables", "minor_faults", "syscalls"):
+        timeline[name] = event
+    pd.DataFrame(timeline).astype("int64").to_parquet(directory / "timeline.parquet")
+
+    metrics = {metric.name: 0 for metric in METRICS if not metric.timed}
+    metrics |= {
+        "operations": EVENTS,
+        "kernel_ns_per_op": float(4 * waste * speed * rng.uniform(0.9, 1.1)),
+        "peak_live": int(live.max()),
+        "peak_heap": int(heap.max()),
+        "faults": int(rss.max()) // PAGE,
+        "faults_write": int(rss.max()) // PAGE,
+        "syscalls": int(60 * speed),
+        "syscalls_brk": int(40 * speed * rng.uniform(0.9, 1.1)),
+        "syscalls_mmap": int(20 * speed**3),
+        "syscalls_munmap": 0 if label < "c" else int(12 * speed**3),
+    }
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+
+    centre = 20e-9 * speed * rng.uniform(0.95, 1.05)
+    runs = [
+        pyperf.Run(
+            [centre * float(factor) for factor in rng.uniform(0.99, 1.06, 3)],
+            metadata={"name": workload},
+            collect_metadata=False,
+        )
+        for _ in range(5)
+    ]
+    pyperf.BenchmarkSuite([pyperf.Benchmark(runs)]).dump(str(directory / "bench.json"))
+    return directory
+
+
+def make_sweep(
+    directory: Path,
+    labels: tuple[str, ...] = ALLOCATORS,
+    workloads: tuple[str, ...] = WORKLOADS,
+    seeds: int = 5,
+    spread: float = 0.5,
+) -> Path:
+    """Write a sweep of ``labels`` × ``workloads`` × ``seeds``; each label is slower than the last.
+
+    ``spread`` is the step of speed and of waste from one label to the next.
+    """
+    for i, label in enumerate(labels):
+        for j, workload in enumerate(workloads):
+            for seed in range(1, seeds + 1):
+                make_run(
+                    directory / f"{i}-{j}-{seed}",
+                    label,
+                    workload,
+                    seed,
+                    speed=(1 + spread * i) * (1 + j),
+                    waste=1.1 + 0.5 * spread * ((3 * i + j) % len(labels)),
+                )
+    return directory
+
+
+def run_analysis(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """``python -m analysis`` in a process of its own, every warning an error."""
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "analysis", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 4 allocators × 2 workloads × 5 seeds; tests must not change it."""
+    return make_sweep(tmp_path_factory.mktemp("results") / "sweep")
+
+
+@pytest.fixture(scope="session")
+def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 2 allocators × 1 workload × 1 seed; tests must not change it."""
+    return make_sweep(tmp_path_factory.mktemp("results") / "one", ALLOCATORS[:2], WORKLOADS[:1], 1)
+
+
+@pytest.fixture
+def small(one_seed: Path, tmp_path: Path) -> Path:
+    """A copy of ``one_seed`` to break."""
+    return Path(shutil.copytree(one_seed, tmp_path / "small"))
+
+
+@pytest.fixture
+def make() -> Callable[..., Path]:
+    """:func:`make_run`."""
+    return make_run
+
+
+@pytest.fixture
+def sweep_of() -> Callable[..., Path]:
+    """:func:`make_sweep`."""
+    return make_sweep
+
+
+@pytest.fixture
+def analyse() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """:func:`run_analysis`."""
+    return run_analysis

@@ -1,0 +1,269 @@
+"""Does a damaged, missing or mixed result give one line that names it, and leave nothing behind?"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyperf
+import pytest
+
+from analysis.__main__ import main
+
+#: The first run of the sweep ``small``.
+RUN = "0-0-1"
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, which must fail with one line and write nothing; returns the line."""
+
+    def run(*arguments: str | Path) -> str:
+        out = tmp_path / "figures"
+        out.mkdir()
+        (out / "time.png").write_text("earlier")
+        before = sorted(path for path in tmp_path.rglob("*"))
+        code = main([*map(str, arguments), "-o", str(out)])
+        captured = capsys.readouterr()
+        assert code == 1, captured
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        assert (out / "time.png").read_text() == "earlier"
+        assert "wrote" not in captured.out
+        (line,) = captured.err.splitlines()
+        return line
+
+    return run
+
+
+def change_run(directory: Path, **values: object) -> None:
+    """Change keys of run.json; None removes one."""
+    path = directory / "run.json"
+    run = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in run.items() if value is not None}))
+
+
+def write_suite(path: Path, name: str, values: tuple[float, ...]) -> None:
+    """Write a pyperf suite with one benchmark, which has a warmup and ``values``."""
+    run = pyperf.Run(values, warmups=[(1, 1e-8)], metadata={"name": name}, collect_metadata=False)
+    pyperf.BenchmarkSuite([pyperf.Benchmark([run])]).dump(str(path), replace=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "timeline.parquet", "bench.json"])
+def test_a_missing_file(small: Path, refuse: Callable[..., str], name: str) -> None:
+    path = small / RUN / name
+    path.unlink()
+    assert f"{path}: missing" in refuse(small)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "timeline.parquet", "bench.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '"x"'])
+def test_an_empty_or_damaged_file(
+    small: Path, refuse: Callable[..., str], name: str, content: str
+) -> None:
+    path = small / RUN / name
+    path.write_text(content)
+    assert str(path) in refuse(small)
+
+
+def test_a_truncated_file(small: Path, refuse: Callable[..., str]) -> None:
+    path = small / RUN / "timeline.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert str(path) in refuse(small)
+
+
+def test_a_timeline_damaged_inside(small: Path, refuse: Callable[..., str]) -> None:
+    path = small / RUN / "timeline.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    assert str(path) in refuse(small)
+
+
+def test_a_timeline_without_rows_or_columns(
+    small: Path, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    path = small / RUN / "timeline.parquet"
+    full = pd.read_parquet(path)
+    full.iloc[:0].to_parquet(path)
+    assert f"{path}: empty" in refuse(small)
+    full.drop(columns="rss").to_parquet(path)
+    (tmp_path / "figures" / "time.png").unlink()
+    (tmp_path / "figures").rmdir()
+    assert f"{path}: no column rss" in refuse(small)
+
+
+def test_a_seed_that_is_not_drawn_is_checked_too(
+    tmp_path: Path, make: Callable[..., Path], refuse: Callable[..., str]
+) -> None:
+    make(tmp_path / "r" / "a", seed=1)
+    path = make(tmp_path / "r" / "b", seed=2) / "timeline.parquet"
+    path.unlink()
+    assert str(path) in refuse(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [("other", (1e-8,), "not one benchmark named 'churn'"), ("churn", (), "no timed value")],
+)
+def test_a_suite_without_the_values(
+    small: Path, refuse: Callable[..., str], name: str, values: tuple[float, ...], message: str
+) -> None:
+    path = small / RUN / "bench.json"
+    write_suite(path, name, values)
+    line = refuse(small)
+    assert str(path) in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(None, "no faults_write"), ("7", "faults_write is '7'"), (float("nan"), "nan, not a finite")],
+)
+def test_a_metric_without_its_number(
+    small: Path, refuse: Callable[..., str], value: object, message: str
+) -> None:
+    path = small / RUN / "metrics.json"
+    metrics = json.loads(path.read_text()) | {"faults_write": value}
+    path.write_text(json.dumps(metrics))
+    line = refuse(small)
+    assert str(path) in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"label": None}, "label is None"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"status": "fine"}, "status 'fine'"),
+    ],
+)
+def test_a_description_that_is_not_understood(
+    small: Path, refuse: Callable[..., str], values: dict[str, object], message: str
+) -> None:
+    change_run(small / RUN, **values)
+    line = refuse(small)
+    assert str(small / RUN / "run.json") in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("page_size", {"page_size": 16384}),
+        ("touch", {"touch": "first"}),
+        ("machine", {"machine": {"cpu": "another"}}),
+        ("versions.model", {"versions": {"model": 2}}),
+    ],
+)
+def test_runs_under_other_conditions(
+    small: Path, refuse: Callable[..., str], key: str, values: dict[str, object]
+) -> None:
+    change_run(small / "1-0-1", **values)
+    line = refuse(small)
+    assert str(small / "1-0-1" / "run.json") in line
+    assert str(small / RUN / "run.json") in line
+    assert f"{key} is " in line
+
+
+def test_a_run_given_twice(
+    small: Path, refuse: Callable[..., str], make: Callable[..., Path], tmp_path: Path
+) -> None:
+    again = make(tmp_path / "again", "arena")
+    line = refuse(small, again)
+    assert str(again) in line
+    assert str(small / RUN) in line
+
+
+def test_the_same_directory_given_twice_counts_once(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures"
+    assert main([str(small), str(small / RUN), "-o", str(out), "--figures", "faults"]) == 0
+    assert len(pd.read_csv(out / "table.csv")) == 2
+
+
+def test_a_directory_without_runs(tmp_path: Path, refuse: Callable[..., str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty}: no run.json" in refuse(empty)
+
+
+def test_a_directory_that_does_not_exist(tmp_path: Path, refuse: Callable[..., str]) -> None:
+    assert f"{tmp_path / 'none'}: no such directory" in refuse(tmp_path / "none")
+
+
+def test_no_finished_run(
+    tmp_path: Path, make: Callable[..., Path], refuse: Callable[..., str]
+) -> None:
+    make(tmp_path / "r" / "a", status="failed")
+    make(tmp_path / "r" / "b", "kr", status="running")
+    assert f"{tmp_path / 'r'}: none of its 2 runs is finished" in refuse(tmp_path / "r")
+
+
+def test_a_missing_series_unless_gaps_are_wanted(
+    small: Path, make: Callable[..., Path], tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    make(small / "more", "arena", "larson")
+    line = refuse(small)
+    assert str(small) in line
+    assert "no run of buddy on larson" in line
+    assert main([str(small), "-o", str(tmp_path / "figures"), "--gaps"]) == 0
+
+
+def test_unfinished_runs_are_skipped_and_said(
+    small: Path, make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = make(small / "f", "kr", status="failed", reason="loops at event 7")
+    make(small / "g", "buddy", seed=None, status="running", touch=None, page_size=None)
+    make(small / "h", "buddy", seed=3, status="interrupted")
+    out = tmp_path / "figures"
+    assert main([str(small), "-o", str(out), "--figures", "time,faults"]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped {failed} (failed: loops at event 7)" in said
+    assert f"skipped {small / 'g'} (running)" in said
+    table = pd.read_csv(out / "table.csv")
+    assert list(table["status"]) == ["ok", "ok", "failed", "running", "interrupted"]
+    assert table["ns_per_op"].notna().tolist() == [True, True, False, False, False]
+    assert {file.name for file in out.iterdir()} == {
+        "time.png",
+        "time.svg",
+        "faults.png",
+        "faults.svg",
+        "table.csv",
+    }
+
+
+def test_untimed_runs_still_have_the_other_figures(
+    small: Path, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    for path in small.rglob("bench.json"):
+        path.unlink()
+    assert "--figures" in refuse(small)
+    out = tmp_path / "figures"
+    assert main([str(small), "-o", str(out), "--figures", "memory,faults"]) == 0
+    assert (out / "memory.svg").exists()
+
+
+def test_an_unknown_figure(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([str(small), "-o", "x", "--figures", "time,pie"])
+    assert error.value.code == 2
+    assert "no figure 'pie'; there are time, memory, pareto, faults" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "file"
+    out.write_text("mine")
+    assert main([str(small), "-o", str(out)]) == 1
+    assert capsys.readouterr().err == f"analysis: {out}: not a directory\n"
+    assert out.read_text() == "mine"
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_nothing(
+    small: Path, refuse: Callable[..., str]
+) -> None:
+    path = small / RUN / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_live": 0}))
+    assert str(small / RUN) in refuse(small)
