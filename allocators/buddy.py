@@ -59,6 +59,8 @@ MAPPED = 127
 MAGIC = 0x5BD1 << 40
 MAGIC_MASK = 0xFFFF << 40
 LINK_NEXT, LINK_PREV = 16, 24
+#: Largest page size that a kernel may have, bytes.
+LARGEST_PAGE = 65536
 ORDERS = 40
 
 STATE = np.dtype(
@@ -89,7 +91,8 @@ def check_settings(s):
 
 def promises(s):
     """Bad frees are seen by their tag; all chunks but ``keep`` go back (from the top with brk)."""
-    retains = (s["keep"] + 1) << s["max_order"]
+    # A chunk and its page of links, each rounded up to whole pages; the break is rounded, too.
+    retains = s["keep"] * ((1 << s["max_order"]) + 2 * LARGEST_PAGE) + LARGEST_PAGE
     return Promises(double_free=True, wild_free=True, retains=retains)
 
 
@@ -291,7 +294,7 @@ def give_block(k, a, block, order):
 @jit
 def malloc(k, a, size):
     """Take the smallest block that fits, splitting on the way down."""
-    if size + HEADER > 1 << MAX_ORDER:
+    if size > (1 << MAX_ORDER) - HEADER:
         return mapped_alloc(k, a, HEADER, size, make_tag(0, MAPPED, USED))
     block = take_block(k, a, order_for(size))
     return block + HEADER if block else 0
@@ -351,7 +354,7 @@ def aligned_alloc(k, a, alignment, size):
     """Take a block with room to move the payload up to the alignment, behind a second tag."""
     if alignment <= HEADER:
         return malloc(k, a, size)
-    if size + alignment + HEADER > 1 << MAX_ORDER:
+    if size > (1 << MAX_ORDER) - HEADER - alignment:
         return mapped_alloc(k, a, alignment, size, make_tag(0, MAPPED, USED))
     order = order_for(size + alignment)
     block = take_block(k, a, order)

@@ -66,7 +66,7 @@ def grow(k, a, need):
 @jit
 def malloc(k, a, size):
     """Take the next bytes."""
-    need = HEADER + align_up(size, ALIGNMENT)
+    need = HEADER + align_up(max(size, 1), ALIGNMENT)
     if size > MAX_REQUEST or (a.top + need > a.end and not grow(k, a, need)):
         return 0
     p = a.top + HEADER

@@ -22,7 +22,7 @@ from kernel.boot import record
 from kernel.jit import is_jit
 
 #: Modules of this folder that are not allocators.
-_SUPPORT = {"__init__", "contract", "mapped", "registry", "settings", "verify"}
+_SUPPORT = {"__init__", "aligned", "contract", "mapped", "registry", "settings", "verify"}
 
 
 class PluginError(ValueError):

@@ -6,11 +6,12 @@ code sees.  The window is address space only: host memory is used where allocato
 
 import mmap
 import re
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernel.jit import jit
+from kernel.jit import build, jit
 from kernel.memory import store_word, windows
 from kernel.pgtable import pgd_shift, pmd_shift, pud_shift
 from kernel.switches import PAGE_SHIFT
@@ -30,9 +31,13 @@ from kernel.types import (
     VMA,
     kernel_dtype,
 )
+from kernel.vma import account_vm
 
 TASK_SIZE = (1 << ADDRESS_BITS) - 4096
+MMAP_MIN_ADDR = 65536
 MAX_MAP_COUNT = 65530
+#: Where the host has huge pages, the window should be able to use them.
+_HOST_HUGE_PAGE = 2 << 20
 #: NumPy's record types end at 2 GiB, and the page states are part of the kernel's record.
 MAX_WINDOW_BITS = 41
 #: Python 3.11's mmap module lacks it on Linux; elsewhere the flag is not needed.
@@ -73,7 +78,9 @@ class KernelConfig:
             raise ValueError(f"page_size must be 4096, 16384 or 65536, not {self.page_size}")
         for name in ("memory", "rlimit_as", "rlimit_data"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 (no limit) or positive, not {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be 0 (no limit) or positive, not {getattr(self, name)}"
+                )
         if 0 < self.memory < self.page_size:
             raise ValueError(f"memory ({self.memory}) is less than one page ({self.page_size})")
         if self.overcommit not in (0, 1, 2):
@@ -83,9 +90,11 @@ class KernelConfig:
                 f"max_map_count must be 8 to {MAX_MAP_COUNT}, not {self.max_map_count}"
             )
         if not 32 <= self.window_bits <= MAX_WINDOW_BITS:
-            raise ValueError(
-                f"window_bits must be 32 to {MAX_WINDOW_BITS}, not {self.window_bits}"
-            )
+            raise ValueError(f"window_bits must be 32 to {MAX_WINDOW_BITS}, not {self.window_bits}")
+        areas = parse_maps(self.maps, self.page_size).areas
+        if len(areas) > self.max_map_count:
+            raise ValueError(f"maps has {len(areas)} areas, max_map_count is {self.max_map_count}")
+        check_window(areas, self.window_bits)
 
     @property
     def page_shift(self) -> int:
@@ -95,6 +104,17 @@ class KernelConfig:
     def switches(self) -> dict[str, int]:
         """The compile-time switches that this configuration fixes (kernel.switches)."""
         return {"PAGE_SHIFT": self.page_shift, "WINDOW_BITS": self.window_bits}
+
+
+@dataclass(frozen=True)
+class InitialMap:
+    """A process right after exec: its areas, (n,) VMA, and where its data and heap lie."""
+
+    areas: np.ndarray
+    start_data: int
+    end_data: int
+    start_brk: int
+    brk: int
 
 
 def _reserve(size: int) -> np.ndarray:
@@ -111,7 +131,8 @@ def _reserve(size: int) -> np.ndarray:
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(
             f"cannot reserve {size >> 20} MiB of address space for simulated memory ({error}): "
-            "vm.overcommit_memory=2 or ulimit -v forbids it; set kernel.window_bits lower (32: 4 GiB)"
+            "vm.overcommit_memory=2 or ulimit -v forbids it; set kernel.window_bits lower "
+            "(32: 4 GiB)"
         ) from None
     return np.frombuffer(raw, dtype="u1")
 
@@ -140,48 +161,45 @@ class Machine:
         shift = self.config.page_shift
         bits = self.config.window_bits
         dtype = kernel_dtype(shift, bits, self.config.max_map_count)
-        self.k = _reserve(dtype.itemsize).view(dtype).view(np.recarray)[0]
-        self._window = _reserve(1 << bits).view("i8")
-        self.k.window = self._window.ctypes.data
-        windows[self.k.window] = self._window
-        self._initial_vma = parse_maps(self.config.maps, self.config.page_size)
+        # One reservation, so that ``k`` keeps its window alive; the window aligned as the whole.
+        offset = -(-dtype.itemsize // _HOST_HUGE_PAGE) * _HOST_HUGE_PAGE
+        memory = _reserve(offset + (1 << bits))
+        window = memory[offset:].view("i8")
+        self.k = memory[: dtype.itemsize].view(dtype).view(np.recarray)[0]
+        self.k.window = window.ctypes.data
+        windows[window.ctypes.data] = window
+        weakref.finalize(self, windows.pop, window.ctypes.data)
+        self._initial = parse_maps(self.config.maps, self.config.page_size)
         self._clear = None
         self._boot()
 
     def _boot(self) -> None:
-        config, k = self.config, self.k
+        config, initial, k = self.config, self._initial, self.k
         k["mm"] = np.zeros((), MM)
         k["task"] = np.zeros((), TASK)
         mm = k.mm
-        k.vma[: len(self._initial_vma)] = self._initial_vma
-        mask = -config.page_size
-        mm.task_size = TASK_SIZE & mask
-        mm.mmap_base = MMAP_BASE & mask
-        mm.mmap_min_addr = 65536
-        mm.map_count = len(self._initial_vma)
+        mm.task_size = TASK_SIZE & -config.page_size
+        mm.mmap_base = MMAP_BASE & -config.page_size
+        mm.mmap_min_addr = MMAP_MIN_ADDR
         mm.max_map_count = config.max_map_count
         mm.rlim_as = config.rlimit_as or RLIM_INFINITY
         mm.rlim_data = config.rlimit_data or RLIM_INFINITY
         mm.memory = config.memory // config.page_size
         mm.overcommit = config.overcommit
-        for v in self._initial_vma:
+        mm.start_data, mm.end_data = initial.start_data, initial.end_data
+        mm.start_brk, mm.brk = initial.start_brk, initial.brk
+        mm.map_count = len(initial.areas)
+        k.vma[: mm.map_count] = initial.areas
+        for v in initial.areas:
             pages = (v["vm_end"] - v["vm_start"]) // config.page_size
-            mm.total_vm += pages
-            if v["vm_flags"] & VM_GROWSDOWN:
-                mm.stack_vm += pages
-            elif v["vm_flags"] & (VM_WRITE | VM_SHARED) == VM_WRITE:
-                mm.data_vm += pages
-        data = [v for v in self._initial_vma if v["vm_file"] and v["vm_flags"] & VM_WRITE]
-        if data:
-            mm.start_data, mm.end_data = data[0]["vm_start"], data[-1]["vm_end"]
-        mm.start_brk = mm.brk = mm.end_data or mm.mmap_min_addr
-        mm.start_vm = mm.hiwater_vm = mm.total_vm - mm.reserved_vm
+            account_vm(k, v["vm_flags"], pages)
+            if v["vm_flags"] & VM_ACCOUNT:
+                mm.committed += pages
+        mm.start_vm = mm.total_vm - mm.reserved_vm
 
     def reset(self) -> None:
         """Return to the state after boot.  Host memory already in use stays warm."""
         if self._clear is None:
-            from kernel.jit import build
-
             self._clear = build(clear_touched, **self.config.switches())
         self._clear(self.k)
         self._boot()
@@ -236,37 +254,99 @@ def _clear_pte_tables(k, start, end):
         start = stop
 
 
-def parse_maps(text: str, page_size: int = 4096) -> np.ndarray:
-    """Return the areas of a /proc/PID/maps text, (n,) VMA, aligned outwards to ``page_size``.
+@dataclass(frozen=True)
+class _Line:
+    """One line of a maps text, aligned to pages; empty where the area below keeps its only page."""
 
-    Areas beyond user space (vsyscall) are left out.  Raises ValueError for a line that is not of
-    that form, and where larger pages make two areas share one.
-    """
-    rows = []
-    files: dict[str, int] = {}
+    start: int
+    end: int
+    flags: int
+    offset: int  # in the file, bytes
+    file: str  # what is mapped; empty for anonymous memory
+    name: str
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is private and writable."""
+        return self.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+
+
+def _read_lines(text: str, page_size: int) -> list[_Line]:
+    """Parse a maps text; what it raises is described at :func:`parse_maps`."""
+    lines: list[_Line] = []
+    task_size = TASK_SIZE // page_size * page_size
+    above = 0
     for number, line in enumerate(text.strip().splitlines(), 1):
         match = _MAPS_LINE.fullmatch(line.strip())
         if match is None:
-            raise ValueError(f"maps line {number}: expected 'start-end perms offset dev inode name': {line}")
-        start, end, r, w, x, share, offset, inode, name = match.groups()
-        low = int(start, 16) // page_size * page_size
-        high = -(-int(end, 16) // page_size) * page_size
-        if high > TASK_SIZE + 4096:
+            raise ValueError(
+                f"maps line {number}: expected 'start-end perms offset dev inode name': {line}"
+            )
+        first, last, r, w, x, share, offset, inode, name = match.groups()
+        start, end = int(first, 16), int(last, 16)
+        if not above <= start < end:
+            raise ValueError(f"maps line {number}: not above the area before it: {line}")
+        above = end
+        if start >= task_size:
             continue
         flags = VM_READ * (r == "r") | VM_WRITE * (w == "w") | VM_EXEC * (x == "x")
-        flags |= VM_SHARED * (share == "s")
-        if name == "[stack]":
-            flags |= VM_GROWSDOWN
+        flags |= VM_SHARED * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
         special = name.startswith("[") and name not in ("[heap]", "[stack]")
-        file = 0
-        if inode != "0" or special:
-            file = files.setdefault(name or f"inode {inode}", len(files) + 1)
-        if flags & VM_WRITE and not flags & VM_SHARED:
-            flags |= VM_ACCOUNT
-        pgoff = int(offset, 16) // page_size if file else low // page_size
-        if rows and low < rows[-1][1]:
-            low = rows[-1][1]  # two areas in one large page: the first keeps it
-            if low >= high:
-                continue
-        rows.append((low, high, flags, pgoff, 0, file))
-    return np.array(rows, VMA)
+        file = (name or f"inode {inode}") if special or inode != "0" else ""
+        low = max(start // page_size * page_size, lines[-1].end if lines else 0)
+        high = min(-(-end // page_size) * page_size, task_size)
+        lines.append(_Line(low, high, flags, int(offset, 16), file, name))
+    return lines
+
+
+def _place_heap(lines: list[_Line]) -> tuple[int, int, int, int]:
+    """Return start_data, end_data, start_brk and brk of the program, the lowest file."""
+    lowest = next((line.file for line in lines if line.file), None)
+    program = [line for line in lines if line.file == lowest]
+    data = [line for line in program if line.is_data] or program[-1:]
+    start_data = data[0].start if data else MMAP_MIN_ADDR
+    end_data = data[-1].end if data else MMAP_MIN_ADDR
+    heap = [line for line in lines if line.name == "[heap]"]
+    if heap:
+        return start_data, end_data, heap[0].start, heap[-1].end
+    bss = [line.end for line in lines if line.start == end_data and not line.file and line.is_data]
+    brk = max([end_data, *bss])
+    return start_data, end_data, brk, brk
+
+
+def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
+    """Read a /proc/PID/maps text, its areas aligned outwards to ``page_size``.
+
+    Where larger pages make two areas share one, the lower keeps it.  What lies beyond user space
+    (vsyscall) is left out.  The heap is [heap], else empty and behind the program's data and bss.
+
+    Raises ValueError for a line that is not of that form or not above the line before.
+    """
+    lines = _read_lines(text, page_size)
+    ids: dict[str, int] = {"": 0}
+    rows = [
+        (
+            line.start,
+            line.end,
+            line.flags | VM_ACCOUNT * line.is_data,
+            (line.offset if line.file else line.start) // page_size,
+            0,
+            ids.setdefault(line.file, len(ids)),
+        )
+        for line in lines
+        if line.start < line.end
+    ]
+    return InitialMap(np.array(rows, VMA), *_place_heap(lines))
+
+
+def check_window(areas: np.ndarray, window_bits: int) -> None:
+    """Raise ValueError when two of the ``areas`` share a place in the window."""
+    size = 1 << window_bits
+    folded = sorted((int(v["vm_start"]) % size, int(v["vm_end"] - v["vm_start"])) for v in areas)
+    # Each may reach to where the next one starts, the last around the end to the first.
+    limits = [start for start, _ in folded[1:]] + [start + size for start, _ in folded[:1]]
+    if any(start + length > limit for (start, length), limit in zip(folded, limits, strict=True)):
+        raise ValueError(
+            f"maps has areas that share a place in the window of 2**{window_bits} bytes: "
+            "set a larger window_bits"
+        )

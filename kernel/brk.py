@@ -11,7 +11,7 @@ from kernel.mmap import (
 )
 from kernel.switches import PAGE_SHIFT
 from kernel.types import ENOMEM, RLIM_INFINITY, VM_ACCOUNT, VM_READ, VM_WRITE
-from kernel.vma import account_vm, add_vma, find_vma
+from kernel.vma import account_vm, add_vma, find_vma, insert_vma, intersects
 
 
 @jit
@@ -26,8 +26,12 @@ def do_brk(k, brk):
         return old
     old_end = page_align(old)
     new_end = page_align(brk)
-    if new_end <= old_end:
-        if new_end < old_end and do_munmap(k, new_end, old_end - new_end) < 0:
+    if new_end == old_end:
+        mm.brk = brk
+        return brk
+    if new_end < old_end:
+        # munmap may have taken the end of the heap already: nothing to shrink is a refusal.
+        if not intersects(k, new_end, old_end) or do_munmap(k, new_end, old_end - new_end) < 0:
             return old
         mm.brk = brk
         return brk
@@ -37,13 +41,17 @@ def do_brk(k, brk):
         return old
     pages = (new_end - old_end) >> PAGE_SHIFT
     flags = VM_READ | VM_WRITE | VM_ACCOUNT
-    if mm.map_count > mm.max_map_count or not may_expand_vm(k, flags, pages, pages):
+    if mm.map_count > mm.max_map_count or not may_expand_vm(k, flags, pages):
         return old
     if not enough_memory(k, pages):
         return old
     refuse_collision(k, old_end, new_end)
     mm.committed += pages
-    add_vma(k, old_end, new_end, flags)
+    if old_end > mm.start_brk:
+        add_vma(k, old_end, new_end, flags)
+    else:
+        # The heap's first area stays apart from what ends where it begins (a program's bss).
+        insert_vma(k, i, old_end, new_end, flags, old_end >> PAGE_SHIFT, 0, 0)
     account_vm(k, flags, pages)
     mm.brk = brk
     return brk
@@ -51,11 +59,14 @@ def do_brk(k, brk):
 
 @jit(cold=True)
 def brk(k, addr):
-    """The system call: the break in force afterwards (``addr`` when it worked), counted."""
+    """The system call: the break in force afterwards (``addr`` when it worked), counted.
+
+    brk(0) only asks.
+    """
     mm = k.mm
     mm.nr_brk += 1
     result = do_brk(k, addr)
-    if result != addr and addr >= mm.start_brk:
+    if result != addr and addr:
         mm.nr_failed += 1
     return result
 

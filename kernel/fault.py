@@ -4,6 +4,8 @@
     untouched ──────────► zero page ──────────────► frame
         │                 (1 fault, not in RSS)     (1 more fault, in RSS)
         └──────────────────────write──────────────► frame (1 fault, in RSS)
+
+A frame that is taken away leaves its words in the window: they are cleared at the next fault.
 """
 
 from kernel.jit import jit
@@ -26,7 +28,7 @@ from kernel.types import (
     VM_READ,
     VM_WRITE,
 )
-from kernel.vma import can_merge, find_vma
+from kernel.vma import find_vma
 
 
 @jit(cold=True)
@@ -38,23 +40,34 @@ def clear_page(k, page):
         store_word(k.window, w, 0)
 
 
+@jit
+def _may_share(k, i):
+    """Whether areas ``i`` and ``i + 1`` could be one but for their protection."""
+    v = k.vma[i]
+    w = k.vma[i + 1]
+    return (
+        v.vm_end == w.vm_start
+        and (v.vm_flags ^ w.vm_flags) & ~(VM_READ | VM_WRITE | VM_EXEC) == 0
+        and v.vm_file == w.vm_file
+        and v.vm_pgoff + ((w.vm_start - v.vm_start) >> PAGE_SHIFT) == w.vm_pgoff
+    )
+
+
 @jit(cold=True)
 def anon_vma_prepare(k, i):
-    """Give area ``i`` an anon_vma: the next, else the previous neighbour's, else a new one."""
+    """Give area ``i`` an anon_vma: the next, else the previous neighbour's, else a new one.
+
+    Neighbours that differ in protection share too: a later change of it can then merge them.
+    """
     mm = k.mm
     v = k.vma[i]
-    if i + 1 < mm.map_count:
-        w = k.vma[i + 1]
-        if w.anon_vma and can_merge(k, i, w.vm_start, w.vm_flags, w.vm_pgoff, w.anon_vma, w.vm_file):
-            v.anon_vma = w.anon_vma
-            return
-    if i > 0:
-        u = k.vma[i - 1]
-        if u.anon_vma and can_merge(k, i - 1, v.vm_start, v.vm_flags, v.vm_pgoff, 0, v.vm_file):
-            v.anon_vma = u.anon_vma
-            return
-    mm.anon_vmas += 1
-    v.anon_vma = mm.anon_vmas
+    if i + 1 < mm.map_count and k.vma[i + 1].anon_vma and _may_share(k, i):
+        v.anon_vma = k.vma[i + 1].anon_vma
+    elif i > 0 and k.vma[i - 1].anon_vma and _may_share(k, i - 1):
+        v.anon_vma = k.vma[i - 1].anon_vma
+    else:
+        mm.anon_vmas += 1
+        v.anon_vma = mm.anon_vmas
 
 
 @jit
@@ -70,14 +83,15 @@ def map_page(k, i, addr, write):
     alloc_tables(k, addr)
     if f & PTE_STALE:
         clear_page(k, page)
-    mm.minflt += 1
     if not write:
+        mm.minflt += 1
         k.pte[page] = PTE_READ | PTE_ZERO
         return 0
     if k.vma[i].anon_vma == 0:
         anon_vma_prepare(k, i)
     if mm.memory and mm.rss >= mm.memory:
         kill(k, SIGKILL, 0, addr, 1)
+    mm.minflt += 1
     k.pte[page] = PTE_READ | PTE_WRITE | PTE_FRAME
     mm.rss += 1
     if mm.rss > mm.hiwater_rss:
@@ -113,20 +127,19 @@ def handle_mm_fault(k, addr, write):
 
 @jit(cold=True)
 def populate(k, i, start, end):
-    """Map every page of [start, end) in area ``i`` now, as MAP_POPULATE does."""
+    """Map every page of the fresh [start, end) in area ``i`` now, as MAP_POPULATE does."""
     flags = k.vma[i].vm_flags
-    if not flags & (VM_READ | VM_WRITE):
+    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
         return
     write = 1 if flags & VM_WRITE else 0
     for addr in range(start, end, 1 << PAGE_SHIFT):
-        if not k.pte[(addr & ((1 << WINDOW_BITS) - 1)) >> PAGE_SHIFT] & PTE_READ:
-            map_page(k, i, addr, write)
-            k.mm.flt_populate += 1
+        map_page(k, i, addr, write)
+        k.mm.flt_populate += 1
 
 
 @jit(cold=True)
 def zap_pages(k, start, end):
-    """Take the pages of [start, end) away; the areas stay.  Slots without a PTE page cost one step."""
+    """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
     mm = k.mm
     mask = (1 << WINDOW_BITS) - 1
     while start < end:

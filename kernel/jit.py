@@ -81,7 +81,8 @@ def _fingerprint(code: types.CodeType) -> str:
     parts = []
     for c in _codes(code):
         constants = [repr(x) for x in c.co_consts if not isinstance(x, types.CodeType)]
-        parts.append(repr((c.co_code.hex(), constants, c.co_names, c.co_varnames, c.co_argcount)))
+        tables = (c.co_names, c.co_varnames, c.co_argcount, c.co_exceptiontable)
+        parts.append(repr((c.co_code.hex(), constants, *tables)))
     return "\n".join(parts)
 
 
@@ -103,22 +104,30 @@ class _Walk:
     def __init__(self, function: Callable, bindings: dict[str, Any]) -> None:
         self.outermost = function
         self.bindings = bindings
-        self.globals: dict[Callable, dict[str, Any]] = {}
+        self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
         self.callees: dict[Callable, list[str]] = {}
         self.lines: list[str] = []
+        self.path: list[Callable] = []
         self._visit(function)
         self.key = hashlib.sha256("\n".join(self.lines + _environment()).encode()).hexdigest()[:16]
 
     def _visit(self, function: Callable) -> None:
+        if function in self.path:
+            raise TypeError(f"{_name(function)} calls itself: compiled functions cannot recurse")
         if function in self.globals:
             return
+        if function.__closure__:
+            raise TypeError(
+                f"{_name(function)} uses {', '.join(function.__code__.co_freevars)} of the "
+                "function around it: compiled functions see only globals of their module"
+            )
         scope = dict(function.__globals__)
         self.globals[function] = scope
         self.callees[function] = []
-        self.lines.append(
-            f"def {function.__module__}.{function.__qualname__} {function.__defaults__!r}"
-        )
+        options = (function.__defaults__, function.__jit__, function.__cold__)
+        self.lines.append(f"def {_name(function)} {options!r}")
         self.lines.append(_fingerprint(function.__code__))
+        self.path.append(function)
         for name in _global_names(function.__code__):
             if name in self.bindings:
                 scope[name] = self.bindings[name]
@@ -133,13 +142,15 @@ class _Walk:
                 self.lines.append(f"{name} = {value!r}")
             else:
                 self.lines.append(f"{name} = {_describe(function, name, value)}")
+        self.path.pop()
 
     def compile(self, function: Callable, done: dict[Callable, Callable]) -> Callable:
         """Return the specialised copy of ``function``, its callees first."""
         if function in done:
             return done[function]
         scope = self.globals[function]
-        name = f"{function.__name__}_{self.key}"
+        # The place in the walk tells functions of one name in different modules apart.
+        name = f"{function.__name__}_{self.key}_{list(self.globals).index(function)}"
         copy = types.FunctionType(function.__code__, scope, name, function.__defaults__)
         copy.__qualname__ = name
         copy.__module__ = function.__module__
@@ -159,6 +170,10 @@ class _Walk:
         return copy
 
 
+def _name(function: Callable) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def _describe(function: Callable, name: str, value: object) -> str:
     """Return a text that stands for a global in the cache key.
 
@@ -167,8 +182,8 @@ def _describe(function: Callable, name: str, value: object) -> str:
     if isinstance(value, types.ModuleType):
         if value.__name__.split(".")[0] not in _FOREIGN:
             raise TypeError(
-                f"{function.__module__}.{function.__name__}: import the names used from "
-                f"{value.__name__} instead of the module, so that changes to them are seen"
+                f"{_name(function)}: import the names used from {value.__name__} instead of the "
+                "module, so that changes to them are seen"
             )
         return value.__name__
     if isinstance(value, (bool, float, str, bytes, tuple, type(None))):
@@ -176,17 +191,16 @@ def _describe(function: Callable, name: str, value: object) -> str:
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, types.FunctionType):
-        raise TypeError(
-            f"{function.__module__}.{function.__name__} calls {name}(), which is not marked @jit"
-        )
-    home = inspect.getmodule(type(value) if not isinstance(value, type) else value)
-    source = getattr(home, "__file__", None)
+        raise TypeError(f"{_name(function)} calls {name}(), which is not marked @jit")
+    kind = value if isinstance(value, type) else type(value)
+    source = getattr(inspect.getmodule(kind), "__file__", None)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
-    return f"{type(value).__module__}.{type(value).__qualname__} {name} {digest}"
+    own_name = getattr(value, "__name__", name)
+    return f"{kind.__module__}.{kind.__qualname__} {own_name} {digest}"
 
 
 def _environment() -> list[str]:
-    """What else machine code depends on: versions, and every NUMBA_ flag but the cache's own."""
+    """What else machine code depends on: versions, NUMBA_ flags, and how this package compiles."""
     flags = [
         f"{name}={os.environ[name]}"
         for name in sorted(os.environ)
@@ -195,7 +209,11 @@ def _environment() -> list[str]:
     from importlib.metadata import version
 
     versions = [f"{p} {version(p)}" for p in ("numba", "llvmlite", "numpy")]
-    return [platform.python_version(), platform.machine(), *versions, *flags, repr(_OPTIONS)]
+    builder = [
+        hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
+        for name in ("jit.py", "link.py")
+    ]
+    return [platform.python_version(), platform.machine(), *versions, *flags, *builder]
 
 
 def source_hash(function: Callable, **bindings: Any) -> str:
@@ -212,11 +230,10 @@ def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callabl
     """
     walk = _Walk(function, bindings)
     if not disabled():
-        from kernel import link
+        from kernel import link  # only now: a mistake in the walk answers without Numba's start-up
 
         link.install()
-        bindings = link.INTRINSICS | bindings
-    walk = _Walk(function, bindings)
+        walk = _Walk(function, link.INTRINSICS | bindings)
     result = walk.compile(function, {})
     if cache and not disabled():
         from numba.core import config

@@ -14,9 +14,11 @@ def do_madvise(k, addr, length, advice):
 
     A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
     """
-    if advice != MADV_DONTNEED or addr & ((1 << PAGE_SHIFT) - 1) or length < 0 or addr < 0:
+    if advice != MADV_DONTNEED or addr & ((1 << PAGE_SHIFT) - 1) or length < 0:
         return -EINVAL
-    end = addr + page_align(length)
+    if length and addr < 0:
+        return -ENOMEM  # the upper half of the address space: no area there
+    end = addr + page_align(min(length, k.mm.task_size))
     result = 0
     i = find_vma(k, addr)
     while addr < end:

@@ -18,12 +18,11 @@ from kernel.types import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
-    MAP_GROWSDOWN,
+    MAP_KNOWN,
     MAP_NORESERVE,
     MAP_POPULATE,
     MAP_PRIVATE,
     MAP_SHARED,
-    MAP_TYPE,
     SIGSYS,
     SYS_WINDOW,
     VM_ACCOUNT,
@@ -36,6 +35,8 @@ from kernel.vma import account_vm, add_vma, find_vma, intersects, remove_vmas, s
 
 #: Pages kept free below a stack (Linux's stack_guard_gap).
 STACK_GUARD_PAGES = 256
+#: Above the last area no address needs a table: more than any slot's end, even beyond task_size.
+NO_CEILING = 1 << 62
 
 
 @jit(inline=True)
@@ -85,32 +86,39 @@ def _bottom_up(k, length):
     return 0
 
 
+@jit
+def _search(k, length):
+    """Return the start of a gap that holds ``length``, the best by Linux's order; 0 if none."""
+    addr = _top_down(k, length)
+    return addr if addr else _bottom_up(k, length)
+
+
 @jit(cold=True)
 def get_unmapped_area(k, hint, length):
     """Choose the address of a new mapping; -ENOMEM when none is free.
 
-    A hint counts only if the whole range is free.  Since Linux 6.7 a hintless length that is a
-    multiple of the huge-page size is aligned to it.
+    A hint is rounded down to its page, up to mmap_min_addr, and counts only if the whole range is
+    free.  Since Linux 6.7 a hintless length that is a multiple of the huge-page size is aligned to
+    it.
     """
     mm = k.mm
+    hint = hint >> PAGE_SHIFT << PAGE_SHIFT
     if hint:
-        addr = page_align(hint)
-        if addr >= mm.mmap_min_addr and addr + length <= mm.task_size:
-            i = find_vma(k, addr)
-            clear_above = i == mm.map_count or addr + length <= vm_start_gap(k, i)
-            if clear_above:
-                return addr
+        if 0 < hint < mm.mmap_min_addr:
+            hint = mm.mmap_min_addr
+        if 0 < hint <= mm.task_size - length:
+            i = find_vma(k, hint)
+            if i == mm.map_count or hint + length <= vm_start_gap(k, i):
+                return hint
     else:
         huge = 1 << pmd_shift()
         if length & (huge - 1) == 0:
-            addr = _top_down(k, length + huge)
+            addr = _search(k, length + huge)
             if addr:
                 if addr & (huge - 1) == 0:
                     return addr + huge
                 return (addr + huge - 1) & -huge
-    addr = _top_down(k, length)
-    if addr == 0:
-        addr = _bottom_up(k, length)
+    addr = _search(k, length)
     return addr if addr else -ENOMEM
 
 
@@ -126,25 +134,27 @@ def refuse_collision(k, start, end):
     for i in range(k.mm.map_count):
         v = k.vma[i]
         # Circular intervals overlap when one starts inside the other.
-        if (v.vm_start - start) & mask < end - start or (start - v.vm_start) & mask < v.vm_end - v.vm_start:
+        above = (v.vm_start - start) & mask
+        below = (start - v.vm_start) & mask
+        if above < end - start or below < v.vm_end - v.vm_start:
             kill(k, SIGSYS, SYS_WINDOW, start, 0)
 
 
 @jit
-def may_expand_vm(k, flags, pages, data_pages):
-    """Whether RLIMIT_AS allows ``pages`` more, and RLIMIT_DATA ``data_pages`` more."""
+def may_expand_vm(k, flags, pages):
+    """Whether RLIMIT_AS, and RLIMIT_DATA for data, allow ``pages`` more (may be negative)."""
     mm = k.mm
     if mm.total_vm + pages > mm.rlim_as >> PAGE_SHIFT:
         return False
     is_data = flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
-    return not (is_data and mm.data_vm + data_pages > mm.rlim_data >> PAGE_SHIFT)
+    return not (is_data and mm.data_vm + pages > mm.rlim_data >> PAGE_SHIFT)
 
 
 @jit
 def enough_memory(k, pages):
     """Linux's overcommit rules: 0 refuses a single excess, 1 nothing, 2 keeps a strict account."""
     mm = k.mm
-    if mm.memory == 0 or mm.overcommit == 1:
+    if mm.memory == 0 or mm.overcommit == 1 or pages == 0:
         return True
     if mm.overcommit == 0:
         return pages <= mm.memory
@@ -187,7 +197,7 @@ def unmap_areas(k, start, end):
     high = k.vma[j - 1].vm_end
     remove_vmas(k, i, j - i)
     floor = k.vma[i - 1].vm_end if i > 0 else 0
-    ceiling = k.vma[i].vm_start if i < mm.map_count else mm.task_size
+    ceiling = k.vma[i].vm_start if i < mm.map_count else NO_CEILING
     free_tables(k, low, high, floor, ceiling)
 
 
@@ -210,13 +220,14 @@ def do_munmap(k, addr, length):
 
 
 @jit
-def pages_replaced(k, start, end):
-    """Pages that areas hold in [start, end) now."""
+def pages_within(k, start, end, need):
+    """Pages of areas with the flags ``need`` in [start, end), whose boundaries have been split."""
     total = 0
     i = find_vma(k, start)
     while i < k.mm.map_count and k.vma[i].vm_start < end:
         v = k.vma[i]
-        total += (min(end, v.vm_end) - max(start, v.vm_start)) >> PAGE_SHIFT
+        if v.vm_flags & need == need:
+            total += (v.vm_end - v.vm_start) >> PAGE_SHIFT
         i += 1
     return total
 
@@ -225,23 +236,20 @@ def pages_replaced(k, start, end):
 def map_region(k, start, length, vm_flags):
     """Enter a new anonymous area at [start, start + length), replacing what is there.
 
-    Returns ``start``, or -ENOMEM when a limit refuses.
+    Returns ``start``, or -ENOMEM when a limit refuses.  Limits see what comes less what goes.
     """
     mm = k.mm
     end = start + length
     pages = length >> PAGE_SHIFT
-    replaced = 0
-    if intersects(k, start, end):
-        error = split_range(k, start, end)
-        if error < 0:
-            return error
-        replaced = pages_replaced(k, start, end)
-    if not may_expand_vm(k, vm_flags, pages - replaced, pages - replaced):
+    error = split_range(k, start, end)
+    if error < 0:
+        return error
+    if not may_expand_vm(k, vm_flags, pages - pages_within(k, start, end, 0)):
         return -ENOMEM
-    if vm_flags & VM_ACCOUNT and not enough_memory(k, pages):
+    charged = pages - pages_within(k, start, end, VM_ACCOUNT)
+    if vm_flags & VM_ACCOUNT and not enough_memory(k, charged):
         return -ENOMEM
-    if replaced:
-        unmap_areas(k, start, end)
+    unmap_areas(k, start, end)
     refuse_collision(k, start, end)
     if vm_flags & VM_ACCOUNT:
         mm.committed += pages
@@ -252,24 +260,24 @@ def map_region(k, start, length, vm_flags):
 
 @jit
 def do_mmap(k, addr, length, prot, flags):
-    """mmap(2) of anonymous memory: the address, or a negative errno."""
+    """mmap(2) of private anonymous memory: the address, or a negative errno.
+
+    -EOPNOTSUPP for a flag that the model does not know, and for mappings that are shared or of
+    files.
+    """
     mm = k.mm
-    if length <= 0:
-        return -EINVAL if length == 0 else -ENOMEM
-    if length > mm.task_size:
+    if length == 0:
+        return -EINVAL
+    if length < 0 or length > mm.task_size or mm.map_count > mm.max_map_count:
         return -ENOMEM
     length = page_align(length)
-    if mm.map_count > mm.max_map_count:
-        return -ENOMEM
-    if not flags & MAP_ANONYMOUS or flags & MAP_SHARED:
-        return -EOPNOTSUPP if flags & MAP_TYPE else -EINVAL
-    if flags & MAP_TYPE != MAP_PRIVATE:
-        return -EINVAL
+    if flags & ~MAP_KNOWN or flags & MAP_SHARED or not flags & MAP_ANONYMOUS:
+        return -EOPNOTSUPP
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-        if addr & ((1 << PAGE_SHIFT) - 1):
-            return -EINVAL
         if addr < 0 or length > mm.task_size - addr:
             return -ENOMEM
+        if addr & ((1 << PAGE_SHIFT) - 1):
+            return -EINVAL
         if addr < mm.mmap_min_addr:
             return -EPERM
         if flags & MAP_FIXED_NOREPLACE and intersects(k, addr, addr + length):
@@ -278,9 +286,9 @@ def do_mmap(k, addr, length, prot, flags):
         addr = get_unmapped_area(k, addr, length)
         if addr < 0:
             return addr
+    if not flags & MAP_PRIVATE:
+        return -EINVAL
     vm_flags = prot & 7
-    if flags & MAP_GROWSDOWN:
-        vm_flags |= VM_GROWSDOWN
     if flags & MAP_NORESERVE and mm.overcommit != 2:
         vm_flags |= VM_NORESERVE
     elif vm_flags & VM_WRITE:

@@ -11,6 +11,8 @@ from kernel.types import (
     ABORT_BAD_POINTER,
     ABORT_CORRUPT,
     ABORT_DOUBLE_FREE,
+    ABORT_MISALIGNED,
+    ABORT_OUTSIDE,
     BUS_ADRALN,
     SEGV_ACCERR,
     SEGV_MAPERR,
@@ -26,6 +28,8 @@ _ABORTS = {
     ABORT_DOUBLE_FREE: "double free of {addr:#x}",
     ABORT_BAD_POINTER: "free or realloc of {addr:#x}, which is no allocated block",
     ABORT_CORRUPT: "the allocator found its own heap corrupted at {addr:#x}",
+    ABORT_MISALIGNED: "the allocator returned {addr:#x}, which is not aligned as asked",
+    ABORT_OUTSIDE: "the allocator returned {addr:#x}, a block outside its writable mappings",
 }
 
 

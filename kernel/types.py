@@ -14,13 +14,21 @@ PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 
 MAP_SHARED = 0x01
 MAP_PRIVATE = 0x02
-MAP_TYPE = 0x0F
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
-MAP_GROWSDOWN = 0x0100
 MAP_NORESERVE = 0x4000
 MAP_POPULATE = 0x8000
 MAP_FIXED_NOREPLACE = 0x100000
+#: Every flag that the model knows; mmap refuses others rather than ignore what they ask for.
+MAP_KNOWN = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_FIXED_NOREPLACE
+)
 
 MADV_DONTNEED = 4
 
@@ -61,6 +69,8 @@ SYS_WINDOW = 1
 
 #: si_code of SIGABRT: what an allocator can say about a bad call (see kernel.task.abort).
 ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
+#: The same signal when the program notices what its allocator gave it.
+ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
 
 
 class SimulatedSignal(Exception):

@@ -34,14 +34,15 @@ def watched(
     k: np.record,
     function: Callable,
     *args: Any,
-    patience: float = PATIENCE,
+    patience: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Any:
     """Return ``function(*args)``, run in a thread while this one watches ``k.task.now``.
 
     ``progress`` is called a few times a second with the running event.  What the function raises
-    is raised here; SoftLockup when one event takes longer than ``patience`` seconds.
+    is raised here; SoftLockup when one event takes longer than ``patience`` (PATIENCE) seconds.
     """
+    patience = PATIENCE if patience is None else patience
     result: list[Any] = []
     failure: list[BaseException] = []
 

@@ -9,7 +9,6 @@ record ``d`` and ends the run; what needs the whole heap at once (overlap, walk)
 import numpy as np
 
 from allocators.contract import (
-    ALIGNMENT,
     aligned_alloc,
     calloc,
     check,
@@ -84,8 +83,8 @@ DOING_NAMES = (
 ) = range(11)
 
 #: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
-DENSE_WORDS = 64
-EDGE_WORDS = 16
+DENSE_WORDS = 48
+EDGE_WORDS = 8
 
 #: State of the driver; the fields of what it found are 0 while all is well.
 DRIVER = np.dtype(
@@ -116,7 +115,7 @@ def next_word(i, words):
     """The word after ``i`` that is filled and checked in a block of ``words``."""
     if words <= DENSE_WORDS or i < EDGE_WORDS or i >= words - EDGE_WORDS:
         return i + 1
-    return min(i + (words >> 5), words - EDGE_WORDS)
+    return min(i + (words >> 3), words - EDGE_WORDS)
 
 
 @jit(inline=True)
@@ -151,22 +150,25 @@ def damaged_word(k, p, words, kept, seed):
 @jit
 def check_contents(k, d, objects, slot):
     """Whether the object still holds what was written."""
-    p = objects[slot, OBJECT_ADDRESS]
-    words = objects[slot, OBJECT_USABLE] >> 3
     if PAYLOAD:
-        i = damaged_word(k, p, words, words, objects[slot, OBJECT_SEED])
+        p = int(objects[slot, OBJECT_ADDRESS])
+        words = int(objects[slot, OBJECT_USABLE]) >> 3
+        i = damaged_word(k, p, words, words, int(objects[slot, OBJECT_SEED]))
         if i >= 0:
             find(d, FOUND_DAMAGED, p, 8 * i)
 
 
 @jit
-def check_copied(k, d, q, words, kept, seed):
-    """Whether realloc brought ``kept`` bytes of a block of ``words`` along to ``q``."""
+def check_copied(k, d, objects, slot, q, size):
+    """Whether realloc to ``size`` bytes at ``q`` brought along what the object held."""
+    words = int(objects[slot, OBJECT_USABLE]) >> 3
+    seed = int(objects[slot, OBJECT_SEED])
+    kept = min(size, int(objects[slot, OBJECT_SIZE]))
     i = damaged_word(k, q, words, kept >> 3, seed)
     if i < 0 and kept & 7 and kept >> 3 < words <= DENSE_WORDS:
-        i = kept >> 3
-        if (peek(k, q + 8 * i) ^ pattern(seed, i)) & ((1 << 8 * (kept & 7)) - 1) == 0:
-            i = -1
+        last = kept >> 3
+        if (peek(k, q + 8 * last) ^ pattern(seed, last)) & ((1 << 8 * (kept & 7)) - 1):
+            i = last
     if i >= 0:
         find(d, FOUND_NOT_COPIED, q, 8 * i)
 
@@ -184,82 +186,82 @@ def check_zero(k, d, p, size):
 
 
 @jit
-def admit(k, a, d, objects, slot, p, size, alignment):
-    """Enter a new block as object ``slot`` if it is what was asked for; fill it."""
+def acceptable(k, d, p, size, usable, alignment):
+    """Whether a new block is aligned, large enough and in writable memory."""
     if p & (alignment - 1):
         find(d, FOUND_MISALIGNED, p, alignment)
-        return
-    d.doing = DOING_USABLE
-    usable = usable_size(k, a, p)
-    if usable < size:
+    elif usable < size:
         find(d, FOUND_USABLE, p, usable)
-        return
-    if not covered(k, p, p + max(usable, 1), VM_READ | VM_WRITE):
+    elif not covered(k, p, p + max(usable, 1), VM_READ | VM_WRITE):
         find(d, FOUND_UNMAPPED, p, usable)
-        return
+    return d.found == FOUND_NOTHING
+
+
+@jit
+def born(k, d, objects, slot, p, size, usable):
+    """Enter a block as object ``slot`` and fill it."""
     d.serial += 1
     objects[slot, OBJECT_ADDRESS] = p
     objects[slot, OBJECT_SIZE] = size
     objects[slot, OBJECT_USABLE] = usable
     objects[slot, OBJECT_SEED] = d.serial
     if PAYLOAD:
-        fill(k, p, usable >> 3, d.serial)
+        fill(k, p, usable >> 3, int(d.serial))
 
 
 @jit
 def allocate(k, a, d, objects, op, slot, size, alignment):
-    """Do an event that asks for memory; returns the address that came back."""
-    p = objects[slot, OBJECT_ADDRESS]
-    words = objects[slot, OBJECT_USABLE] >> 3
-    kept = 0
-    if p:
+    """Do an event that asks for memory; returns what the allocator answered."""
+    old = int(objects[slot, OBJECT_ADDRESS])
+    if old:
         check_contents(k, d, objects, slot)
-        kept = min(size, objects[slot, OBJECT_SIZE])
-        q = realloc(k, a, p, size)
+        p = realloc(k, a, old, size)
     elif op == OP_CALLOC:
-        q = calloc(k, a, size)
+        p = calloc(k, a, size)
     elif op == OP_ALIGNED:
-        q = aligned_alloc(k, a, alignment, size)
+        p = aligned_alloc(k, a, alignment, size)
     else:
-        q = malloc(k, a, size)
-    if q < 0:
-        find(d, FOUND_NEGATIVE, q, size)
-    elif q == 0:
+        p = malloc(k, a, size)
+    if p < 0:
+        find(d, FOUND_NEGATIVE, p, size)
+    elif p == 0:
         d.refused += 1
         if not d.limited:
             find(d, FOUND_NULL, 0, size)
     else:
-        seed = objects[slot, OBJECT_SEED]
-        admit(k, a, d, objects, slot, q, size, alignment)
-        # Before fill has overwritten it: see below.
-        if PAYLOAD and p:
-            check_copied(k, d, q, words, kept, seed)
-        if PAYLOAD and op == OP_CALLOC and not p:
-            check_zero(k, d, q, size)
-    return q
+        d.doing = DOING_USABLE
+        usable = usable_size(k, a, p)
+        if acceptable(k, d, p, size, usable, alignment):
+            if PAYLOAD and old:
+                check_copied(k, d, objects, slot, p, size)
+            elif PAYLOAD and op == OP_CALLOC:
+                check_zero(k, d, p, size)
+            born(k, d, objects, slot, p, size, usable)
+    return p
 
 
 @jit
 def do_event(k, a, d, objects, op, slot, size, alignment):
-    """Do one event; returns the address that the allocator answered, or 0."""
+    """Do one event; returns what the allocator answered, or 0."""
     d.doing = op
     if op == OP_INIT:
         init(k, a)
     elif op == OP_FREE:
-        p = objects[slot, OBJECT_ADDRESS]
+        p = int(objects[slot, OBJECT_ADDRESS])
         if p:
             check_contents(k, d, objects, slot)
             objects[slot, OBJECT_ADDRESS] = 0
             free(k, a, p)
     elif op == OP_FREE_AT:
-        free(k, a, objects[slot, OBJECT_ADDRESS] + size)
+        free(k, a, int(objects[slot, OBJECT_ADDRESS]) + size)
     elif op == OP_TRIM:
         trim(k, a)
     elif op == OP_THREAD_EXIT:
         thread_exit(k, a)
     elif op == OP_RESET:
+        for i in range(objects.shape[0]):
+            objects[i, OBJECT_ADDRESS] = 0
         reset(k, a)
-        objects[:, OBJECT_ADDRESS] = 0
     else:
         return allocate(k, a, d, objects, op, slot, size, alignment)
     return 0
@@ -269,7 +271,7 @@ def do_event(k, a, d, objects, op, slot, size, alignment):
 def inspect_heap(k, a, d, objects, rows):
     """Look at every live object, ask the allocator's own check, and list its heap in ``rows``."""
     for slot in range(objects.shape[0]):
-        p = objects[slot, OBJECT_ADDRESS]
+        p = int(objects[slot, OBJECT_ADDRESS])
         if p:
             d.doing = DOING_CONTENTS
             check_contents(k, d, objects, slot)
@@ -300,10 +302,10 @@ def drive(k, a, d, objects, events, rows, begin, end):
             a,
             d,
             objects,
-            events[i, EVENT_OP],
-            events[i, EVENT_SLOT],
-            events[i, EVENT_SIZE],
-            events[i, EVENT_ALIGNMENT],
+            int(events[i, EVENT_OP]),
+            int(events[i, EVENT_SLOT]),
+            int(events[i, EVENT_SIZE]),
+            int(events[i, EVENT_ALIGNMENT]),
         )
         if d.found:
             return i

@@ -1,0 +1,149 @@
+"""``python -m allocators.verify [NAME | PATH.py …]``: verify plugins, by default all.
+
+Exit codes: 0 all hold, 1 some failed, 2 unknown plugin or settings, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from allocators.registry import PluginError, load, names
+from allocators.verify import OPERATIONS, SCENARIOS, variations
+from allocators.verify.pool import Case, run_cases
+
+PAGE_SIZES = (4096, 65536)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m allocators.verify",
+        description="Hold allocators to their contract: defaults, other settings, page sizes.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME|PATH.py", help="default: all allocators")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="verify with these settings alone, instead of the defaults and their variations",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        choices=SCENARIOS,
+        metavar="SCENARIO",
+        help=f"some of: {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument("--operations", type=_positive, default=OPERATIONS, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help="NAME may also be an allocator configuration DIR/allocator/NAME.yaml",
+    )
+    parser.add_argument(
+        "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """Parse KEY=VALUE words.  Raises PluginError."""
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise PluginError(f"--settings {word}: expected KEY=VALUE")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]:
+    """The plugin and settings that ``name`` stands for: itself, or a YAML file's of that name.
+
+    Raises PluginError.
+    """
+    path = directory / "allocator" / f"{name}.yaml" if directory else None
+    if path is None or not path.is_file():
+        return name, {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plugin = settings.pop("name")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise PluginError(f"{path}: not an allocator's configuration: {error!r}") from None
+    for folder in (directory, path.parent):
+        if plugin.endswith(".py") and (folder / plugin).is_file():
+            plugin = str(folder / plugin)
+    return plugin, settings
+
+
+def _cases(arguments: argparse.Namespace) -> list[Case]:
+    """What to verify.  Raises PluginError."""
+    cases = []
+    given = _settings(arguments.settings)
+    for word in arguments.names or names():
+        name, base = _configured(word, arguments.config_dir)
+        plugins = [load(name, base | given)] if given else list(variations(name, base))
+        for i, plugin in enumerate(plugins):
+            cases += [
+                Case(
+                    name=name,
+                    label=plugin.label,
+                    settings=plugin.spelled(),
+                    page_size=page_size,
+                    as_timed=i == 0 and page_size == PAGE_SIZES[0],
+                    operations=arguments.operations,
+                    seed=arguments.seed,
+                    only=tuple(arguments.only),
+                )
+                for page_size in (PAGE_SIZES if i == 0 else PAGE_SIZES[:1])
+            ]
+    return cases
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    try:
+        cases = _cases(arguments)
+    except PluginError as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed: Counter[str] = Counter()
+    with console.status("starting") as status:
+        for case, outcome in run_cases(
+            cases, arguments.jobs, lambda running: status.update("; ".join(running))
+        ):
+            verdict = "FAILED" if outcome.failures else "ok"
+            notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
+            done = f"{outcome.operations:,} operations, {outcome.seconds:.1f} s"
+            console.print(f"{case}: {verdict}, {done}{notes}")
+            for failure in outcome.failures:
+                console.print(f"  {failure}")
+            failed[str(case)] += len(outcome.failures)
+    total = failed.total()
+    console.print(f"{len(cases)} settings verified, {total or 'no'} failure{'s' * (total != 1)}")
+    return 1 if total else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

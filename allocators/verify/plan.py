@@ -1,0 +1,328 @@
+"""What the verifier asks of an allocator: seeded lists of operations, phase by phase.
+
+A plan is written with a picture of which slots are live, so that it means the same to every
+allocator; a request that is refused (where memory is scarce) leaves its slot empty, and what
+comes later for that slot is skipped or becomes a malloc.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from allocators.contract import ALIGNMENT
+from allocators.verify.driver import (
+    EVENT_RESULT,
+    EVENT_WIDTH,
+    OP_ALIGNED,
+    OP_CALLOC,
+    OP_FREE,
+    OP_FREE_AT,
+    OP_INIT,
+    OP_MALLOC,
+    OP_REALLOC,
+    OP_RESET,
+    OP_THREAD_EXIT,
+    OP_TRIM,
+)
+
+#: Objects that can live at a time.
+SLOTS = 256
+#: Objects asked for under tight limits, 2.4 MB in all.
+SCARCE = 120
+#: Threads that take turns (the driver switches).
+THREADS = 4
+#: An address of the program's stack (kernel.boot.FRESH_PROCESS).
+_STACK = 0x7FFFFFFDF000
+#: Bytes: the largest small request, the largest ordinary one, and one above any usual threshold
+#: from which objects are mapped.
+SMALL, MEDIUM, LARGE = 512, 8 << 10, 5 << 19
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a plan: its name, the event behind its last, whether all is freed by then."""
+
+    name: str
+    end: int
+    drained: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations in order: ``events`` is (n, EVENT_WIDTH) int64, see allocators.verify.driver."""
+
+    events: np.ndarray
+    phases: tuple[Phase, ...]
+
+
+class Writer:
+    """Writes a plan.  ``sizes`` maps each live slot to the bytes asked for it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.sizes: dict[int, int] = {}
+        self._rows: list[tuple[int, ...]] = []
+        self._phases: list[Phase] = []
+        self.op(OP_INIT)
+
+    def op(self, op: int, slot: int = 0, size: int = 0, alignment: int = ALIGNMENT) -> None:
+        """Append one operation."""
+        self._rows.append((op, slot, size, alignment, 0))
+        if op in (OP_MALLOC, OP_CALLOC, OP_ALIGNED, OP_REALLOC):
+            self.sizes[slot] = size
+        elif op == OP_FREE:
+            self.sizes.pop(slot, None)
+        elif op == OP_RESET:
+            self.sizes.clear()
+
+    def free_all(self) -> None:
+        """Free what lives, in random order, and let every thread end."""
+        slots = list(self.sizes)
+        self.random.shuffle(slots)
+        for slot in slots:
+            self.op(OP_FREE, slot)
+        for _ in range(THREADS):
+            self.op(OP_THREAD_EXIT)
+        self.op(OP_TRIM)
+
+    def end_phase(self, name: str) -> None:
+        """Close a phase."""
+        drained = not self.sizes and self._rows[-1][0] == OP_TRIM
+        self._phases.append(Phase(name, len(self._rows), drained))
+
+    def plan(self) -> Plan:
+        """Return what was written."""
+        events = np.array(self._rows, "i8").reshape(-1, EVENT_WIDTH)
+        events[:, EVENT_RESULT] = 0
+        return Plan(events, tuple(self._phases))
+
+    # --- Requests ---------------------------------------------------------------------------------
+
+    def size(self, low: int, high: int) -> int:
+        """A size between ``low`` and ``high``, small ones as likely as in programs."""
+        return min(int(low * (high / low) ** self.random.random()), high)
+
+    def any_size(self) -> int:
+        """Mostly small, at times zero or beyond the mmap threshold."""
+        kind = self.random.random()
+        if kind < 0.02:
+            return 0
+        if kind < 0.05:
+            return self.size(MEDIUM, LARGE)
+        return self.size(1, MEDIUM)
+
+    def alignment(self) -> int:
+        """A power of two from 16 bytes on, rarely more than a page."""
+        return ALIGNMENT << min(self.random.randrange(10), self.random.randrange(14))
+
+    # --- Phases: about n operations each ----------------------------------------------------------
+
+    def churn(self, n: int) -> None:
+        """Replace small objects at random."""
+        for _ in range(n):
+            slot = self.random.randrange(SLOTS)
+            if slot in self.sizes:
+                self.op(OP_FREE, slot)
+            else:
+                op = OP_CALLOC if self.random.random() < 0.25 else OP_MALLOC
+                self.op(op, slot, self.size(1, SMALL) - 1)
+
+    def mixed(self, n: int) -> None:
+        """Every kind of call with every size."""
+        for _ in range(n):
+            slot = self.random.randrange(SLOTS)
+            if slot not in self.sizes:
+                op = self.random.choice((OP_MALLOC, OP_CALLOC, OP_ALIGNED))
+                self.op(
+                    op, slot, self.any_size(), self.alignment() if op == OP_ALIGNED else ALIGNMENT
+                )
+            elif self.random.random() < 0.2:
+                self.op(OP_REALLOC, slot, self.any_size() or 1)
+            else:
+                self.op(OP_FREE, slot)
+
+    def stack(self, n: int) -> None:
+        """Free the youngest first."""
+        order = list(self.sizes)
+        spare = [slot for slot in range(SLOTS) if slot not in self.sizes]
+        for _ in range(n):
+            if spare and (not order or self.random.random() < 0.5):
+                order.append(spare.pop())
+                self.op(OP_MALLOC, order[-1], self.size(1, MEDIUM))
+            else:
+                spare.append(order.pop())
+                self.op(OP_FREE, spare[-1])
+
+    def queue(self, n: int) -> None:
+        """Free the oldest first, at a length that swings."""
+        order = list(self.sizes)
+        spare = [slot for slot in range(SLOTS) if slot not in self.sizes]
+        for i in range(n):
+            grow = self.random.random() < (0.7 if i // SLOTS % 2 else 0.3)
+            if spare and (not order or grow):
+                order.append(spare.pop(0))
+                self.op(OP_MALLOC, order[-1], self.size(16, MEDIUM))
+            else:
+                spare.append(order.pop(0))
+                self.op(OP_FREE, spare[-1])
+
+    def resizing(self, n: int) -> None:
+        """Grow and shrink a few objects, some from tiny to mapped and back."""
+        for _ in range(n):
+            slot = self.random.randrange(SLOTS // 16)
+            old = self.sizes.get(slot, 0)
+            if old > LARGE:
+                self.op(OP_FREE, slot)
+            elif self.random.random() < 0.03:
+                self.op(OP_REALLOC, slot, self.any_size() or 1)
+            elif self.random.random() < 0.3:
+                self.op(OP_REALLOC, slot, old // 4 + 1)
+            else:
+                self.op(OP_REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
+
+    def aligned(self, n: int) -> None:
+        """Aligned objects among ordinary ones."""
+        for _ in range(n):
+            slot = self.random.randrange(SLOTS)
+            if slot in self.sizes:
+                self.op(OP_FREE, slot)
+            elif self.random.random() < 0.7:
+                self.op(OP_ALIGNED, slot, self.size(1, MEDIUM), self.alignment())
+            else:
+                self.op(OP_MALLOC, slot, self.size(1, MEDIUM))
+
+
+@functools.lru_cache(maxsize=8)
+def life(operations: int, seed: int) -> Plan:
+    """A whole life: every phase twice, all freed after each round; at least ``operations``."""
+    w = Writer(seed)
+    names = ("churn", "mixed", "stack", "queue", "resizing", "aligned")
+    for _ in range(2):
+        for name in names:
+            getattr(w, name)(-(-operations // (2 * len(names))))
+            w.end_phase(name)
+        w.free_all()
+        w.end_phase("drain")
+    return w.plan()
+
+
+def rounds(count: int, operations: int, seed: int) -> Plan:
+    """The same ``operations`` over and over, all freed after each: two phases a round."""
+    w = Writer(seed)
+    for _ in range(count):
+        w.random.seed(seed)
+        w.churn(operations // 2)
+        w.mixed(operations // 2)
+        w.end_phase("fill")
+        w.free_all()
+        w.end_phase("drain")
+    return w.plan()
+
+
+def scarcity(seed: int) -> Plan:
+    """More than a tight limit grants, by every call; half of it freed; more; then all freed.
+
+    The last event asks once more for what the first request (event 1) was.
+    """
+    w = Writer(seed)
+    sizes = (24, 100, 600, 3000, 9000)
+    for slot in range(SCARCE):
+        if slot % 4 == 3:
+            w.op(OP_MALLOC, slot, 70_000)
+        else:
+            op = (OP_MALLOC, OP_CALLOC, OP_ALIGNED)[slot % 3]
+            w.op(op, slot, sizes[slot % len(sizes)], 256 if op == OP_ALIGNED else ALIGNMENT)
+    w.end_phase("fill")
+    for slot in range(0, SCARCE, 7):
+        w.op(OP_REALLOC, slot, LARGE if slot % 4 == 3 else 4 * w.sizes[slot])
+    w.end_phase("grow")
+    for slot in range(0, SCARCE, 2):
+        w.op(OP_FREE, slot)
+    w.end_phase("free half")
+    for slot in range(0, SCARCE, 2):
+        w.op(OP_MALLOC, slot, w.size(1, MEDIUM))
+    w.end_phase("refill")
+    w.free_all()
+    w.end_phase("drain")
+    w.op(OP_MALLOC, 0, sizes[0])
+    w.end_phase("after")
+    return w.plan()
+
+
+def impossible(sizes: tuple[int, ...]) -> Plan:
+    """Requests of ``sizes`` that must all be refused, between two that must not."""
+    w = Writer(0)
+    w.op(OP_MALLOC, 0, 100)
+    w.end_phase("before")
+    for size in sizes:
+        w.op(OP_MALLOC, 1, size)
+        w.op(OP_CALLOC, 2, size)
+        w.op(OP_REALLOC, 0, size)
+        w.op(OP_ALIGNED, 3, size, 64)
+    w.op(OP_ALIGNED, 3, 1 << 62, 1 << 62)
+    w.op(OP_ALIGNED, 3, 64, 1 << 62)
+    w.end_phase("impossible")
+    w.op(OP_MALLOC, 4, 100)
+    w.end_phase("after")
+    return w.plan()
+
+
+def reuse(count: int, size: int) -> Plan:
+    """Let one object be born and freed over and over, to see whether its address comes back."""
+    w = Writer(0)
+    for _ in range(count):
+        w.op(OP_MALLOC, 0, size)
+        w.op(OP_FREE, 0)
+    w.end_phase("reuse")
+    return w.plan()
+
+
+def emptying(seed: int) -> Plan:
+    """Objects dropped all at once by reset(), twice."""
+    w = Writer(seed)
+    for _ in range(2):
+        w.churn(SLOTS)
+        w.mixed(SLOTS // 2)
+        w.end_phase("fill")
+        w.op(OP_RESET)
+        w.end_phase("reset")
+        w.op(OP_TRIM)
+        w.end_phase("trim")
+    return w.plan()
+
+
+def _misuse(*operations: tuple[int, ...]) -> Plan:
+    """Operations of which the last is a bad free."""
+    w = Writer(0)
+    for operation in operations:
+        w.op(*operation)
+    w.end_phase("misuse")
+    return w.plan()
+
+
+def double_frees() -> Iterator[tuple[str, Plan]]:
+    """Yield what is freed twice, and a plan that does so: at once, or merged with neighbours."""
+    for size in (1, 24, 200, 3000):
+        objects = [(OP_MALLOC, slot, size) for slot in range(4)]
+        twice = [(OP_FREE_AT, 0), (OP_FREE_AT, 0)]
+        yield f"{size} bytes, at once", _misuse(*objects, *twice)
+        merged = [(OP_FREE_AT, slot) for slot in (1, 0, 2, 1)]
+        yield f"{size} bytes, after the neighbours", _misuse(*objects, *merged)
+    aligned = [(OP_ALIGNED, 0, 100, 256), (OP_MALLOC, 1, 100)]
+    yield "aligned", _misuse(*aligned, *twice)
+    for size in (100, LARGE):
+        yield f"{size} bytes, the only object", _misuse((OP_MALLOC, 0, size), *twice)
+
+
+def wild_frees() -> Iterator[tuple[str, Plan]]:
+    """Yield what is freed though it is no block, and a plan that does so."""
+    for size, offsets in ((200, (1, 8, 16, 64)), (LARGE, (16, 4096, 1 << 20))):
+        objects = [(OP_MALLOC, slot, size) for slot in range(3)]
+        for offset in offsets:
+            yield f"{offset} into {size} bytes", _misuse(*objects, (OP_FREE_AT, 1, offset))
+    for what, address in (("page zero", 4096), ("the stack", _STACK)):
+        # The last slot holds nothing: 0 + address.
+        yield f"an address in {what}", _misuse(*objects, (OP_FREE_AT, SLOTS - 1, address))

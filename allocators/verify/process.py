@@ -1,0 +1,345 @@
+"""One simulated process under verification: runs stretches of a plan and looks at the whole heap.
+
+What is found wrong is raised as :class:`Violation`; the process is of no use afterwards.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from allocators.contract import ALIGNMENT, BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
+from allocators.registry import Plugin
+from allocators.verify import driver as dr
+from allocators.verify.plan import SLOTS, Phase, Plan
+from kernel.boot import KernelConfig, Machine, record
+from kernel.jit import build
+from kernel.task import reason
+from kernel.types import VM_READ, VM_WRITE, SimulatedSignal
+from kernel.vma import covered
+from kernel.watchdog import SoftLockup, watched
+
+#: What the driver finds: the check's name, and the message from address, detail, request.
+_FOUND = {
+    dr.FOUND_NULL: ("null", "{request} bytes were refused though memory is plenty"),
+    dr.FOUND_NEGATIVE: ("null", "answered {address}, which is neither an address nor NULL"),
+    dr.FOUND_MISALIGNED: ("alignment", "the address is no multiple of {detail}"),
+    dr.FOUND_USABLE: ("usable_size", "usable_size is {detail}, less than the {request} asked for"),
+    dr.FOUND_UNMAPPED: (
+        "mapping",
+        "the block of {detail} usable bytes is not all in writable memory",
+    ),
+    dr.FOUND_DAMAGED: ("contents", "byte {detail} of a live block is not what was written there"),
+    dr.FOUND_NOT_COPIED: ("realloc", "byte {detail} was lost on the way to the new block"),
+    dr.FOUND_NOT_ZERO: ("calloc", "byte {detail} is not zero"),
+    dr.FOUND_USABLE_CHANGED: ("usable_size", "usable_size of a live block has become {detail}"),
+}
+_PIECES = {BLOCK_USED: "used block", BLOCK_FREE: "free block", BLOCK_HEADER: "header"}
+#: More pieces than any heap under verification has.
+MAX_ROWS = 1 << 24
+_NO_ROWS = np.zeros((0, 3), "i8")
+
+
+@dataclass(eq=False)
+class Violation(Exception):
+    """The contract was broken: which check, at which event, about which address, and what."""
+
+    check: str
+    event: int
+    address: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the driver is compiled for: a plugin, a page size, and whether as replays are timed."""
+
+    plugin: Plugin
+    page_size: int = 4096
+    as_timed: bool = False
+
+    @property
+    def config(self) -> KernelConfig:
+        """The kernel that it runs on."""
+        return KernelConfig(page_size=self.page_size)
+
+    def compile(self) -> Callable:
+        """Return the specialised driver.  Raises what the compiler raises."""
+        checks = not self.as_timed
+        driver = build(
+            dr.drive,
+            **self.plugin.bindings(),
+            **self.config.switches(),
+            COUNT=checks,
+            PAYLOAD=checks,
+            CHECKED=checks,
+        )
+        nothing = np.zeros((0, dr.EVENT_WIDTH), "i8")
+        tables = record(dr.DRIVER), _objects(), nothing, _NO_ROWS
+        # Compiled now: the watchdog must not take the compiler for the allocator.
+        driver(Machine(self.config).k, self.plugin.state(), *tables, 0, 0)
+        return driver
+
+
+def _objects() -> np.ndarray:
+    return np.zeros((SLOTS, dr.OBJECT_WIDTH), "i8")
+
+
+class Process:
+    """A plan on a machine of its own.  ``reuses``: the design hands memory out again."""
+
+    def __init__(
+        self,
+        built: Build,
+        driver: Callable,
+        plan: Plan,
+        *,
+        limits: dict[str, int] | None = None,
+        reuses: bool = True,
+        patience: float = 20.0,
+    ) -> None:
+        self.plan = plan
+        self._reuses = reuses
+        self._built = built
+        self._driver = driver
+        self._limits = limits
+        self._patience = patience
+        self._has_walk = hasattr(built.plugin.module, "walk")
+        self._rows = np.zeros((4 * SLOTS, 3), "i8")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, before the first event."""
+        self._machine = Machine(self._built.config)
+        self.k = self._machine.k
+        self.state = self._built.plugin.state()
+        self.d = record(dr.DRIVER)
+        self.objects = _objects()
+        self.events = self.plan.events.copy()
+        if not hasattr(self._built.plugin.module, "aligned_alloc"):
+            self.events[:, dr.EVENT_ALIGNMENT] = ALIGNMENT
+        mm = self.k.mm
+        shift = self._built.config.page_shift
+        for name, amount in (self._limits or {}).items():
+            used = {"rlim_as": mm.total_vm << shift, "rlim_data": mm.data_vm << shift}
+            used["max_map_count"] = mm.map_count
+            mm[name] = amount >> shift if name == "memory" else used[name] + amount
+        self.d.limited = self._limits is not None
+        self._initial = self.k.vma[: mm.map_count].copy()
+
+    @property
+    def heap(self) -> int:
+        """Bytes mapped by the allocator since its start."""
+        mm = self.k.mm
+        return int(mm.total_vm - mm.reserved_vm - mm.start_vm) << self._built.config.page_shift
+
+    def owns(self, address: int) -> bool:
+        """Whether the allocator has mapped ``address``."""
+        start, end = self._initial["vm_start"], self._initial["vm_end"]
+        foreign = np.any((start <= address) & (address < end))
+        return not foreign and covered(self.k, address, address + 1, VM_READ)
+
+    # --- Running ----------------------------------------------------------------------------------
+
+    def call(self, begin: int, end: int, rows: np.ndarray = _NO_ROWS) -> int:
+        """Do the events [begin, end), and inspect if there are ``rows``; returns events done.
+
+        Raises SimulatedSignal when the process dies, and Violation when an event does not end, or
+        the plugin raises.
+        """
+        tables = self.d, self.objects, self.events, rows
+        try:
+            return watched(
+                self.k,
+                self._driver,
+                self.k,
+                self.state,
+                *tables,
+                begin,
+                end,
+                patience=self._patience,
+            )
+        except SimulatedSignal:
+            raise
+        except SoftLockup as lockup:
+            self._revoke()
+            what = f"{self._doing} has not ended after {self._patience:g} s: it loops for ever"
+            raise Violation("lockup", lockup.event, 0, what) from None
+        except Exception as error:
+            what = f"{self._doing} raised {type(error).__name__}: {error}"
+            raise Violation("exception", self._now, 0, what) from None
+
+    def run(self, begin: int, end: int, *, inspect: bool = True) -> None:
+        """Do the events [begin, end) and look at the whole heap.  Raises Violation."""
+        try:
+            done = self.call(begin, end, self._rows if inspect else _NO_ROWS)
+            while inspect and len(self._rows) < self.d.rows <= MAX_ROWS:
+                self._rows = np.zeros((2 * int(self.d.rows), 3), "i8")
+                self.call(end, end, self._rows)
+        except SimulatedSignal:
+            what = f"{reason(self.k)} (in {self._doing})"
+            raise Violation("signal", self._now, int(self.k.task.si_addr), what) from None
+        event = min(done, end - 1)
+        if inspect:
+            self._check_overlap(event)  # first: it is why contents are damaged
+        if self.d.found:
+            self._raise_found(event)
+        if inspect:
+            self._check_foreign(event)
+            if self._has_walk:
+                self._check_walk(event)
+
+    def phases(self, batch: int) -> Iterator[Phase]:
+        """Do the plan phase by phase, and yield each when it is done.
+
+        The heap is inspected every ``batch`` events (of a large one less often, so that looking
+        does not outweigh doing) and at the end of a phase.  Raises Violation with the very event.
+        """
+        begin = 0
+        for phase in self.plan.phases:
+            while begin < phase.end:
+                end = min(begin + max(batch, int(self.d.rows) >> 4), phase.end)
+                try:
+                    self.run(begin, end)
+                except Violation as violation:
+                    raise self._narrowed(begin, violation) from None
+                begin = end
+            yield phase
+
+    def _narrowed(self, good: int, violation: Violation) -> Violation:
+        """Find the event that broke the heap: after ``good`` events all was well still.
+
+        Inspections look only at the end of a stretch, so each try starts anew.
+        """
+        while violation.event > good and violation.check != "lockup":
+            middle = (good + violation.event + 1) // 2
+            self.restart()
+            try:
+                self.run(0, middle)
+                good = middle
+            except Violation as earlier:
+                violation = earlier
+        return violation
+
+    @property
+    def _now(self) -> int:
+        return int(self.k.task.now)
+
+    @property
+    def _doing(self) -> str:
+        return dr.DOING_NAMES[int(self.d.doing)]
+
+    def _revoke(self) -> None:
+        """Take all memory from a process that loops, so that its next access ends it."""
+        self.k.mm.map_count = 0
+        touched = self.k.touched[: self.k.mm.nr_touched]
+        fan_out = self._built.config.page_shift - 3
+        for slot in touched:
+            self.k.pte[slot << fan_out : (slot + 1) << fan_out] = 0
+
+    def _raise_found(self, event: int) -> None:
+        d = self.d
+        request = int(self.events[event, dr.EVENT_SIZE])
+        if d.found == dr.FOUND_CHECK:
+            meaning = getattr(self._built.plugin.module, "CHECKS", {}).get(int(d.detail))
+            raise Violation("check", event, 0, meaning or f"check() returned {d.detail}")
+        check, text = _FOUND[int(d.found)]
+        what = text.format(address=d.address, detail=d.detail, request=request)
+        raise Violation(check, event, int(d.address), what)
+
+    # --- The whole heap ---------------------------------------------------------------------------
+
+    def _live(self) -> tuple[np.ndarray, np.ndarray]:
+        """Addresses of the live blocks in order, and their usable bytes."""
+        live = self.objects[self.objects[:, dr.OBJECT_ADDRESS] != 0]
+        live = live[np.argsort(live[:, dr.OBJECT_ADDRESS])]
+        return live[:, dr.OBJECT_ADDRESS], live[:, dr.OBJECT_USABLE]
+
+    def _check_overlap(self, event: int) -> None:
+        start, usable = self._live()
+        bad = np.flatnonzero(start[:-1] + np.maximum(usable[:-1], 1) > start[1:])
+        if len(bad):
+            i = bad[0]
+            what = f"this live block of {usable[i]} bytes reaches over that at {start[i + 1]:#x}"
+            raise Violation("overlap", event, int(start[i]), what)
+
+    def _check_foreign(self, event: int) -> None:
+        """Writable memory that was there before the allocator must be as it was."""
+        config = self._built.config
+        for area in self._initial[self._initial["vm_flags"] & VM_WRITE != 0]:
+            start, end = int(area["vm_start"]), int(area["vm_end"])
+            first = (start & ((1 << config.window_bits) - 1)) >> config.page_shift
+            pages = (end - start) >> config.page_shift
+            touched = np.flatnonzero(self.k.pte[first : first + pages])
+            if len(touched):
+                address = start + (int(touched[0]) << config.page_shift)
+                what = "this page, which is not the allocator's, was touched"
+                raise Violation("mapping", event, address, what)
+
+    def _check_walk(self, event: int) -> None:
+        """Hold walk's rows to the live blocks and the mappings."""
+        if not 0 <= self.d.rows <= len(self._rows):
+            raise Violation("walk", event, 0, f"walk says that it has {self.d.rows} rows")
+        start, size, kind = np.ascontiguousarray(self._rows[: self.d.rows].T)
+        bad = np.flatnonzero(~np.isin(kind, list(_PIECES)) | (size < 0))
+        if len(bad):
+            what = f"walk has a row of {size[bad[0]]} bytes and kind {kind[bad[0]]}"
+            raise Violation("walk", event, int(start[bad[0]]), what)
+        if np.any(start[1:] < start[:-1]):
+            order = np.argsort(start, kind="stable")
+            start, size, kind = start[order], size[order], kind[order]
+        used = kind == BLOCK_USED
+        self._check_used(event, start[used], size[used])
+        some = size > 0
+        start, end, kind = start[some], (start + size)[some], kind[some]
+        bad = np.flatnonzero(end[:-1] > start[1:])
+        if len(bad):
+            i = bad[0]
+            what = f"walk: this {_PIECES[kind[i]]} reaches over the {_PIECES[kind[i + 1]]} at "
+            raise Violation("walk", event, int(start[i]), what + f"{start[i + 1]:#x}")
+        low, high = self._writable()
+        area = np.searchsorted(low, start, side="right") - 1
+        bad = np.flatnonzero((area < 0) | (end > high[area]))
+        if len(bad):
+            what = f"walk: this {_PIECES[kind[bad[0]]]} is not all in writable memory"
+            raise Violation("walk", event, int(start[bad[0]]), what)
+
+    def _check_used(self, event: int, used: np.ndarray, size: np.ndarray) -> None:
+        """The used rows are the live blocks; with a design that reuses nothing, dead ones too."""
+        live, usable = self._live()
+        place = np.searchsorted(used, live)
+        shown = np.append(used, 0)[place] == live
+        if not shown.all():
+            what = "walk does not show this live block as used"
+            raise Violation("walk", event, int(live[~shown][0]), what)
+        if self._reuses and len(used) > len(live):
+            extra = np.setdiff1d(used, live)
+            address = extra[0] if len(extra) else used[:-1][used[1:] == used[:-1]][0]
+            what = "walk shows as used a block that is not live, or one twice"
+            raise Violation("walk", event, int(address), what)
+        wrong = np.flatnonzero(size[place] != usable)
+        if len(wrong):
+            i = wrong[0]
+            what = f"walk shows {size[place][i]} usable bytes, usable_size says {usable[i]}"
+            raise Violation("usable_size", event, int(live[i]), what)
+
+    def _writable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and ends of the stretches that are mapped for reading and writing."""
+        areas = self.k.vma[: self.k.mm.map_count]
+        areas = areas[areas["vm_flags"] & (VM_READ | VM_WRITE) == VM_READ | VM_WRITE]
+        inner = areas["vm_start"][1:] == areas["vm_end"][:-1]
+        first = np.concatenate([[True], ~inner])
+        last = np.concatenate([~inner, [True]])
+        return areas["vm_start"][first], areas["vm_end"][last]
+
+    # --- What a run can be compared by ------------------------------------------------------------
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """What the allocator answered, event by event."""
+        return self.events[:, dr.EVENT_RESULT]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Everything that the kernel counts."""
+        return {name: int(self.k.mm[name]) for name in self.k.mm.dtype.names}

@@ -1,0 +1,350 @@
+"""The scenarios, and the settings that a plugin is taken through them with."""
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from allocators.registry import Plugin, PluginError, declared_settings, load
+from allocators.verify import plan as plans
+from allocators.verify.driver import (
+    DOING_NAMES,
+    EVENT_OP,
+    EVENT_SIZE,
+    EVENT_SLOT,
+    OBJECT_ADDRESS,
+)
+from allocators.verify.plan import Phase, Plan
+from allocators.verify.process import Build, Process, Violation
+from kernel.task import reason
+from kernel.types import SIGABRT, SimulatedSignal
+from kernel.watchdog import PATIENCE
+
+OPERATIONS = 100_000
+#: What may be chosen (allocators.verify says what each does).
+SCENARIOS = (
+    "life",
+    "again",
+    "as timed",
+    "rounds",
+    "scarcity",
+    "huge",
+    "double free",
+    "wild free",
+    "reset",
+)
+
+#: Tight limits: a field of the mm, and the bytes (for max_map_count areas) beyond what boot uses.
+LIMITS = (
+    ("rlim_as", 64 << 10),
+    ("rlim_as", 5 << 18),
+    ("rlim_as", 2 << 20),
+    ("rlim_data", 300 << 10),
+    ("memory", 1 << 20),
+    ("max_map_count", 3),
+)
+#: Requests refused anyway; with RLIMIT_AS that leaves _ROOM, these are too.  Bytes.
+_HUGE = ((1 << 46) + 1, 1 << 47, 1 << 62, (1 << 63) - 1)
+_LARGE = (1 << 30, 1 << 40, 1 << 46)
+_ROOM = 64 << 20
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One broken rule: where and what.  ``str()`` is the line that reports it."""
+
+    plugin: str
+    page_size: int
+    scenario: str
+    check: str
+    operation: int
+    call: str
+    address: int
+    what: str
+
+    def __str__(self) -> str:
+        place = f" at {self.address:#x}" if self.address else ""
+        return (
+            f"{self.plugin}, {self.page_size >> 10} KiB pages, {self.scenario}: {self.check}: "
+            f"operation {self.operation} ({self.call}){place}: {self.what}"
+        )
+
+
+def verify(
+    plugin: Plugin,
+    *,
+    operations: int = OPERATIONS,
+    seed: int = 1,
+    page_size: int = 4096,
+    as_timed: bool = True,
+    patience: float = PATIENCE,
+) -> list[Failure]:
+    """Return what ``plugin`` does wrong under its settings, at most one failure a scenario.
+
+    ``operations`` is the least number in the life; ``as_timed`` costs a second compilation;
+    ``patience`` is how long one operation may take, s.
+    """
+    suite = Suite(plugin, operations=operations, seed=seed, page_size=page_size, patience=patience)
+    suite.run(as_timed=as_timed)
+    return suite.failures
+
+
+def variations(name: str, base: Mapping[str, Any] | None = None) -> Iterator[Plugin]:
+    """Yield the plugin ``name`` with the settings ``base``, then with other settings.
+
+    Each other choice of each choice alone; then all numbers and sizes at their lowest, and all a
+    good deal higher (one by one where their combination is refused).
+    """
+    base = dict(base or {})
+    default = load(name, base)
+    yield default
+    seen = [dict(default.values)]
+    low, high = {}, {}
+    for key, setting in declared_settings(default.module).items():
+        if setting.choices:
+            for other in setting.choices:
+                yield from _variation(name, base | {key: other}, seen)
+        else:
+            low[key] = setting.low
+            # A size keeps its shape (power of two, whole pages); a count may be a logarithm.
+            more = 4 * setting if setting >= 4096 else setting + setting // 4 + 1
+            high[key] = min(int(more), setting.high)
+    for values in (low, high):
+        together = list(_variation(name, base | values, seen))
+        yield from together
+        if not together:
+            for key, value in values.items():
+                yield from _variation(name, base | {key: value}, seen)
+
+
+def _variation(name: str, settings: dict[str, Any], seen: list[dict[str, int]]) -> Iterator[Plugin]:
+    """Yield the plugin with ``settings`` unless they are refused or were had before."""
+    try:
+        plugin = load(name, settings)
+    except PluginError:
+        return
+    if dict(plugin.values) not in seen:
+        seen.append(dict(plugin.values))
+        yield plugin
+
+
+class Suite:
+    """One plugin on one page size: the scenarios, and what they found.
+
+    ``notes`` says what could not be held against this design; ``operations`` counts those done.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        *,
+        operations: int = OPERATIONS,
+        seed: int = 1,
+        page_size: int = 4096,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+        self.operations = 0
+        self._plugin = plugin
+        self._wanted = operations
+        self._seed = seed
+        self._patience = patience
+        self._built = Build(plugin, page_size)
+        self._promises = plugin.promises()
+        self._reuses = True
+        self._batch = min(max(operations // 100, 100), 1000)
+        self._process: Process | None = None
+        self._life: Process | None = None
+        if not hasattr(plugin.module, "walk"):
+            self.notes.append("no walk: its blocks cannot be compared")
+
+    def run(
+        self,
+        *,
+        as_timed: bool = True,
+        only: Container[str] = (),
+        progress: Callable[[str], None] = lambda scenario: None,
+    ) -> None:
+        """Go through all scenarios, or ``only`` some; ``progress`` hears the name of each."""
+        for name, scenario in self._scenarios(as_timed):
+            kind = name.partition(" (")[0]
+            if only and kind not in only and kind not in ("compiling", "reuse"):
+                continue
+            progress(name)
+            try:
+                scenario()
+            except Violation as violation:
+                self._record(name, violation)
+                if violation.check in ("compile", "lockup"):
+                    break  # the other scenarios would only say the same
+
+    def _scenarios(self, as_timed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Yield each scenario with its name, in an order that finds the simple things first."""
+        yield "compiling", self._compile
+        yield "reuse", self._probe_reuse
+        yield "life", self._live
+        if self._life:
+            yield "again", self._live_again
+            if as_timed:
+                yield "as timed", self._live_as_timed
+        yield "rounds", self._rounds
+        for field, amount in LIMITS:
+            yield f"scarcity ({field} + {amount})", lambda f=field, n=amount: self._scarcity(f, n)
+        yield "huge", lambda: self._huge(_HUGE, {})
+        yield f"huge (rlim_as + {_ROOM})", lambda: self._huge(_LARGE, {"rlim_as": _ROOM})
+        misuses = {}
+        if self._promises.double_free:
+            misuses["double free"] = plans.double_frees()
+        if self._promises.wild_free:
+            misuses["wild free"] = plans.wild_frees()
+        for check, cases in misuses.items():
+            for what, plan in cases:
+                yield f"{check} ({what})", lambda c=check, p=plan: self._misuse(c, p)
+        if hasattr(self._plugin.module, "reset"):
+            yield "reset", self._reset
+
+    def _record(self, scenario: str, violation: Violation) -> None:
+        """Keep a violation as a failure of ``scenario``."""
+        call = "none"
+        if self._process is not None:
+            call = DOING_NAMES[int(self._process.events[violation.event, EVENT_OP])]
+        self.failures.append(
+            Failure(
+                self._plugin.label,
+                self._built.page_size,
+                scenario,
+                violation.check,
+                violation.event,
+                call,
+                violation.address,
+                violation.what,
+            )
+        )
+
+    def _start(self, plan: Plan, **how: object) -> Process:
+        """Return a new process for ``plan``, on which violations are reported from now on."""
+        how = {"driver": self._driver, "reuses": self._reuses} | how
+        self._process = Process(self._built, plan=plan, patience=self._patience, **how)
+        self.operations += len(plan.events)
+        return self._process
+
+    # --- The scenarios ----------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        self._driver = self._compiled(self._built)
+
+    def _compiled(self, built: Build) -> Callable:
+        try:
+            return built.compile()
+        except Exception as error:  # whatever the compiler says of a plugin
+            text = " ".join(str(error).split())
+            raise Violation("compile", 0, 0, f"{type(error).__name__}: {text[:500]}") from None
+
+    def _probe_reuse(self) -> None:
+        """Find out whether the design reuses memory at all; one that gives it back does."""
+        if self._promises.retains is not None:
+            return
+        p = self._start(plans.reuse(1024, 100))
+        self._reuses = False
+        for begin in range(0, len(p.events), 64):
+            end = min(begin + 64, len(p.events))
+            p.run(begin, end, inspect=False)
+            born = p.addresses[:end][p.addresses[:end] != 0]
+            self._reuses = len(np.unique(born)) < len(born)
+            if self._reuses:
+                break
+        else:
+            self.notes.append("never reuses memory: growth is no leak")
+
+    def _live(self) -> None:
+        p = self._start(plans.life(self._wanted, self._seed))
+        for phase in p.phases(self._batch):
+            self._check_retained(p, phase)
+        self._life = p
+
+    def _live_again(self) -> None:
+        p = self._start(plans.life(self._wanted, self._seed))
+        for _ in p.phases(self._batch):
+            pass
+        self._compare_addresses(p)
+        for name, count in self._life.counters.items():
+            if p.counters[name] != count:
+                what = f"{name} is {count} in one run, {p.counters[name]} in another"
+                raise Violation("determinism", len(p.events) - 1, 0, what)
+
+    def _live_as_timed(self) -> None:
+        driver = self._compiled(replace(self._built, as_timed=True))
+        p = self._start(plans.life(self._wanted, self._seed), driver=driver)
+        p.run(0, len(p.events), inspect=False)
+        self._compare_addresses(p)
+
+    def _compare_addresses(self, p: Process) -> None:
+        differ = np.flatnonzero(p.addresses != self._life.addresses)
+        if len(differ):
+            i = int(differ[0])
+            what = f"another run gets {self._life.addresses[i]:#x}"
+            raise Violation("determinism", i, int(p.addresses[i]), what)
+
+    def _rounds(self) -> None:
+        """Does the heap keep growing?  A step up may be chance; two are a leak."""
+        count = min(max(self._wanted // 1000, 9), 100)
+        operations = min(max(self._wanted // 100, 40), 400)
+        p = self._start(plans.rounds(count, operations, self._seed))
+        heaps = []
+        for phase in p.phases(len(p.events)):
+            self._check_retained(p, phase)
+            if not phase.drained:
+                heaps.append(p.heap)
+        second, middle, last = heaps[1], heaps[count // 2], heaps[-1]
+        if self._reuses and middle > 1.15 * second and last > 1.15 * middle:
+            what = f"the heap of round 2 is {second} bytes, of round {count // 2 + 1} {middle}, "
+            what += f"of round {count} {last}"
+            raise Violation("leak", len(p.events) - 1, 0, what)
+
+    def _check_retained(self, p: Process, phase: Phase) -> None:
+        promised = self._promises.retains
+        if phase.drained and promised is not None and p.heap > promised:
+            what = f"{p.heap} bytes are mapped with nothing live; promised: {promised}"
+            raise Violation("retention", phase.end - 1, 0, what)
+
+    def _scarcity(self, field: str, amount: int) -> None:
+        p = self._start(plans.scarcity(self._seed), limits={field: amount})
+        for _ in p.phases(plans.SLOTS):
+            pass
+        first, last = p.addresses[[1, -1]]
+        if self._reuses and first and not last:
+            what = "with all freed, the request is refused that was granted first"
+            raise Violation("exhaustion", len(p.events) - 1, 0, what)
+
+    def _huge(self, sizes: tuple[int, ...], limits: dict[str, int]) -> None:
+        """A block too small is found by the driver; what remains is that nothing else suffers."""
+        p = self._start(plans.impossible(sizes), limits=limits)
+        for _ in p.phases(1):
+            pass
+        if not p.addresses[-1]:
+            what = "refusing huge requests has used up the memory"
+            raise Violation("huge request", len(p.events) - 1, 0, what)
+
+    def _misuse(self, check: str, plan: Plan) -> None:
+        """Do a bad free, which must end the process; by an abort if the heap has that address."""
+        p = self._start(plan)
+        last = len(p.events) - 1
+        p.run(0, last, inspect=False)
+        slot, offset = p.events[last, [EVENT_SLOT, EVENT_SIZE]]
+        address = int(p.objects[slot, OBJECT_ADDRESS] + offset)
+        owned = p.owns(address)
+        try:
+            p.call(last, last + 1)
+        except SimulatedSignal:
+            if owned and p.k.task.sig != SIGABRT:
+                what = f"promised to be detected, but: {reason(p.k)}"
+                raise Violation(check, last, address, what) from None
+        else:
+            raise Violation(check, last, address, "promised to be detected, but went unnoticed")
+
+    def _reset(self) -> None:
+        p = self._start(plans.emptying(self._seed))
+        for phase in p.phases(self._batch):
+            self._check_retained(p, phase)

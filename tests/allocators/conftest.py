@@ -1,0 +1,84 @@
+"""Plugin files made on the spot, and plain Python for tests that need no compiler."""
+
+from pathlib import Path
+
+import pytest
+
+import allocators
+from allocators.registry import Plugin, load
+
+FOLDER = Path(allocators.__file__).parent
+
+#: A plugin with nothing but what the contract demands.
+TINY = '''
+import numpy as np
+
+from allocators.contract import MAX_REQUEST, align_up
+from kernel.access import load, store
+from kernel.brk import sbrk
+from kernel.jit import jit
+
+STATE = np.dtype([("top", "i8"), ("spare", "i8")])
+
+
+@jit
+def init(k, a):
+    """Start at the break."""
+    a.top = align_up(sbrk(k, 0), 16)
+    sbrk(k, a.top - sbrk(k, 0))
+
+
+@jit
+def malloc(k, a, size):
+    """Move the break for every block."""
+    need = 16 + align_up(max(size, 1), 16)
+    if size > MAX_REQUEST or sbrk(k, need) < 0:
+        return 0
+    p = a.top + 16
+    a.top += need
+    store(k, p - 8, need - 16)
+    return p
+
+
+@jit
+def free(k, a, p):
+    """Forget the block."""
+
+
+@jit
+def usable_size(k, a, p):
+    """Read the size word."""
+    return load(k, p - 8)
+'''
+
+
+class PluginFiles:
+    """Writes plugin files into a folder of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, text: str) -> str:
+        """Write ``text`` as NAME.py; returns its path."""
+        path = self.folder / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def mutant(self, name: str, base: str, *changes: tuple[str, str]) -> Plugin:
+        """Load a copy of ``base`` (or of TINY) with each old text, which occurs once, replaced."""
+        text = TINY if base == "tiny" else (FOLDER / f"{base}.py").read_text(encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {base}.py"
+            text = text.replace(old, new)
+        return load(self.write(name, text))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PluginFiles:
+    return PluginFiles(tmp_path)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what is built as plain Python: most bugs show without waiting for the compiler."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")

@@ -1,0 +1,103 @@
+"""Every allocator passes the verifier: with its defaults, and with every other setting."""
+
+import numpy as np
+import pytest
+
+from allocators import registry
+from allocators.registry import load
+from allocators.verify import Suite, variations, verify
+from allocators.verify import plan as plans
+from allocators.verify.driver import EVENT_ALIGNMENT, EVENT_OP, EVENT_SIZE, OP_ALIGNED
+from allocators.verify.process import Build, Process
+from kernel.jit import disabled
+
+#: ``python -m allocators.verify`` does 100,000 with each; without the JIT that would take minutes.
+OPERATIONS = 300 if disabled() else 20_000
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_defaults(name):
+    failures = verify(load(name), operations=OPERATIONS, as_timed=name == "buddy")
+    assert not failures, "\n".join(map(str, failures))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", registry.names())
+def test_variations(name):
+    for plugin in list(variations(name))[1:]:
+        suite = Suite(plugin, operations=240)
+        suite.run(only={"life", "huge"})
+        assert not suite.failures, "\n".join(map(str, suite.failures))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", registry.names())
+def test_large_pages(name):
+    suite = Suite(load(name), operations=240, page_size=65536)
+    suite.run(only={"life", "scarcity"})
+    assert not suite.failures, "\n".join(map(str, suite.failures))
+
+
+def test_variations_take_every_choice_and_move_every_number():
+    seen = [plugin.values for plugin in variations("buddy")]
+    assert seen[0] == load("buddy").values
+    assert all(plugin != other for i, plugin in enumerate(seen) for other in seen[:i])
+    for key in seen[0]:
+        assert len({values[key] for values in seen}) >= 2, key
+
+
+def test_variations_are_tried_alone_where_their_combination_is_refused(files):
+    plugin = files.mutant(
+        "picky",
+        "buddy",
+        (
+            "    if s[",
+            "    if s['max_order'] == 12 and not s['keep']:\n        raise ValueError('no')\n    if s[",
+        ),
+    )
+    path = str(files.folder / "picky.py")
+    labels = [other.label for other in variations(path, {"growth": "mmap"})]
+    assert plugin.label == "picky"
+    assert labels[0] == "picky(growth=mmap)"
+    assert "picky" in labels
+    assert "picky(max_order=12, growth=mmap)" in labels
+    assert "picky(growth=mmap, keep=0)" in labels
+
+
+def test_a_plan_is_the_same_every_time_and_long_enough():
+    plans.life.cache_clear()
+    first = plans.life(1000, 7).events.copy()
+    plans.life.cache_clear()
+    assert np.array_equal(plans.life(1000, 7).events, first)
+    assert not np.array_equal(plans.life(1000, 8).events, first)
+    assert len(first) >= 1000
+
+
+def test_a_plan_asks_for_what_it_should():
+    plan = plans.life(20_000, 1)
+    sizes = plan.events[:, EVENT_SIZE]
+    assert sizes.max() > 2 << 20
+    assert (sizes == 0).any()
+    aligned = plan.events[plan.events[:, EVENT_OP] == OP_ALIGNED]
+    assert {16, 4096, 65536} <= set(aligned[:, EVENT_ALIGNMENT].tolist())
+    assert [phase.name for phase in plan.phases if phase.drained] == ["drain", "drain"]
+
+
+def test_tight_limits_do_refuse(files):
+    built = Build(load("buddy"))
+    driver = built.compile()
+    for limits in ({"rlim_as": 2 << 20}, {"memory": 1 << 20}, {"max_map_count": 3}):
+        p = Process(built, driver, plans.scarcity(1), limits=limits)
+        for _ in p.phases(1000):
+            pass
+        assert p.d.refused > 0, limits
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_a_design_leaves_out_is_said_and_not_asked_for(files):
+    suite = Suite(files.mutant("tiny", "tiny"), operations=240)
+    suite.run(as_timed=False)
+    assert not suite.failures, "\n".join(map(str, suite.failures))
+    assert len(suite.notes) == 2
+    assert "walk" in suite.notes[0]
+    assert "never reuses" in suite.notes[1]

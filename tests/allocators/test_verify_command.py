@@ -1,0 +1,164 @@
+"""``python -m allocators.verify``: what it prints, and its exit codes."""
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from allocators.verify import OPERATIONS
+from allocators.verify.__main__ import main
+from allocators.verify.pool import Case, Outcome, run_cases, serve
+
+QUICK = ("--operations", "60")
+CASE = Case("bump", "bump", {}, 4096, False, 60, 1, only=("huge",))
+
+
+@pytest.fixture(autouse=True)
+def _plain(plain):
+    """The children inherit it."""
+
+
+def test_a_good_plugin_with_two_page_sizes(capsys):
+    assert main(["buddy", *QUICK, "--settings", "growth=mmap", "keep=0", "--jobs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "buddy(growth=mmap, keep=0), 4 KiB pages: ok" in out
+    assert "buddy(growth=mmap, keep=0), 64 KiB pages: ok" in out
+    assert out.endswith("2 settings verified, no failures\n")
+
+
+def test_a_bad_plugin_is_one_line_a_failure(files, capsys):
+    files.mutant("gap", "tiny", ("p = a.top + 16", "p = a.top + 24"))
+    path = str(files.folder / "gap.py")
+    assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("gap, 4 KiB pages: FAILED")
+    assert out[1].startswith("  gap, 4 KiB pages, life: alignment: operation ")
+    assert "(malloc) at 0x55" in out[1]
+    assert out[-1] == "2 settings verified, 2 failures"
+
+
+def test_a_plugin_that_kills_its_process_and_the_next(files, capsys):
+    files.mutant(
+        "deadly",
+        "tiny",
+        (
+            "from kernel.jit import jit\n",
+            "from kernel.jit import jit\nimport os\n\n\n@jit\ndef die(k):\n"
+            '    """Die."""\n    os.kill(os.getpid(), 9)\n',
+        ),
+        ('    """Forget the block."""\n', "    die(k)\n"),
+    )
+    text = (files.folder / "deadly.py").read_text()
+    # Compiled code may not use os: hand it over as a value that cannot be looked into.
+    text = text.replace("import os\n", "import os\nkill = os.kill\nown = os.getpid\n")
+    text = text.replace("os.kill(os.getpid(), 9)", "kill(own(), 9)")
+    path = files.write("deadly", text)
+    assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("life: crash: operation 0 (unknown): the process died (SIGKILL)") == 2
+
+
+def test_a_loop_costs_its_process_only(files):
+    path = str(files.folder / "loop.py")
+    files.mutant(
+        "loop",
+        "tiny",
+        ('    """Forget the block."""\n', "    while True:\n        load(k, p - 8)\n"),
+    )
+    looping = Case(path, "loop", {}, 4096, False, 60, 1, only=("life",))
+    heard = []
+    outcomes = {
+        case.label: outcome for case, outcome in run_cases([looping, CASE], 1, heard.append)
+    }
+    assert [failure.check for failure in outcomes["loop"].failures] == ["lockup"]
+    assert outcomes["loop"].last
+    assert not outcomes["bump"].failures
+    assert ["loop, 4 KiB pages: life"] in heard
+
+
+def test_leaving_early_ends_the_processes():
+    for _ in run_cases([CASE] * 3, 2, lambda running: None):
+        break
+    deadline = threading.Event()
+    for child in multiprocessing.active_children():
+        child.join(10)
+    assert not deadline.is_set()
+    assert not multiprocessing.active_children()
+
+
+def test_serve_answers_until_nobody_asks():
+    before = signal.getsignal(signal.SIGINT)
+    ours, theirs = multiprocessing.Pipe()
+    try:
+        ours.send(CASE)
+        ours.close_later = None
+        thread = None
+        messages = []
+
+        def listen():
+            while True:
+                message = ours.recv()
+                messages.append(message)
+                if isinstance(message, Outcome):
+                    ours.close()
+                    return
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        serve(theirs)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert messages[0] == "compiling"
+    assert messages[-1].operations > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["budy"], "no allocator 'budy'; choose one of"),
+        (["nowhere/x.py"], "no allocator file nowhere/x.py"),
+        (["buddy", "--settings", "keep=-1"], "keep=-1: must be"),
+        (["buddy", "--settings", "keep"], "expected KEY=VALUE"),
+        (["buddy", "--settings", "kep=1"], "unknown setting 'kep'"),
+    ],
+)
+def test_what_cannot_be_verified_is_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--operations", "0"], ["--jobs", "x"], ["--only", "lief"]])
+def test_wrong_options_are_exit_code_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["bump", *arguments])
+    assert stop.value.code == 2
+
+
+def test_configurations_of_another_folder(files, capsys):
+    folder = files.folder / "allocator"
+    folder.mkdir()
+    files.mutant("mine", "buddy")
+    (folder / "mine.yaml").write_text("name: mine.py\nkeep: 3\n")
+    (folder / "bare.yaml").write_text("keep: 3\n")
+    arguments = ["--config-dir", str(files.folder), "--only", "huge", "--jobs", "2"]
+    assert main(["mine", *arguments, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "mine(keep=3), 4 KiB pages: ok" in out
+    assert "mine(growth=mmap, keep=3), 4 KiB pages: ok" in out
+    assert main(["bare", *arguments]) == 2
+    assert "bare.yaml: not an allocator's configuration" in capsys.readouterr().err
+
+
+def test_help_says_how_much_is_done():
+    done = subprocess.run(
+        [sys.executable, "-m", "allocators.verify", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--settings" in done.stdout
+    assert OPERATIONS >= 100_000

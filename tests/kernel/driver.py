@@ -1,0 +1,175 @@
+"""A process of the model as tests drive it: every kernel function behind one compiled entry."""
+
+from functools import cache
+
+from kernel.access import clear, copy, load, peek, poke, prefetch, store, touch
+from kernel.boot import KernelConfig, Machine
+from kernel.brk import brk, sbrk
+from kernel.jit import build, disabled, jit
+from kernel.madvise import madvise
+from kernel.mmap import get_unmapped_area, mmap, munmap
+from kernel.task import abort, reason
+from kernel.types import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PTE_FRAME,
+    PTE_ZERO,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_NORESERVE,
+    SimulatedSignal,
+)
+from kernel.vma import covered
+
+PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
+FIXED = PRIVATE | MAP_FIXED
+
+#: What :func:`enter` can be asked for, by the name of the method of Process.
+CALLS = (
+    "brk",
+    "sbrk",
+    "mmap",
+    "munmap",
+    "madvise",
+    "touch",
+    "load",
+    "store",
+    "peek",
+    "poke",
+    "copy",
+    "clear",
+    "covered",
+    "get_unmapped_area",
+    "abort",
+    "prefetch",
+)
+(
+    _BRK,
+    _SBRK,
+    _MMAP,
+    _MUNMAP,
+    _MADVISE,
+    _TOUCH,
+    _LOAD,
+    _STORE,
+    _PEEK,
+    _POKE,
+    _COPY,
+    _CLEAR,
+    _COVERED,
+    _GET_UNMAPPED_AREA,
+    _ABORT,
+    _PREFETCH,
+) = range(len(CALLS))
+
+
+@jit
+def enter(k, call, a, b, c, d):
+    """Do one call of CALLS; calls that return nothing give 0."""
+    result = 0
+    if call == _BRK:
+        result = brk(k, a)
+    elif call == _SBRK:
+        result = sbrk(k, a)
+    elif call == _MMAP:
+        result = mmap(k, a, b, c, d)
+    elif call == _MUNMAP:
+        result = munmap(k, a, b)
+    elif call == _MADVISE:
+        result = madvise(k, a, b, c)
+    elif call == _TOUCH:
+        touch(k, a, b, c)
+    elif call == _LOAD:
+        result = load(k, a)
+    elif call == _STORE:
+        store(k, a, b)
+    elif call == _PEEK:
+        result = peek(k, a)
+    elif call == _POKE:
+        poke(k, a, b)
+    elif call == _COPY:
+        copy(k, a, b, c)
+    elif call == _CLEAR:
+        clear(k, a, b)
+    elif call == _COVERED:
+        result = 1 if covered(k, a, b, c) else 0
+    elif call == _GET_UNMAPPED_AREA:
+        result = get_unmapped_area(k, a, b)
+    elif call == _ABORT:
+        abort(k, a, b)
+    elif call == _PREFETCH:
+        prefetch(k, a)
+    return result
+
+
+@cache
+def _entry(plain, **bindings):
+    """``enter`` with these bindings, built once per session."""
+    return build(enter, **bindings)
+
+
+class Process:
+    """A simulated process; ``process.mmap(...)`` and the like do what CALLS names.
+
+    ``bindings`` are switches, or replaced kernel functions.  A signal raises SimulatedSignal.
+    """
+
+    def __init__(self, config=None, **bindings):
+        self.machine = Machine(config or KernelConfig())
+        self.config = self.machine.config
+        self.page = self.config.page_size
+        self.k = self.machine.k
+        self.mm = self.k.mm
+        self._enter = _entry(disabled(), **(self.config.switches() | bindings))
+
+    def __getattr__(self, name):
+        if name not in CALLS:
+            raise AttributeError(name)
+        call = CALLS.index(name)
+
+        def method(a, b=0, c=0, d=0):
+            return int(self._enter(self.k, call, a, b, c, d))
+
+        return method
+
+    def map(self, prot=3, pages=1, flags=PRIVATE, addr=0):
+        """mmap of whole pages; the address."""
+        return self.mmap(addr, pages * self.page, prot, flags)
+
+    def dontneed(self, addr, length):
+        """madvise(MADV_DONTNEED)."""
+        return self.madvise(addr, length, MADV_DONTNEED)
+
+    def death(self, name, *args):
+        """The words in which the model explains why this call killed the process."""
+        try:
+            getattr(self, name)(*args)
+        except SimulatedSignal:
+            return reason(self.k)
+        return "alive"
+
+    def areas(self):
+        """(start, end, prot, accounted, noreserve, grows down) of every area."""
+        return [
+            (
+                int(v.vm_start),
+                int(v.vm_end),
+                int(v.vm_flags) & 7,
+                bool(v.vm_flags & VM_ACCOUNT),
+                bool(v.vm_flags & VM_NORESERVE),
+                bool(v.vm_flags & VM_GROWSDOWN),
+            )
+            for v in self.k.vma[: self.mm.map_count]
+        ]
+
+    def page_state(self, addr):
+        """'frame', 'zero' or '' for the page at ``addr``."""
+        state = self.k.pte[(addr & ((1 << self.config.window_bits) - 1)) // self.page]
+        return "frame" if state & PTE_FRAME else "zero" if state & PTE_ZERO else ""
+
+    def counters(self):
+        """Every field of the mm by name."""
+        return {name: int(self.mm[name]) for name in self.mm.dtype.names}

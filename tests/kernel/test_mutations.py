@@ -1,0 +1,121 @@
+"""The oracle notices: rules of the kernel are broken on purpose, and the comparison must object.
+
+A broken rule replaces the kernel's function of that name through build(); as plain Python, so that
+nothing is compiled for it.
+"""
+
+import pytest
+
+from kernel.fault import map_page as real_map_page
+from kernel.jit import jit
+from kernel.mmap import get_unmapped_area as real_get_unmapped_area
+from kernel.types import VM_ACCOUNT
+from kernel.vma import insert_vma as real_insert_vma
+from tests.kernel.pair import Mismatch, Pair, random_limits, random_program
+
+
+@jit
+def merges_never(k, i):
+    return False
+
+
+@jit
+def anon_vmas_never_matter(a, b):
+    return True
+
+
+@jit
+def anon_vma_always_new(k, i):
+    k.mm.anon_vmas += 1
+    k.vma[i].anon_vma = k.mm.anon_vmas
+
+
+@jit
+def tables_never_freed(k, start, end, floor, ceiling):
+    return
+
+
+@jit
+def tables_freed_under_others(k, start, end, floor, ceiling):
+    mm = k.mm
+    mm.nr_ptes -= k.pte_table[start >> 21]
+    k.pte_table[start >> 21] = 0
+
+
+@jit
+def slots_kept(k, start, end):
+    return
+
+
+@jit
+def limits_ignored(k, flags, pages):
+    return True
+
+
+@jit
+def memory_ignored(k, pages):
+    return True
+
+
+@jit
+def holes_at_the_limit(k, start, end):
+    return 0
+
+
+@jit
+def zero_page_in_rss(k, i, addr, write):
+    kind = real_map_page(k, i, addr, write)
+    k.mm.rss += kind == 0
+    return kind
+
+
+@jit
+def huge_lengths_not_aligned(k, hint, length):
+    return real_get_unmapped_area(k, hint or 1 << 46, length)
+
+
+@jit
+def account_forgotten(k, i, start, end, flags, pgoff, anon_vma, file):
+    real_insert_vma(k, i, start, end, flags & ~VM_ACCOUNT, pgoff, anon_vma, file)
+
+
+@jit
+def guard_forgotten(k, i):
+    return k.vma[i].vm_start
+
+
+BROKEN = {
+    "merge_next": merges_never,
+    "_compatible": anon_vmas_never_matter,
+    "anon_vma_prepare": anon_vma_always_new,
+    "free_tables": tables_never_freed,
+    "free_ptes": tables_freed_under_others,
+    "zap_whole_slots": slots_kept,
+    "may_expand_vm": limits_ignored,
+    "enough_memory": memory_ignored,
+    "map_page": zero_page_in_rss,
+    "get_unmapped_area": huge_lengths_not_aligned,
+    "insert_vma": account_forgotten,
+}
+
+
+def first_mismatch(programs, **bindings):
+    """Number of random programs until the model and the oracle disagree; None if they never do."""
+    for seed in range(programs):
+        pair = Pair(limits=random_limits(seed), **bindings)
+        try:
+            pair.run(random_program(seed))
+        except Mismatch:
+            return seed
+    return None
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_broken_rule_is_noticed(rule, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert first_mismatch(400, **{rule: BROKEN[rule]}) is not None
+
+
+def test_whole_rules_are_not_objected_to(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert first_mismatch(5) is None
