@@ -14,7 +14,6 @@ def map_aligned(k, length, alignment, lead, prot):
     ``length`` is a multiple of ``alignment`` mostly none, as such mappings lie next to each other.
     """
     flags = MAP_PRIVATE | MAP_ANONYMOUS
-    excess = max(alignment - page_align(1), 0)
     if lead == 0 and length & (alignment - 1) == 0:
         start = mmap(k, 0, length, prot, flags)
         if start < 0:
@@ -22,12 +21,16 @@ def map_aligned(k, length, alignment, lead, prot):
         if start & (alignment - 1) == 0:
             return start
         munmap(k, start, length)
+    excess = max(alignment - page_align(1), 0)
     raw = mmap(k, 0, length + excess, prot, flags)
     if raw < 0:
         return 0
     start = align_up(raw + lead, alignment) - lead
-    if start > raw:
-        munmap(k, raw, start - raw)
-    if start < raw + excess:
-        munmap(k, start + length, raw + excess - start)
+    end = raw + length + excess
+    if start > raw and munmap(k, raw, start - raw) < 0:
+        munmap(k, raw, end - raw)
+        return 0
+    if start + length < end and munmap(k, start + length, end - start - length) < 0:
+        munmap(k, start, end - start)
+        return 0
     return start

@@ -17,6 +17,9 @@ from allocators.registry import PluginError
 #: Lognormal sizes of mean ≈ 140 bytes, about 25,000 live objects.
 CHURN = {"name": "churn", "live": 25_000, "touch": "first", "seed": 1}
 
+#: A policy whose replay takes longer than this, seconds, is not repeated.
+PATIENCE = 5.0
+
 
 class _Row:
     """One allocator: its simulations without and with instruments, and the times seen."""
@@ -27,9 +30,26 @@ class _Row:
         self.counted_seconds: list[float] = []
 
     def run(self) -> None:
+        """Take one sample, unless the first has shown that this policy needs its time."""
+        if self.seconds and self.seconds[0] > PATIENCE:
+            return
         self.seconds.append(self.simulation.replay())
         if self.counted is not None:
             self.counted_seconds.append(self.counted.replay())
+
+    @property
+    def first(self) -> int:
+        """Number of the first sample that counts: the one before warmed the host's memory."""
+        return 1 if len(self.seconds) > 1 else 0
+
+    def median(self) -> float:
+        """Median seconds of a replay."""
+        return median(self.seconds[self.first :])
+
+    def counted_ratio(self) -> float:
+        """Median over the rounds of the time with instruments over the time without."""
+        pairs = zip(self.counted_seconds, self.seconds, strict=True)
+        return median([with_ / without for with_, without in pairs][self.first :])
 
 
 def _rows(names: list[str], workload: Any, with_counting: bool) -> list[_Row]:
@@ -74,10 +94,10 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
                 row.run()
                 if row.name == "libc":
                     libc.release(row.simulation.objects[:, 0])
-    reference = median(rows[0].seconds[1:])  # the first round warmed the host's memory
+    reference = rows[0].median()
     result = []
     for row in rows:
-        seconds = median(row.seconds[1:])
+        seconds = row.median()
         entry = {
             "name": row.name,
             "ns_per_event": seconds / rows[0].simulation.length * 1e9,
@@ -85,8 +105,7 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
             "checksum": int(row.simulation.r.checksum),
         }
         if row.counted is not None:
-            pairs = zip(row.counted_seconds[1:], row.seconds[1:], strict=True)
-            entry["counted_ratio"] = median(with_ / without for with_, without in pairs)
+            entry["counted_ratio"] = row.counted_ratio()
         result.append(entry)
     return result
 

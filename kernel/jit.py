@@ -188,7 +188,7 @@ def _describe(function: Callable, name: str, value: object) -> str:
         return value.__name__
     if isinstance(value, (bool, float, str, bytes, tuple, type(None))):
         return repr(value)
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+    if hasattr(value, "tobytes") and not isinstance(value, type):
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, types.FunctionType):
         raise TypeError(f"{_name(function)} calls {name}(), which is not marked @jit")

@@ -16,6 +16,7 @@ from rich.console import Console
 from allocators.registry import PluginError, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
+from kernel.watchdog import PATIENCE
 
 PAGE_SIZES = (4096, 65536)
 
@@ -43,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--operations", type=_positive, default=OPERATIONS, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="S",
+        help="seconds that one operation may take (default: %(default)s)",
+    )
     parser.add_argument(
         "--config-dir",
         type=Path,
@@ -110,6 +118,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
                     operations=arguments.operations,
                     seed=arguments.seed,
                     only=tuple(arguments.only),
+                    patience=arguments.patience,
                 )
                 for page_size in (PAGE_SIZES if i == 0 else PAGE_SIZES[:1])
             ]

@@ -116,7 +116,7 @@ class Writer:
 
     def alignment(self) -> int:
         """A power of two from 16 bytes on, rarely more than a page."""
-        return ALIGNMENT << min(self.random.randrange(10), self.random.randrange(14))
+        return ALIGNMENT << self.random.randrange(14 if self.random.random() < 0.05 else 8)
 
     # --- Phases: about n operations each ----------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from allocators.registry import load
 from allocators.verify.suite import Failure, Suite
+from kernel.watchdog import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Case:
     operations: int
     seed: int
     only: tuple[str, ...] = ()
+    patience: float = PATIENCE
 
     def __str__(self) -> str:
         return f"{self.label}, {self.page_size >> 10} KiB pages"
@@ -52,6 +54,7 @@ def run_case(case: Case, progress: Callable[[str], None]) -> Outcome:
         operations=case.operations,
         seed=case.seed,
         page_size=case.page_size,
+        patience=case.patience,
     )
     begin = monotonic()
     suite.run(as_timed=case.as_timed, only=case.only, progress=progress)

@@ -55,6 +55,8 @@ def usable_size(k, a, p):
 class PluginFiles:
     """Writes plugin files into a folder of the test."""
 
+    tiny = TINY
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -22,7 +22,7 @@ def _plain(plain):
 
 
 def test_a_good_plugin_with_two_page_sizes(capsys):
-    assert main(["buddy", *QUICK, "--settings", "growth=mmap", "keep=0", "--jobs", "2"]) == 0
+    assert main(["buddy", *QUICK, "--settings", "growth=mmap", "keep=0", "--only", "life"]) == 0
     out = capsys.readouterr().out
     assert "buddy(growth=mmap, keep=0), 4 KiB pages: ok" in out
     assert "buddy(growth=mmap, keep=0), 64 KiB pages: ok" in out
@@ -30,88 +30,70 @@ def test_a_good_plugin_with_two_page_sizes(capsys):
 
 
 def test_a_bad_plugin_is_one_line_a_failure(files, capsys):
-    files.mutant("gap", "tiny", ("p = a.top + 16", "p = a.top + 24"))
+    files.mutant("gap", "tiny", ("p = a.top + 16", "p = a.top + (16 if size < 400 else 24)"))
     path = str(files.folder / "gap.py")
     assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("gap, 4 KiB pages: FAILED")
     assert out[1].startswith("  gap, 4 KiB pages, life: alignment: operation ")
-    assert "(malloc) at 0x55" in out[1]
+    assert "_alloc) at 0x55" in out[1]
     assert out[-1] == "2 settings verified, 2 failures"
 
 
-def test_a_plugin_that_kills_its_process_and_the_next(files, capsys):
+def test_a_plugin_that_kills_its_process(files, capsys):
     files.mutant(
         "deadly",
         "tiny",
-        (
-            "from kernel.jit import jit\n",
-            "from kernel.jit import jit\nimport os\n\n\n@jit\ndef die(k):\n"
-            '    """Die."""\n    os.kill(os.getpid(), 9)\n',
-        ),
-        ('    """Forget the block."""\n', "    die(k)\n"),
+        ("STATE =", "kill, getpid = os.kill, os.getpid\nSTATE ="),
+        ("import numpy", "import os\n\nimport numpy"),
+        ('    """Forget the block."""\n', "    kill(getpid(), 9)\n"),
     )
-    text = (files.folder / "deadly.py").read_text()
-    # Compiled code may not use os: hand it over as a value that cannot be looked into.
-    text = text.replace("import os\n", "import os\nkill = os.kill\nown = os.getpid\n")
-    text = text.replace("os.kill(os.getpid(), 9)", "kill(own(), 9)")
-    path = files.write("deadly", text)
+    path = str(files.folder / "deadly.py")
     assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
     out = capsys.readouterr().out
-    assert out.count("life: crash: operation 0 (unknown): the process died (SIGKILL)") == 2
+    assert out.count("reuse: crash: operation 0 (unknown): the process died (SIGKILL)") == 2
 
 
 def test_a_loop_costs_its_process_only(files):
+    loop = ('    """Forget the block."""\n', "    while True:\n        load(k, p - 8)\n")
+    files.mutant("loop", "tiny", loop)
     path = str(files.folder / "loop.py")
-    files.mutant(
-        "loop",
-        "tiny",
-        ('    """Forget the block."""\n', "    while True:\n        load(k, p - 8)\n"),
-    )
-    looping = Case(path, "loop", {}, 4096, False, 60, 1, only=("life",))
+    looping = Case(path, "loop", {}, 4096, False, 60, 1, only=("life",), patience=0.5)
     heard = []
-    outcomes = {
-        case.label: outcome for case, outcome in run_cases([looping, CASE], 1, heard.append)
-    }
-    assert [failure.check for failure in outcomes["loop"].failures] == ["lockup"]
-    assert outcomes["loop"].last
-    assert not outcomes["bump"].failures
-    assert ["loop, 4 KiB pages: life"] in heard
+    done = {case.label: outcome for case, outcome in run_cases([looping, CASE], 1, heard.append)}
+    assert [failure.check for failure in done["loop"].failures] == ["lockup"]
+    assert done["loop"].last
+    assert not done["bump"].failures
+    assert ["loop, 4 KiB pages: reuse"] in heard
+    assert ["bump, 4 KiB pages: huge"] in heard
 
 
 def test_leaving_early_ends_the_processes():
     for _ in run_cases([CASE] * 3, 2, lambda running: None):
         break
-    deadline = threading.Event()
     for child in multiprocessing.active_children():
         child.join(10)
-    assert not deadline.is_set()
     assert not multiprocessing.active_children()
 
 
 def test_serve_answers_until_nobody_asks():
     before = signal.getsignal(signal.SIGINT)
     ours, theirs = multiprocessing.Pipe()
-    try:
+    messages = []
+
+    def ask():
         ours.send(CASE)
-        ours.close_later = None
-        thread = None
-        messages = []
+        while not messages or not isinstance(messages[-1], Outcome):
+            messages.append(ours.recv())
+        ours.close()
 
-        def listen():
-            while True:
-                message = ours.recv()
-                messages.append(message)
-                if isinstance(message, Outcome):
-                    ours.close()
-                    return
-
-        thread = threading.Thread(target=listen)
-        thread.start()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
         serve(theirs)
-        thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
+    thread.join()
     assert messages[0] == "compiling"
     assert messages[-1].operations > 0
 

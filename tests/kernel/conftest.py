@@ -2,11 +2,10 @@
 
 import pytest
 
-from kernel.boot import KernelConfig
-from tests.kernel.driver import Process
+from tests.kernel.driver import Process, configured
 
 
 @pytest.fixture
 def process(request):
     """A fresh process; its page size in bytes by indirect parameter."""
-    return Process(KernelConfig(page_size=getattr(request, "param", 4096)))
+    return Process(configured(page_size=getattr(request, "param", 4096)))

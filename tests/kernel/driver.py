@@ -13,7 +13,6 @@ from kernel.types import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FIXED,
-    MAP_NORESERVE,
     MAP_PRIVATE,
     PTE_FRAME,
     PTE_ZERO,
@@ -26,6 +25,8 @@ from kernel.vma import covered
 
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = PRIVATE | MAP_FIXED
+#: Every test uses the same window where it can: another one costs another compilation.
+WINDOW_BITS = 40
 
 #: What :func:`enter` can be asked for, by the name of the method of Process.
 CALLS = (
@@ -105,6 +106,11 @@ def enter(k, call, a, b, c, d):
     return result
 
 
+def configured(**settings):
+    """A KernelConfig with the tests' window."""
+    return KernelConfig(**({"window_bits": WINDOW_BITS} | settings))
+
+
 @cache
 def _entry(plain, **bindings):
     """``enter`` with these bindings, built once per session."""
@@ -118,7 +124,7 @@ class Process:
     """
 
     def __init__(self, config=None, **bindings):
-        self.machine = Machine(config or KernelConfig())
+        self.machine = Machine(config or configured())
         self.config = self.machine.config
         self.page = self.config.page_size
         self.k = self.machine.k

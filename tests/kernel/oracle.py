@@ -118,7 +118,7 @@ class Oracle:
     def state(self):
         """Everything that a comparison looks at, by name."""
         none = self.pages(lambda a: a.prot == 0)
-        vm, rss, tables = self._levels()
+        vm, rss, _ = self._levels()
         return {
             "areas": [
                 (lo * self.page, hi * self.page, a.prot, a.account, a.noreserve, a.stack)

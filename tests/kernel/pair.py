@@ -7,11 +7,10 @@ seeded generator can make it; :meth:`Pair.do` gives the numbers their meaning.
 import random
 from dataclasses import dataclass, replace
 
-from kernel.boot import KernelConfig
 from kernel.task import reason
 from kernel.types import SimulatedSignal
 from tests.kernel import oracle as o
-from tests.kernel.driver import Process
+from tests.kernel.driver import Process, configured
 
 #: What a step may do; the commoner, the more often named.
 KINDS = (
@@ -56,8 +55,6 @@ LENGTHS = (
 )
 #: Where, as numbers of Pair.places: mostly one place, so that areas meet.
 PLACES = (2, 2, 2, 2, 2, 2, 0, 1, 3, 4, 5)
-#: Enough for all places beside each other.
-WINDOW_BITS = 40
 #: One more than the largest value of each number of a step.
 STEP = (len(KINDS), len(PLACES), 8, len(LENGTHS), len(PROTECTIONS), len(FLAGS), 8)
 #: Limits: pages of RLIMIT_AS and RLIMIT_DATA beyond what boot uses, pages of memory, overcommit,
@@ -85,7 +82,7 @@ class Pair:
 
     def __init__(self, page=4096, limits=None, **bindings):
         limits = limits or Limits()
-        config = KernelConfig(page_size=page, window_bits=WINDOW_BITS)
+        config = configured(page_size=page)
         boot = Process(config, **bindings)
         used, data, committed = boot.mm.total_vm, boot.mm.data_vm, boot.mm.committed
         sizes = {

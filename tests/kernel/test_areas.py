@@ -10,10 +10,9 @@ from itertools import groupby
 
 import pytest
 
-from kernel.boot import KernelConfig
 from kernel.jit import jit
 from kernel.types import MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE
-from tests.kernel.driver import FIXED, PRIVATE, Process
+from tests.kernel.driver import FIXED, PRIVATE, Process, configured
 
 KINDS = {"W": (3, 0), "R": (1, 0), "N": (0, 0), "X": (7, 0), "V": (3, MAP_NORESERVE)}
 #: First column of the drawings, far from anything else.
@@ -142,7 +141,7 @@ CASES = {
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 def test_drawn(page, case):
     *lines, expected = CASES[case]
-    assert play(Process(KernelConfig(page_size=page, overcommit=0)), lines) == expected
+    assert play(Process(configured(page_size=page, overcommit=0)), lines) == expected
 
 
 @jit
@@ -207,18 +206,20 @@ def test_top_down_ends_at_a_stack_guard(process):
 def test_search_below_a_stack_and_from_the_bottom():
     """With a stack below mmap_base its guard bounds the search; when all is full, a third up."""
     stack = "7ffff0000000-7ffff0021000 rw-p 00000000 00:00 0 [stack]"
-    process = Process(KernelConfig(maps=stack))
+    process = Process(configured(maps=stack))
     top = 0x7FFFF7FFF000 - 0x7FFFF0021000
     assert process.get_unmapped_area(0, top - 4096) == 0x7FFFF0022000
     assert process.get_unmapped_area(1, top + 4096) == 0x7FFFF0000000 - (top + 4096) - 256 * 4096
     # Nothing below mmap_base is large enough: Linux then tries upwards from a third of the space.
-    high = Process(KernelConfig(maps="2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0 data"))
+    high = Process(configured(maps="2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0 data"))
     length = 0x7FFFFFFFF000 - 0x2AAAAAAAC000
     assert high.get_unmapped_area(0, length) == 0x2AAAAAAAC000
     assert high.get_unmapped_area(0, length + 4096) == ENOMEM
-    free = Process(KernelConfig(maps=""))
+    free = Process(configured(maps=""))
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000) == ENOMEM
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x10000) == 0x10000
+    # A multiple of 2 MiB that fits, but not with 2 MiB to spare, is not aligned.
+    assert free.get_unmapped_area(0, 0x7FFFF7E00000) == 0x1FF000
 
 
 def test_bottom_up_keeps_the_guard_of_a_stack():
@@ -226,7 +227,7 @@ def test_bottom_up_keeps_the_guard_of_a_stack():
     2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0
     7ff000000000-7ff000001000 rw-p 00000000 00:00 0 [stack]
     """
-    process = Process(KernelConfig(maps=maps))
+    process = Process(configured(maps=maps))
     room = 0x7FF000000000 - 0x2AAAAAAAC000 - 256 * 4096
     assert process.get_unmapped_area(0, room) == 0x2AAAAAAAC000
 
@@ -368,7 +369,7 @@ def limited(**limits):
     if limits.get("overcommit", 2) != 2:
         base["memory"] = 0
     config = {n: (int(base[n]) + v) * 4096 if n in base else v for n, v in limits.items()}
-    process = Process(KernelConfig(**config))
+    process = Process(configured(**config))
     if areas is not None:
         process.mm.max_map_count = process.mm.map_count + areas
     return process
@@ -523,7 +524,7 @@ def test_break_keeps_the_guard_of_a_stack():
     000000400000-000000401000 rw-p 00000000 00:01 1 program
     000000600000-000000621000 rw-p 00000000 00:00 0 [stack]
     """
-    process = Process(KernelConfig(maps=maps))
+    process = Process(configured(maps=maps))
     start = process.sbrk(0)
     room = 0x600000 - 256 * 4096 - start - 4096
     assert process.sbrk(room + 1) == ENOMEM

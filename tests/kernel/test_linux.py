@@ -12,10 +12,10 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from kernel.boot import KernelConfig
 from kernel.types import (
     MADV_DONTNEED,
     MAP_FIXED,
@@ -24,11 +24,11 @@ from kernel.types import (
     MAP_POPULATE,
     SimulatedSignal,
 )
-from tests.kernel.driver import PRIVATE, Process
+from tests.kernel.driver import PRIVATE, Process, configured
 
 
 def version():
-    """(major, minor) of the running Linux; (0, 0) elsewhere, and where a sandbox poses as an old one."""
+    """(major, minor) of the running Linux; (0, 0) elsewhere."""
     found = re.match(r"(\d+)\.(\d+)", platform.release()) if sys.platform == "linux" else None
     return tuple(map(int, found.groups())) if found else (0, 0)
 
@@ -83,8 +83,7 @@ json.dump(answers, sys.stdout)
 
 
 def overcommit():
-    with open("/proc/sys/vm/overcommit_memory") as setting:
-        return int(setting.read())
+    return int(Path("/proc/sys/vm/overcommit_memory").read_text())
 
 
 def random_step(rng, page):
@@ -94,7 +93,9 @@ def random_step(rng, page):
     prot = rng.choice((3, 3, 3, 1, 0, 7))
     flags = PRIVATE | rng.choice((0, 0, 0, 0, MAP_NORESERVE, MAP_POPULATE))
     wrong = rng.randrange(12) == 0
-    kind = rng.choice(("map", "map", "map", "touch", "touch", "touch", "munmap", "dontneed", "hint"))
+    kind = rng.choice(
+        ("map", "map", "map", "touch", "touch", "touch", "munmap", "dontneed", "hint")
+    )
     if kind == "touch":
         return "touch", addr + rng.randrange(page), rng.randrange(2)
     if kind == "munmap":
@@ -103,7 +104,13 @@ def random_step(rng, page):
         return "madvise", addr + wrong, length, MADV_DONTNEED
     if kind == "hint":
         return "mmap", addr + wrong, length, prot, flags | MAP_FIXED_NOREPLACE * rng.randrange(2)
-    return "mmap", addr + wrong, rng.choice((length, length, length - 5, 0)), prot, flags | MAP_FIXED
+    return (
+        "mmap",
+        addr + wrong,
+        rng.choice((length, length, length - 5, 0)),
+        prot,
+        flags | MAP_FIXED,
+    )
 
 
 def on_the_model(process, step):
@@ -140,7 +147,7 @@ def corner(process):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_calls_agree_with_this_linux(seed):
     page = mmap.PAGESIZE
-    process = Process(KernelConfig(page_size=page, overcommit=overcommit()))
+    process = Process(configured(page_size=page, overcommit=overcommit()))
     rng = random.Random(seed)
     steps, expected = [], []
     while len(steps) < 500:
