@@ -8,11 +8,12 @@ The word at p - 8 belongs to the allocator, which tells by it that the block is 
 list's head is the field ``mapped`` of the plugin's STATE.
 """
 
+from allocators.aligned import map_aligned
 from allocators.contract import BLOCK_HEADER, BLOCK_USED, MAX_REQUEST, align_up, emit
 from kernel.access import load, store
 from kernel.jit import jit
-from kernel.mmap import mmap, munmap, page_align
-from kernel.types import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from kernel.mmap import munmap, page_align
+from kernel.types import PROT_READ, PROT_WRITE
 
 #: Bytes in front of the payload.
 MAPPED_HEADER = 48
@@ -24,13 +25,15 @@ def mapped_alloc(k, a, alignment, size, tag):
     """Map a block for ``size`` bytes and put ``tag`` in front of it; 0 when the kernel refuses."""
     if size > MAX_REQUEST or alignment > MAX_REQUEST:
         return 0
-    length = page_align(align_up(MAPPED_HEADER, alignment) + size)
-    if alignment > page_align(1):
-        length += alignment
-    start = mmap(k, 0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
-    if start < 0:
+    page = page_align(1)
+    # Up to a page, the header's own padding aligns the payload; beyond, the mapping is aligned.
+    offset = align_up(MAPPED_HEADER, min(alignment, page))
+    lead = page if alignment > page else 0
+    length = page_align(offset + size)
+    start = map_aligned(k, length, max(alignment, page), lead, PROT_READ | PROT_WRITE)
+    if start == 0:
         return 0
-    p = align_up(start + MAPPED_HEADER, alignment)
+    p = start + offset
     store(k, p - _NEXT, a.mapped)
     store(k, p - _PREV, 0)
     store(k, p - _START, start)
