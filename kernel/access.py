@@ -2,7 +2,8 @@
 
 Addresses are real Linux addresses.  A reserved window of 2**WINDOW_BITS bytes holds their words,
 indexed by ``addr & (2**WINDOW_BITS - 1)``: one AND, no table walk.  Two areas whose folds collide
-are refused when they are mapped (kernel.mmap), so a folded address is never ambiguous.
+are refused when they are mapped (kernel.mmap), so the fold of a mapped address is never ambiguous.
+What that AND cannot see is a wild address a multiple of 2**WINDOW_BITS from a resident page.
 
 The hook is nothing but the page check.  What watches accesses (TLB, cache lines, event log) goes
 here, behind a compile-time switch.

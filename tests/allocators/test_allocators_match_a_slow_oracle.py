@@ -6,7 +6,7 @@ from the text of /proc/PID/maps, and keeps what the program wrote in a list.
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from allocators import registry
@@ -19,6 +19,8 @@ from kernel.jit import build
 SLOTS = 6
 #: Words at either end of a block that the program writes and reads.
 EDGE = 6
+#: All but explaining, which takes minutes here.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 sizes = st.one_of(
     st.integers(0, 80),
@@ -64,6 +66,7 @@ class Program:
         switches = config.switches() | {"PAYLOAD": True, "CHECKED": True}
         bindings = plugin.bindings()
         self.call = {n: build(bindings[n], **bindings, **switches) for n in CONTRACT}
+        self.peek, self.poke = build(peek, **switches), build(poke, **switches)
         self.blocks: dict[int, Block] = {}
         self.written = 0
         self.call["init"](self.k, self.a)
@@ -83,7 +86,7 @@ class Program:
                 kept = min(old.size, size) - 8 * i
                 if kept > 0:
                     mask = (1 << 8 * min(kept, 8)) - 1
-                    assert peek(self.k, p + 8 * i) & mask == word & mask, (what, i)
+                    assert self.peek(self.k, p + 8 * i) & mask == word & mask, (what, i)
             self.write(new)
         else:
             arguments = (alignment, size) if what == "aligned_alloc" else (size,)
@@ -92,7 +95,7 @@ class Program:
             new = self.born(slot, p, size, alignment if what == "aligned_alloc" else 16)
             if what == "calloc":
                 zeroed = [i for i in new.places if 8 * i + 8 <= size]
-                assert not any(peek(self.k, p + 8 * i) for i in zeroed)
+                assert not any(self.peek(self.k, p + 8 * i) for i in zeroed)
             self.write(new)
         self.look()
 
@@ -108,7 +111,7 @@ class Program:
         for i in block.places:
             self.written += 1
             block.words[i] = self.written * 0x1_0000_0001 & (2**62 - 1)
-            poke(self.k, block.address + 8 * i, block.words[i])
+            self.poke(self.k, block.address + 8 * i, block.words[i])
 
     def look(self) -> None:
         blocks = list(self.blocks.values())
@@ -117,7 +120,7 @@ class Program:
                 assert one.end <= other.address or other.end <= one.address
             assert any(low <= one.address and one.end <= high for low, high in self.writable())
             for place, word in one.words.items():
-                assert peek(self.k, one.address + 8 * place) == word
+                assert self.peek(self.k, one.address + 8 * place) == word
         assert self.call["check"](self.k, self.a) == 0
 
     def writable(self) -> list[tuple[int, int]]:
@@ -145,7 +148,7 @@ class Program:
 def test_every_answer_is_right(name):
     forgets = name != "bump"  # whose dead blocks stay in the walk
 
-    @settings(max_examples=12)
+    @settings(max_examples=12, phases=PHASES)
     @given(operations)
     def run(todo):
         program = Program(name)
@@ -163,7 +166,7 @@ def test_every_answer_is_right(name):
 def test_what_was_never_freed_is_there_to_the_end(name):
     """A long-lived block between all sorts of short-lived ones."""
 
-    @settings(max_examples=6)
+    @settings(max_examples=6, phases=PHASES)
     @given(st.lists(st.tuples(sizes, st.booleans()), min_size=4, max_size=30))
     def run(todo):
         program = Program(name)

@@ -86,6 +86,15 @@ CASES = {
     "written below, unwritten above": ("WW  WW", "!     ", "  WW  ", "WWWWWW"),
     "both written: with the one below": ("WW  WW", "!   ! ", "  WW  ", "WWWWww"),
     "a read gives no anon_vma": ("WW  WW", "?   ! ", "  WW  ", "WWWWWW"),
+    "what merged keeps the anon_vma": (
+        "WW  WW    ",
+        "    !     ",
+        "  WW      ",
+        "        WW",
+        "        ! ",
+        "      WW  ",
+        "WWWWWWWWww",
+    ),
     "the rest of one area merges again": ("WWWWWW", "!     ", "  ~~  ", "  WW  ", "WWWWWW"),
     "written apart, then the lower rewritten": (
         "WW  WW",
@@ -142,6 +151,39 @@ CASES = {
 def test_drawn(page, case):
     *lines, expected = CASES[case]
     assert play(Process(configured(page_size=page, overcommit=0)), lines) == expected
+
+
+FILES = """
+000000400000-000000401000 rw-p 00400000 00:01 1 program
+000000401000-000000402000 rw-p 00000000 00:00 0
+000000402000-000000403000 rwxp 00402000 00:01 1 program
+000000403000-000000404000 rw-p 00000000 00:01 1 program
+000000404000-000000405000 rw-p 00404000 00:01 2 other
+"""
+
+
+def test_areas_of_files_share_nothing_with_their_neighbours():
+    """Not even where the offset in the file happens to be the address."""
+    process = Process(configured(maps=FILES))
+    process.touch(0x400000, 5 * 4096, 1)
+    assert [int(v.anon_vma) for v in process.k.vma[:5]] == [1, 2, 3, 4, 5]
+    process.munmap(0x401000, 4096)
+    process.map(flags=FIXED, addr=0x401000)
+    assert process.mm.map_count == 5
+
+
+def test_areas_with_other_page_offsets_stay_apart(process):
+    """As areas will that were moved after they had been written."""
+    apply(process, "W WXX")
+    for i in (3, 4):
+        process.k.vma[i].vm_pgoff += 100
+    assert apply(process, " W   ") == [0]
+    assert draw(process, 5) == "WWwXX"
+    apply(process, "  ! ")
+    apply(process, "!   ")
+    assert [int(v.anon_vma) for v in process.k.vma[2:4]] == [2, 1]
+    apply(process, "   !")
+    assert process.k.vma[4].anon_vma == 1
 
 
 @jit
@@ -218,6 +260,8 @@ def test_search_below_a_stack_and_from_the_bottom():
     free = Process(configured(maps=""))
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000) == ENOMEM
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x10000) == 0x10000
+    low = Process(configured(maps="1000-2000 rw-p 0 0 0"))  # below mmap_min_addr nothing is given
+    assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == ENOMEM
     # A multiple of 2 MiB that fits, but not with 2 MiB to spare, is not aligned.
     assert free.get_unmapped_area(0, 0x7FFFF7E00000) == 0x1FF000
 
@@ -395,12 +439,13 @@ def test_rlimit_data_counts_private_writable_memory():
 
 
 def test_rlimit_data_of_the_break_counts_from_start_brk():
-    """The heap's own check sees only data and heap, byte by byte."""
+    """The break's own check sees the program's data and the heap, mapped or not."""
     process = limited(rlimit_data=4)
     start = process.sbrk(0)
-    room = int(process.mm.rlim_data - (process.mm.end_data - process.mm.start_data))
-    assert process.brk(start + room + 1) == start
+    process.munmap(start - 4096, 4096)  # the data
+    assert process.brk(start + 4 * 4096 + 1) == start
     assert process.brk(start + 4 * 4096) == start + 4 * 4096
+    assert process.map() > 0
 
 
 def test_replaced_pages_do_not_count():
@@ -473,6 +518,13 @@ def test_map_count_limit():
     assert process.map() == ENOMEM
     assert process.sbrk(4096) == ENOMEM
     assert process.munmap(ORIGIN, 4096) == 0
+
+
+def test_break_grows_up_to_the_map_count_limit():
+    process = limited(areas=0)
+    assert process.sbrk(4096) > 0
+    assert process.mm.map_count == process.mm.max_map_count + 1
+    assert process.sbrk(4096) == ENOMEM
 
 
 def test_brk_cannot_shrink_by_a_hole_at_the_map_count_limit():

@@ -1,0 +1,122 @@
+"""check() is the eye of every other test: whatever metadata is damaged, it must see most of it."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from allocators import registry
+from allocators.contract import BLOCK_FREE, BLOCK_HEADER
+from allocators.registry import load
+from allocators.verify.plan import Writer
+from allocators.verify.process import Build, Process
+from kernel.access import peek, poke
+from kernel.jit import build
+from kernel.types import SimulatedSignal
+
+#: Words tried of each kind, spread over the heap.
+TRIED = 60
+#: Settings under which a small heap has lists of several entries, and an order to keep.
+SETTINGS = {
+    "arena": {"region_size": 4096, "mmap_threshold": 2048},
+    "first_fit": {"fit": "next", "order": "address"},
+    "segregated": {"run_size": 4096, "chunk_size": 32768, "mmap_threshold": 512},
+}
+
+
+class Loop(Exception):
+    """check() follows a ring that damage has made."""
+
+
+def _too_long(number, frame):
+    raise Loop
+
+
+class Patient:
+    """An allocator with a heap of every kind of piece, whose words can be damaged and healed."""
+
+    def __init__(self, name, settings):
+        plugin = load(name, settings)
+        w = Writer(3)
+        w.churn(300)
+        w.mixed(60)
+        w.end_phase("life")
+        built = Build(plugin)
+        self.process = Process(built, built.compile(), w.plan())
+        self.process.run(0, len(self.process.events), inspect=False)
+        bindings = plugin.bindings()
+        self.check = build(bindings["check"], **bindings, **built.config.switches())
+        self.walk = build(bindings["walk"], **bindings, **built.config.switches())
+        self.checks = plugin.module.CHECKS
+        self.k, self.a = self.process.k, self.process.state
+
+    def words(self):
+        """Addresses of metadata words: of headers, and where a free block keeps its links."""
+        rows = np.zeros((4000, 3), "i8")
+        n = self.walk(self.k, self.a, rows)
+        found = {BLOCK_HEADER: [], BLOCK_FREE: []}
+        for address, size, kind in rows[:n].tolist():
+            if kind in found:
+                ends = (*range(0, min(size, 64), 8), *range(max(size - 16, 64), size, 8))
+                found[kind] += [address + offset for offset in ends]
+        return [p for kind in found.values() for p in kind[:: max(len(kind) // TRIED, 1)]]
+
+    def examine(self):
+        """What check() says: a code, or "died" or "loops" where it cannot finish."""
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            return int(self.check(self.k, self.a))
+        except (SimulatedSignal, IndexError):  # compiled code would read beyond its statics
+            self.k.task.sig = 0
+            return "died"
+        except Loop:
+            return "loops"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def damaged(self):
+        """Damage one word after the other, in several ways, and yield what check() says."""
+        fields = [(self.a[n], ()) for n in self.a.dtype.names if self.a[n].ndim]
+        fields = [(array, i) for array, _ in fields for i in np.flatnonzero(array)[:4]]
+        names = [n for n in self.a.dtype.names if not self.a[n].ndim]
+        for n in names:
+            old = int(self.a[n])
+            for new in _others(old):
+                self.a[n] = new
+                yield self.examine()
+            self.a[n] = old
+        for array, i in fields:
+            old = int(array[i])
+            for new in _others(old):
+                array[i] = new
+                yield self.examine()
+            array[i] = old
+        for address in self.words():
+            old = peek(self.k, address)
+            for new in _others(old):
+                poke(self.k, address, new)
+                yield self.examine()
+            poke(self.k, address, old)
+
+
+def _others(old):
+    return {0, old + 16, old - 16, old ^ 1, old ^ 2, old ^ 1 << 33} - {old}
+
+
+@pytest.fixture(autouse=True)
+def _timer():
+    before = signal.signal(signal.SIGALRM, _too_long)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", registry.names())
+def test_damage_is_noticed(name):
+    patient = Patient(name, SETTINGS.get(name, {}))
+    assert patient.examine() == 0
+    said = list(patient.damaged())
+    assert patient.examine() == 0, "healed"
+    codes = {code for code in said if isinstance(code, int)} - {0}
+    print(name, len(said), {c: said.count(c) for c in [0, *sorted(codes), "died", "loops"]}, sorted(set(patient.checks)-codes))
+    assert codes <= set(patient.checks), "a code without a meaning"
