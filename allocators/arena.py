@@ -18,12 +18,14 @@ An object belongs to the region that was *current* at its birth: malloc moves th
 counts ``born`` in a static variable.  free clears the alive bit and takes one off the region's
 ``live``, which starts at 0 and is negative while the region is current; when the region is full its
 ``born`` is added, and from then on 0 says that all its objects are dead.  A dead region is kept to
-be carved anew, or unmapped when ``keep`` are.  A current region that is full and dead is carved anew
-at once.  ``reset`` drops every object, alive or not: the program must have forgotten all addresses.
-Large objects are mapped at multiples of region_size, where no object of a region lies.
+be carved anew, or unmapped when ``keep`` are.  A current region that is full and dead is carved
+anew at once.  ``reset`` drops every object, alive or not, and with them all dead regions but
+``keep``: the program must have forgotten all addresses.  Large objects are mapped at multiples of
+region_size, where no object of a region lies.
 
 Invariants: alive is a part of edges; live of a full region = its alive bits > 0; live + born of
-the current region = its alive bits; the last edge of the current region is carve.
+the current region = its alive bits; the last edge of the current region is carve.  ("live" is
+counted from NONE_LIVE, so that a word that is no count shows.)
 Ross, "The AED free storage package", CACM 10(8), 1967; Hanson, "Fast allocation and deallocation of
 memory based on object lifetimes", SP&E 20(1), 1990; counting a region's survivors: Barrett & Zorn,
 "Using lifetime predictors to improve memory allocation performance", PLDI 1993.
@@ -62,9 +64,9 @@ MMAP_THRESHOLD = size_setting(
 
 NEXT, PREV = 8, 16
 HEADER = 64
-#: In a region's live word when no object lives: a word that is none does not look like one.
+#: In a region's first word when no object lives, and in front of a large object.
 NONE_LIVE = 0x5BD1 << 48 | 1 << 40
-#: What every live word has in common with it, and the tag of a large object too.
+#: What it has in common with every count of live objects.
 MAGIC_MASK = 0x7FFF << 48
 
 STATE = np.dtype(
@@ -161,6 +163,12 @@ def set_bit(k, word, p):
 def clear_bit(k, word, p):
     """Clear the bit for ``p`` in a word of either map."""
     store(k, word, load(k, word) & ~bit_of(p))
+
+
+@jit(inline=True)
+def is_count(live):
+    """Whether a word may be a region's count of live objects."""
+    return live & MAGIC_MASK == NONE_LIVE & MAGIC_MASK
 
 
 @jit(inline=True)
@@ -301,9 +309,8 @@ def free_large(k, a, p):
 @jit(cold=True)
 def complain(k, p, live):
     """End the process: ``p`` is no live object.  ``live`` is the first word of its region."""
-    if live & MAGIC_MASK == NONE_LIVE & MAGIC_MASK and p & 15 == 0:
-        if load(k, edge_word(p)) & bit_of(p):
-            abort(k, ABORT_DOUBLE_FREE, p)
+    if is_count(live) and p & 15 == 0 and load(k, edge_word(p)) & bit_of(p):
+        abort(k, ABORT_DOUBLE_FREE, p)
     abort(k, ABORT_BAD_POINTER, p)
 
 
@@ -317,7 +324,7 @@ def free(k, a, p):
     live = load(k, region)
     alive = load(k, alive_word(p))
     bit = bit_of(p)
-    if not alive & bit or live & MAGIC_MASK != NONE_LIVE & MAGIC_MASK or p & 15:
+    if not alive & bit or not is_count(live) or p & 15:
         complain(k, p, live)
     store(k, alive_word(p), alive - bit)
     store(k, region, live - 1)
@@ -346,9 +353,11 @@ def resize_last(k, a, p, need):
 
 @jit
 def realloc(k, a, p, size):
-    """Resize the object carved last; keep one that still fits and is not twice too large; else move."""
+    """Resize the object carved last; keep one that fits and is not twice too large; else move."""
     old = usable_size(k, a, p)
     if p + old == a.carve and size <= MMAP_THRESHOLD and p + rounded(size) <= a.limit:
+        if not load(k, alive_word(p)) & bit_of(p):
+            complain(k, p, load(k, a.region))
         resize_last(k, a, p, rounded(size))
         return p
     if old // 2 <= size <= old:
@@ -395,12 +404,13 @@ def trim(k, a):
             a.dead = link(k, a.dead, region)
             return
         a.dead_regions -= 1
-    if a.region and load(k, a.region) + a.born == NONE_LIVE:
-        if munmap(k, a.region, region_size()) == 0:
-            a.region = 0
-            a.carve = 0
-            a.limit = 0
-            a.born = 0
+    if a.region == 0 or load(k, a.region) + a.born != NONE_LIVE:
+        return
+    if munmap(k, a.region, region_size()) == 0:
+        a.region = 0
+        a.carve = 0
+        a.limit = 0
+        a.born = 0
 
 
 @jit

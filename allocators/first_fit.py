@@ -19,9 +19,9 @@ reaches trim_threshold.  ``order`` says where a block enters the list: last, fir
 Invariants: blocks tile [start, top) and none is free next to another or to top; the list holds
 exactly the free ones; PREV_USED of a block = USED of the block before it; memory from the higher
 of top and ``fresh`` on is as the kernel gave it.
-Knuth, TAOCP 1, section 2.5, algorithms A and C (boundary tags, splitting from the end) and exercise
-6 (next fit); Wilson et al. 1995, section 3.4; footers in free blocks only: Standish, "Data Structure
-Techniques", 1980; Lea, "A memory allocator", 1996.
+Knuth, TAOCP 1, section 2.5, algorithms A and C (boundary tags, splitting from the end), exercise 6
+(next fit); Wilson et al. 1995, section 3.4; the last word in free blocks only, and the top: Lea, "A
+memory allocator", 1996.
 """
 
 import numpy as np
@@ -48,9 +48,7 @@ from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 
 FIT = choice("first", "next", "best", "worst", text="which of the blocks that fit is taken")
 ORDER = choice("fifo", "lifo", "address", text="order of the free list")
-MMAP_THRESHOLD = size_setting(
-    128 << 10, low=0, text="larger requests are mapped, bytes; 0: none"
-)
+MMAP_THRESHOLD = size_setting(128 << 10, low=0, text="larger requests are mapped, bytes; 0: none")
 GROWTH = size_setting(128 << 10, low=0, high=1 << 40, text="bytes asked beyond what is needed")
 TRIM_THRESHOLD = size_setting(
     256 << 10, low=0, text="bytes of the top at which all but growth is given back; 0: never"
@@ -216,7 +214,7 @@ def find_fit(k, a, need):
     while block:
         size = block_size(k, block)
         if size >= need:
-            if FIT == FIRST or FIT == NEXT_FIT or (FIT == BEST and size == need):
+            if FIT in (FIRST, NEXT_FIT) or (FIT == BEST and size == need):
                 return block
             if chosen == 0 or (size < chosen_size if FIT == BEST else size > chosen_size):
                 chosen = block
@@ -348,7 +346,7 @@ def trim_block(k, a, block, need):
 
 @jit
 def extend_block(k, a, block, need):
-    """Grow a used block to ``need`` bytes into the free block or the top behind it, or return False."""
+    """Grow a used block to ``need`` bytes into what is free behind it, or return False."""
     tag = load(k, block)
     size = tag & SIZE_MASK
     after = block + size

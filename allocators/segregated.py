@@ -523,7 +523,7 @@ def trim(k, a):
 
 @jit
 def mark_free(k, rows, first, start, size, p):
-    """Turn the rows of the objects on the list ``p`` to free: row ``first`` is the one at ``start``."""
+    """Turn the rows of the objects on the list ``p`` to free; row ``first`` is at ``start``."""
     while p:
         row = first + (p - start) // size
         if row < rows.shape[0]:

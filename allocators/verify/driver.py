@@ -83,8 +83,8 @@ DOING_NAMES = (
 ) = range(11)
 
 #: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
-DENSE_WORDS = 48
-EDGE_WORDS = 8
+DENSE_WORDS = 32
+EDGE_WORDS = 6
 
 #: State of the driver; the fields of what it found are 0 while all is well.
 DRIVER = np.dtype(

@@ -1,5 +1,7 @@
 """Every allocator passes the verifier: with its defaults, and with every other setting."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -7,16 +9,34 @@ from allocators import registry
 from allocators.registry import load
 from allocators.verify import Suite, variations, verify
 from allocators.verify import plan as plans
-from allocators.verify.driver import EVENT_ALIGNMENT, EVENT_OP, EVENT_SIZE, OP_ALIGNED
+from allocators.verify.driver import (
+    EVENT_ALIGNMENT,
+    EVENT_OP,
+    EVENT_SIZE,
+    OP_ALIGNED,
+    OP_FREE,
+    OP_MALLOC,
+    OP_REALLOC,
+)
+from allocators.verify.plan import LARGE, Writer
 from allocators.verify.process import Build, Process
 from kernel.jit import disabled
+from kernel.types import SimulatedSignal
 
 #: ``python -m allocators.verify`` does 100,000 with each; without the JIT that would take minutes.
-OPERATIONS = 300 if disabled() else 20_000
+OPERATIONS = 200 if disabled() else 20_000
+
+
+def process_of(name, plan, *, as_timed=False):
+    built = Build(load(name), as_timed=as_timed)
+    reuses = name != "bump"
+    return Process(built, built.compile(), plan, reuses=reuses, patience=5.0)
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_defaults(name):
+def test_defaults(name, request):
+    if disabled():
+        request.getfixturevalue("few_limits")
     failures = verify(load(name), operations=OPERATIONS, as_timed=name == "buddy")
     assert not failures, "\n".join(map(str, failures))
 
@@ -25,15 +45,53 @@ def test_defaults(name):
 @pytest.mark.parametrize("name", registry.names())
 def test_variations(name):
     for plugin in list(variations(name))[1:]:
-        suite = Suite(plugin, operations=120)
+        suite = Suite(plugin, operations=72)
         suite.run(only={"life"})
         assert not suite.failures, "\n".join(map(str, suite.failures))
 
 
 @pytest.mark.usefixtures("plain")
+def test_small_chunks_that_come_and_go():
+    plugin = load("buddy", {"growth": "mmap", "max_order": 14, "keep": 0})
+    suite = Suite(plugin, operations=240)
+    suite.run(only={"life"})
+    assert not suite.failures, "\n".join(map(str, suite.failures))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", registry.names())
+def test_many_large_objects(name):
+    w = Writer(5)
+    for slot in range(6):
+        w.op(OP_MALLOC, slot, LARGE + 5000 * slot)
+    w.op(OP_ALIGNED, 6, LARGE, 65536)
+    w.op(OP_ALIGNED, 7, 100, 1 << 20)
+    for slot in (2, 5, 0):
+        w.op(OP_FREE, slot)
+    w.op(OP_REALLOC, 3, LARGE + 200_000)
+    w.op(OP_REALLOC, 1, 50_000)
+    w.op(OP_REALLOC, 4, LARGE - 100)
+    w.free_all()
+    w.end_phase("drain")
+    p = process_of(name, w.plan(), as_timed=True)  # contents would take too long
+    for _ in p.phases(1):
+        pass
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", registry.names())
+def test_misuse_ends_well_or_by_a_signal(name):
+    """A double free that a design does not promise to see may pass, but not loop or raise."""
+    for _, plan in plans.double_frees():
+        p = process_of(name, plan)
+        with contextlib.suppress(SimulatedSignal):
+            p.call(0, len(p.events))
+
+
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
 def test_large_pages(name):
-    suite = Suite(load(name), operations=120, page_size=65536)
+    suite = Suite(load(name), operations=48, page_size=65536)
     suite.run(only={"life"})
     assert not suite.failures, "\n".join(map(str, suite.failures))
 
@@ -87,7 +145,7 @@ def test_tight_limits_do_refuse(files):
         assert p.d.refused > 0, limits
 
 
-@pytest.mark.usefixtures("plain")
+@pytest.mark.usefixtures("plain", "few_limits")
 def test_what_a_design_leaves_out_is_said_and_not_asked_for(files):
     suite = Suite(files.mutant("tiny", "tiny"), operations=240)
     suite.run(as_timed=False)

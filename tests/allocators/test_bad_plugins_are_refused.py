@@ -114,6 +114,26 @@ def test_bad_settings_are_named(values, message):
     assert f"allocator buddy: {message}" in refused("buddy", values)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("arena", {"region_size": 5000}, "region_size (5000) is not a power of two"),
+        ("arena", {"region_size": 4096}, "mmap_threshold (16384) is more than"),
+        ("first_fit", {"trim_threshold": 4096, "growth": 4096}, "trim_threshold (4096)"),
+        ("segregated", {"run_size": 5000}, "run_size (5000) is not a power of two"),
+        ("segregated", {"mmap_threshold": 8192, "run_size": 4096}, "is above run_size (4096)"),
+        ("segregated", {"chunk_size": 262144, "run_size": 262144}, "holds no run of 262144"),
+        (
+            "segregated",
+            {"chunk_size": 1 << 30, "run_size": 4096, "mmap_threshold": 512},
+            "is too large for run_size",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together(name, values, message):
+    assert message in refused(name, values)
+
+
 def test_a_plugin_without_settings_says_so(files):
     message = refused(files.write("bare", files.tiny), {"keep": 1})
     assert message.endswith("unknown setting 'keep' (it has: none)")

@@ -220,7 +220,7 @@ BUGS = [
         "depends_on_the_machine",
         "again",
         "determinism",
-        ("    need = HEADER", "    need = k.window // 4096 % 997 * 16 + HEADER"),
+        ("    need = HEADER", "    need = k.window // 4096 % 97 * 16 + HEADER"),
     ),
     bump(
         "works_more_on_one_machine",
@@ -228,7 +228,7 @@ BUGS = [
         "determinism",
         (
             BUMP_FREE,
-            BUMP_FREE + "    for _ in range(k.window // 4096 % 97):\n        load(k, p - 8)\n",
+            BUMP_FREE + "    for _ in range(k.window // 4096 % 7):\n        load(k, p - 8)\n",
         ),
         what="loads is",
     ),
@@ -279,10 +279,19 @@ BUGS = [
         ),
     ),
     bump(
+        "ignores_exhaustion",
+        "scarcity",
+        "mapping",
+        ("    if sbrk(k, increment) < 0:\n        return False\n", "    sbrk(k, increment)\n"),
+    ),
+    tiny(
         "crashes_on_exhaustion",
         "scarcity",
         "signal",
-        ("    if sbrk(k, increment) < 0:\n        return False\n", "    sbrk(k, increment)\n"),
+        (
+            "    if size > MAX_REQUEST or sbrk(k, need) < 0:\n",
+            "    if sbrk(k, need) < 0:\n        store(k, 8, 0)\n",
+        ),
         what="SIGSEGV",
     ),
     buddy(
@@ -378,6 +387,9 @@ BUGS = [
         what="helper(), which is not marked @jit",
     ),
 ]
+
+
+pytestmark = pytest.mark.usefixtures("few_limits")
 
 
 def find(plugin, bug, patience=20.0):

@@ -56,6 +56,7 @@ def counters(name: str) -> dict[str, dict[str, int]]:
         table[workload.label] = row
     return table
 
+
 if __name__ == "__main__":
     json.dump({name: counters(name) for name in registry.names()}, sys.stdout, indent=1)
     print()
