@@ -42,11 +42,12 @@ from allocators.contract import (
     Promises,
     align_up,
     emit,
+    move,
 )
 from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
 from allocators.settings import number
 from allocators.settings import size as size_setting
-from kernel.access import clear, copy, load, store
+from kernel.access import clear, load, store
 from kernel.bits import trailing_zeros
 from kernel.jit import jit
 from kernel.mmap import munmap
@@ -362,11 +363,7 @@ def realloc(k, a, p, size):
         return p
     if old // 2 <= size <= old:
         return p
-    q = malloc(k, a, size)
-    if q:
-        copy(k, q, p, min(old, size))
-        free(k, a, p)
-    return q
+    return move(k, a, p, old, size)
 
 
 @jit

@@ -27,10 +27,11 @@ from allocators.contract import (
     Promises,
     align_up,
     emit,
+    move,
 )
 from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
 from allocators.settings import choice, number
-from kernel.access import copy, load, store
+from kernel.access import load, store
 from kernel.bits import bit_length, trailing_zeros
 from kernel.brk import sbrk
 from kernel.jit import jit
@@ -342,11 +343,7 @@ def realloc(k, a, p, size):
     old = usable_size(k, a, p)
     if old // 2 - HEADER < size <= old:
         return p
-    q = malloc(k, a, size)
-    if q:
-        copy(k, q, p, min(old, size))
-        free(k, a, p)
-    return q
+    return move(k, a, p, old, size)
 
 
 @jit

@@ -123,16 +123,25 @@ def usable_size(k, a, p):
 
 
 @jit
-def realloc(k, a, p, size):
-    """Keep a block that still fits and is not twice too large; else move it."""
-    old = usable_size(k, a, p)
-    if old // 2 <= size <= old:
-        return p
+def move(k, a, p, old, size):
+    """Serve a realloc by a new block: ``old`` usable bytes at ``p`` go there, ``p`` is freed.
+
+    0 when the kernel refuses; ``p`` is kept then.
+    """
     q = malloc(k, a, size)
     if q:
         copy(k, q, p, min(old, size))
         free(k, a, p)
     return q
+
+
+@jit
+def realloc(k, a, p, size):
+    """Keep a block that still fits and is not twice too large; else move it."""
+    old = usable_size(k, a, p)
+    if old // 2 <= size <= old:
+        return p
+    return move(k, a, p, old, size)
 
 
 @jit

@@ -35,11 +35,12 @@ from allocators.contract import (
     Promises,
     align_up,
     emit,
+    move,
 )
 from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
 from allocators.settings import choice
 from allocators.settings import size as size_setting
-from kernel.access import clear, copy, load, store
+from kernel.access import clear, load, store
 from kernel.brk import sbrk
 from kernel.jit import jit
 from kernel.mmap import page_align
@@ -436,11 +437,7 @@ def realloc(k, a, p, size):
             return p
         if extend_block(k, a, p - TAG, need):
             return p
-    q = malloc(k, a, size)
-    if q:
-        copy(k, q, p, min(old, size))
-        free(k, a, p)
-    return q
+    return move(k, a, p, old, size)
 
 
 @jit

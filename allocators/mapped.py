@@ -29,7 +29,8 @@ def mapped_alloc(k, a, alignment, size, tag):
     # Up to a page, the header's own padding aligns the payload; beyond, the mapping is aligned.
     offset = align_up(MAPPED_HEADER, min(alignment, page))
     lead = page if alignment > page else 0
-    length = page_align(offset + size)
+    # A byte at least, or the address returned could be the next mapping's.
+    length = page_align(offset + max(size, 1))
     start = map_aligned(k, length, max(alignment, page), lead, PROT_READ | PROT_WRITE)
     if start == 0:
         return 0

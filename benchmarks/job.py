@@ -38,7 +38,8 @@ class Measure:
     """How a job is timed.
 
     ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
-    untimed ones; a sample replays the workload until ``min_events`` events have been seen.
+    untimed ones; a sample replays the workload until ``min_events`` events have been seen.  What
+    would take longer than ``seconds`` is cut down (:meth:`schedule`).
     """
 
     timing: bool
@@ -46,6 +47,23 @@ class Measure:
     samples: int
     warmups: int
     min_events: int
+    seconds: int
+
+    def schedule(self, events: int, seconds: float) -> tuple[int, int, int, int]:
+        """Processes, samples, warm-ups and replays in a sample, to fit the time aimed at.
+
+        ``events``: of one replay, which takes about ``seconds``.  Replays in a sample are given up
+        first, then warm-ups, samples, and processes down to two: one says nothing of spread.
+        """
+        processes, samples, warmups = self.processes, self.samples, self.warmups
+        replays = -(-self.min_events // max(events, 1))
+        affordable = self.seconds / max(seconds, 1e-6)
+        replays = max(1, min(replays, int(affordable / (processes * (samples + warmups)))))
+        if processes * (samples + warmups) * replays > affordable:
+            warmups = 0
+        samples = max(1, min(samples, int(affordable / (processes * replays)) - warmups))
+        processes = max(min(2, processes), min(processes, int(affordable / (samples + warmups))))
+        return processes, samples, warmups, replays
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,13 @@ def _measure(config: Mapping[str, Any]) -> Measure:
     _known("measure.", measure, [f.name for f in fields(Measure)])
     if not isinstance(measure.get("timing"), bool):
         raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
-    for name, low in (("processes", 1), ("samples", 1), ("warmups", 0), ("min_events", 1)):
+    for name, low in (
+        ("processes", 1),
+        ("samples", 1),
+        ("warmups", 0),
+        ("min_events", 1),
+        ("seconds", 1),
+    ):
         _whole(f"measure.{name}", measure.get(name), low)
     return Measure(**measure)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic
+from typing import Any
 
 from benchmarks import results
 from benchmarks.job import Job
@@ -110,20 +111,21 @@ def observe(directory: Path, progress: Progress) -> None:
         results.update_run(directory, status=results.FAILED, reason=reason)
 
 
-def time_with_pyperf(directory: Path, job: Job, events: int, progress: Progress) -> None:
+def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: Progress) -> None:
     """Run benchmarks.worker on ``directory``, which writes bench.json.
 
-    Failure to do so is recorded in run.json.
+    ``run``: run.json after the untimed run, whose duration says how much timing is affordable.
+    Failure is recorded in run.json.
     """
-    measure = job.measure
+    schedule = job.measure.schedule(run["events"], run["replay_seconds"])
+    processes, samples, warmups, replays = map(str, schedule)
     output = directory / "bench.json"
     output.unlink(missing_ok=True)
     inherited = [n for n in os.environ if n.startswith("NUMBA_") or n in ("XDG_CACHE_HOME", "HOME")]
     command = [
         *(sys.executable, "-m", "benchmarks.worker"),
         *("--directory", str(directory), "-o", str(output)),
-        *("-p", str(measure.processes), "-n", str(measure.samples)),
-        *("-w", str(measure.warmups), "-l", str(-(-measure.min_events // max(events, 1)))),
+        *("-p", processes, "-n", samples, "-w", warmups, "-l", replays),
         *("--inherit-environ", ",".join(inherited)),
     ]
     progress(0.0, "timing")
@@ -131,7 +133,7 @@ def time_with_pyperf(directory: Path, job: Job, events: int, progress: Progress)
         done = 0
         while chunk := process.stdout.read1(64):
             done += chunk.count(b".") if b"\n" not in chunk else 0
-            progress(min(done / measure.processes, 1.0), "timing")
+            progress(min(done / schedule[0], 1.0), "timing")
         code = process.wait()
         errors.seek(0)
         complaint = errors.read().decode(errors="replace").strip()
@@ -153,7 +155,7 @@ def run_job(job: Job, directory: Path, progress: Progress) -> str:
         if job.measure.timing and run["status"] in results.FINISHED:
             # Not finished until it is timed: a resumed sweep looks at the status.
             results.update_run(directory, status=results.RUNNING)
-            time_with_pyperf(directory, job, run["events"], progress)
+            time_with_pyperf(directory, job, run, progress)
             if results.read_run(directory)["status"] == results.RUNNING:
                 results.update_run(directory, status=run["status"])
     except BaseException:

@@ -44,7 +44,7 @@ def observe(directory: Path) -> None:
     report(0.0, "compiling")
     simulation = Simulation(job.plugin, workload, job.kernel, OBSERVED)
     length = max(simulation.length, 1)
-    simulation.replay(progress=lambda event: report(event / length, "replaying"))
+    seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
     simulation.verify_end()
 
     stopped = simulation.stopped_at
@@ -63,6 +63,7 @@ def observe(directory: Path) -> None:
         reason=reason,
         events=stopped if stopped >= 0 else simulation.length,
         workload_provenance=workload.provenance,
+        replay_seconds=seconds,
         address_checksum=int(simulation.r.checksum),
         hashes={
             "kernel": results.source_hash("kernel"),

@@ -1,6 +1,7 @@
 """check() is the eye of every other test: whatever metadata is damaged, it must see most of it."""
 
 import signal
+from itertools import chain, zip_longest
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ TRIED = 12
 SETTINGS = {
     "arena": {"region_size": 4096, "mmap_threshold": 2048},
     "first_fit": {"fit": "next", "order": "address"},
-    "segregated": {"run_size": 8192, "chunk_size": 262144, "mmap_threshold": 512},
+    "segregated": {"run_size": 4096, "chunk_size": 262144, "mmap_threshold": 512},
 }
 #: What one word alone cannot break: an order of the free list, whose links go both ways.
 NEEDS_TWO = {"first_fit": {7}}
@@ -57,11 +58,11 @@ class Patient:
         """Addresses of metadata words: of headers, and where a free block keeps its links."""
         rows = np.zeros((4000, 3), "i8")
         n = self.walk(self.k, self.a, rows)
-        for kind in (BLOCK_HEADER, BLOCK_FREE):
-            pieces = rows[:n][rows[:n, 2] == kind].tolist()
-            for address, size, _ in pieces[:: len(pieces) // TRIED + 1]:
-                ends = (*range(0, min(size, 64), 8), *range(max(size - 16, 64), size, 8))
-                yield from (address + offset for offset in ends)
+        kinds = [rows[:n][rows[:n, 2] == kind].tolist() for kind in (BLOCK_HEADER, BLOCK_FREE)]
+        spread = [pieces[:: len(pieces) // TRIED + 1] for pieces in kinds]
+        for address, size, _ in filter(None, chain.from_iterable(zip_longest(*spread))):
+            ends = (*range(0, min(size, 64), 8), *range(max(size - 16, 64), size, 8))
+            yield from (address + offset for offset in ends)
 
     def examine(self):
         """What check() says: a code, or "died" or "loops" where it cannot finish."""

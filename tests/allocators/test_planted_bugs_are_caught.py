@@ -42,6 +42,24 @@ BUMP_FREE = '    """Forget the block."""\n'
 BUDDY_GIVE = "    list_push(k, a, block, order)\n    if order == MAX_ORDER:\n"
 RETURN_LOAD = "    return load(k, p - 8)\n"
 
+
+def moving(length, indent=8):
+    """Changes that spell buddy's realloc out, copying ``length``; 4 frees what did not move."""
+    body = f"""    q = malloc(k, a, size)
+    if q:
+        copy(k, q, p, {length})
+{indent * " "}free(k, a, p)
+    return q
+"""
+    return (
+        ("    return move(k, a, p, old, size)\n", body),
+        (
+            "from kernel.access import load, store\n",
+            "from kernel.access import copy, load, store\n",
+        ),
+    )
+
+
 BUGS = [
     # --- Blocks -----------------------------------------------------------------------------------
     tiny(
@@ -111,13 +129,13 @@ BUGS = [
         "lost_copy_on_realloc",
         "life",
         "realloc",
-        ("copy(k, q, p, min(old, size))", "copy(k, q, p, min(old, size) // 16 * 8)"),
+        *moving("min(old, size) // 16 * 8"),
     ),
     buddy(
         "lost_tail_on_realloc",
         "life",
         "realloc",
-        ("copy(k, q, p, min(old, size))", "copy(k, q, p, min(old, size) & -8)"),
+        *moving("min(old, size) & -8"),
     ),
     buddy(
         "calloc_does_not_clear",
@@ -320,7 +338,7 @@ BUGS = [
         "frees_what_it_cannot_move",
         "scarcity",
         "signal",
-        ("        free(k, a, p)\n    return q\n", "    free(k, a, p)\n    return q\n"),
+        *moving("min(old, size)", indent=4),
         what="SIGABRT: double free",
     ),
     bump(

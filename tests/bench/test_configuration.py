@@ -67,7 +67,7 @@ def test_other_groups_are_accepted(group):
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_an_experiment_begins_with_its_command(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert text.splitlines()[0] == f"# python bench.py -m experiment={name}"
+    assert text.splitlines()[1] == f"# python bench.py -m experiment={name}"
     check_job(composed(f"experiment={name}"))
 
 
