@@ -94,7 +94,7 @@ def aligned_alloc(k, a, alignment, size):
     if gap:
         if a.top + gap > a.end and not grow(k, a, gap):
             return 0
-        store(k, a.top + 8, (gap - HEADER) | GAP)
+        store(k, a.top + HEADER - 8, (gap - HEADER) | GAP)
         a.top += gap
     return malloc(k, a, size)
 
@@ -105,7 +105,7 @@ def walk(k, a, rows):
     n = 0
     p = a.start
     while p < a.top:
-        word = load(k, p + 8)
+        word = load(k, p + HEADER - 8)
         kind = BLOCK_FREE if word & GAP else BLOCK_USED
         n = emit(rows, n, p, HEADER, BLOCK_HEADER)
         n = emit(rows, n, p + HEADER, word & -16, kind)
@@ -120,5 +120,5 @@ def check(k, a):
         return 1
     p = a.start
     while p < a.top:
-        p += HEADER + (load(k, p + 8) & -16)
+        p += HEADER + (load(k, p + HEADER - 8) & -16)
     return 0 if p == a.top else 2

@@ -1,7 +1,7 @@
 """Run the suite in its three lanes: ``python -m tests``.
 
     jit      everything, compiled
-    bounds   kernel and allocators with every array index checked
+    bounds   kernel and allocators' contracts with every array index checked
     plain    kernel and allocators as plain Python, with branch coverage
 
 Each lane has its own directory of compiled code, and as many run at a time as there are cores.
@@ -17,6 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ["tests/kernel", "tests/allocators"]
+CONTRACTS = [
+    "tests/kernel",
+    "tests/allocators/test_allocators_keep_their_contract.py",
+    "tests/allocators/test_allocators_match_a_slow_oracle.py",
+]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
@@ -27,7 +32,7 @@ LANES = {
         [[*COVERAGE, "run", "-m", "pytest", "--durations=5", *CORE], [*COVERAGE, "report"]],
     ),
     "jit": ({}, [PYTEST]),
-    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, *CORE]]),
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, *CONTRACTS]]),
 }
 
 
