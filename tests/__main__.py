@@ -1,6 +1,7 @@
-"""Run the suite in its three lanes: ``python -m tests``.
+"""Run the suite in its lanes: ``python -m tests``.
 
-    jit      everything, compiled
+    core     kernel and allocators, compiled
+    user     everything else, compiled: bench.py, traces, figures
     bounds   kernel and allocators' contracts with every array index checked
     plain    kernel and allocators as plain Python, with branch coverage
 
@@ -27,11 +28,12 @@ COVERAGE = [sys.executable, "-m", "coverage"]
 
 #: By name: the environment's changes, and commands to run one after the other.
 LANES = {
+    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in CORE)]]),
+    "core": ({}, [[*PYTEST, *CORE]]),
     "plain": (
         {"NUMBA_DISABLE_JIT": "1"},
         [[*COVERAGE, "run", "-m", "pytest", "--durations=5", *CORE], [*COVERAGE, "report"]],
     ),
-    "jit": ({}, [PYTEST]),
     "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, *CONTRACTS]]),
 }
 
