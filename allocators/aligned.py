@@ -3,7 +3,7 @@
 from allocators.contract import align_up
 from kernel.jit import jit
 from kernel.mmap import mmap, munmap, page_align
-from kernel.types import MAP_ANONYMOUS, MAP_PRIVATE
+from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE
 
 
 @jit(cold=True)

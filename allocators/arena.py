@@ -53,7 +53,8 @@ from kernel.jit import jit
 from kernel.mmap import munmap
 from kernel.switches import PAGE_SHIFT
 from kernel.task import abort
-from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE, PROT_READ, PROT_WRITE
+from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
+from kernel.uapi import PROT_READ, PROT_WRITE
 
 REGION_SIZE = size_setting(
     64 << 10, low=4096, high=256 << 20, text="bytes of a region, a power of two; at least a page"

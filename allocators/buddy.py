@@ -20,15 +20,7 @@ Knowlton, "A fast storage allocator", CACM 8(10), 1965; Knuth, TAOCP 1, section 
 
 import numpy as np
 
-from allocators.contract import (
-    BLOCK_FREE,
-    BLOCK_HEADER,
-    BLOCK_USED,
-    Promises,
-    align_up,
-    emit,
-    move,
-)
+from allocators.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED, Promises, align_up, emit, move
 from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
 from allocators.settings import choice, number
 from kernel.access import load, store
@@ -37,14 +29,8 @@ from kernel.brk import sbrk
 from kernel.jit import jit
 from kernel.mmap import mmap, munmap, page_align
 from kernel.task import abort
-from kernel.types import (
-    ABORT_BAD_POINTER,
-    ABORT_DOUBLE_FREE,
-    MAP_ANONYMOUS,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-)
+from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
+from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
 MIN_ORDER = number(5, low=5, high=30, text="log2 of the smallest block, bytes")
 MAX_ORDER = number(20, low=12, high=34, text="log2 of the largest block and of a chunk, bytes")

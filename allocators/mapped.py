@@ -13,7 +13,7 @@ from allocators.contract import BLOCK_HEADER, BLOCK_USED, MAX_REQUEST, align_up,
 from kernel.access import load, store
 from kernel.jit import jit
 from kernel.mmap import munmap, page_align
-from kernel.types import PROT_READ, PROT_WRITE
+from kernel.uapi import PROT_READ, PROT_WRITE
 
 #: Bytes in front of the payload.
 MAPPED_HEADER = 48

@@ -53,16 +53,8 @@ from kernel.jit import jit
 from kernel.mmap import mmap, munmap, page_align
 from kernel.switches import PAGE_SHIFT
 from kernel.task import abort
-from kernel.types import (
-    ABORT_BAD_POINTER,
-    ABORT_DOUBLE_FREE,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
-)
+from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
+from kernel.uapi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE
 
 SPACING = choice(
     "linear",

@@ -14,13 +14,7 @@ from kernel.jit import jit
 from kernel.memory import load_word, prefetch_word, store_word
 from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, WINDOW_BITS
 from kernel.task import kill
-from kernel.types import (
-    BUS_ADRALN,
-    PTE_READ,
-    PTE_STORE,
-    PTE_WRITE,
-    SIGBUS,
-)
+from kernel.types import BUS_ADRALN, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS
 
 
 @jit(inline=True)
@@ -41,7 +35,7 @@ def access(k, addr, write):
 def _prepare_store(k, addr):
     """Make a page fit for real words: writable, and remembered as one to clear later."""
     access(k, addr, 1)
-    k.pte[fold(addr) >> PAGE_SHIFT] |= PTE_STORE
+    k.pte[fold(addr) >> PAGE_SHIFT] |= PTE_STORE | PTE_WORDS
 
 
 @jit(inline=True)

@@ -11,26 +11,34 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernel.huge import set_folio
 from kernel.jit import build, jit
-from kernel.memory import store_word, windows
-from kernel.pgtable import pgd_shift, pmd_shift, pud_shift
+from kernel.memory import clear_page, windows
+from kernel.pgtable import alloc_tables, pgd_shift, pmd_shift, pud_shift
 from kernel.switches import PAGE_SHIFT
 from kernel.types import (
     ADDRESS_BITS,
     MM,
-    PTE_STALE,
-    PTE_STORE,
-    RLIM_INFINITY,
+    PTE_WORDS,
     TASK,
+    THP_ALWAYS,
+    THP_MADVISE,
+    THP_NEVER,
     VM_ACCOUNT,
     VM_EXEC,
     VM_GROWSDOWN,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
     VM_READ,
     VM_SHARED,
+    VM_SPECIAL,
     VM_WRITE,
     VMA,
     kernel_dtype,
 )
+from kernel.uapi import RLIM_INFINITY
 from kernel.vma import account_vm
 
 TASK_SIZE = (1 << ADDRESS_BITS) - 4096
@@ -53,30 +61,50 @@ FRESH_PROCESS = """
 7ffff7ffd000-7ffff7fff000 r-xp 00000000 00:00 0 [vdso]
 7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
 """
-MMAP_BASE = 0x7FFFF7FFF000
+#: What overcommit 2 keeps back, at most, bytes (vm.admin_reserve_kbytes, vm.user_reserve_kbytes).
+_ADMIN_RESERVE, _USER_RESERVE = 8 << 20, 128 << 20
 
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) \S+ (\d+)\s*(.*)"
 )
 
 
+#: Settings in bytes; 0: no limit (swap: none).
+_SIZES = ("memory", "swap", "rlimit_as", "rlimit_data", "rlimit_memlock", "rlimit_stack")
+_THP = {"never": THP_NEVER, "madvise": THP_MADVISE, "always": THP_ALWAYS}
+
+
 @dataclass(frozen=True)
 class KernelConfig:
-    """Settings of a kernel; sizes in bytes, 0 for no limit.  Raises ValueError when impossible."""
+    """Settings of a kernel; sizes in bytes, 0 for no limit.  Raises ValueError when impossible.
+
+    ``maps``: the areas of the process when it begins, as /proc/PID/maps shows them.
+    ``mmap_base``: where top-down search begins; 0: where the highest mapping below the stack ends.
+    ``legacy_layout``: mappings are placed from the bottom up.  ``layout_only``: no page is ever
+    mapped, so that any address will do; for replaying system calls whose touches are not known.
+    """
 
     page_size: int = 4096
     memory: int = 0
+    swap: int = 0
     rlimit_as: int = 0
     rlimit_data: int = 0
+    rlimit_memlock: int = 0
+    rlimit_stack: int = 8 << 20
     overcommit: int = 2
+    overcommit_ratio: int = 100
+    thp: str = "never"
+    legacy_layout: bool = False
     max_map_count: int = MAX_MAP_COUNT
     window_bits: int = 39
+    layout_only: bool = False
+    mmap_base: int = 0
     maps: str = field(default=FRESH_PROCESS, repr=False)
 
     def __post_init__(self) -> None:
         if self.page_size not in (4096, 16384, 65536):
             raise ValueError(f"page_size must be 4096, 16384 or 65536, not {self.page_size}")
-        for name in ("memory", "rlimit_as", "rlimit_data"):
+        for name in _SIZES:
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"{name} must be 0 (no limit) or positive, not {getattr(self, name)}"
@@ -85,6 +113,10 @@ class KernelConfig:
             raise ValueError(f"memory ({self.memory}) is less than one page ({self.page_size})")
         if self.overcommit not in (0, 1, 2):
             raise ValueError(f"overcommit must be 0, 1 or 2, not {self.overcommit}")
+        if not 0 <= self.overcommit_ratio <= 1000:
+            raise ValueError(f"overcommit_ratio must be 0 to 1000 %, not {self.overcommit_ratio}")
+        if self.thp not in _THP:
+            raise ValueError(f"thp must be {', '.join(_THP)}, not {self.thp}")
         if not 8 <= self.max_map_count <= MAX_MAP_COUNT:
             raise ValueError(
                 f"max_map_count must be 8 to {MAX_MAP_COUNT}, not {self.max_map_count}"
@@ -94,7 +126,8 @@ class KernelConfig:
         areas = parse_maps(self.maps, self.page_size).areas
         if len(areas) > self.max_map_count:
             raise ValueError(f"maps has {len(areas)} areas, max_map_count is {self.max_map_count}")
-        check_window(areas, self.window_bits)
+        if not self.layout_only:
+            check_window(areas, self.window_bits)
 
     @property
     def page_shift(self) -> int:
@@ -115,6 +148,9 @@ class InitialMap:
     end_data: int
     start_brk: int
     brk: int
+    mmap_base: int  # where the highest mapping below the stack ends
+    legacy_base: int  # where bottom-up search begins: the a third of the address space
+    files: int  # ids of files in use
 
 
 def _reserve(size: int) -> np.ndarray:
@@ -163,39 +199,58 @@ class Machine:
         dtype = kernel_dtype(shift, bits, self.config.max_map_count)
         # One reservation, so that ``k`` keeps its window alive; the window aligned as the whole.
         offset = -(-dtype.itemsize // _HOST_HUGE_PAGE) * _HOST_HUGE_PAGE
-        memory = _reserve(offset + (1 << bits))
-        window = memory[offset:].view("i8")
+        end = offset + (1 << bits)
+        memory = _reserve(end + (8 << (bits - shift)))
         self.k = memory[: dtype.itemsize].view(dtype).view(np.recarray)[0]
-        self.k.window = window.ctypes.data
-        windows[window.ctypes.data] = window
-        weakref.finalize(self, windows.pop, window.ctypes.data)
+        for name, words in (("window", memory[offset:end]), ("folio", memory[end:])):
+            address = words.ctypes.data
+            self.k[name] = address
+            windows[address] = words.view("i8")
+            weakref.finalize(self, windows.pop, address)
         self._initial = parse_maps(self.config.maps, self.config.page_size)
         self._clear = None
+        self._assume = None
         self._boot()
 
     def _boot(self) -> None:
         config, initial, k = self.config, self._initial, self.k
+        page = config.page_size
         k["mm"] = np.zeros((), MM)
         k["task"] = np.zeros((), TASK)
         mm = k.mm
-        mm.task_size = TASK_SIZE & -config.page_size
-        mm.mmap_base = MMAP_BASE & -config.page_size
+        mm.task_size = TASK_SIZE & -page
+        mm.mmap_base = (config.mmap_base or initial.mmap_base) & -page
+        mm.mmap_legacy_base = -(-initial.legacy_base // page) * page
+        mm.legacy = config.legacy_layout
+        mm.layout_only = config.layout_only
         mm.mmap_min_addr = MMAP_MIN_ADDR
         mm.max_map_count = config.max_map_count
-        mm.rlim_as = config.rlimit_as or RLIM_INFINITY
-        mm.rlim_data = config.rlimit_data or RLIM_INFINITY
-        mm.memory = config.memory // config.page_size
+        for name in ("rlimit_as", "rlimit_data", "rlimit_memlock", "rlimit_stack"):
+            mm[name.replace("rlimit", "rlim")] = getattr(config, name) or RLIM_INFINITY
+        mm.memory, mm.swap = config.memory // page, config.swap // page
         mm.overcommit = config.overcommit
+        # Linux keeps a share back for root, and from a large process for the tools to end it.
+        mm.commit_limit = mm.memory * config.overcommit_ratio // 100 + mm.swap
+        mm.commit_limit -= min(mm.memory // 32, _ADMIN_RESERVE // page)
+        mm.user_reserve = min(mm.memory // 32, _USER_RESERVE // page)
+        mm.thp = _THP[config.thp]
         mm.start_data, mm.end_data = initial.start_data, initial.end_data
         mm.start_brk, mm.brk = initial.start_brk, initial.brk
+        mm.files = initial.files
         mm.map_count = len(initial.areas)
         k.vma[: mm.map_count] = initial.areas
         for v in initial.areas:
-            pages = (v["vm_end"] - v["vm_start"]) // config.page_size
+            pages = (v["vm_end"] - v["vm_start"]) // page
             account_vm(k, v["vm_flags"], pages)
             if v["vm_flags"] & VM_ACCOUNT:
                 mm.committed += pages
         mm.start_vm = mm.total_vm - mm.reserved_vm
+
+    def assume_tables(self, start: int, end: int) -> None:
+        """Let the page tables of [start, end) exist, as for a process that has touched it all."""
+        if self._assume is None:
+            self._assume = build(assume_tables, **self.config.switches())
+        self._assume(self.k, start, end)
 
     def reset(self) -> None:
         """Return to the state after boot.  Host memory already in use stays warm."""
@@ -219,6 +274,13 @@ class Machine:
 
 
 @jit
+def assume_tables(k, start, end):
+    """Make the table pages of [start, end) exist."""
+    for addr in range(start >> pmd_shift() << pmd_shift(), end, 1 << pmd_shift()):
+        alloc_tables(k, addr)
+
+
+@jit
 def clear_touched(k):
     """Zero the page states, and the words behind them, of every slot touched since boot."""
     mm = k.mm
@@ -227,9 +289,10 @@ def clear_touched(k):
         slot = k.touched[t]
         k.slot_seen[slot] = 0
         for page in range(slot << fan_out, (slot + 1) << fan_out):
-            if k.pte[page] & (PTE_STORE | PTE_STALE):
-                for w in range(page << (PAGE_SHIFT - 3), (page + 1) << (PAGE_SHIFT - 3)):
-                    store_word(k.window, w, 0)
+            if k.pte[page] & PTE_WORDS:
+                clear_page(k, page)
+            if mm.folios:
+                set_folio(k, page, 0)
             k.pte[page] = 0
     # Upper levels last: areas may share a PMD page, whose mark says where PTE pages can be.
     for i in range(mm.map_count):
@@ -261,6 +324,7 @@ class _Line:
     start: int
     end: int
     flags: int
+    last: int  # end as written, not aligned
     offset: int  # in the file, bytes
     file: str  # what is mapped; empty for anonymous memory
     name: str
@@ -290,12 +354,14 @@ def _read_lines(text: str, page_size: int) -> list[_Line]:
         if start >= task_size:
             continue
         flags = VM_READ * (r == "r") | VM_WRITE * (w == "w") | VM_EXEC * (x == "x")
-        flags |= VM_SHARED * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
+        flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+        flags |= (VM_SHARED | VM_MAYSHARE) * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
         special = name.startswith("[") and name not in ("[heap]", "[stack]")
+        flags |= VM_SPECIAL * special
         file = (name or f"inode {inode}") if special or inode != "0" else ""
         low = max(start // page_size * page_size, lines[-1].end if lines else 0)
         high = min(-(-end // page_size) * page_size, task_size)
-        lines.append(_Line(low, high, flags, int(offset, 16), file, name))
+        lines.append(_Line(low, high, flags, end, int(offset, 16), file, name))
     return lines
 
 
@@ -336,7 +402,8 @@ def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
         for line in lines
         if line.start < line.end
     ]
-    return InitialMap(np.array(rows, VMA), *_place_heap(lines))
+    base = max([v.last for v in lines if not v.flags & VM_GROWSDOWN], default=TASK_SIZE)
+    return InitialMap(np.array(rows, VMA), *_place_heap(lines), base, TASK_SIZE // 3, len(ids))
 
 
 def check_window(areas: np.ndarray, window_bits: int) -> None:

@@ -1,16 +1,12 @@
 """brk and libc's sbrk: the heap is the area above start_brk, and its end moves."""
 
 from kernel.jit import jit
-from kernel.mmap import (
-    do_munmap,
-    enough_memory,
-    may_expand_vm,
-    page_align,
-    refuse_collision,
-    vm_start_gap,
-)
+from kernel.limits import enough_memory, may_expand_vm
+from kernel.mmap import do_munmap, page_align, refuse_collision
+from kernel.stack import vm_start_gap
 from kernel.switches import PAGE_SHIFT
-from kernel.types import ENOMEM, RLIM_INFINITY, VM_ACCOUNT, VM_READ, VM_WRITE
+from kernel.types import VM_ACCOUNT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_WRITE
+from kernel.uapi import ENOMEM, RLIM_INFINITY
 from kernel.vma import account_vm, add_vma, find_vma, insert_vma, intersects
 
 
@@ -40,7 +36,7 @@ def do_brk(k, brk):
     if i < mm.map_count and vm_start_gap(k, i) < new_end + (1 << PAGE_SHIFT):
         return old
     pages = (new_end - old_end) >> PAGE_SHIFT
-    flags = VM_READ | VM_WRITE | VM_ACCOUNT
+    flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
     if mm.map_count > mm.max_map_count or not may_expand_vm(k, flags, pages):
         return old
     if not enough_memory(k, pages):
@@ -48,7 +44,7 @@ def do_brk(k, brk):
     refuse_collision(k, old_end, new_end)
     mm.committed += pages
     if old_end > mm.start_brk:
-        add_vma(k, old_end, new_end, flags)
+        add_vma(k, old_end, new_end, flags, old_end >> PAGE_SHIFT, 0, 0)
     else:
         # The heap's first area stays apart from what ends where it begins (a program's bss).
         insert_vma(k, i, old_end, new_end, flags, old_end >> PAGE_SHIFT, 0, 0)

@@ -5,19 +5,38 @@
         │                 (1 fault, not in RSS)     (1 more fault, in RSS)
         └──────────────────────write──────────────► frame (1 fault, in RSS)
 
-A frame that is taken away leaves its words in the window: they are cleared at the next fault.
+The rights in a page's state (PTE_READ, PTE_WRITE) are what the hook of every access looks at; they
+may be missing from a mapped page.  Then the access comes here, is served, and counts no fault.  A
+frame that is taken away leaves its words in the window: they are cleared at the next fault.
 """
 
+from kernel.huge import (
+    folio_of,
+    huge_page_allowed,
+    map_huge_page,
+    map_huge_zero,
+    pages_per_slot,
+    set_folio,
+    split_huge_slot,
+)
 from kernel.jit import jit
-from kernel.memory import store_word
-from kernel.pgtable import alloc_tables, free_ptes, pmd_shift
-from kernel.switches import PAGE_SHIFT, WINDOW_BITS
+from kernel.memory import clear_page
+from kernel.pgtable import alloc_tables, free_ptes, next_slot, page_of, pmd_shift
+from kernel.stack import expand_stack
+from kernel.switches import PAGE_SHIFT
 from kernel.task import kill
 from kernel.types import (
+    PMD_HUGE,
+    PMD_NONE,
+    PTE_ALL,
+    PTE_DIRTY,
+    PTE_FILE,
     PTE_FRAME,
+    PTE_HUGE,
+    PTE_LAZY,
     PTE_READ,
-    PTE_STALE,
     PTE_STORE,
+    PTE_WORDS,
     PTE_WRITE,
     PTE_ZERO,
     SEGV_ACCERR,
@@ -26,79 +45,99 @@ from kernel.types import (
     SIGSEGV,
     VM_EXEC,
     VM_READ,
+    VM_SHARED,
     VM_WRITE,
 )
-from kernel.vma import find_vma
+from kernel.vma import anon_vma_prepare, find_vma
 
-
-@jit(cold=True)
-def clear_page(k, page):
-    """Zero the words of folded page number ``page``."""
-    words = 1 << (PAGE_SHIFT - 3)
-    first = page << (PAGE_SHIFT - 3)
-    for w in range(first, first + words):
-        store_word(k.window, w, 0)
+#: What :func:`fault_page` did: nothing, or the kind of fault.
+NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE = range(6)
 
 
 @jit
-def _may_share(k, i):
-    """Whether areas ``i`` and ``i + 1`` could be one but for their protection."""
-    v = k.vma[i]
-    w = k.vma[i + 1]
-    return (
-        v.vm_end == w.vm_start
-        and (v.vm_flags ^ w.vm_flags) & ~(VM_READ | VM_WRITE | VM_EXEC) == 0
-        and v.vm_file == w.vm_file
-        and v.vm_pgoff + ((w.vm_start - v.vm_start) >> PAGE_SHIFT) == w.vm_pgoff
-    )
-
-
-@jit(cold=True)
-def anon_vma_prepare(k, i):
-    """Give area ``i`` an anon_vma: the next, else the previous neighbour's, else a new one.
-
-    Neighbours that differ in protection share too: a later change of it can then merge them.
-    """
+def _check_memory(k, addr, pages):
+    """Kill the process when physical memory cannot hold ``pages`` more."""
     mm = k.mm
-    v = k.vma[i]
-    if i + 1 < mm.map_count and k.vma[i + 1].anon_vma and _may_share(k, i):
-        v.anon_vma = k.vma[i + 1].anon_vma
-    elif i > 0 and k.vma[i - 1].anon_vma and _may_share(k, i - 1):
-        v.anon_vma = k.vma[i - 1].anon_vma
-    else:
-        mm.anon_vmas += 1
-        v.anon_vma = mm.anon_vmas
-
-
-@jit
-def map_page(k, i, addr, write):
-    """Map a page of area ``i`` at ``addr`` that lacks the access; counts the minor fault.
-
-    Returns 0 for the zero page, 1 for a fresh frame, 2 for a frame in place of the zero page.
-    Kills the process when physical memory is exhausted.
-    """
-    mm = k.mm
-    page = (addr & ((1 << WINDOW_BITS) - 1)) >> PAGE_SHIFT
-    f = k.pte[page]
-    alloc_tables(k, addr)
-    if f & PTE_STALE:
-        clear_page(k, page)
-    if not write:
-        mm.minflt += 1
-        k.pte[page] = PTE_READ | PTE_ZERO
-        return 0
-    if k.vma[i].anon_vma == 0:
-        anon_vma_prepare(k, i)
-    if mm.memory and mm.rss >= mm.memory:
+    if mm.memory and mm.rss + mm.rss_file + pages > mm.memory:
         kill(k, SIGKILL, 0, addr, 1)
-    mm.minflt += 1
-    k.pte[page] = PTE_READ | PTE_WRITE | PTE_FRAME
+
+
+@jit
+def _add_frame(k, page):
+    """Map a fresh frame at ``page``, written to."""
+    mm = k.mm
+    k.pte[page] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
     mm.rss += 1
     if mm.rss > mm.hiwater_rss:
         mm.hiwater_rss = mm.rss
-    if f & PTE_ZERO:
-        return 2
-    return 1
+
+
+@jit(cold=True)
+def _fault_huge(k, addr, write):
+    """Serve a fault with a huge page; False when memory has no room for one."""
+    mm = k.mm
+    if write:
+        if mm.memory and mm.rss + mm.rss_file + pages_per_slot() > mm.memory:
+            return False
+        map_huge_page(k, addr)
+    else:
+        map_huge_zero(k, addr)
+    return True
+
+
+@jit(cold=True)
+def _fault_file(k, i, addr, write):
+    """Map a page of the file or shared memory behind area ``i``; a private write copies it."""
+    mm = k.mm
+    page = page_of(addr)
+    alloc_tables(k, addr)
+    if k.pte[page] & PTE_WORDS and not k.pte[page] & PTE_FILE:
+        clear_page(k, page)
+    if write and not k.vma[i].vm_flags & VM_SHARED:
+        anon_vma_prepare(k, i)
+        if k.pte[page] & PTE_FILE:
+            mm.rss_file -= 1
+        _check_memory(k, addr, 1)
+        _add_frame(k, page)
+        return FAULT_COW
+    _check_memory(k, addr, 1)
+    k.pte[page] = PTE_READ | PTE_FILE
+    mm.rss_file += 1
+    return FAULT_FILE
+
+
+@jit
+def fault_page(k, i, addr, write):
+    """Make the page of ``addr`` in area ``i`` present, for writing if ``write``; the kind of fault.
+
+    The access itself is allowed.  Kills the process when physical memory is exhausted.
+    """
+    page = page_of(addr)
+    f = k.pte[page]
+    if f & (PTE_FRAME | PTE_FILE) or (f & PTE_ZERO and not write):
+        if k.vma[i].vm_file == 0 or not write or k.vma[i].vm_flags & VM_SHARED or f & PTE_FRAME:
+            return NO_FAULT
+    if k.vma[i].vm_file:
+        return _fault_file(k, i, addr, write)
+    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
+        if huge_page_allowed(k, i, addr):
+            anon_vma_prepare(k, i)
+            if _fault_huge(k, addr, write):
+                return FAULT_HUGE
+    elif f & PTE_HUGE:
+        if _fault_huge(k, addr, write):
+            return FAULT_HUGE
+        split_huge_slot(k, addr)
+    alloc_tables(k, addr)
+    if f & PTE_WORDS:
+        clear_page(k, page)
+    if not write:
+        k.pte[page] = PTE_READ | PTE_ZERO
+        return FAULT_READ
+    anon_vma_prepare(k, i)
+    _check_memory(k, addr, 1)
+    _add_frame(k, page)
+    return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
 
 
 @jit(cold=True)
@@ -109,54 +148,96 @@ def handle_mm_fault(k, addr, write):
     """
     mm = k.mm
     i = find_vma(k, addr)
-    if i == mm.map_count or k.vma[i].vm_start > addr:
+    if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):
         kill(k, SIGSEGV, SEGV_MAPERR, addr, write)
     flags = k.vma[i].vm_flags
     # x86 cannot map write-only or execute-only pages: any right lets a read through.
     allowed = VM_WRITE if write else VM_READ | VM_WRITE | VM_EXEC
     if not flags & allowed:
         kill(k, SIGSEGV, SEGV_ACCERR, addr, write)
-    kind = map_page(k, i, addr, write)
-    if kind == 0:
+    kind = fault_page(k, i, addr, write)
+    if kind != NO_FAULT:
+        mm.minflt += 1
+    if kind == FAULT_READ:
         mm.flt_read += 1
-    elif kind == 1:
+    elif kind == FAULT_WRITE:
         mm.flt_write += 1
-    else:
+    elif kind == FAULT_COW:
         mm.flt_cow += 1
+    elif kind == FAULT_HUGE:
+        mm.flt_huge += 1
+    elif kind == FAULT_FILE:
+        mm.flt_file += 1
+    page = page_of(addr)
+    if write:
+        k.pte[page] = (k.pte[page] | PTE_READ | PTE_WRITE | PTE_DIRTY) & (PTE_ALL ^ PTE_LAZY)
+    else:
+        k.pte[page] |= PTE_READ
 
 
 @jit(cold=True)
-def populate(k, i, start, end):
-    """Map every page of the fresh [start, end) in area ``i`` now, as MAP_POPULATE does."""
-    flags = k.vma[i].vm_flags
-    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
+def populate_area(k, i, start, end, write):
+    """Fault the pages [start, end) of area ``i`` in ahead of use, as get_user_pages does."""
+    mm = k.mm
+    if mm.layout_only:
         return
-    write = 1 if flags & VM_WRITE else 0
-    for addr in range(start, end, 1 << PAGE_SHIFT):
-        map_page(k, i, addr, write)
-        k.mm.flt_populate += 1
+    addr = start
+    while addr < end:
+        kind = fault_page(k, i, addr, write)
+        if kind != NO_FAULT:
+            mm.minflt += 1
+            if kind == FAULT_HUGE:
+                mm.flt_huge += 1
+            else:
+                mm.flt_populate += 1
+        addr += 1 << PAGE_SHIFT
 
 
 @jit(cold=True)
 def zap_pages(k, start, end):
     """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
     mm = k.mm
-    mask = (1 << WINDOW_BITS) - 1
+    start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-        if k.pte_table[start >> pmd_shift()]:
-            first = (start & mask) >> PAGE_SHIFT
-            for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
-                f = k.pte[page]
-                if f:
-                    if f & PTE_FRAME:
-                        mm.rss -= 1
-                        mm.zapped += 1
-                    k.pte[page] = PTE_STALE if f & (PTE_STORE | PTE_STALE) else 0
-        start = stop
+        if stop - start < 1 << pmd_shift():
+            split_huge_slot(k, start)
+        first = page_of(start)
+        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+            f = k.pte[page]
+            if f:
+                if f & PTE_FRAME:
+                    mm.rss -= 1
+                    mm.zapped += 1
+                    if mm.folios and folio_of(k, page):
+                        set_folio(k, page, 0)
+                elif f & PTE_FILE:
+                    mm.rss_file -= 1
+                k.pte[page] = f & PTE_WORDS
+        if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
+            k.pte_table[start >> pmd_shift()] = PMD_NONE
+            mm.nr_ptes -= 1
+        start = next_slot(k, stop, end)
 
 
 @jit
 def zap_whole_slots(k, start, end):
     """Free the PTE pages of the slots that lie wholly in [start, end), after zap_pages."""
     free_ptes(k, start, end, start, end)
+
+
+@jit(cold=True)
+def drop_rights(k, start, end):
+    """Let the next access of each page in [start, end) ask the area again; splits huge mappings.
+
+    What mprotect does to page tables: a huge page that is only partly in the range is split.
+    """
+    start = next_slot(k, start, end)
+    while start < end:
+        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        if stop - start < 1 << pmd_shift():
+            split_huge_slot(k, start)
+        first = page_of(start)
+        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+            k.pte[page] &= PTE_ALL ^ (PTE_READ | PTE_WRITE | PTE_STORE)
+        start = next_slot(k, stop, end)

@@ -1,40 +1,199 @@
-"""madvise(MADV_DONTNEED): the pages go, the mapping stays, the next read sees zeros."""
+"""madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
-from kernel.fault import zap_pages, zap_whole_slots
+from kernel.fault import populate_area, zap_pages, zap_whole_slots
+from kernel.huge import split_partial_folios
 from kernel.jit import jit
 from kernel.mmap import page_align
+from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.switches import PAGE_SHIFT
-from kernel.types import EINVAL, ENOMEM, MADV_DONTNEED, VM_LOCKED
-from kernel.vma import find_vma
+from kernel.types import (
+    PTE_ALL,
+    PTE_FRAME,
+    PTE_LAZY,
+    PTE_STORE,
+    PTE_WRITE,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WIPEONFORK,
+    VM_WRITE,
+)
+from kernel.uapi import (
+    EAGAIN,
+    EINVAL,
+    ENOMEM,
+    MADV_COLD,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+    MADV_WIPEONFORK,
+)
+from kernel.vma import find_vma, modify_vma
 
 
 @jit
+def _advised_flags(flags, advice):
+    """The flags of an area after advice that only changes flags; -1 for other advice."""
+    if advice == MADV_NORMAL:
+        return flags & ~(VM_RAND_READ | VM_SEQ_READ)
+    if advice == MADV_RANDOM:
+        return flags & ~VM_SEQ_READ | VM_RAND_READ
+    if advice == MADV_SEQUENTIAL:
+        return flags & ~VM_RAND_READ | VM_SEQ_READ
+    if advice == MADV_DONTFORK:
+        return flags | VM_DONTCOPY
+    if advice == MADV_DOFORK:
+        return flags & ~VM_DONTCOPY
+    if advice == MADV_DONTDUMP:
+        return flags | VM_DONTDUMP
+    if advice == MADV_DODUMP:
+        return flags & ~VM_DONTDUMP
+    if advice == MADV_WIPEONFORK:
+        return flags | VM_WIPEONFORK
+    if advice == MADV_KEEPONFORK:
+        return flags & ~VM_WIPEONFORK
+    if advice == MADV_HUGEPAGE:
+        return flags & ~VM_NOHUGEPAGE | VM_HUGEPAGE
+    if advice == MADV_NOHUGEPAGE:
+        return flags & ~VM_HUGEPAGE | VM_NOHUGEPAGE
+    return -1
+
+
+@jit
+def _refused(k, i, advice):
+    """Whether area ``i`` cannot take the advice."""
+    v = k.vma[i]
+    if advice == MADV_WIPEONFORK:
+        return v.vm_file != 0 or v.vm_flags & VM_SHARED != 0
+    if advice in (MADV_DODUMP, MADV_DOFORK, MADV_DONTNEED_LOCKED):
+        return v.vm_flags & VM_SPECIAL != 0
+    if advice == MADV_FREE and v.vm_file:
+        return True
+    if advice in (MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT):
+        return v.vm_flags & (VM_LOCKED | VM_SPECIAL) != 0
+    return False
+
+
+@jit(cold=True)
+def free_lazily(k, start, end):
+    """MADV_FREE: pages of [start, end) may go without a word, unless written to again."""
+    start = next_slot(k, start, end)
+    while start < end:
+        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        split_partial_folios(k, start, stop)
+        first = page_of(start)
+        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+            if k.pte[page] & PTE_FRAME:
+                k.pte[page] = k.pte[page] & (PTE_ALL ^ (PTE_WRITE | PTE_STORE)) | PTE_LAZY
+        start = next_slot(k, stop, end)
+
+
+@jit(cold=True)
+def deactivate(k, start, end):
+    """MADV_COLD and MADV_PAGEOUT without pressure: only huge pages are split where partly meant."""
+    start = next_slot(k, start, end)
+    while start < end:
+        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        split_partial_folios(k, start, stop)
+        start = next_slot(k, stop, end)
+
+
+@jit(cold=True)
+def _advise_area(k, i, start, end, advice):
+    """Advise about [start, end), a part of area ``i``; the end of what is done, or an error."""
+    if _refused(k, i, advice):
+        return -EINVAL
+    flags = _advised_flags(k.vma[i].vm_flags, advice)
+    if flags >= 0:
+        if flags == k.vma[i].vm_flags:
+            return end
+        j = modify_vma(k, i, start, end, flags)
+        return -EAGAIN if j < 0 else k.vma[j].vm_end
+    if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        zap_pages(k, start, end)
+        zap_whole_slots(k, start, end)
+    elif advice == MADV_FREE:
+        free_lazily(k, start, end)
+    elif advice in (MADV_COLD, MADV_PAGEOUT):
+        deactivate(k, start, end)
+    return end
+
+
+@jit(cold=True)
+def _populate(k, start, end, write):
+    """MADV_POPULATE_*: fault in all of [start, end); -ENOMEM at a hole, -EINVAL without rights."""
+    need = VM_WRITE if write else VM_READ
+    while start < end:
+        i = find_vma(k, start)
+        if i == k.mm.map_count or k.vma[i].vm_start > start:
+            return -ENOMEM
+        if not k.vma[i].vm_flags & need or k.vma[i].vm_flags & VM_SPECIAL:
+            return -EINVAL
+        stop = min(end, k.vma[i].vm_end)
+        populate_area(k, i, start, stop, write)
+        start = stop
+    return 0
+
+
+@jit
+def _known(advice):
+    """Whether the model knows the advice."""
+    return (
+        _advised_flags(0, advice) >= 0
+        or MADV_WILLNEED <= advice <= MADV_DONTNEED
+        or advice == MADV_FREE
+        or MADV_COLD <= advice <= MADV_DONTNEED_LOCKED
+    )
+
+
+@jit(cold=True)
 def do_madvise(k, addr, length, advice):
     """Advise about [addr, addr + length); 0 or a negative errno.
 
     A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
     """
-    if advice != MADV_DONTNEED or addr & ((1 << PAGE_SHIFT) - 1) or length < 0:
+    mm = k.mm
+    if not _known(advice) or addr & ((1 << PAGE_SHIFT) - 1) or length < 0:
         return -EINVAL
-    if length and addr < 0:
+    if length == 0:
+        return 0
+    if addr < 0:
         return -ENOMEM  # the upper half of the address space: no area there
-    end = addr + page_align(min(length, k.mm.task_size))
+    end = addr + page_align(min(length, mm.task_size))
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return _populate(k, addr, end, 1 if advice == MADV_POPULATE_WRITE else 0)
     result = 0
-    i = find_vma(k, addr)
     while addr < end:
-        if i == k.mm.map_count or k.vma[i].vm_start >= end:
+        i = find_vma(k, addr)
+        if i == mm.map_count or k.vma[i].vm_start >= end:
             return -ENOMEM
-        v = k.vma[i]
-        if v.vm_start > addr:
+        if k.vma[i].vm_start > addr:
             result = -ENOMEM
-            addr = v.vm_start
-        if v.vm_flags & VM_LOCKED:
-            return -EINVAL
-        stop = min(end, v.vm_end)
-        zap_pages(k, addr, stop)
-        zap_whole_slots(k, addr, stop)
-        addr = stop
-        i += 1
+            addr = k.vma[i].vm_start
+        addr = _advise_area(k, i, addr, min(end, k.vma[i].vm_end), advice)
+        if addr < 0:
+            return addr
     return result
 
 

@@ -10,8 +10,9 @@ Callers fold the address first (kernel.access), so ``index`` always lies in the 
 import numpy as np
 
 from kernel.jit import jit
+from kernel.switches import PAGE_SHIFT
 
-#: Windows by base address, (2**WINDOW_BITS / 8,) int64.
+#: Windows by base address, (2**WINDOW_BITS / 8,) int64; and the words of k.folio, one a page.
 windows: dict[int, np.ndarray] = {}
 
 
@@ -30,3 +31,24 @@ def store_word(base, index, word):
 @jit
 def prefetch_word(base, index):
     """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
+
+
+@jit(cold=True)
+def clear_page(k, page):
+    """Zero the words of folded page number ``page``."""
+    words = 1 << (PAGE_SHIFT - 3)
+    first = page << (PAGE_SHIFT - 3)
+    for w in range(first, first + words):
+        store_word(k.window, w, 0)
+
+
+@jit(cold=True)
+def copy_page(k, dst, src):
+    """Copy the words of folded page number ``src`` to ``dst``."""
+    words = 1 << (PAGE_SHIFT - 3)
+    for w in range(words):
+        store_word(
+            k.window,
+            (dst << (PAGE_SHIFT - 3)) + w,
+            load_word(k.window, (src << (PAGE_SHIFT - 3)) + w),
+        )

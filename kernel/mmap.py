@@ -1,42 +1,85 @@
-"""mmap and munmap of anonymous memory, by Linux's rules; errors come back as negative errnos.
+"""mmap and munmap, by Linux's rules; errors come back as negative errnos.
 
 Order of an mmap with MAP_FIXED over existing areas, as observed: the boundaries are split, then
 limits are checked, then the old pages and their tables go.  When a limit refuses, the splits stay.
 """
 
-from kernel.fault import populate, zap_pages
+from kernel.fault import zap_pages
 from kernel.jit import jit
-from kernel.pgtable import free_tables, pmd_shift
+from kernel.layout import get_unmapped_area
+from kernel.limits import accountable, enough_memory, may_expand_vm, may_lock
+from kernel.mlock import can_lock, populate
+from kernel.pgtable import free_tables
 from kernel.switches import PAGE_SHIFT, WINDOW_BITS
 from kernel.task import kill
 from kernel.types import (
+    NR_OPEN,
+    SIGSYS,
+    SYS_WINDOW,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_FILE_ALIGN,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_SHARED,
+)
+from kernel.uapi import (
+    EACCES,
+    EAGAIN,
+    EBADF,
     EEXIST,
     EINVAL,
     ENOMEM,
     EOPNOTSUPP,
     EPERM,
+    MAP_32BIT,
+    MAP_ABOVE4G,
     MAP_ANONYMOUS,
+    MAP_DENYWRITE,
+    MAP_EXECUTABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
-    MAP_KNOWN,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
     MAP_NORESERVE,
     MAP_POPULATE,
     MAP_PRIVATE,
     MAP_SHARED,
-    SIGSYS,
-    SYS_WINDOW,
-    VM_ACCOUNT,
-    VM_GROWSDOWN,
-    VM_NORESERVE,
-    VM_SHARED,
-    VM_WRITE,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_TYPE,
+    PROT_WRITE,
 )
 from kernel.vma import account_vm, add_vma, find_vma, intersects, remove_vmas, split_vma
 
-#: Pages kept free below a stack (Linux's stack_guard_gap).
-STACK_GUARD_PAGES = 256
 #: Above the last area no address needs a table: more than any slot's end, even beyond task_size.
 NO_CEILING = 1 << 62
+#: The flags that MAP_SHARED_VALIDATE accepts; plain MAP_SHARED and MAP_PRIVATE ignore others.
+_LEGACY_FLAGS = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_DENYWRITE
+    | MAP_EXECUTABLE
+    | MAP_GROWSDOWN
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_NONBLOCK
+    | MAP_STACK
+    | MAP_HUGETLB
+    | MAP_32BIT
+    | MAP_ABOVE4G
+)
 
 
 @jit(inline=True)
@@ -45,89 +88,14 @@ def page_align(length):
     return (length + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
 
 
-@jit
-def vm_start_gap(k, i):
-    """Start of area ``i`` less the guard that a downward-growing stack keeps below it."""
-    v = k.vma[i]
-    if v.vm_flags & VM_GROWSDOWN:
-        return v.vm_start - (STACK_GUARD_PAGES << PAGE_SHIFT)
-    return v.vm_start
-
-
-@jit
-def _top_down(k, length):
-    """Return the start of the highest gap below mmap_base that holds ``length``; 0 if none."""
-    mm = k.mm
-    end = mm.mmap_base
-    i = find_vma(k, end - 1)
-    if i < mm.map_count:
-        end = min(end, vm_start_gap(k, i))
-    while True:
-        i -= 1
-        low = k.vma[i].vm_end if i >= 0 else mm.mmap_min_addr
-        if end - length >= max(low, mm.mmap_min_addr):
-            return end - length
-        if i < 0:
-            return 0
-        end = min(end, vm_start_gap(k, i))
-
-
-@jit
-def _bottom_up(k, length):
-    """Return the lowest gap from task_size / 3 on, where Linux looks when top-down fails; or 0."""
-    mm = k.mm
-    addr = page_align(mm.task_size // 3)
-    i = find_vma(k, addr)
-    while addr + length <= mm.task_size:
-        if i == mm.map_count or addr + length <= vm_start_gap(k, i):
-            return addr
-        addr = max(addr, k.vma[i].vm_end)
-        i += 1
-    return 0
-
-
-@jit
-def _search(k, length):
-    """Return the start of a gap that holds ``length``, the best by Linux's order; 0 if none."""
-    addr = _top_down(k, length)
-    return addr if addr else _bottom_up(k, length)
-
-
-@jit(cold=True)
-def get_unmapped_area(k, hint, length):
-    """Choose the address of a new mapping; -ENOMEM when none is free.
-
-    A hint is rounded down to its page, up to mmap_min_addr, and counts only if the whole range is
-    free.  Since Linux 6.7 a hintless length that is a multiple of the huge-page size is aligned to
-    it.
-    """
-    mm = k.mm
-    hint = hint >> PAGE_SHIFT << PAGE_SHIFT
-    if hint:
-        if 0 < hint < mm.mmap_min_addr:
-            hint = mm.mmap_min_addr
-        if 0 < hint <= mm.task_size - length:
-            i = find_vma(k, hint)
-            if i == mm.map_count or hint + length <= vm_start_gap(k, i):
-                return hint
-    else:
-        huge = 1 << pmd_shift()
-        if length & (huge - 1) == 0:
-            addr = _search(k, length + huge)
-            if addr:
-                if addr & (huge - 1) == 0:
-                    return addr + huge
-                return (addr + huge - 1) & -huge
-    addr = _search(k, length)
-    return addr if addr else -ENOMEM
-
-
 @jit(cold=True)
 def refuse_collision(k, start, end):
     """Kill the process when [start, end) would share window slots with another area.
 
     The window cannot hold both; a larger kernel.window does.
     """
+    if k.mm.layout_only:
+        return
     mask = (1 << WINDOW_BITS) - 1
     if end - start > mask:
         kill(k, SIGSYS, SYS_WINDOW, start, 0)
@@ -138,27 +106,6 @@ def refuse_collision(k, start, end):
         below = (start - v.vm_start) & mask
         if above < end - start or below < v.vm_end - v.vm_start:
             kill(k, SIGSYS, SYS_WINDOW, start, 0)
-
-
-@jit
-def may_expand_vm(k, flags, pages):
-    """Whether RLIMIT_AS, and RLIMIT_DATA for data, allow ``pages`` more (may be negative)."""
-    mm = k.mm
-    if mm.total_vm + pages > mm.rlim_as >> PAGE_SHIFT:
-        return False
-    is_data = flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
-    return not (is_data and mm.data_vm + pages > mm.rlim_data >> PAGE_SHIFT)
-
-
-@jit
-def enough_memory(k, pages):
-    """Linux's overcommit rules: 0 refuses a single excess, 1 nothing, 2 keeps a strict account."""
-    mm = k.mm
-    if mm.memory == 0 or mm.overcommit == 1 or pages == 0:
-        return True
-    if mm.overcommit == 0:
-        return pages <= mm.memory
-    return mm.committed + pages <= mm.memory
 
 
 @jit(cold=True)
@@ -190,6 +137,8 @@ def unmap_areas(k, start, end):
         account_vm(k, v.vm_flags, -pages)
         if v.vm_flags & VM_ACCOUNT:
             mm.committed -= pages
+        if v.vm_flags & VM_LOCKED:
+            mm.locked_vm -= pages
         j += 1
     if i == j:
         return
@@ -233,8 +182,8 @@ def pages_within(k, start, end, need):
 
 
 @jit(cold=True)
-def map_region(k, start, length, vm_flags):
-    """Enter a new anonymous area at [start, start + length), replacing what is there.
+def map_region(k, start, length, vm_flags, pgoff, file):
+    """Enter a new area at [start, start + length), replacing what is there.
 
     Returns ``start``, or -ENOMEM when a limit refuses.  Limits see what comes less what goes.
     """
@@ -246,68 +195,169 @@ def map_region(k, start, length, vm_flags):
         return error
     if not may_expand_vm(k, vm_flags, pages - pages_within(k, start, end, 0)):
         return -ENOMEM
-    charged = pages - pages_within(k, start, end, VM_ACCOUNT)
-    if vm_flags & VM_ACCOUNT and not enough_memory(k, charged):
-        return -ENOMEM
+    if accountable(vm_flags):
+        vm_flags |= VM_ACCOUNT
+        if not enough_memory(k, pages - pages_within(k, start, end, VM_ACCOUNT)):
+            return -ENOMEM
     unmap_areas(k, start, end)
     refuse_collision(k, start, end)
     if vm_flags & VM_ACCOUNT:
         mm.committed += pages
-    add_vma(k, start, end, vm_flags)
+    if vm_flags & VM_LOCKED:
+        mm.locked_vm += pages
+    add_vma(k, start, end, vm_flags, pgoff, 0, file)
     account_vm(k, vm_flags, pages)
     return start
 
 
 @jit
-def do_mmap(k, addr, length, prot, flags):
-    """mmap(2) of private anonymous memory: the address, or a negative errno.
-
-    -EOPNOTSUPP for a flag that the model does not know, and for mappings that are shared or of
-    files.
-    """
+def _check_fixed(k, addr, length):
+    """0, or the error of an address that MAP_FIXED or MREMAP_FIXED asks for."""
     mm = k.mm
+    if addr < 0 or length > mm.task_size - addr:
+        return -ENOMEM
+    if addr & ((1 << PAGE_SHIFT) - 1):
+        return -EINVAL
+    if addr < mm.mmap_min_addr:
+        return -EPERM
+    return 0
+
+
+@jit(cold=True)
+def place_mapping(k, addr, length, pgoff, flags, file, align):
+    """Address of a mapping that asks for ``addr`` (MAP_FIXED: insists); or a negative errno.
+
+    ``align``: the file aligns large mappings to huge pages.
+    """
+    if flags & MAP_FIXED:
+        error = _check_fixed(k, addr, length)
+        return error if error < 0 else addr
+    return get_unmapped_area(k, addr, length, pgoff, flags, file, align)
+
+
+@jit(cold=True)
+def _file_flags(k, fd, prot, flags):
+    """vm_flags that a mapping of descriptor ``fd`` adds, or a negative errno."""
+    may = k.file[fd].may
+    kind = flags & MAP_TYPE
+    vm_flags = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    if k.file[fd].thp_align:
+        vm_flags |= VM_FILE_ALIGN
+    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if kind == MAP_SHARED_VALIDATE and flags & ~(_LEGACY_FLAGS | MAP_SHARED_VALIDATE):
+            return -EOPNOTSUPP
+        if prot & PROT_WRITE and not may & VM_MAYWRITE:
+            return -EACCES
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not may & VM_MAYWRITE:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    elif kind != MAP_PRIVATE:
+        return -EINVAL
+    if not may & VM_MAYREAD:
+        return -EACCES
+    if not may & VM_MAYEXEC:
+        if prot & VM_EXEC:
+            return -EPERM
+        vm_flags &= ~VM_MAYEXEC
+    if flags & MAP_GROWSDOWN:
+        return -EINVAL
+    return vm_flags
+
+
+@jit
+def _anonymous_flags(flags):
+    """vm_flags that a mapping of no file adds, or a negative errno."""
+    kind = flags & MAP_TYPE
+    if kind == MAP_SHARED:
+        if flags & MAP_GROWSDOWN:
+            return -EINVAL
+        return VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
+    if kind == MAP_PRIVATE:
+        return VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    return -EINVAL
+
+
+@jit
+def _flag_bits(flags):
+    """vm_flags that MAP_* flags ask for by name.  MAP_STACK means no huge pages since Linux 6.7."""
+    bits = 0
+    if flags & MAP_GROWSDOWN:
+        bits |= VM_GROWSDOWN
+    if flags & MAP_LOCKED:
+        bits |= VM_LOCKED
+    if flags & MAP_STACK:
+        bits |= VM_NOHUGEPAGE
+    return bits
+
+
+@jit
+def do_mmap(k, addr, length, prot, flags, fd, offset):
+    """mmap(2): the address, or a negative errno.  -EOPNOTSUPP for MAP_HUGETLB."""
+    mm = k.mm
+    anonymous = flags & MAP_ANONYMOUS
+    file = 0
+    align = 0
+    if offset & ((1 << PAGE_SHIFT) - 1):
+        return -EINVAL
+    if not anonymous:
+        if fd < 0 or fd >= NR_OPEN or not k.file[fd].id:
+            return -EBADF
+        file = k.file[fd].id
+        align = k.file[fd].thp_align
+    if flags & MAP_HUGETLB:
+        return -EINVAL if not anonymous else -EOPNOTSUPP
     if length == 0:
         return -EINVAL
     if length < 0 or length > mm.task_size or mm.map_count > mm.max_map_count:
         return -ENOMEM
     length = page_align(length)
-    if flags & ~MAP_KNOWN or flags & MAP_SHARED or not flags & MAP_ANONYMOUS:
-        return -EOPNOTSUPP
-    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-        if addr < 0 or length > mm.task_size - addr:
-            return -ENOMEM
-        if addr & ((1 << PAGE_SHIFT) - 1):
-            return -EINVAL
-        if addr < mm.mmap_min_addr:
-            return -EPERM
-        if flags & MAP_FIXED_NOREPLACE and intersects(k, addr, addr + length):
-            return -EEXIST
-    else:
-        addr = get_unmapped_area(k, addr, length)
-        if addr < 0:
-            return addr
-    if not flags & MAP_PRIVATE:
-        return -EINVAL
-    vm_flags = prot & 7
+    if flags & MAP_FIXED_NOREPLACE:
+        flags |= MAP_FIXED
+    vm_flags = prot & 7 | _flag_bits(flags)
+    pgoff = 0 if anonymous else offset >> PAGE_SHIFT
+    addr = place_mapping(k, addr, length, pgoff, flags, file, align)
+    if addr < 0:
+        return addr
+    if flags & MAP_FIXED_NOREPLACE and intersects(k, addr, addr + length):
+        return -EEXIST
+    if flags & MAP_LOCKED and not can_lock(k):
+        return -EPERM
+    if not may_lock(k, vm_flags, length >> PAGE_SHIFT):
+        return -EAGAIN
+    more = _anonymous_flags(flags) if anonymous else _file_flags(k, fd, prot, flags)
+    if more < 0:
+        return more
+    vm_flags |= more
     if flags & MAP_NORESERVE and mm.overcommit != 2:
         vm_flags |= VM_NORESERVE
-    elif vm_flags & VM_WRITE:
-        vm_flags |= VM_ACCOUNT
-    addr = map_region(k, addr, length, vm_flags)
-    if addr >= 0 and flags & MAP_POPULATE:
-        populate(k, find_vma(k, addr), addr, addr + length)
+    if anonymous and vm_flags & VM_SHARED:
+        mm.files += 1
+        file = mm.files
+    elif anonymous:
+        pgoff = addr >> PAGE_SHIFT
+    addr = map_region(k, addr, length, vm_flags, pgoff, file)
+    if addr >= 0 and (
+        vm_flags & VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
+    ):
+        populate(k, addr, addr + length, 1)
     return addr
 
 
 @jit(cold=True)
-def mmap(k, addr, length, prot, flags):
+def mmap_file(k, addr, length, prot, flags, fd, offset):
     """The system call: :func:`do_mmap`, counted."""
     mm = k.mm
     mm.nr_mmap += 1
-    result = do_mmap(k, addr, length, prot, flags)
+    result = do_mmap(k, addr, length, prot, flags, fd, offset)
     if result < 0:
         mm.nr_failed += 1
     return result
+
+
+@jit
+def mmap(k, addr, length, prot, flags):
+    """The system call for memory without a file, as allocators make it."""
+    return mmap_file(k, addr, length, prot, flags, -1, 0)
 
 
 @jit(cold=True)

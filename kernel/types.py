@@ -8,41 +8,30 @@ import functools
 
 import numpy as np
 
-# --- The system call interface -----------------------------------------------------------------
-
-PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
-
-MAP_SHARED = 0x01
-MAP_PRIVATE = 0x02
-MAP_FIXED = 0x10
-MAP_ANONYMOUS = 0x20
-MAP_NORESERVE = 0x4000
-MAP_POPULATE = 0x8000
-MAP_FIXED_NOREPLACE = 0x100000
-#: Every flag that the model knows; mmap refuses others rather than ignore what they ask for.
-MAP_KNOWN = (
-    MAP_SHARED
-    | MAP_PRIVATE
-    | MAP_FIXED
-    | MAP_ANONYMOUS
-    | MAP_NORESERVE
-    | MAP_POPULATE
-    | MAP_FIXED_NOREPLACE
-)
-
-MADV_DONTNEED = 4
-
-EPERM, ENOMEM, EEXIST, EINVAL, EOPNOTSUPP = 1, 12, 17, 22, 95
-
 # --- vm_flags (the values of Linux) ------------------------------------------------------------
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
+#: What mprotect may turn the three rights into (VM_READ << 4 …); a file opened for reading
+#: forbids VM_MAYWRITE to its shared mappings.
+VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC = 0x10, 0x20, 0x40
+#: The right to map shared, which outlives a mapping without VM_SHARED (a file opened read-only).
+VM_MAYSHARE = 0x80
 VM_GROWSDOWN = 0x100
 VM_LOCKED = 0x2000
+VM_SEQ_READ, VM_RAND_READ = 0x8000, 0x10000
+VM_DONTCOPY = 0x20000
+VM_LOCKONFAULT = 0x80000
 VM_ACCOUNT = 0x100000
 VM_NORESERVE = 0x200000
+VM_WIPEONFORK = 0x2000000
+VM_DONTDUMP = 0x4000000
+VM_HUGEPAGE, VM_NOHUGEPAGE = 0x20000000, 0x40000000
+#: A mapping of the kernel's own (vdso, vvar): never merged, locked or moved in parts.
+VM_SPECIAL = 1 << 40
+#: Of the model: the file's system aligns large mappings to huge pages.
+VM_FILE_ALIGN = 1 << 41
 
-# --- Page state: one byte for each page of the window (kernel.access) --------------------------
+# --- Page state: a half-word for each page of the window (kernel.access) -----------------------
 
 #: A read needs no fault.
 PTE_READ = 0x01
@@ -54,8 +43,25 @@ PTE_STORE = 0x04
 PTE_FRAME = 0x08
 #: The shared zero page is mapped.
 PTE_ZERO = 0x10
-#: No page is mapped, but the window still holds words of an earlier one: clear before use.
-PTE_STALE = 0x20
+#: The window holds words of this page, or, when none is mapped, of an earlier one: clear them.
+PTE_WORDS = 0x20
+#: Mapped by a huge entry together with all pages of its slot (PTE_FRAME or PTE_ZERO says what).
+PTE_HUGE = 0x40
+#: The program has written to the frame, so that it cannot be all zeros.
+PTE_DIRTY = 0x80
+#: MADV_FREE was called since the last write: the frame may go without being saved.
+PTE_LAZY = 0x100
+#: A page of a file or of shared memory is mapped (counted in rss_file, not in rss).
+PTE_FILE = 0x200
+#: No page is mapped; its contents are in the swap area.
+PTE_SWAP = 0x400
+#: All bits of a state; PTE_ALL ^ X keeps what is not X (plain NumPy refuses a negative mask).
+PTE_ALL = 0xFFFF
+#: Any of these: a page is mapped.
+PTE_PRESENT = PTE_FRAME | PTE_ZERO | PTE_FILE
+
+#: What a slot of the page tables holds (``k.pte_table``): nothing, a PTE page, a huge page.
+PMD_NONE, PMD_TABLE, PMD_HUGE = 0, 1, 2
 
 # --- Simulated signals: why a run ended --------------------------------------------------------
 
@@ -83,12 +89,27 @@ VMA = np.dtype(
         ("vm_start", "i8"),  # first byte
         ("vm_end", "i8"),  # first byte behind it
         ("vm_flags", "i8"),  # VM_*; the low three bits are the protection
-        ("vm_pgoff", "i8"),  # page number of vm_start when it was mapped (anonymous: address)
+        ("vm_pgoff", "i8"),  # page of the file; anonymous: page number of vm_start when mapped
         ("anon_vma", "i8"),  # 0 until the first write fault; areas merge only if compatible
-        ("vm_file", "i8"),  # 0 anonymous; else the id of a file mapping, which never merges
+        ("vm_file", "i8"),  # 0 anonymous; else the id of the open file, or of shared memory
     ],
     align=True,
 )
+
+#: What a file descriptor names, for mmap.  ``k.file[fd]``; sizes do not matter to the layout.
+FILE = np.dtype(
+    [
+        ("id", "i8"),  # of the open file description; 0: the descriptor is not open
+        ("may", "i8"),  # VM_MAYREAD, VM_MAYWRITE: how it was opened; VM_MAYEXEC: not on noexec
+        ("thp_align", "i8"),  # 1: the file system aligns large mappings to huge pages (ext4, xfs)
+    ],
+    align=True,
+)
+#: File descriptors that a simulated process may have.
+NR_OPEN = 1024
+
+#: Values of ``mm.thp``, Linux's /sys/kernel/mm/transparent_hugepage/enabled.
+THP_NEVER, THP_MADVISE, THP_ALWAYS = 0, 1, 2
 
 #: The address space of the process and everything that is counted about it.
 MM = np.dtype(
@@ -96,6 +117,9 @@ MM = np.dtype(
         # layout
         ("task_size", "i8"),  # first address that user space cannot map
         ("mmap_base", "i8"),  # mappings are placed top-down from here
+        ("mmap_legacy_base", "i8"),  # bottom-up from here, when top-down fails or legacy is set
+        ("legacy", "i8"),  # 1: bottom-up first, as after ulimit -s unlimited
+        ("layout_only", "i8"),  # 1: no page is ever mapped, so the window cannot be in the way
         ("mmap_min_addr", "i8"),
         ("start_data", "i8"),
         ("end_data", "i8"),
@@ -104,9 +128,15 @@ MM = np.dtype(
         # limits, bytes (RLIM_INFINITY: 2**63 - 1)
         ("rlim_as", "i8"),
         ("rlim_data", "i8"),
+        ("rlim_memlock", "i8"),
+        ("rlim_stack", "i8"),
         ("memory", "i8"),  # pages of physical memory; 0: no limit
+        ("swap", "i8"),  # pages of the swap area
         ("overcommit", "i8"),  # Linux's vm.overcommit_memory: 0, 1, 2
+        ("commit_limit", "i8"),  # pages, of overcommit 2
+        ("user_reserve", "i8"),  # pages that overcommit 2 keeps from a large process
         ("max_map_count", "i8"),
+        ("thp", "i8"),  # transparent huge pages: THP_NEVER, THP_MADVISE, THP_ALWAYS
         # accounting, pages
         ("map_count", "i8"),  # VMAs in use (a count, not pages)
         ("total_vm", "i8"),
@@ -115,7 +145,8 @@ MM = np.dtype(
         ("locked_vm", "i8"),
         ("reserved_vm", "i8"),  # PROT_NONE, part of total_vm
         ("committed", "i8"),  # accounted against memory (VM_ACCOUNT)
-        ("rss", "i8"),  # frames mapped, without the zero page
+        ("rss", "i8"),  # frames of the process's own mapped, without the zero page (RssAnon)
+        ("rss_file", "i8"),  # pages of files and of shared memory mapped (RssFile + RssShmem)
         ("nr_ptes", "i8"),  # page-table pages by level
         ("nr_pmds", "i8"),
         ("nr_puds", "i8"),
@@ -128,13 +159,19 @@ MM = np.dtype(
         ("flt_write", "i8"),  # first touch is a write: a zeroed frame
         ("flt_read", "i8"),  # first touch is a read: the shared zero page
         ("flt_cow", "i8"),  # write to a page that showed the zero page
-        ("flt_populate", "i8"),  # mapped ahead by MAP_POPULATE
+        ("flt_populate", "i8"),  # mapped ahead: MAP_POPULATE, MADV_POPULATE_*, mlock
+        ("flt_huge", "i8"),  # mapped a huge page, whatever the cause
+        ("flt_file", "i8"),  # a page of a file or of shared memory
+        ("majflt", "i8"),  # major faults: brought back from the swap area
         ("zapped", "i8"),  # frames given back by munmap, brk and madvise
         # system calls by kind, failed ones included
         ("nr_brk", "i8"),
         ("nr_mmap", "i8"),
         ("nr_munmap", "i8"),
         ("nr_madvise", "i8"),
+        ("nr_mremap", "i8"),
+        ("nr_mprotect", "i8"),
+        ("nr_mlock", "i8"),  # mlock, mlock2 and munlock
         ("nr_failed", "i8"),  # of these, how many returned an error
         # accesses, 8-byte words
         ("loads", "i8"),  # by the allocator, to its metadata
@@ -143,6 +180,8 @@ MM = np.dtype(
         ("payload_stores", "i8"),
         # bookkeeping
         ("anon_vmas", "i8"),  # last anon_vma id given out
+        ("files", "i8"),  # last id of a file mapping given out
+        ("folios", "i8"),  # last id of a huge page given out
         ("nr_touched", "i8"),  # window slots in k.touched since the last reset
     ],
     align=True,
@@ -161,8 +200,6 @@ TASK = np.dtype(
     ],
     align=True,
 )
-
-RLIM_INFINITY = 2**63 - 1
 
 #: User space has addresses of this many bits.
 ADDRESS_BITS = 47
@@ -185,9 +222,14 @@ def kernel_dtype(page_shift: int, window_bits: int, max_map_count: int) -> np.dt
             ("mm", MM),
             ("task", TASK),
             ("window", "i8"),  # host address of simulated memory (kernel.memory)
+            # host address of a word for each page of the window: 0, or the huge page it is part of
+            # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
+            ("folio", "i8"),
+            ("hits", "i8", (4096,)),  # branches taken, in an instrumented build (kernel.branches)
+            ("file", FILE, (NR_OPEN,)),  # open files by descriptor
             ("vma", VMA, (max_map_count + 8,)),
-            ("pte", "u1", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
-            ("pte_table", "u1", (tables(1),)),  # by address >> pmd shift: 1 where a PTE page exists
+            ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
+            ("pte_table", "u1", (tables(1),)),  # PMD_* by address >> pmd shift
             ("pmd_table", "u1", (tables(2),)),  # by address >> pud shift: 1 where a PMD page exists
             ("pud_table", "u1", (tables(3),)),  # by address >> pgd shift: 1 where a PUD page exists
             ("slot_seen", "u1", (slots,)),  # by folded PTE table: 1 when listed in touched

@@ -8,13 +8,7 @@ import numpy as np
 
 from allocators.registry import Plugin, PluginError, declared_settings, load
 from allocators.verify import plan as plans
-from allocators.verify.driver import (
-    DOING_NAMES,
-    EVENT_OP,
-    EVENT_SIZE,
-    EVENT_SLOT,
-    OBJECT_ADDRESS,
-)
+from allocators.verify.driver import DOING_NAMES, EVENT_OP, EVENT_SIZE, EVENT_SLOT, OBJECT_ADDRESS
 from allocators.verify.plan import Phase, Plan
 from allocators.verify.process import Build, Process, Violation
 from kernel.task import reason

@@ -6,14 +6,12 @@ from kernel.access import clear, copy, load, peek, poke, prefetch, store, touch
 from kernel.boot import KernelConfig, Machine
 from kernel.brk import brk, sbrk
 from kernel.jit import build, disabled, jit
+from kernel.layout import get_unmapped_area
 from kernel.madvise import madvise
-from kernel.mmap import get_unmapped_area, mmap, munmap
+from kernel.mmap import mmap, munmap
 from kernel.task import abort, reason
 from kernel.types import (
-    MADV_DONTNEED,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
+    PTE_FILE,
     PTE_FRAME,
     PTE_ZERO,
     VM_ACCOUNT,
@@ -21,6 +19,7 @@ from kernel.types import (
     VM_NORESERVE,
     SimulatedSignal,
 )
+from kernel.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
 from kernel.vma import covered
 
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
@@ -98,7 +97,7 @@ def enter(k, call, a, b, c, d):
     elif call == _COVERED:
         result = 1 if covered(k, a, b, c) else 0
     elif call == _GET_UNMAPPED_AREA:
-        result = get_unmapped_area(k, a, b)
+        result = get_unmapped_area(k, a, b, 0, MAP_PRIVATE, 0, 0)
     elif call == _ABORT:
         abort(k, a, b)
     elif call == _PREFETCH:
@@ -172,9 +171,10 @@ class Process:
         ]
 
     def page_state(self, addr):
-        """'frame', 'zero' or '' for the page at ``addr``."""
+        """'frame', 'zero', 'file' or '' for the page at ``addr``."""
         state = self.k.pte[(addr & ((1 << self.config.window_bits) - 1)) // self.page]
-        return "frame" if state & PTE_FRAME else "zero" if state & PTE_ZERO else ""
+        kinds = {PTE_FRAME: "frame", PTE_ZERO: "zero", PTE_FILE: "file"}
+        return next((kind for bit, kind in kinds.items() if state & bit), "")
 
     def counters(self):
         """Every field of the mm by name."""

@@ -35,6 +35,7 @@ class Area:
     noreserve: bool = False
     stack: bool = False
     file: str = ""
+    special: bool = False
     anon: int = 0
 
     def like(self, other):
@@ -65,24 +66,25 @@ class Oracle:
     """A process with ``areas``: (start, end, Area) in bytes; limits in bytes, 0 for none."""
 
     task_size = 0x7FFFFFFFF000
-    mmap_base = 0x7FFFF7FFF000
+    vdso_end = 0x7FFFF7FFF000
     min_addr = 0x10000
+    admin_reserve, user_reserve = 8 << 20, 128 << 20
 
     def __init__(self, page, areas, data, brk, *, rlim_as=0, rlim_data=0, memory=0, overcommit=2):
         self.page = page
         self.fan_out = page // 8
         self.task_size = self.task_size // page * page
-        self.mmap_base = self.mmap_base // page * page
+        self.mmap_base = self.vdso_end // page * page
         self.area = {p: a for lo, hi, a in areas for p in range(lo // page, hi // page)}
         self.data = data
         self.start_brk = self.break_ = brk
         self.rlim_as, self.rlim_data = rlim_as, rlim_data
         self.memory, self.overcommit = memory // page, overcommit
         self.max_map_count = 65530
-        self.frames, self.zeros, self.words = set(), set(), {}
+        self.frames, self.zeros, self.filed, self.words = set(), set(), set(), {}
         self.tables = [set(), set(), set()]  # PTE, PMD and PUD pages by slot
         self.anons = 0
-        names = "minflt write read cow populate zapped brk mmap munmap madvise failed loads stores"
+        names = "minflt write read cow file populate zapped brk mmap munmap madvise failed loads stores"
         self.counts = dict.fromkeys(names.split(), 0)
         self.counts |= {"payload_loads": 0, "payload_stores": 0}
         self.peaks = {"vm": 0, "rss": 0, "tables": 0}
@@ -112,8 +114,9 @@ class Oracle:
         return sum(max(0, min(hi, end) - max(lo, first)) for lo, hi, a in self.runs() if wanted(a))
 
     def resident(self):
-        """{page: 'frame' or 'zero'}."""
-        return dict.fromkeys(self.frames, "frame") | dict.fromkeys(self.zeros, "zero")
+        """{page: 'frame', 'zero' or 'file'}."""
+        kinds = {"frame": self.frames, "zero": self.zeros, "file": self.filed}
+        return {page: kind for kind, pages in kinds.items() for page in pages}
 
     def state(self):
         """Everything that a comparison looks at, by name."""
@@ -132,6 +135,7 @@ class Oracle:
             "stack_vm": self.pages(lambda a: a.stack),
             "committed": self.pages(lambda a: a.account),
             "rss": rss,
+            "rss_file": len(self.filed),
             "nr_ptes": len(self.tables[0]),
             "nr_pmds": len(self.tables[1]),
             "nr_puds": len(self.tables[2]),
@@ -145,7 +149,7 @@ class Oracle:
             "payload_loads": self.counts["payload_loads"],
             "payload_stores": self.counts["payload_stores"],
             "nr_failed": self.counts["failed"],
-            **{f"flt_{c}": self.counts[c] for c in ("write", "read", "cow", "populate")},
+            **{f"flt_{c}": self.counts[c] for c in ("write", "read", "cow", "file", "populate")},
             **{f"nr_{c}": self.counts[c] for c in ("brk", "mmap", "munmap", "madvise")},
         }
 
@@ -210,6 +214,7 @@ class Oracle:
             self.frames.discard(page)
             self.counts["zapped"] += 1
         self.zeros.discard(page)
+        self.filed.discard(page)
         start = page * self.page
         for address in [a for a in self.words if start <= a < start + self.page]:
             del self.words[address]
@@ -226,8 +231,12 @@ class Oracle:
         charged = pages - self.overlap(first, end, lambda a: a.account)
         if not area.account or not self.memory or not charged or self.overcommit == 1:
             return True
-        committed = self.pages(lambda a: a.account) if self.overcommit == 2 else 0
-        return committed + charged <= self.memory
+        if self.overcommit == 0:
+            return charged <= self.memory
+        share = self.memory // 32
+        allowed = self.memory - min(share, self.admin_reserve // self.page)
+        allowed -= min(self.pages() // 32, share, self.user_reserve // self.page)
+        return self.pages(lambda a: a.account) + charged < allowed
 
     def _enter(self, area, first, end):
         for p in range(first, end):
@@ -304,6 +313,8 @@ class Oracle:
             first = self._choose(address // self.page, pages)
             if first is None:
                 return -ENOMEM
+            if first * self.page < self.min_addr:
+                return -EPERM
         if not flags & PRIVATE:
             return -EINVAL
         end = first + pages
@@ -346,8 +357,7 @@ class Oracle:
         base = self.mmap_base // self.page
         ends = [base] + [lo - GUARD_PAGES * a.stack for lo, hi, a in self.runs()]
         starts = [end - pages for end in ends if end <= base]
-        minimum = self.min_addr // self.page
-        return max((s for s in starts if s >= minimum and self._fits(s, pages)), default=None)
+        return max((s for s in starts if s >= 1 and self._fits(s, pages)), default=None)
 
     def munmap(self, address, length):
         """0 or a negative errno."""
@@ -374,8 +384,10 @@ class Oracle:
         if advice != DONTNEED or address % self.page or length < 0:
             return -EINVAL
         first, end = address // self.page, self._up(address + length)
-        for lo, hi, _ in self.runs():
+        for lo, hi, area in self.runs():
             start, stop = max(lo, first), min(hi, end)
+            if start < stop and area.special:
+                return -EINVAL
             for p in range(start, stop):
                 self._zap(p)
             fan = self.fan_out
@@ -391,14 +403,21 @@ class Oracle:
             tables.add(page // self.fan_out**level)
         if write:
             self._give_anon(page)
-            if self.memory and len(self.frames) >= self.memory:
-                raise Killed(SIGKILL, 0, page * self.page, 1)
             self.zeros.discard(page)
+            self.filed.discard(page)
+            self._need_frame(page)
             self.frames.add(page)
+        elif self.area[page].file:
+            self._need_frame(page)
+            self.filed.add(page)
         else:
             self.zeros.add(page)
         self.counts["minflt"] += 1
         self.counts[cause] += 1
+
+    def _need_frame(self, page):
+        if self.memory and len(self.frames) + len(self.filed) >= self.memory:
+            raise Killed(SIGKILL, 0, page * self.page, 1)
 
     def _give_anon(self, page):
         own = self.area[page]
@@ -415,18 +434,22 @@ class Oracle:
     def access(self, address, write):
         """One access of the program, with the fault it may need."""
         page = address // self.page
-        if page in self.frames or (page in self.zeros and not write):
+        if page in self.frames or (not write and (page in self.zeros or page in self.filed)):
             return
         area = self.area.get(page)
         if area is None:
             raise Killed(SIGSEGV, MAPERR, address, write)
         if not area.prot & (WRITE if write else READ | WRITE | EXEC):
             raise Killed(SIGSEGV, ACCERR, address, write)
-        cause = "read" if not write else "cow" if page in self.zeros else "write"
+        cause = "write" if write else "read"
+        if area.file:
+            cause = "cow" if write else "file"
+        elif page in self.zeros:
+            cause = "cow"
         try:
             self._map_page(page, write, cause)
         except Killed as killed:
-            raise Killed(*killed.why[:2], address, write) from None
+            raise Killed(*killed.why[:2], address, 1) from None
         finally:
             self._note_peaks()
 

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, replace
 
 from kernel.task import reason
-from kernel.types import SimulatedSignal
+from kernel.types import VM_SPECIAL, SimulatedSignal
 from tests.kernel import oracle as o
 from tests.kernel.driver import Process, configured
 
@@ -96,11 +96,21 @@ class Pair:
         self.model = Process(config, **bindings)
         self.page = page
         mm = self.model.mm
-        files = [int(v.vm_file) for v in self.model.k.vma[: mm.map_count]]
         areas = [
-            (start, end, o.Area(prot, account, noreserve, stack, f"file {file}" if file else ""))
-            for (start, end, prot, account, noreserve, stack), file in zip(
-                self.model.areas(), files, strict=True
+            (
+                start,
+                end,
+                o.Area(
+                    prot,
+                    account,
+                    noreserve,
+                    stack,
+                    f"file {v.vm_file}" if v.vm_file else "",
+                    bool(v.vm_flags & VM_SPECIAL),
+                ),
+            )
+            for (start, end, prot, account, noreserve, stack), v in zip(
+                self.model.areas(), self.model.k.vma[: mm.map_count], strict=True
             )
         ]
         self.oracle = o.Oracle(

@@ -11,7 +11,7 @@ from itertools import groupby
 import pytest
 
 from kernel.jit import jit
-from kernel.types import MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE
+from kernel.uapi import MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE
 from tests.kernel.driver import FIXED, PRIVATE, Process, configured
 
 KINDS = {"W": (3, 0), "R": (1, 0), "N": (0, 0), "X": (7, 0), "V": (3, MAP_NORESERVE)}
@@ -19,6 +19,7 @@ KINDS = {"W": (3, 0), "R": (1, 0), "N": (0, 0), "X": (7, 0), "V": (3, MAP_NORESE
 ORIGIN = 0x600000000000
 
 EINVAL, ENOMEM, EEXIST, EPERM, EOPNOTSUPP = -22, -12, -17, -1, -95
+EBADF = -9
 
 
 def draw(process, columns):
@@ -206,7 +207,7 @@ def never_split(k, i, addr):
     ("rule", "broken", "case"),
     [
         ("anon_vma_prepare", always_its_own, "an anon_vma is shared across protections"),
-        ("_compatible", always_compatible, "both written: with the one below"),
+        ("anon_vmas_compatible", always_compatible, "both written: with the one below"),
         ("split_vma", never_split, "its middle"),
     ],
 )
@@ -245,23 +246,28 @@ def test_top_down_ends_at_a_stack_guard(process):
     assert process.map(addr=stack - 256 * 4096) != stack - 256 * 4096
 
 
+MMAP_BASE = 0x7FFFF7FFF000
+
+
 def test_search_below_a_stack_and_from_the_bottom():
     """With a stack below mmap_base its guard bounds the search; when all is full, a third up."""
     stack = "7ffff0000000-7ffff0021000 rw-p 00000000 00:00 0 [stack]"
-    process = Process(configured(maps=stack))
+    process = Process(configured(maps=stack, mmap_base=MMAP_BASE))
     top = 0x7FFFF7FFF000 - 0x7FFFF0021000
     assert process.get_unmapped_area(0, top - 4096) == 0x7FFFF0022000
     assert process.get_unmapped_area(1, top + 4096) == 0x7FFFF0000000 - (top + 4096) - 256 * 4096
     # Nothing below mmap_base is large enough: Linux then tries upwards from a third of the space.
-    high = Process(configured(maps="2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0 data"))
+    data = "2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0 data"
+    high = Process(configured(maps=data, mmap_base=MMAP_BASE))
     length = 0x7FFFFFFFF000 - 0x2AAAAAAAC000
     assert high.get_unmapped_area(0, length) == 0x2AAAAAAAC000
     assert high.get_unmapped_area(0, length + 4096) == ENOMEM
-    free = Process(configured(maps=""))
+    free = Process(configured(maps="", mmap_base=MMAP_BASE))
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000) == ENOMEM
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x10000) == 0x10000
-    low = Process(configured(maps="1000-2000 rw-p 0 0 0"))  # below mmap_min_addr nothing is given
-    assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == ENOMEM
+    # What is found below mmap_min_addr is refused.
+    low = Process(configured(maps="1000-2000 rw-p 0 0 0", mmap_base=MMAP_BASE))
+    assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == EPERM
     # A multiple of 2 MiB that fits, but not with 2 MiB to spare, is not aligned.
     assert free.get_unmapped_area(0, 0x7FFFF7E00000) == 0x1FF000
 
@@ -324,9 +330,10 @@ END = 0x7FFFFFFFF000
         ((0x8000, 4096, 3, FIXED), EPERM),
         ((0, 4096, 3, 0x20), EINVAL),  # neither shared nor private
         ((END, 4096, 3, 0x30), ENOMEM),  # but the address is judged first
-        ((0, 4096, 3, 0x02), EOPNOTSUPP),  # a file
-        ((0, 4096, 3, 0x21), EOPNOTSUPP),  # shared
-        ((0, 4096, 3, PRIVATE | 0x100), EOPNOTSUPP),  # MAP_GROWSDOWN
+        ((0, 4096, 3, 0x02), EBADF),  # a file, without a descriptor
+        ((0, 0, 3, 0x02), EBADF),  # before the length is looked at
+        ((0, 4096, 3, 0x23), EINVAL),  # MAP_SHARED_VALIDATE is for files
+        ((0, 4096, 3, 0x121), EINVAL),  # shared, and MAP_GROWSDOWN
         ((0, 4096, 3, PRIVATE | 0x40000), EOPNOTSUPP),  # MAP_HUGETLB
     ],
 )
@@ -368,7 +375,7 @@ def test_munmap_refuses(process, addr, length, error):
         (-4096, 4096, 4, ENOMEM),
         (-4096, 0, 4, 0),
         (END, 4096, 4, ENOMEM),
-        (ORIGIN, 2**63 - 1, 4, ENOMEM),
+        (ORIGIN, 2**63 - 1, 4, EINVAL),  # [vvar] is on the way, which cannot be freed
         (ORIGIN - 4096, 8192, 4, ENOMEM),
         (ORIGIN, 8192, 4, 0),
     ],
@@ -409,7 +416,9 @@ def limited(**limits):
     """A process that may have a few pages or areas more than boot gave it."""
     fresh = Process().mm
     areas = limits.pop("areas", None)
-    base = {"rlimit_as": fresh.total_vm, "rlimit_data": fresh.data_vm, "memory": fresh.committed}
+    # Overcommit 2 keeps a page for root and one for the user, and what is committed stays below.
+    memory = fresh.committed + 3
+    base = {"rlimit_as": fresh.total_vm, "rlimit_data": fresh.data_vm, "memory": memory}
     if limits.get("overcommit", 2) != 2:
         base["memory"] = 0
     config = {n: (int(base[n]) + v) * 4096 if n in base else v for n, v in limits.items()}

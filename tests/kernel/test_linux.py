@@ -16,14 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from kernel.types import (
-    MADV_DONTNEED,
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MAP_NORESERVE,
-    MAP_POPULATE,
-    SimulatedSignal,
-)
+from kernel.types import SimulatedSignal
+from kernel.uapi import MADV_DONTNEED, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE
 from tests.kernel.driver import PRIVATE, Process, configured
 
 

@@ -5,14 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel.driver import Process, configured
-from tests.kernel.pair import (
-    LIMITS,
-    STEP,
-    Limits,
-    Pair,
-    random_limits,
-    random_program,
-)
+from tests.kernel.pair import LIMITS, STEP, Limits, Pair, random_limits, random_program
 
 
 def below(bounds):

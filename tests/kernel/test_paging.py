@@ -3,15 +3,8 @@
 import pytest
 
 from kernel.task import reason
-from kernel.types import (
-    MAP_NORESERVE,
-    MAP_POPULATE,
-    SIGABRT,
-    SIGKILL,
-    SIGSEGV,
-    SIGSYS,
-    SimulatedSignal,
-)
+from kernel.types import SIGABRT, SIGKILL, SIGSEGV, SIGSYS, SimulatedSignal
+from kernel.uapi import MAP_NORESERVE, MAP_POPULATE
 from tests.kernel.driver import FIXED, PRIVATE, WINDOW_BITS, Process, configured
 
 FAR = 0x600000000000

@@ -1,0 +1,190 @@
+"""Transparent huge pages: a slot of the page tables mapped by one entry.
+
+    PMD_HUGE    all pages of the slot have PTE_HUGE: frames of one huge page, or the huge zero page
+        │ split_huge_pmd: the deposited PTE page takes over; same frames, now mapped one by one
+        ▼
+    PMD_TABLE   pages still know their huge page (k.folio) until split_folio takes it apart
+
+The huge page itself stays whole when only its mapping is split.  What frees or ages a part of it
+(MADV_FREE, MADV_COLD, MADV_PAGEOUT) splits it too, and then a page that was never written, all
+zeros, gives its frame back and maps the zero page.  Rules as observed (Linux 6.18).
+"""
+
+from kernel.jit import jit
+from kernel.memory import clear_page, load_word, store_word
+from kernel.pgtable import alloc_tables, next_slot, page_of, pmd_shift, set_pmd
+from kernel.switches import PAGE_SHIFT
+from kernel.types import (
+    PMD_HUGE,
+    PMD_NONE,
+    PMD_TABLE,
+    PTE_ALL,
+    PTE_DIRTY,
+    PTE_FRAME,
+    PTE_HUGE,
+    PTE_READ,
+    PTE_WORDS,
+    PTE_ZERO,
+    THP_ALWAYS,
+    THP_MADVISE,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+)
+
+
+@jit(inline=True)
+def pages_per_slot():
+    """Pages of a huge page."""
+    return 1 << (PAGE_SHIFT - 3)
+
+
+@jit
+def folio_of(k, page):
+    """Huge page that folded page ``page`` is part of, shifted id and place; 0 for none."""
+    return load_word(k.folio, page)
+
+
+@jit
+def set_folio(k, page, folio):
+    """Remember the huge page that folded page ``page`` is part of."""
+    store_word(k.folio, page, folio)
+
+
+@jit
+def huge_page_allowed(k, i, addr):
+    """Whether a fault at ``addr`` in the anonymous area ``i`` may map a huge page."""
+    mm = k.mm
+    flags = k.vma[i].vm_flags
+    if flags & VM_NOHUGEPAGE:
+        return False
+    if mm.thp != THP_ALWAYS and not (mm.thp == THP_MADVISE and flags & VM_HUGEPAGE):
+        return False
+    if k.pte_table[addr >> pmd_shift()] != PMD_NONE:
+        return False
+    start = addr >> pmd_shift() << pmd_shift()
+    return start >= k.vma[i].vm_start and start + (1 << pmd_shift()) <= k.vma[i].vm_end
+
+
+@jit(cold=True)
+def _fill_slot(k, addr, state, folio):
+    """Set all pages of the slot of ``addr`` to ``state``, of huge page ``folio``."""
+    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+    for n in range(pages_per_slot()):
+        page = first + n
+        if k.pte[page] & PTE_WORDS:
+            clear_page(k, page)
+        k.pte[page] = state
+        if folio:
+            set_folio(k, page, folio + n)
+
+
+@jit(cold=True)
+def map_huge_zero(k, addr):
+    """Map the huge zero page over the empty slot of ``addr``."""
+    alloc_tables(k, addr)
+    set_pmd(k, addr, PMD_HUGE)
+    _fill_slot(k, addr, PTE_READ | PTE_ZERO | PTE_HUGE, 0)
+
+
+@jit(cold=True)
+def map_huge_page(k, addr):
+    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page."""
+    mm = k.mm
+    alloc_tables(k, addr)
+    set_pmd(k, addr, PMD_HUGE)
+    mm.folios += 1
+    _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << (PAGE_SHIFT - 3))
+    mm.rss += pages_per_slot()
+    if mm.rss > mm.hiwater_rss:
+        mm.hiwater_rss = mm.rss
+
+
+@jit(cold=True)
+def split_huge_slot(k, addr):
+    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page."""
+    if k.pte_table[addr >> pmd_shift()] != PMD_HUGE:
+        return
+    k.pte_table[addr >> pmd_shift()] = PMD_TABLE
+    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+    for page in range(first, first + pages_per_slot()):
+        k.pte[page] &= PTE_ALL ^ PTE_HUGE
+
+
+@jit
+def split_huge_pmd(k, addr):
+    """Split the huge mapping that has ``addr`` inside, so that an area can end there."""
+    if addr & ((1 << pmd_shift()) - 1):
+        split_huge_slot(k, addr)
+
+
+@jit(cold=True)
+def _split_folio_in(k, i, start, end, folio):
+    """Take huge page ``folio`` (its id) apart in the part [start, end) of area ``i``."""
+    mm = k.mm
+    for page in range(page_of(start), page_of(start) + ((end - start) >> PAGE_SHIFT)):
+        if folio_of(k, page) >> (PAGE_SHIFT - 3) != folio:
+            continue
+        set_folio(k, page, 0)
+        f = k.pte[page]
+        if f & PTE_FRAME and not f & PTE_DIRTY and not k.vma[i].vm_flags & VM_LOCKED:
+            k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
+            mm.rss -= 1
+            mm.zapped += 1
+
+
+@jit(cold=True)
+def split_folio(k, folio):
+    """Take huge page ``folio`` (its id) apart wherever its pages are mapped.
+
+    Pages that were never written map the zero page instead, except in locked areas.
+    """
+    for i in range(k.mm.map_count):
+        start = k.vma[i].vm_start
+        end = k.vma[i].vm_end
+        start = next_slot(k, start, end)
+        while start < end:
+            stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+            if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
+                if folio_of(k, page_of(start)) >> (PAGE_SHIFT - 3) == folio:
+                    split_huge_slot(k, start)
+            _split_folio_in(k, i, start, stop, folio)
+            start = next_slot(k, stop, end)
+
+
+@jit(cold=True)
+def folio_batch(k, addr, end):
+    """Number of pages from ``addr`` on, below ``end``, that map one huge page in its order."""
+    page = page_of(addr)
+    folio = folio_of(k, page)
+    n = 0
+    while addr + (n << PAGE_SHIFT) < end:
+        if not k.pte[page + n] & PTE_FRAME or folio_of(k, page + n) != folio + n:
+            break
+        if n and folio + n & (pages_per_slot() - 1) == 0:
+            break
+        n += 1
+    return n
+
+
+@jit(cold=True)
+def split_partial_folios(k, addr, end):
+    """Split every huge page with pages in [addr, end), all in one slot, but not all of its pages.
+
+    A slot that is mapped huge as a whole is left alone.
+    """
+    whole = end - addr == 1 << pmd_shift()
+    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
+        page = page_of(addr)
+        if not whole and k.pte[page] & PTE_FRAME:
+            split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+        return
+    while addr < end:
+        page = page_of(addr)
+        n = 1
+        if k.pte[page] & PTE_FRAME and folio_of(k, page):
+            n = folio_batch(k, addr, end)
+            if n < pages_per_slot():
+                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+                n = 1
+        addr += n << PAGE_SHIFT

@@ -1,0 +1,109 @@
+"""Where a new mapping goes: the search for a gap, from the top down or from the bottom up."""
+
+from kernel.jit import jit
+from kernel.pgtable import pmd_shift
+from kernel.stack import vm_start_gap
+from kernel.switches import PAGE_SHIFT
+from kernel.uapi import ENOMEM, EPERM, MAP_32BIT, MAP_ABOVE4G, MAP_PRIVATE, MAP_TYPE
+from kernel.vma import find_vma
+
+#: Where MAP_32BIT looks: the second gigabyte.
+LOW_START, LOW_END = 0x40000000, 0x80000000
+#: MAP_ABOVE4G keeps away from what a 32-bit pointer reaches.
+ABOVE_4G = 1 << 32
+
+
+@jit
+def _top_down(k, length, low_limit):
+    """Start of the highest gap below mmap_base and from ``low_limit`` on; 0 if there is none."""
+    end = k.mm.mmap_base
+    i = find_vma(k, end - 1)
+    if i < k.mm.map_count:
+        end = min(end, vm_start_gap(k, i))
+    while True:
+        i -= 1
+        low = k.vma[i].vm_end if i >= 0 else low_limit
+        if end - length >= max(low, low_limit):
+            return end - length
+        if i < 0 or end < low_limit:
+            return 0
+        end = min(end, vm_start_gap(k, i))
+
+
+@jit
+def _bottom_up(k, hint, length, low, high):
+    """The hint if it is free, else the start of the lowest gap in [low, high); 0 if none."""
+    if hint:
+        hint = (hint + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
+        i = find_vma(k, hint)
+        if hint + length <= high and (i == k.mm.map_count or hint + length <= vm_start_gap(k, i)):
+            return hint
+    addr = low
+    i = find_vma(k, addr)
+    while addr + length <= high:
+        if i == k.mm.map_count or addr + length <= vm_start_gap(k, i):
+            return addr
+        addr = max(addr, k.vma[i].vm_end)
+        i += 1
+    return 0
+
+
+@jit(cold=True)
+def _search(k, hint, length, flags):
+    """The hint if it is free, else a gap that holds ``length`` by the process's layout; or 0."""
+    mm = k.mm
+    if flags & MAP_32BIT:
+        return _bottom_up(k, hint, length, LOW_START, LOW_END)
+    if mm.legacy:
+        return _bottom_up(k, hint, length, mm.mmap_legacy_base, mm.task_size)
+    floor = hint >> PAGE_SHIFT << PAGE_SHIFT
+    if 0 < floor <= mm.task_size - length:
+        i = find_vma(k, floor)
+        if i == mm.map_count or floor + length <= vm_start_gap(k, i):
+            return floor
+    addr = _top_down(k, length, ABOVE_4G if flags & MAP_ABOVE4G else 1 << PAGE_SHIFT)
+    if addr:
+        return addr
+    return _bottom_up(k, hint, length, mm.mmap_legacy_base, mm.task_size)
+
+
+@jit(cold=True)
+def _search_aligned(k, hint, length, pgoff, flags):
+    """A gap at which ``pgoff`` and the address agree modulo a huge page; 0 if none was found.
+
+    The search is for a huge page more; a result that happens to agree moves up by all of it.
+    """
+    huge = 1 << pmd_shift()
+    offset = pgoff << PAGE_SHIFT
+    if offset + length < ((offset + huge - 1) & -huge) + huge:
+        return 0
+    addr = _search(k, hint, length + huge, flags)
+    if addr == 0 or addr == hint:
+        return addr
+    shift = (offset - addr) & (huge - 1)
+    if shift == 0 and not k.mm.legacy:
+        return addr + huge
+    return addr + shift
+
+
+@jit(cold=True)
+def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
+    """Choose the address of a new mapping; -ENOMEM when none is free.
+
+    A hint is rounded down to its page, up to mmap_min_addr, and counts only if the whole range is
+    free.  Since Linux 6.7 a hintless anonymous mapping whose length is a multiple of the huge-page
+    size is aligned to it; so is one of a file whose system asks for it (``align``), any length.
+    """
+    mm = k.mm
+    hint = hint >> PAGE_SHIFT << PAGE_SHIFT
+    if 0 < hint < mm.mmap_min_addr:
+        hint = mm.mmap_min_addr
+    addr = 0
+    plain = file == 0 and flags & MAP_TYPE == MAP_PRIVATE
+    if align or (plain and hint == 0 and length & ((1 << pmd_shift()) - 1) == 0):
+        addr = _search_aligned(k, hint, length, pgoff, flags)
+    if addr == 0:
+        addr = _search(k, hint, length, flags)
+    if addr == 0 or addr > mm.task_size - length:
+        return -ENOMEM
+    return -EPERM if addr < mm.mmap_min_addr else addr

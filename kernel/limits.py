@@ -1,0 +1,65 @@
+"""Limits of a process and of the machine: what may grow, be locked, be committed."""
+
+from kernel.jit import jit
+from kernel.switches import PAGE_SHIFT
+from kernel.types import VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
+from kernel.uapi import EINVAL, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
+
+
+@jit
+def may_expand_vm(k, flags, pages):
+    """Whether RLIMIT_AS, and RLIMIT_DATA for data, allow ``pages`` more (may be negative).
+
+    An RLIMIT_DATA of 0 does not count here, as Linux does for the sake of Valgrind.
+    """
+    mm = k.mm
+    if mm.total_vm + pages > mm.rlim_as >> PAGE_SHIFT:
+        return False
+    is_data = flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
+    over = mm.data_vm + pages > mm.rlim_data >> PAGE_SHIFT
+    return not (is_data and over and mm.rlim_data)
+
+
+@jit
+def may_lock(k, flags, pages):
+    """Whether RLIMIT_MEMLOCK allows ``pages`` more of an area with ``flags``."""
+    mm = k.mm
+    return not flags & VM_LOCKED or mm.locked_vm + pages <= mm.rlim_memlock >> PAGE_SHIFT
+
+
+@jit
+def accountable(flags):
+    """Whether a new private mapping with ``flags`` counts as committed memory."""
+    return flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
+
+
+@jit
+def enough_memory(k, pages):
+    """Linux's overcommit rules: 0 refuses a single excess, 1 nothing, 2 keeps a strict account.
+
+    Without a limit of memory nothing is refused.
+    """
+    mm = k.mm
+    if mm.memory == 0 or mm.overcommit == 1 or pages == 0:
+        return True
+    if mm.overcommit == 0:
+        return pages <= mm.memory + mm.swap
+    allowed = mm.commit_limit - min(mm.total_vm // 32, mm.user_reserve)
+    return mm.committed + pages < allowed
+
+
+@jit(cold=True)
+def setrlimit(k, resource, soft):
+    """Set a soft limit, bytes; -EINVAL for a resource that the model does not know."""
+    mm = k.mm
+    if resource == RLIMIT_AS:
+        mm.rlim_as = soft
+    elif resource == RLIMIT_DATA:
+        mm.rlim_data = soft
+    elif resource == RLIMIT_MEMLOCK:
+        mm.rlim_memlock = soft
+    elif resource == RLIMIT_STACK:
+        mm.rlim_stack = soft
+    else:
+        return -EINVAL
+    return 0

@@ -1,0 +1,138 @@
+"""mlock, mlock2 and munlock; and populating a range, which they share with mmap and mremap."""
+
+from kernel.fault import populate_area
+from kernel.jit import jit
+from kernel.switches import PAGE_SHIFT
+from kernel.types import (
+    VM_EXEC,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+)
+from kernel.uapi import EINVAL, ENOMEM, EPERM, MLOCK_ONFAULT
+from kernel.vma import find_vma, modify_vma
+
+
+@jit
+def can_lock(k):
+    """Whether the process may lock memory at all."""
+    return k.mm.rlim_memlock != 0
+
+
+@jit(cold=True)
+def populate(k, start, end, ignore_errors):
+    """Fault in what is mapped of [start, end): written where private and writable, else read.
+
+    Returns 0, or -ENOMEM at an area without rights, where it stops unless told to go on.
+    """
+    i = find_vma(k, start)
+    while i < k.mm.map_count and k.vma[i].vm_start < end:
+        v = k.vma[i]
+        flags = v.vm_flags
+        if flags & (VM_SPECIAL | VM_LOCKONFAULT) == 0:
+            if flags & (VM_READ | VM_WRITE | VM_EXEC):
+                write = 1 if flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
+                populate_area(k, i, max(start, v.vm_start), min(end, v.vm_end), write)
+            elif not ignore_errors:
+                return -ENOMEM
+        i += 1
+    return 0
+
+
+@jit(cold=True)
+def _locked_within(k, start, end):
+    """Pages of locked areas in [start, end)."""
+    total = 0
+    i = find_vma(k, start)
+    while i < k.mm.map_count and k.vma[i].vm_start < end:
+        v = k.vma[i]
+        if v.vm_flags & VM_LOCKED:
+            total += (min(end, v.vm_end) - max(start, v.vm_start)) >> PAGE_SHIFT
+        i += 1
+    return total
+
+
+@jit(cold=True)
+def _apply(k, start, end, lock):
+    """Give every area in [start, end) the lock flags ``lock``; -ENOMEM at a hole or a limit."""
+    mm = k.mm
+    if end < start:
+        return -EINVAL
+    if end == start:
+        return 0
+    i = find_vma(k, start)
+    if i == mm.map_count or k.vma[i].vm_start > start:
+        return -ENOMEM
+    while start < end:
+        if i == mm.map_count or k.vma[i].vm_start > start:
+            return -ENOMEM
+        stop = min(end, k.vma[i].vm_end)
+        old = k.vma[i].vm_flags
+        new = old & ~(VM_LOCKED | VM_LOCKONFAULT) | lock
+        if new != old and not old & VM_SPECIAL:
+            j = modify_vma(k, i, start, stop, new)
+            if j < 0:
+                return j
+            if not new & VM_LOCKED:
+                mm.locked_vm -= (stop - start) >> PAGE_SHIFT
+            elif not old & VM_LOCKED:
+                mm.locked_vm += (stop - start) >> PAGE_SHIFT
+            # What it merged with already has these flags.
+            stop = k.vma[j].vm_end
+        start = stop
+        i = find_vma(k, start)
+    return 0
+
+
+@jit
+def _page_range_end(start, length):
+    """End of the pages that [start, start + length) touches."""
+    return (start + length + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
+
+
+@jit(cold=True)
+def do_mlock(k, addr, length, flags):
+    """Lock the pages of [addr, addr + length) and fault them in; 0 or a negative errno."""
+    mm = k.mm
+    if not can_lock(k):
+        return -EPERM
+    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    end = _page_range_end(addr, length)
+    limit = mm.rlim_memlock >> PAGE_SHIFT
+    locked = ((end - start) >> PAGE_SHIFT) + mm.locked_vm
+    if length < 0:
+        return -ENOMEM
+    if locked > limit:
+        locked -= _locked_within(k, start, end)
+    if locked > limit:
+        return -ENOMEM
+    error = _apply(k, start, end, VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0))
+    if error < 0:
+        return error
+    return populate(k, start, end, 0)
+
+
+@jit(cold=True)
+def mlock(k, addr, length, flags):
+    """The system call (mlock2 has flags): :func:`do_mlock`, counted."""
+    mm = k.mm
+    mm.nr_mlock += 1
+    result = do_mlock(k, addr, length, flags)
+    if result < 0:
+        mm.nr_failed += 1
+    return result
+
+
+@jit(cold=True)
+def munlock(k, addr, length):
+    """The system call: the pages of [addr, addr + length) may go again; 0 or a negative errno."""
+    mm = k.mm
+    mm.nr_mlock += 1
+    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    result = _apply(k, start, _page_range_end(addr, length), 0)
+    if result < 0:
+        mm.nr_failed += 1
+    return result

@@ -1,0 +1,98 @@
+"""mprotect: other rights for a range, area by area; what was done before an error stays done."""
+
+from kernel.fault import drop_rights
+from kernel.jit import jit
+from kernel.limits import enough_memory, may_expand_vm
+from kernel.mlock import populate
+from kernel.mmap import page_align
+from kernel.switches import PAGE_SHIFT
+from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
+from kernel.uapi import EACCES, EINVAL, ENOMEM, PROT_GROWSDOWN, PROT_GROWSUP
+from kernel.vma import account_vm, find_vma, modify_vma
+
+
+@jit(cold=True)
+def _protect(k, i, start, end, flags):
+    """Give [start, end), a part of area ``i``, the flags ``flags``; the end of the area it is in.
+
+    Or -ENOMEM.  Becoming writable is charged once (and may be refused); it is given back by
+    becoming read-only only where nothing was ever written.
+    """
+    mm = k.mm
+    old = k.vma[i].vm_flags
+    if flags == old:
+        return end
+    pages = (end - start) >> PAGE_SHIFT
+    charged = 0
+    if flags & VM_WRITE:
+        if not may_expand_vm(k, flags, pages) and may_expand_vm(k, old, pages):
+            return -ENOMEM
+        if not old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE):
+            if not enough_memory(k, pages):
+                return -ENOMEM
+            charged = pages
+            flags |= VM_ACCOUNT
+    elif old & VM_ACCOUNT and not k.vma[i].vm_file and not k.vma[i].anon_vma:
+        flags &= ~VM_ACCOUNT
+    j = modify_vma(k, i, start, end, flags)
+    if j < 0:
+        return j
+    mm.committed += charged
+    drop_rights(k, start, end)
+    if old & VM_ACCOUNT and not flags & VM_ACCOUNT:
+        mm.committed -= pages
+    if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
+        populate(k, start, end, 1)
+    account_vm(k, old, -pages)
+    account_vm(k, flags, pages)
+    return k.vma[j].vm_end
+
+
+@jit(cold=True)
+def do_mprotect(k, start, length, prot):
+    """Change the rights of [start, start + length); 0 or a negative errno."""
+    mm = k.mm
+    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & ((1 << PAGE_SHIFT) - 1):
+        return -EINVAL
+    if length == 0:
+        return 0
+    end = start + page_align(length)
+    if length < 0 or start < 0 or end > mm.task_size + (1 << PAGE_SHIFT):
+        return -ENOMEM
+    if prot & ~0xF:
+        return -EINVAL
+    i = find_vma(k, start)
+    if i == mm.map_count or k.vma[i].vm_start >= end:
+        return -ENOMEM
+    if grows & PROT_GROWSDOWN:
+        start = k.vma[i].vm_start
+        if not k.vma[i].vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+    elif grows:
+        return -EINVAL
+    while start < end:
+        if i == mm.map_count or k.vma[i].vm_start > start:
+            return -ENOMEM
+        flags = k.vma[i].vm_flags & ~7 | prot & 7
+        # VM_MAYREAD and its like lie four bits above what they allow.
+        if flags & ~(flags >> 4) & 7:
+            return -EACCES
+        stop = _protect(k, i, start, min(end, k.vma[i].vm_end), flags)
+        if stop < 0:
+            return stop
+        start = stop
+        i = find_vma(k, start)
+    return 0
+
+
+@jit(cold=True)
+def mprotect(k, addr, length, prot):
+    """The system call: :func:`do_mprotect`, counted."""
+    mm = k.mm
+    mm.nr_mprotect += 1
+    result = do_mprotect(k, addr, length, prot)
+    if result < 0:
+        mm.nr_failed += 1
+    return result

@@ -1,0 +1,402 @@
+"""mremap: make a mapping larger or smaller, in place or elsewhere, taking its pages along.
+
+Order of checks and of effects as Linux 6.17 and later: what was unmapped to make room stays
+unmapped when a later step fails.
+"""
+
+from kernel.huge import folio_of, set_folio, split_huge_slot
+from kernel.jit import jit
+from kernel.limits import enough_memory, may_expand_vm, may_lock
+from kernel.memory import clear_page, copy_page
+from kernel.mlock import populate
+from kernel.mmap import do_munmap, page_align, place_mapping, refuse_collision
+from kernel.pgtable import (
+    alloc_pmd,
+    alloc_pud,
+    alloc_tables,
+    page_of,
+    pmd_shift,
+    pud_shift,
+    set_pmd,
+)
+from kernel.switches import PAGE_SHIFT
+from kernel.types import (
+    PMD_NONE,
+    PTE_ALL,
+    PTE_FRAME,
+    PTE_WORDS,
+    VM_ACCOUNT,
+    VM_FILE_ALIGN,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYSHARE,
+    VM_SPECIAL,
+)
+from kernel.uapi import (
+    EAGAIN,
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+)
+from kernel.vma import account_vm, add_vma, find_vma, intersects, pgoff_at
+
+
+@jit(cold=True)
+def _move_page(k, dst, src):
+    """Move the state, words and huge page of folded page ``src`` to ``dst``, where nothing is."""
+    f = k.pte[src]
+    if f & (PTE_ALL ^ PTE_WORDS) == 0:
+        return
+    if f & PTE_WORDS:
+        copy_page(k, dst, src)
+    elif k.pte[dst] & PTE_WORDS:
+        clear_page(k, dst)
+    k.pte[dst] = f
+    k.pte[src] = f & PTE_WORDS
+    if f & PTE_FRAME and k.mm.folios and folio_of(k, src):
+        set_folio(k, dst, folio_of(k, src))
+        set_folio(k, src, 0)
+
+
+@jit(cold=True)
+def _move_pages(k, new, old, length):
+    """Move the pages of [old, old + length), all in one slot, to ``new``."""
+    for n in range(length >> PAGE_SHIFT):
+        _move_page(k, page_of(new) + n, page_of(old) + n)
+
+
+@jit(cold=True)
+def _move_slot(k, new, old):
+    """Move a whole slot: its table, or its huge page with the deposited one."""
+    entry = k.pte_table[old >> pmd_shift()]
+    if entry == PMD_NONE:
+        return
+    _move_pages(k, new, old, 1 << pmd_shift())
+    set_pmd(k, new, entry)
+    k.pte_table[old >> pmd_shift()] = PMD_NONE
+
+
+@jit
+def _extent(shift, old, new, old_end):
+    """Bytes from ``old`` on that lie in one slot of 2**shift bytes at both places."""
+    size = 1 << shift
+    extent = min(size - (old & (size - 1)), old_end - old)
+    return min(extent, size - (new & (size - 1)))
+
+
+@jit
+def _can_align_down(k, addr, start):
+    """Whether nothing but free space lies between the slot's start ``start`` and ``addr``.
+
+    ``addr`` must be where its area begins.
+    """
+    i = find_vma(k, addr)
+    return k.vma[i].vm_start == addr and not intersects(k, start, addr)
+
+
+@jit(cold=True)
+def move_page_tables(k, old, new, length):
+    """Move the pages of [old, old + length) to ``new``: whole tables where both are aligned.
+
+    A first slot that the range only shares with free space, at both places, counts as whole when
+    the range reaches its end.  Page-table pages come at the new place for what exists at the old.
+    """
+    old_end = old + length
+    mask = (1 << pmd_shift()) - 1
+    inside = old & mask
+    if inside and inside == new & mask and length >= (1 << pmd_shift()) - inside:
+        if _can_align_down(k, old, old - inside) and _can_align_down(k, new, new - inside):
+            old -= inside
+            new -= inside
+    while old < old_end:
+        extent = _extent(pud_shift(), old, new, old_end)
+        if not k.pmd_table[old >> pud_shift()]:
+            old += extent
+            new += extent
+            continue
+        alloc_pud(k, new)
+        if extent == 1 << pud_shift():
+            for n in range(0, extent, 1 << pmd_shift()):
+                _move_slot(k, new + n, old + n)
+            k.pmd_table[new >> pud_shift()] = 1
+            k.pmd_table[old >> pud_shift()] = 0
+            old += extent
+            new += extent
+            continue
+        extent = _extent(pmd_shift(), old, new, old_end)
+        if k.pte_table[old >> pmd_shift()] != PMD_NONE:
+            alloc_pmd(k, new)
+            if extent == 1 << pmd_shift():
+                _move_slot(k, new, old)
+            else:
+                split_huge_slot(k, old)
+                alloc_tables(k, new)
+                _move_pages(k, new, old, extent)
+        old += extent
+        new += extent
+
+
+@jit
+def _charge(k, flags, pages):
+    """Commit ``pages`` more of an area with ``flags``; False when memory refuses."""
+    if flags & VM_ACCOUNT:
+        if not enough_memory(k, pages):
+            return False
+        k.mm.committed += pages
+    return True
+
+
+@jit(cold=True)
+def _account(k, flags, pages):
+    """Count ``pages`` new pages of an area with ``flags``."""
+    account_vm(k, flags, pages)
+    if flags & VM_LOCKED:
+        k.mm.locked_vm += pages
+
+
+@jit(cold=True)
+def _copy_vma(k, i, addr, new_addr, length):
+    """Enter the copy of area ``i`` from ``addr`` on at ``new_addr``, merged if it may.
+
+    What was never written takes the page offset of its new place, so that it can merge there.
+    """
+    v = k.vma[i]
+    pgoff = pgoff_at(k, i, addr)
+    if v.vm_file == 0 and v.anon_vma == 0:
+        pgoff = new_addr >> PAGE_SHIFT
+    add_vma(k, new_addr, new_addr + length, v.vm_flags, pgoff, v.anon_vma, v.vm_file)
+
+
+@jit(cold=True)
+def _forget_source(k, addr, length, whole):
+    """MREMAP_DONTUNMAP: the old area stays, empty and unlocked.
+
+    ``whole``: the areas' bounds were the range's, so that its anon_vma goes with the pages.
+    """
+    i = find_vma(k, addr)
+    v = k.vma[i]
+    v.vm_flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
+    if whole and v.vm_start == addr and v.vm_end == addr + length:
+        v.anon_vma = 0
+
+
+@jit(cold=True)
+def _unmap_source(k, addr, length):
+    """Unmap what has moved away, without giving back the commitment that moved with it."""
+    k.mm.committed += _accounted_within(k, addr, length)
+    do_munmap(k, addr, length)
+
+
+@jit
+def _accounted_within(k, addr, length):
+    """Pages of [addr, addr + length), in one area, if that is accounted."""
+    i = find_vma(k, addr)
+    return length >> PAGE_SHIFT if k.vma[i].vm_flags & VM_ACCOUNT else 0
+
+
+@jit(cold=True)
+def _move_vma(k, addr, old_len, new_addr, new_len, flags):
+    """Move [addr, addr + old_len), inside one area, to ``new_addr``, free; its new address."""
+    mm = k.mm
+    if mm.map_count >= mm.max_map_count - 3:
+        return -ENOMEM
+    i = find_vma(k, addr)
+    vm_flags = k.vma[i].vm_flags
+    pages = (new_len if flags & MREMAP_DONTUNMAP else new_len - old_len) >> PAGE_SHIFT
+    if not _charge(k, vm_flags, pages):
+        return -ENOMEM
+    refuse_collision(k, new_addr, new_addr + new_len)
+    count = mm.map_count
+    _copy_vma(k, i, addr, new_addr, new_len)
+    # The copy may have merged with its own source, where neither was ever written.
+    apart = (
+        k.vma[find_vma(k, addr)].vm_start > new_addr or k.vma[find_vma(k, addr)].vm_end <= new_addr
+    )
+    move_page_tables(k, addr, new_addr, old_len)
+    _account(k, vm_flags, new_len >> PAGE_SHIFT)
+    if flags & MREMAP_DONTUNMAP:
+        _forget_source(k, addr, old_len, apart and mm.map_count >= count)
+    else:
+        _unmap_source(k, addr, old_len)
+    if vm_flags & VM_LOCKED and new_len > old_len:
+        populate(k, new_addr + old_len, new_addr + new_len, 1)
+    return new_addr
+
+
+@jit
+def _place(k, i, addr, new_addr, length, flags):
+    """Where area ``i`` from ``addr`` on is to move to; or a negative errno."""
+    v = k.vma[i]
+    where = MAP_FIXED if flags & MREMAP_FIXED else 0
+    where |= MAP_SHARED if v.vm_flags & VM_MAYSHARE else MAP_PRIVATE
+    align = 1 if v.vm_flags & VM_FILE_ALIGN else 0
+    pgoff = pgoff_at(k, i, addr) if v.vm_file else 0
+    return place_mapping(k, new_addr, length, pgoff, where, v.vm_file, align)
+
+
+@jit(cold=True)
+def _check_area(k, i, addr, old_len, new_len, flags):
+    """0 if area ``i`` can be remapped as asked, else a negative errno."""
+    mm = k.mm
+    if i == mm.map_count or k.vma[i].vm_start > addr:
+        return -EFAULT
+    implied = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
+    if new_len <= old_len and not implied:
+        return 0
+    v = k.vma[i]
+    if old_len == 0 and not v.vm_flags & VM_MAYSHARE:
+        return -EINVAL
+    if flags & MREMAP_DONTUNMAP and v.vm_flags & VM_SPECIAL:
+        return -EINVAL
+    if min(old_len, new_len) > v.vm_end - addr:
+        return -EFAULT
+    if new_len <= old_len:
+        return 0
+    if v.vm_flags & VM_SPECIAL:
+        return -EFAULT
+    pages = (new_len - old_len) >> PAGE_SHIFT
+    if not may_lock(k, v.vm_flags, pages):
+        return -EAGAIN
+    return 0 if may_expand_vm(k, v.vm_flags, pages) else -ENOMEM
+
+
+@jit(cold=True)
+def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
+    """Move to ``new_addr`` (MREMAP_FIXED: exactly there, what is there goes first)."""
+    if flags & MREMAP_FIXED:
+        error = do_munmap(k, new_addr, new_len)
+        if error < 0:
+            return error
+    if new_len < old_len:
+        error = do_munmap(k, addr + new_len, old_len - new_len)
+        if error < 0:
+            return error
+        old_len = new_len
+    i = find_vma(k, addr)
+    if i == k.mm.map_count or k.vma[i].vm_start > addr:
+        return -EFAULT
+    if flags & MREMAP_DONTUNMAP:
+        if not may_expand_vm(k, k.vma[i].vm_flags, old_len >> PAGE_SHIFT):
+            return -ENOMEM
+    new_addr = _place(k, i, addr, new_addr, new_len, flags)
+    if new_addr < 0:
+        return new_addr
+    return _move_vma(k, addr, old_len, new_addr, new_len, flags)
+
+
+@jit(cold=True)
+def _move_areas(k, addr, length, new_addr, flags):
+    """Move every area in [addr, addr + length) to ``new_addr``, their distances kept (6.17)."""
+    end = addr + length
+    first = -1
+    target = new_addr
+    last_end = addr
+    i = find_vma(k, addr)
+    while i < k.mm.map_count and k.vma[i].vm_start < end:
+        start = max(k.vma[i].vm_start, addr)
+        stop = min(k.vma[i].vm_end, end)
+        if first < 0 and start > addr:
+            return -EFAULT
+        if k.vma[i].vm_flags & VM_FILE_ALIGN and (first >= 0 or k.vma[i].vm_end < end):
+            return -EFAULT
+        if first >= 0:
+            target += start - last_end
+        last_end = stop
+        moved = _check_area(k, i, start, stop - start, stop - start, flags)
+        if moved == 0:
+            moved = _mremap_to(k, start, stop - start, target, stop - start, flags)
+        if moved < 0:
+            return moved
+        if first < 0:
+            first = moved
+        target = moved + stop - start
+        i = find_vma(k, stop)
+    return first if first >= 0 else -EFAULT
+
+
+@jit(cold=True)
+def _expand(k, i, addr, old_len, new_len, flags):
+    """Make area ``i`` longer: in place if it can be, else elsewhere if it may."""
+    mm = k.mm
+    end = k.vma[i].vm_end
+    more = new_len - old_len
+    vm_flags = k.vma[i].vm_flags
+    if end - addr == old_len and more <= mm.task_size - end and not intersects(k, end, end + more):
+        if not _charge(k, vm_flags, more >> PAGE_SHIFT):
+            return -ENOMEM
+        refuse_collision(k, end, end + more)
+        v = k.vma[i]
+        add_vma(k, end, end + more, vm_flags, pgoff_at(k, i, end), v.anon_vma, v.vm_file)
+        _account(k, vm_flags, more >> PAGE_SHIFT)
+        if vm_flags & VM_LOCKED:
+            populate(k, end, end + more, 1)
+        return addr
+    if not flags & MREMAP_MAYMOVE:
+        return -ENOMEM
+    new_addr = _place(k, i, addr, 0, new_len, flags)
+    if new_addr < 0:
+        return new_addr
+    return _move_vma(k, addr, old_len, new_addr, new_len, flags)
+
+
+@jit(cold=True)
+def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
+    """0, or the error of arguments that no area could make right."""
+    mm = k.mm
+    page = (1 << PAGE_SHIFT) - 1
+    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or addr & page:
+        return -EINVAL
+    if new_len <= 0 or new_len > mm.task_size or old_len < 0:
+        return -EINVAL
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return 0
+    if new_addr < 0 or new_addr > mm.task_size - new_len or new_addr & page:
+        return -EINVAL
+    if not flags & MREMAP_MAYMOVE:
+        return -EINVAL
+    if flags & MREMAP_DONTUNMAP and old_len != new_len:
+        return -EINVAL
+    if addr + old_len > new_addr and new_addr + new_len > addr:
+        return -EINVAL
+    return -ENOMEM if mm.map_count + 2 >= mm.max_map_count - 3 else 0
+
+
+@jit(cold=True)
+def do_mremap(k, addr, old_len, new_len, flags, new_addr):
+    """mremap(2): the address of the mapping, or a negative errno."""
+    old_len = page_align(old_len)
+    new_len = page_align(new_len)
+    error = _check_arguments(k, addr, old_len, new_len, flags, new_addr)
+    if error < 0:
+        return error
+    if flags & MREMAP_FIXED and old_len == new_len:
+        return _move_areas(k, addr, old_len, new_addr, flags)
+    i = find_vma(k, addr)
+    error = _check_area(k, i, addr, old_len, new_len, flags)
+    if error < 0:
+        return error
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return _mremap_to(k, addr, old_len, new_addr, new_len, flags)
+    if new_len < old_len:
+        error = do_munmap(k, addr + new_len, old_len - new_len)
+        return error if error < 0 else addr
+    if new_len == old_len:
+        return addr
+    return _expand(k, i, addr, old_len, new_len, flags)
+
+
+@jit(cold=True)
+def mremap(k, addr, old_len, new_len, flags, new_addr):
+    """The system call: :func:`do_mremap`, counted."""
+    mm = k.mm
+    mm.nr_mremap += 1
+    result = do_mremap(k, addr, old_len, new_len, flags, new_addr)
+    if result < 0:
+        mm.nr_failed += 1
+    return result

@@ -1,0 +1,59 @@
+"""The door of the kernel: a system call by its number and six arguments, as the hardware passes it.
+
+For what has calls as data: random programs (kernel.verify) and recorded ones (kernel.replay).
+Allocators call the functions behind it by name.
+"""
+
+from kernel.brk import brk
+from kernel.jit import jit
+from kernel.limits import setrlimit
+from kernel.madvise import madvise
+from kernel.mlock import mlock, munlock
+from kernel.mmap import mmap_file, munmap
+from kernel.mprotect import mprotect
+from kernel.mremap import mremap
+from kernel.uapi import (
+    EINVAL,
+    ENOSYS,
+    MLOCK_ONFAULT,
+    NR_BRK,
+    NR_MADVISE,
+    NR_MLOCK,
+    NR_MLOCK2,
+    NR_MMAP,
+    NR_MPROTECT,
+    NR_MREMAP,
+    NR_MUNLOCK,
+    NR_MUNMAP,
+    NR_SETRLIMIT,
+)
+
+
+@jit
+def syscall(k, nr, a, b, c, d, e, f):
+    """Do system call ``nr``; returns what the register would hold: a value or a negative errno.
+
+    -ENOSYS for one that the model does not know.  setrlimit takes the soft limit itself as its
+    second argument, where Linux takes a pointer to it.
+    """
+    if nr == NR_MMAP:
+        return mmap_file(k, a, b, c, d, e, f)
+    if nr == NR_MUNMAP:
+        return munmap(k, a, b)
+    if nr == NR_BRK:
+        return brk(k, a)
+    if nr == NR_MREMAP:
+        return mremap(k, a, b, c, d, e)
+    if nr == NR_MPROTECT:
+        return mprotect(k, a, b, c)
+    if nr == NR_MADVISE:
+        return madvise(k, a, b, c)
+    if nr == NR_MLOCK:
+        return mlock(k, a, b, 0)
+    if nr == NR_MLOCK2:
+        return mlock(k, a, b, c) if c & ~MLOCK_ONFAULT == 0 else -EINVAL
+    if nr == NR_MUNLOCK:
+        return munlock(k, a, b)
+    if nr == NR_SETRLIMIT:
+        return setrlimit(k, a, b)
+    return -ENOSYS
