@@ -7,16 +7,17 @@ drawings of test_areas.
 
 import pytest
 
-from kernel.fault import map_page as real_map_page
+from kernel.fault import FAULT_READ
+from kernel.fault import fault_page as real_fault_page
 from kernel.jit import jit
-from kernel.mmap import get_unmapped_area as real_get_unmapped_area
+from kernel.layout import get_unmapped_area as real_get_unmapped_area
 from kernel.types import VM_ACCOUNT
 from kernel.vma import insert_vma as real_insert_vma
 from tests.kernel.pair import Mismatch, Pair, random_limits, random_program
 
 
 @jit
-def merges_never(k, i):
+def merges_never(k, i, start, flags, pgoff, anon_vma, file):
     return False
 
 
@@ -54,14 +55,14 @@ def holes_at_the_limit(k, start, end):
 
 @jit
 def zero_page_in_rss(k, i, addr, write):
-    kind = real_map_page(k, i, addr, write)
-    k.mm.rss += kind == 0
+    kind = real_fault_page(k, i, addr, write)
+    k.mm.rss += kind == FAULT_READ
     return kind
 
 
 @jit
-def huge_lengths_not_aligned(k, hint, length):
-    return real_get_unmapped_area(k, hint or 1 << 46, length)
+def huge_lengths_not_aligned(k, hint, length, pgoff, flags, file, align):
+    return real_get_unmapped_area(k, hint or 1 << 46, length, pgoff, flags, file, align)
 
 
 @jit
@@ -70,13 +71,13 @@ def account_forgotten(k, i, start, end, flags, pgoff, anon_vma, file):
 
 
 BROKEN = {
-    "merge_next": merges_never,
+    "can_merge_after": merges_never,
     "free_tables": tables_never_freed,
     "free_ptes": tables_freed_under_others,
     "zap_whole_slots": slots_kept,
     "may_expand_vm": limits_ignored,
     "enough_memory": memory_ignored,
-    "map_page": zero_page_in_rss,
+    "fault_page": zero_page_in_rss,
     "get_unmapped_area": huge_lengths_not_aligned,
     "insert_vma": account_forgotten,
 }
