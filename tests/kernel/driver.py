@@ -9,6 +9,7 @@ from kernel.jit import build, disabled, jit
 from kernel.layout import get_unmapped_area
 from kernel.madvise import madvise
 from kernel.mmap import mmap, munmap
+from kernel.syscall import syscall
 from kernel.task import abort, reason
 from kernel.types import (
     PTE_FILE,
@@ -16,14 +17,40 @@ from kernel.types import (
     PTE_ZERO,
     VM_ACCOUNT,
     VM_GROWSDOWN,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_NOHUGEPAGE,
     VM_NORESERVE,
+    VM_SHARED,
     SimulatedSignal,
 )
-from kernel.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
+from kernel.uapi import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    NR_MLOCK,
+    NR_MLOCK2,
+    NR_MMAP,
+    NR_MPROTECT,
+    NR_MREMAP,
+    NR_MUNLOCK,
+    NR_SETRLIMIT,
+)
 from kernel.vma import covered
 
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = PRIVATE | MAP_FIXED
+#: Flags of an area by their names in /proc/PID/smaps.
+_WORDS = {
+    "gd": VM_GROWSDOWN,
+    "lo": VM_LOCKED,
+    "lf": VM_LOCKONFAULT,
+    "nr": VM_NORESERVE,
+    "hg": VM_HUGEPAGE,
+    "nh": VM_NOHUGEPAGE,
+}
 #: Every test uses the same window where it can: another one costs another compilation.
 WINDOW_BITS = 40
 
@@ -45,6 +72,7 @@ CALLS = (
     "get_unmapped_area",
     "abort",
     "prefetch",
+    "syscall",
 )
 (
     _BRK,
@@ -63,11 +91,12 @@ CALLS = (
     _GET_UNMAPPED_AREA,
     _ABORT,
     _PREFETCH,
+    _SYSCALL,
 ) = range(len(CALLS))
 
 
 @jit
-def enter(k, call, a, b, c, d):
+def enter(k, call, a, b, c, d, e, f, g):
     """Do one call of CALLS; calls that return nothing give 0."""
     result = 0
     if call == _BRK:
@@ -102,7 +131,21 @@ def enter(k, call, a, b, c, d):
         abort(k, a, b)
     elif call == _PREFETCH:
         prefetch(k, a)
+    elif call == _SYSCALL:
+        result = syscall(k, a, b, c, d, e, f, g)
     return result
+
+
+#: System calls that Process has as methods beside CALLS.
+NUMBERS = {
+    "mmap_file": NR_MMAP,
+    "mprotect": NR_MPROTECT,
+    "mremap": NR_MREMAP,
+    "mlock": NR_MLOCK,
+    "mlock2": NR_MLOCK2,
+    "munlock": NR_MUNLOCK,
+    "setrlimit": NR_SETRLIMIT,
+}
 
 
 def configured(**settings):
@@ -117,7 +160,7 @@ def _entry(plain, **bindings):
 
 
 class Process:
-    """A simulated process; ``process.mmap(...)`` and the like do what CALLS names.
+    """A simulated process; ``process.mmap(...)`` and the like do what CALLS and NUMBERS name.
 
     ``bindings`` are switches, or replaced kernel functions.  A signal raises SimulatedSignal.
     """
@@ -131,12 +174,14 @@ class Process:
         self._enter = _entry(disabled(), **(self.config.switches() | bindings))
 
     def __getattr__(self, name):
+        if name in NUMBERS:
+            return lambda *args: self.syscall(NUMBERS[name], *args)
         if name not in CALLS:
             raise AttributeError(name)
         call = CALLS.index(name)
 
-        def method(a, b=0, c=0, d=0):
-            return int(self._enter(self.k, call, a, b, c, d))
+        def method(a, b=0, c=0, d=0, e=0, f=0, g=0):
+            return int(self._enter(self.k, call, a, b, c, d, e, f, g))
 
         return method
 
@@ -169,6 +214,22 @@ class Process:
             )
             for v in self.k.vma[: self.mm.map_count]
         ]
+
+    def kinds(self):
+        """(start, end, kind) of every area, the kind in the words of /proc/PID/smaps.
+
+        Accounted (ac) only where the rights do not say so.
+        """
+        found = []
+        for v in self.k.vma[: self.mm.map_count]:
+            f = int(v.vm_flags)
+            words = ["".join(c if f & b else "-" for c, b in zip("rwx", (1, 2, 4), strict=True))]
+            words[0] += "s" if f & VM_SHARED else "p"
+            words += [name for name, bit in _WORDS.items() if f & bit]
+            if f & VM_ACCOUNT and not f & 2:
+                words.append("ac")
+            found.append((int(v.vm_start), int(v.vm_end), " ".join(words)))
+        return found
 
     def page_state(self, addr):
         """'frame', 'zero', 'file' or '' for the page at ``addr``."""

@@ -84,7 +84,9 @@ class Oracle:
         self.frames, self.zeros, self.filed, self.words = set(), set(), set(), {}
         self.tables = [set(), set(), set()]  # PTE, PMD and PUD pages by slot
         self.anons = 0
-        names = "minflt write read cow file populate zapped brk mmap munmap madvise failed loads stores"
+        names = (
+            "minflt write read cow file populate zapped brk mmap munmap madvise failed loads stores"
+        )
         self.counts = dict.fromkeys(names.split(), 0)
         self.counts |= {"payload_loads": 0, "payload_stores": 0}
         self.peaks = {"vm": 0, "rss": 0, "tables": 0}

@@ -1,68 +1,16 @@
-"""Areas split, merge and are replaced, drawn as lines of addresses, one column a page.
+"""Areas split, merge and are replaced, as tests.kernel.drawing draws them.
 
-    W rw   R read-only   N none   X rwx   V rw, no reserve      a lower-case letter: another area of
-    ~ munmap   ! write   ? read   d MADV_DONTNEED                the same kind that touches the last
-
-The first lines are operations, done from left to right; the last is what must be there afterwards.
+The first lines are operations; the last is what must be there afterwards.
 """
-
-from itertools import groupby
 
 import pytest
 
 from kernel.jit import jit
-from kernel.uapi import MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_POPULATE
+from kernel.uapi import MAP_FIXED_NOREPLACE, MAP_LOCKED, MAP_NORESERVE, MAP_POPULATE
+from tests.kernel.drawing import ORIGIN, apply, check_accounts, draw, play
 from tests.kernel.driver import FIXED, PRIVATE, Process, configured
 
-KINDS = {"W": (3, 0), "R": (1, 0), "N": (0, 0), "X": (7, 0), "V": (3, MAP_NORESERVE)}
-#: First column of the drawings, far from anything else.
-ORIGIN = 0x600000000000
-
-EINVAL, ENOMEM, EEXIST, EPERM, EOPNOTSUPP = -22, -12, -17, -1, -95
-EBADF = -9
-
-
-def draw(process, columns):
-    """The areas from ORIGIN on, as a line."""
-    line = [" "] * columns
-    before = (0, " ")
-    for start, end, prot, _, noreserve, _ in process.areas():
-        first, last = ((a - ORIGIN) // process.page for a in (start, end))
-        if 0 <= first < columns:
-            letter = next(n for n, k in KINDS.items() if k == (prot, MAP_NORESERVE * noreserve))
-            if before[0] == first and before[1] == letter:
-                letter = letter.lower()
-            line[first:last] = letter * (last - first)
-            before = (last, letter)
-    return "".join(line)
-
-
-def apply(process, line):
-    """Do a line of operations; the results, for every run of one letter."""
-    results = []
-    column = 0
-    for letter, run in groupby(line):
-        pages = len(list(run))
-        addr, length = ORIGIN + column * process.page, pages * process.page
-        column += pages
-        if letter == "~":
-            results.append(process.munmap(addr, length))
-        elif letter == "d":
-            results.append(process.dontneed(addr, length))
-        elif letter in "!?":
-            process.touch(addr, length, int(letter == "!"))
-        elif letter != " ":
-            prot, flags = KINDS[letter]
-            results.append(process.mmap(addr, length, prot, FIXED | flags) - addr)
-    return results
-
-
-def play(process, lines):
-    """Do all lines; what is drawn afterwards."""
-    for line in lines:
-        assert all(r == 0 for r in apply(process, line)), line
-    return draw(process, max(map(len, lines)))
-
+EINVAL, EBADF, ENOMEM, EEXIST, EPERM, EOPNOTSUPP = -22, -9, -12, -17, -1, -95
 
 CASES = {
     # munmap
@@ -151,7 +99,9 @@ CASES = {
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 def test_drawn(page, case):
     *lines, expected = CASES[case]
-    assert play(Process(configured(page_size=page, overcommit=0)), lines) == expected
+    process = Process(configured(page_size=page, overcommit=0))
+    assert play(process, lines) == expected
+    check_accounts(process)
 
 
 FILES = """
@@ -387,9 +337,7 @@ def test_madvise_refuses(process, addr, length, advice, error):
 
 
 def test_madvise_refuses_locked_memory(process):
-    """No call locks memory yet, but the rule is there for the one that will."""
-    process.map(flags=FIXED, addr=ORIGIN)
-    process.k.vma[2].vm_flags |= 0x2000
+    process.map(flags=FIXED | MAP_LOCKED, addr=ORIGIN)
     assert process.dontneed(ORIGIN, 4096) == EINVAL
 
 

@@ -1,0 +1,501 @@
+"""The machine code of the host process, and of the function that talks to it.
+
+The assembly below becomes machine code by LLVM's assembler, which comes with Numba's llvmlite: no
+compiler and no linker is needed.  Two entries live in the same few hundred bytes: ``child`` is
+where the host process starts, ``parent`` is called by Python (through ctypes) to hand over a batch
+and to wait for the answer.
+
+Memory of the child, all in one 2 MiB slot so that it needs one page of page tables::
+
+    HARNESS           shared memory: control page, stack, signal stack, operations, results
+    CODE              the program: ELF header and code, one page
+    CODE + 4096       the break starts here
+
+The child runs on the shared memory alone, and has touched all of it before the first operation:
+the page faults that it counts afterwards are those of the operations.
+"""
+
+import ctypes
+import functools
+import mmap
+import os
+
+import numpy as np
+
+from kernel.host.elf import PAGE_SIZE, ElfFile, program
+
+OP_SYSCALL, OP_LOAD, OP_STORE, OP_TOUCH, OP_CALL, OP_NOP, OP_SETRLIMIT = range(7)
+
+#: Operations that one batch can hold.
+CHUNK = 1024
+
+#: What the child executes.  ``nr`` is the number of the system call.
+OP = np.dtype([("kind", "i8"), ("nr", "i8"), ("args", "i8", (6,))])
+
+#: What it answers.  ``value``: the register after the system call (negative errno), the word
+#: loaded, the pages touched, what the function returned.  ``sig``, ``si_code``, ``si_addr``: the
+#: signal that ended the operation, else 0.  ``minflt``, ``majflt``: page faults it caused.
+RESULT = np.dtype(
+    [
+        ("value", "i8"),
+        ("sig", "i8"),
+        ("si_code", "i8"),
+        ("si_addr", "i8"),
+        ("minflt", "i8"),
+        ("majflt", "i8"),
+    ]
+)
+
+#: The first word of the control page, shared by both processes.
+CONTROL = np.dtype(
+    {
+        "names": ["command", "child_sleeps", "done", "parent_sleeps", "count", "options", "spin"],
+        "formats": ["u4", "u4", "u4", "u4", "i8", "i8", "i8"],
+        # command and done are written by different sides: a cache line each
+        "offsets": [0, 4, 64, 68, 128, 136, 144],
+    }
+)
+#: Option: leave minflt and majflt at 0 (twice as fast).
+OPTION_NO_FAULTS = 1
+
+#: File descriptor of the shared memory in the child, which closes it once it is mapped.
+SHARED_FD = 3
+
+CODE = 0x5555_5555_4000
+HARNESS = 0x5555_5540_0000
+STACK_END = 0x11000
+SIGNAL_STACK = STACK_END
+SIGNAL_STACK_SIZE = 0x8000
+OPS = SIGNAL_STACK + SIGNAL_STACK_SIZE
+RESULTS = OPS + CHUNK * OP.itemsize
+HARNESS_SIZE = RESULTS + CHUNK * RESULT.itemsize
+
+#: Exit status of a child that could not map its shared memory or set its signal handlers.
+EXIT_SET_UP = 120
+
+#: Linux's reply to an operation that does not exist.
+_ENOSYS = 38
+
+_ASSEMBLY = """
+.intel_syntax noprefix
+.text
+
+# ---- the child -----------------------------------------------------------------------------------
+# r15 shared memory, r12 operation, r13 its result, r14 operations left; rbx pages touched
+
+.globl child
+child:
+    mov eax, 9                          # mmap
+    movabs rdi, offset HARNESS
+    mov esi, HARNESS_SIZE
+    mov edx, 3                          # PROT_READ | PROT_WRITE
+    mov r10d, 0x8011                    # MAP_SHARED | MAP_FIXED | MAP_POPULATE
+    mov r8d, SHARED_FD
+    xor r9d, r9d
+    syscall
+    cmp rax, rdi
+    jne give_up
+    mov r15, rdi
+    lea rsp, [r15 + STACK_END]
+    mov eax, 3                          # close
+    mov edi, SHARED_FD
+    syscall
+
+    # Populating a shared mapping only reads: write once to every page too.
+    mov rdi, r15
+    lea rsi, [r15 + HARNESS_SIZE]
+touch_own:
+    lock or dword ptr [rdi], 0
+    add rdi, 4096
+    cmp rdi, rsi
+    jb touch_own
+
+    lea rdi, [r15 + SCRATCH]            # stack_t: address, flags, size
+    lea rax, [r15 + SIGNAL_STACK]
+    mov [rdi], rax
+    mov qword ptr [rdi + 8], 0
+    mov qword ptr [rdi + 16], SIGNAL_STACK_SIZE
+    xor esi, esi
+    mov eax, 131                        # sigaltstack
+    syscall
+    test rax, rax
+    jnz give_up
+
+    lea rsi, [r15 + SCRATCH]            # sigaction: handler, flags, restorer, mask
+    lea rax, [rip + handler]
+    mov [rsi], rax
+    mov qword ptr [rsi + 8], 0x4c000004 # SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER
+    lea rax, [rip + restorer]
+    mov [rsi + 16], rax
+    mov qword ptr [rsi + 24], 0
+    mov edi, 11                         # SIGSEGV
+    call sigaction
+    mov edi, 7                          # SIGBUS
+    call sigaction
+    jmp finished                        # tells the parent that we are ready
+
+sigaction:
+    xor edx, edx
+    mov r10d, 8
+    mov eax, 13                         # rt_sigaction
+    syscall
+    test rax, rax
+    jnz give_up
+    ret
+
+give_up:
+    mov edi, EXIT_SET_UP
+    mov eax, 231                        # exit_group
+    syscall
+
+wait_command:
+    mov ebx, [r15 + DONE]
+    mov rcx, [r15 + SPIN]
+spin:
+    cmp [r15 + COMMAND], ebx
+    jne run
+    pause
+    dec rcx
+    jg spin
+    mov eax, 1
+    xchg [r15 + CHILD_SLEEPS], eax      # a full barrier: the parent sees it, or we its command
+sleep:
+    cmp [r15 + COMMAND], ebx
+    jne awake
+    lea rdi, [r15 + COMMAND]
+    xor esi, esi                        # FUTEX_WAIT
+    mov edx, ebx
+    xor r10d, r10d
+    mov eax, 202                        # futex
+    syscall
+    jmp sleep
+awake:
+    mov dword ptr [r15 + CHILD_SLEEPS], 0
+
+run:
+    lea r12, [r15 + OPS]
+    lea r13, [r15 + RESULTS]
+    mov r14, [r15 + COUNT]
+    call usage
+    mov [r15 + MINFLT], rax
+    mov [r15 + MAJFLT], rdx
+
+next:
+    test r14, r14
+    jz finished
+    mov [r15 + SAVED], r12              # a function that we call may end in a signal
+    mov [r15 + SAVED + 8], r13
+    mov [r15 + SAVED + 16], r14
+    mov rax, [r12]
+    test rax, rax
+    jz do_syscall
+    cmp rax, 1
+    je do_load
+    cmp rax, 2
+    je do_store
+    cmp rax, 3
+    je do_touch
+    cmp rax, 4
+    je do_call
+    cmp rax, 5
+    je do_nop
+    cmp rax, 6
+    je do_setrlimit
+    mov rax, -ENOSYS
+    jmp answer
+
+do_syscall:
+    mov rax, [r12 + 8]
+    mov rdi, [r12 + 16]
+    mov rsi, [r12 + 24]
+    mov rdx, [r12 + 32]
+    mov r10, [r12 + 40]
+    mov r8, [r12 + 48]
+    mov r9, [r12 + 56]
+    syscall
+    jmp answer
+
+do_load:
+    mov rax, [r12 + 16]
+    mov rax, [rax]
+    jmp answer
+
+do_store:
+    mov rax, [r12 + 16]
+    mov rdx, [r12 + 24]
+    mov [rax], rdx
+do_nop:
+    xor eax, eax
+    jmp answer
+
+do_touch:
+    xor ebx, ebx
+    mov rdi, [r12 + 16]
+    mov rsi, [r12 + 24]
+    mov rdx, [r12 + 32]
+    mov rcx, [r12 + 40]
+    test rsi, rsi
+    jle touched
+    add rsi, rdi
+    and rdi, -4096
+touch_page:
+    cmp rdi, rsi
+    jae touched
+    test rdx, rdx
+    jnz touch_write
+    mov rax, [rdi]
+    jmp touch_next
+touch_write:
+    mov [rdi], rcx
+touch_next:
+    inc rbx
+    add rdi, 4096
+    jmp touch_page
+touched:
+    mov rax, rbx
+    jmp answer
+
+do_call:
+    mov rax, [r12 + 16]
+    mov rdi, [r12 + 24]
+    mov rsi, [r12 + 32]
+    mov rdx, [r12 + 40]
+    call rax
+    jmp answer
+
+do_setrlimit:
+    xor edi, edi
+    mov rsi, [r12 + 16]
+    xor edx, edx
+    lea r10, [r15 + SCRATCH]
+    mov eax, 302                        # prlimit64: read the hard limit, which is kept
+    syscall
+    test rax, rax
+    jnz answer
+    mov rax, [r12 + 24]
+    mov [r15 + SCRATCH], rax
+    lea rdx, [r15 + SCRATCH]
+    xor r10d, r10d
+    mov eax, 302
+    syscall
+
+answer:
+    mov [r13], rax
+    xor eax, eax
+    mov [r13 + 8], rax
+    mov [r13 + 16], rax
+    mov [r13 + 24], rax
+account:
+    call usage
+    mov rcx, rax
+    sub rcx, [r15 + MINFLT]
+    mov [r13 + 32], rcx
+    mov [r15 + MINFLT], rax
+    mov rcx, rdx
+    sub rcx, [r15 + MAJFLT]
+    mov [r13 + 40], rcx
+    mov [r15 + MAJFLT], rdx
+    add r12, OP_SIZE
+    add r13, RESULT_SIZE
+    dec r14
+    jmp next
+
+usage:                                  # faults until now: rax minor, rdx major
+    xor eax, eax
+    xor edx, edx
+    test qword ptr [r15 + OPTIONS], OPTION_NO_FAULTS
+    jnz no_usage
+    mov edi, 1                          # RUSAGE_THREAD: it has one, and this costs half
+    lea rsi, [r15 + RUSAGE]
+    mov eax, 98                         # getrusage
+    syscall
+    mov rax, [r15 + RUSAGE + 64]
+    mov rdx, [r15 + RUSAGE + 72]
+no_usage:
+    ret
+
+finished:
+    mov eax, [r15 + COMMAND]
+    xchg [r15 + DONE], eax
+    cmp dword ptr [r15 + PARENT_SLEEPS], 0
+    je wait_command
+    lea rdi, [r15 + DONE]
+    mov esi, 1                          # FUTEX_WAKE
+    mov edx, 1
+    mov eax, 202
+    syscall
+    jmp wait_command
+
+handler:                                # rdi signal, rsi siginfo_t, rdx ucontext_t
+    movabs rcx, offset HARNESS
+    mov [rcx + SIGNAL], rdi
+    movsxd rax, dword ptr [rsi + 8]     # si_code
+    mov [rcx + SIGNAL + 8], rax
+    mov rax, [rsi + 16]                 # si_addr
+    mov [rcx + SIGNAL + 16], rax
+    lea rax, [rip + recover]
+    mov [rdx + 168], rax                # rip: where the interrupted code goes on
+    ret
+restorer:
+    mov eax, 15                         # rt_sigreturn
+    syscall
+recover:
+    cld
+    movabs r15, offset HARNESS
+    lea rsp, [r15 + STACK_END]
+    mov r12, [r15 + SAVED]
+    mov r13, [r15 + SAVED + 8]
+    mov r14, [r15 + SAVED + 16]
+    xor eax, eax
+    cmp qword ptr [r12], 3
+    jne signalled
+    mov rax, rbx
+signalled:
+    mov [r13], rax
+    mov rax, [r15 + SIGNAL]
+    mov [r13 + 8], rax
+    mov rax, [r15 + SIGNAL + 8]
+    mov [r13 + 16], rax
+    mov rax, [r15 + SIGNAL + 16]
+    mov [r13 + 24], rax
+    jmp account
+
+# ---- the parent: int parent(shared memory, sequence number, spins, struct timespec *) ------------
+# 0: the child has answered; 1: not yet, after the time given or a signal
+
+.globl parent
+parent:
+    push rbx
+    push r12
+    push r13
+    push r14
+    mov rbx, rdi
+    mov r12d, esi
+    mov r13, rdx
+    mov r14, rcx
+    xchg [rbx + COMMAND], esi
+    cmp dword ptr [rbx + CHILD_SLEEPS], 0
+    je parent_spin
+    lea rdi, [rbx + COMMAND]
+    mov esi, 1                          # FUTEX_WAKE
+    mov edx, 1
+    mov eax, 202
+    syscall
+parent_spin:
+    cmp [rbx + DONE], r12d
+    je parent_done
+    pause
+    dec r13
+    jg parent_spin
+    mov eax, 1
+    xchg [rbx + PARENT_SLEEPS], eax
+parent_sleep:
+    mov edx, [rbx + DONE]
+    cmp edx, r12d
+    je parent_done
+    lea rdi, [rbx + DONE]
+    xor esi, esi                        # FUTEX_WAIT
+    mov r10, r14
+    mov eax, 202
+    syscall
+    cmp rax, -110                       # ETIMEDOUT
+    je parent_tired
+    cmp rax, -4                         # EINTR: let Python handle its signals
+    jne parent_sleep
+parent_tired:
+    mov eax, 1
+    jmp parent_return
+parent_done:
+    xor eax, eax
+parent_return:
+    mov dword ptr [rbx + PARENT_SLEEPS], 0
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    ret
+"""
+
+
+def _constants() -> dict[str, int]:
+    """The numbers that the assembly names."""
+    return {
+        **{name.upper(): CONTROL.fields[name][1] for name in CONTROL.names},
+        "SCRATCH": 256,
+        "SAVED": 320,
+        "SIGNAL": 384,
+        "MINFLT": 448,
+        "MAJFLT": 456,
+        "RUSAGE": 512,
+        "HARNESS": HARNESS,
+        "HARNESS_SIZE": HARNESS_SIZE,
+        "STACK_END": STACK_END,
+        "SIGNAL_STACK": SIGNAL_STACK,
+        "SIGNAL_STACK_SIZE": SIGNAL_STACK_SIZE,
+        "OPS": OPS,
+        "RESULTS": RESULTS,
+        "OP_SIZE": OP.itemsize,
+        "RESULT_SIZE": RESULT.itemsize,
+        "OPTION_NO_FAULTS": OPTION_NO_FAULTS,
+        "SHARED_FD": SHARED_FD,
+        "EXIT_SET_UP": EXIT_SET_UP,
+        "ENOSYS": _ENOSYS,
+    }
+
+
+@functools.cache
+def assemble() -> tuple[bytes, dict[str, int]]:
+    """Return the machine code and the offsets of its entries (``child``, ``parent``)."""
+    import llvmlite.binding as llvm  # late: nothing else of the host needs it
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
+    triple = "x86_64-unknown-linux-gnu"
+    equations = [f".set {name}, {value}" for name, value in _constants().items()]
+    lines = "\n".join([*equations, *_ASSEMBLY.splitlines()]).splitlines()
+    quoted = [f'module asm "{line}"' for line in lines]
+    module = llvm.parse_assembly("\n".join([f'target triple = "{triple}"', *quoted]))
+    machine = llvm.Target.from_triple(triple).create_target_machine()
+    compiled = ElfFile(machine.emit_object(module))
+    if compiled.has(".rela.text"):
+        raise AssertionError("the host's code refers to addresses that a linker would have to fill")
+    entries = {name: value for name, (value, _kind) in compiled.symbols(".symtab").items()}
+    return compiled.section(".text"), entries
+
+
+class Program:
+    """The program in a memfd, mapped executable here too for the sake of its ``parent`` function.
+
+    ``fd``: what to execute.  ``parent(shared, sequence, spins, timeout)``: see the assembly.
+    """
+
+    def __init__(self, *, libc: bool) -> None:
+        text, places = assemble()
+        image = program(text, places["child"], CODE, libc=libc)
+        self.fd = _executable_memfd()
+        os.write(self.fd, image)
+        self._map = mmap.mmap(
+            self.fd, PAGE_SIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC
+        )
+        address = np.frombuffer(self._map, "u1").ctypes.data
+        entry = address + image.index(text) + places["parent"]
+        prototype = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p
+        )
+        self.parent = prototype(entry)
+
+
+@functools.cache
+def the_program(*, libc: bool = False) -> Program:
+    """Return the program, with a C library or without; each is made once."""
+    return Program(libc=libc)
+
+
+def _executable_memfd() -> int:
+    """Open a memfd that may be executed.  Raises OSError where the system forbids it."""
+    mfd_exec = 0x10  # since Linux 6.3, where a sysctl may take the right away by default
+    try:
+        return os.memfd_create("host", os.MFD_CLOEXEC | mfd_exec)
+    except OSError:
+        return os.memfd_create("host", os.MFD_CLOEXEC)
