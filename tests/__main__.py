@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ["tests/kernel", "tests/allocators"]
+CORE = ["tests/kernel", "tests/frames", "tests/tlb", "tests/allocators"]
 CONTRACTS = [
     "tests/kernel",
+    "tests/frames",
+    "tests/tlb",
     "tests/allocators/test_allocators_keep_their_contract.py",
     "tests/allocators/test_allocators_match_a_slow_oracle.py",
 ]

@@ -1,0 +1,138 @@
+"""Count the branches that compiled code takes: an instrumented copy of a function and its callees.
+
+Every marked function whose first parameter is ``k`` is parsed anew, and ``k.hits[n] += 1`` put at
+its entry and into both arms of every if, for and while (an arm that is not written gets one too).
+The copies are ordinary marked functions, for :func:`kernel.jit.build`; they name the same file and
+lines, so that messages still point at the source.
+"""
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernel.jit import _global_names, is_jit
+
+#: Room in ``k.hits`` (kernel.types).
+MAX_BRANCHES = 4096
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One way through a function; ``number`` is its index in ``k.hits``."""
+
+    number: int
+    module: str
+    function: str
+    file: str
+    line: int
+    text: str  # the statement, and which arm of it
+
+    def __str__(self) -> str:
+        return f"{self.module.replace('.', '/')}.py:{self.line}: {self.function}: {self.text}"
+
+
+class _Insert(ast.NodeTransformer):
+    """Puts a counter into every arm and notes what it counts."""
+
+    def __init__(self, function: Callable, first_line: int, branches: list[Branch]) -> None:
+        self.function = function
+        self.first_line = first_line
+        self.branches = branches
+
+    def counter(self, node: ast.AST, text: str) -> ast.stmt:
+        """The statement that counts a new branch at ``node``."""
+        number = len(self.branches)
+        if number >= MAX_BRANCHES:
+            raise ValueError(f"more than {MAX_BRANCHES} branches: k.hits has no room")
+        code = self.function.__code__
+        self.branches.append(
+            Branch(
+                number,
+                self.function.__module__,
+                self.function.__name__,
+                code.co_filename,
+                self.first_line + node.lineno - 1,
+                text,
+            )
+        )
+        statement = ast.parse(f"k.hits[{number}] += 1").body[0]
+        for part in ast.walk(statement):
+            if hasattr(part, "lineno"):
+                part.lineno = part.end_lineno = node.lineno
+                part.col_offset = part.end_col_offset = node.col_offset
+        return statement
+
+    def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
+        # In the order of the lines: this statement first, then those inside it.
+        body = self.counter(node, head)
+        endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
+        otherwise = None if endless else self.counter(node, f"{head}  else")
+        self.generic_visit(node)
+        node.body.insert(0, body)
+        if otherwise is not None:
+            node.orelse.insert(0, otherwise)
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Count both arms of an if."""
+        return self._arms(node, f"if {ast.unparse(node.test)}:")
+
+    def visit_While(self, node: ast.While) -> ast.AST:
+        """Count the rounds of a loop, and its ends."""
+        return self._arms(node, f"while {ast.unparse(node.test)}:")
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        """Count the rounds of a loop, and its ends."""
+        return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
+
+
+def _takes_kernel(function: Callable) -> bool:
+    code = function.__code__
+    return code.co_argcount > 0 and code.co_varnames[0] == "k"
+
+
+def _counted_code(function: Callable, branches: list[Branch]) -> types.CodeType:
+    """The code of ``function`` with counters."""
+    lines, first_line = inspect.getsourcelines(function)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        raise TypeError(f"{function.__qualname__} is not a plain function")
+    insert = _Insert(function, first_line, branches)
+    entry = insert.counter(definition, "entered")
+    insert.generic_visit(definition)
+    has_docstring = ast.get_docstring(definition) is not None
+    definition.body.insert(int(has_docstring), entry)
+    definition.decorator_list = []
+    ast.increment_lineno(tree, first_line - 1)
+    module = compile(tree, function.__code__.co_filename, "exec")
+    return next(c for c in module.co_consts if isinstance(c, types.CodeType))
+
+
+def instrument(function: Callable) -> tuple[Callable, list[Branch]]:
+    """Return a counting copy of ``function`` and all that it reaches, and what is counted.
+
+    The copy is marked as ``function`` is.  Raises ValueError when ``k.hits`` has no room.
+    """
+    branches: list[Branch] = []
+    return _copy(function, {}, branches), branches
+
+
+def _copy(function: Callable, done: dict[Callable, Callable], branches: list[Branch]) -> Callable:
+    if function in done:
+        return done[function]
+    scope = dict(function.__globals__)
+    code = _counted_code(function, branches) if _takes_kernel(function) else function.__code__
+    for name in _global_names(function.__code__):
+        if is_jit(scope.get(name)):
+            scope[name] = _copy(scope[name], done, branches)
+    copy = types.FunctionType(code, scope, function.__name__, function.__defaults__)
+    copy.__module__ = function.__module__
+    copy.__qualname__ = function.__qualname__
+    copy.__jit__ = dict(function.__jit__)
+    copy.__cold__ = function.__cold__
+    done[function] = copy
+    return copy

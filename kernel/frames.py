@@ -1,0 +1,550 @@
+"""Physical memory: frames in two zones, handed out in blocks of 2**order by a buddy allocator.
+
+    order 2   ┌───────────────┐          a free block of four frames: its head is on the list
+    order 1   ├───────┬───────┤          of order 2; it is split in halves until one fits,
+    order 0   ├───┬───┼───┬───┤          and a freed block merges with its buddy (its number
+    frame     4   5   6   7              with one bit turned) while that is free and as large
+
+Every frame has a 16-byte record.  Only the first frame of a block, its head, says anything; the
+records of the others stay zero.  A head is on exactly one list, by its state:
+
+    FREE       the list of its order and zone
+    TABLE      page-table pages; their number is all that matters
+    INACTIVE, ACTIVE, LAZY, UNEVICTABLE    mapped by the process (kernel.vmscan)
+
+OTHERS are frames of the rest of the system: they never move, and one of them in a block keeps it
+from ever being whole.  Invariants, after every operation (kernel.conservation):
+
+    free + tables + mapped + others == nr_frames         no two free buddies of one order
+    frame n maps page p  <=>  page p is present and pfn_of(p) == n
+"""
+
+from math import isqrt
+
+import numpy as np
+
+from kernel.jit import jit
+from kernel.memory import load_word, store_word
+from kernel.switches import PAGE_SHIFT, WINDOW_BITS
+
+#: Frames and swap slots that a kernel may have: 32 GiB each of 4 KiB pages.  The records are
+#: address space until they are used, and one size for all means one compilation for all.
+MAX_FRAMES = 1 << 23
+#: Orders 0 … max_order(); with 64 KiB pages a huge page is of order 13.
+NR_ORDERS = 14
+
+#: What a frame is; the states from TABLE on are also the numbers of its lists (``k.lru``).
+INSIDE, FREE, TAKEN, OTHERS, TABLE, INACTIVE, ACTIVE, LAZY, UNEVICTABLE = range(9)
+NR_STATES = 9
+
+#: Zones from the bottom up, and their watermarks from the lowest up.
+ZONE_DMA32, ZONE_NORMAL = 0, 1
+NR_ZONES = 2
+WMARK_MIN, WMARK_LOW, WMARK_HIGH = 0, 1, 2
+
+#: A page number has 35 bits, a record has room for 31 and 8.
+_LOW_BITS = 31
+
+FRAME = np.dtype(
+    [
+        ("next", "i4"),  # neighbours on its list, -1 at the ends
+        ("prev", "i4"),
+        ("page_low", "i4"),  # reverse map: page number of the (first) page that it is mapped at
+        ("page_high", "i1"),
+        ("state", "i1"),  # INSIDE: not the head of a block
+        ("order", "i1"),  # log2 of the frames of its block
+        ("referenced", "i1"),  # found accessed when it was last looked at (kernel.vmscan)
+    ],
+    align=True,
+)
+
+#: A doubly linked list of blocks, through the records of their heads.
+LIST = np.dtype(
+    [
+        ("head", "i8"),  # -1 when empty
+        ("tail", "i8"),
+        ("blocks", "i8"),
+        ("frames", "i8"),  # of all blocks together
+    ],
+    align=True,
+)
+
+ZONE = np.dtype(
+    [
+        ("start", "i8"),  # frames [start, end)
+        ("end", "i8"),
+        ("managed", "i8"),  # of these, not held by others
+        ("free", "i8"),
+        ("wmark", "i8", (3,)),  # WMARK_*, frames
+        ("lowmem_reserve", "i8"),  # frames kept back from requests that the zone above may serve
+    ],
+    align=True,
+)
+
+#: Sizes and the swap area.  A slot's word in ``k.swap`` is the number of the page that it holds,
+#: or, when free, minus the next free slot's number less 2; -1 ends the chain.
+PHYS = np.dtype(
+    [
+        ("nr_frames", "i8"),
+        ("others", "i8"),  # frames held by others since boot
+        ("nr_swap", "i8"),  # slots, one page each
+        ("swap_used", "i8"),
+        ("swap_free", "i8"),  # first of the slots that were freed again, -1: none
+        ("swap_fresh", "i8"),  # first of the slots that were never used
+        ("bad", "i8"),  # frame, page or slot at which the last check failed
+    ],
+    align=True,
+)
+
+#: Events, by Linux's names in /proc/vmstat where it has one; frames unless said otherwise.
+VMSTAT = np.dtype(
+    [
+        ("pgalloc", "i8"),
+        ("pgfree", "i8"),
+        ("splits", "i8"),  # free blocks halved
+        ("merges", "i8"),  # buddies joined
+        ("thp_fault_alloc", "i8"),  # huge pages
+        ("thp_fault_fallback", "i8"),  # huge pages for which no block was free
+        ("thp_split_page", "i8"),  # huge pages whose frames became single ones
+        ("kswapd_wake", "i8"),  # times that free memory was below the low watermark
+        ("pgscan", "i8"),
+        ("pgsteal", "i8"),  # reclaimed: swapped out or dropped
+        ("pgactivate", "i8"),
+        ("pgdeactivate", "i8"),
+        ("pglazyfreed", "i8"),  # dropped, lazily freed
+        ("pswpin", "i8"),
+        ("pswpout", "i8"),
+        ("swap_peak", "i8"),  # largest number of used slots
+        ("oom_kill", "i8"),  # processes
+    ],
+    align=True,
+)
+
+
+def frames_fields() -> list[tuple]:
+    """The fields that physical memory adds to the kernel's record."""
+    return [
+        ("pfn", "i8"),  # host address of an i8 for each page of the window: its frame or slot
+        ("phys", PHYS),
+        ("vmstat", VMSTAT),
+        ("zone", ZONE, (NR_ZONES,)),
+        ("free_area", LIST, (NR_ZONES * NR_ORDERS,)),  # by zone, then order
+        ("lru", LIST, (NR_STATES,)),  # by state
+        ("frame", FRAME, (MAX_FRAMES,)),
+        ("swap", "i8", (MAX_FRAMES,)),
+    ]
+
+
+@jit(inline=True)
+def max_order():
+    """Order of the largest block: Linux's 10, or that of a huge page where it is larger."""
+    return PAGE_SHIFT - 3 if PAGE_SHIFT - 3 > 10 else 10
+
+
+# --- Lists -----------------------------------------------------------------------------------
+
+
+@jit
+def order_of(k, pfn):
+    """Order of the block at ``pfn``."""
+    return int(k.frame[pfn].order)
+
+
+@jit
+def list_add(k, a, pfn):
+    """Put the block at ``pfn`` at the head of list ``a``."""
+    f = k.frame[pfn]
+    f.prev = -1
+    f.next = a.head
+    if a.head >= 0:
+        k.frame[a.head].prev = pfn
+    else:
+        a.tail = pfn
+    a.head = pfn
+    a.blocks += 1
+    a.frames += 1 << order_of(k, pfn)
+
+
+@jit
+def list_add_before(k, a, pfn, place):
+    """Put the block at ``pfn`` before ``place`` on list ``a``, on the head's side."""
+    before = int(k.frame[place].prev)
+    if before < 0:
+        list_add(k, a, pfn)
+        return
+    f = k.frame[pfn]
+    f.prev = before
+    f.next = place
+    k.frame[before].next = pfn
+    k.frame[place].prev = pfn
+    a.blocks += 1
+    a.frames += 1 << order_of(k, pfn)
+
+
+@jit
+def list_del(k, a, pfn):
+    """Take the block at ``pfn`` off list ``a``."""
+    f = k.frame[pfn]
+    if f.prev >= 0:
+        k.frame[f.prev].next = f.next
+    else:
+        a.head = f.next
+    if f.next >= 0:
+        k.frame[f.next].prev = f.prev
+    else:
+        a.tail = f.prev
+    a.blocks -= 1
+    a.frames -= 1 << order_of(k, pfn)
+
+
+# --- Zones -----------------------------------------------------------------------------------
+
+
+@jit
+def zone_of(k, pfn):
+    """Zone that frame ``pfn`` lies in."""
+    return ZONE_NORMAL if pfn >= k.zone[ZONE_NORMAL].start else ZONE_DMA32
+
+
+@jit
+def smallest_free(k, z, order):
+    """Smallest order from ``order`` on of which zone ``z`` has a free block; else max_order + 1."""
+    while order <= max_order() and k.free_area[z * NR_ORDERS + order].blocks == 0:
+        order += 1
+    return order
+
+
+@jit
+def zone_watermark_ok(k, z, order, mark):
+    """Whether zone ``z`` has a block of ``order`` and stays above its watermark without it."""
+    zone = k.zone[z]
+    if zone.free - (1 << order) + 1 <= zone.wmark[mark] + zone.lowmem_reserve:
+        return False
+    return smallest_free(k, z, order) <= max_order()
+
+
+# --- The buddy allocator ---------------------------------------------------------------------
+
+
+@jit
+def _set_free(k, z, pfn, order):
+    """Enter the block at ``pfn`` as free."""
+    f = k.frame[pfn]
+    f.state = FREE
+    f.order = order
+    list_add(k, k.free_area[z * NR_ORDERS + order], pfn)
+
+
+@jit
+def _set_used(k, z, pfn):
+    """Take the free block at ``pfn`` off its list; it belongs to the caller."""
+    list_del(k, k.free_area[z * NR_ORDERS + order_of(k, pfn)], pfn)
+    k.frame[pfn].state = TAKEN
+
+
+@jit
+def _take_block(k, z, order):
+    """Take a block of exactly ``order`` from zone ``z``, which has a free one at least as large.
+
+    The lower half of what is split is used, the upper one stays free.
+    """
+    o = smallest_free(k, z, order)
+    pfn = k.free_area[z * NR_ORDERS + o].head
+    _set_used(k, z, pfn)
+    while o > order:
+        o -= 1
+        k.vmstat.splits += 1
+        _set_free(k, z, pfn + (1 << o), o)
+    f = k.frame[pfn]
+    f.order = order
+    f.referenced = 0
+    k.zone[z].free -= 1 << order
+    k.vmstat.pgalloc += 1 << order
+    return pfn
+
+
+@jit(cold=True)
+def alloc_frames(k, order, mark):
+    """Return the first frame of a block of 2**order frames, state TAKEN; -1 if there is none.
+
+    The upper zone is asked first; a zone below its watermark ``mark`` (WMARK_*) gives nothing.
+    """
+    for z in range(NR_ZONES - 1, -1, -1):
+        if zone_watermark_ok(k, z, order, mark):
+            return _take_block(k, z, order)
+    return -1
+
+
+@jit(cold=True)
+def free_frames(k, pfn, order):
+    """Take back the block of 2**order frames at ``pfn``, which is on no list, and merge it."""
+    z = zone_of(k, pfn)
+    k.zone[z].free += 1 << order
+    k.vmstat.pgfree += 1 << order
+    while order < max_order():
+        buddy = pfn ^ (1 << order)
+        # Never one of another zone, or beyond the end: those are no blocks of this order.
+        if k.frame[buddy].state != FREE or order_of(k, buddy) != order:
+            break
+        list_del(k, k.free_area[z * NR_ORDERS + order], buddy)
+        k.frame[max(pfn, buddy)].state = INSIDE
+        pfn = min(pfn, buddy)
+        order += 1
+        k.vmstat.merges += 1
+    _set_free(k, z, pfn, order)
+
+
+@jit
+def _hold(k, pfn):
+    """Give frame ``pfn``, which is free, to others: split the block around it down to one frame."""
+    z = zone_of(k, pfn)
+    o = 0
+    while k.frame[pfn >> o << o].state != FREE or order_of(k, pfn >> o << o) != o:
+        o += 1
+    block = pfn >> o << o
+    _set_used(k, z, block)
+    k.frame[block].state = INSIDE
+    while o > 0:
+        o -= 1
+        if pfn & (1 << o):
+            _set_free(k, z, block, o)
+            block += 1 << o
+        else:
+            _set_free(k, z, block + (1 << o), o)
+    f = k.frame[pfn]
+    f.state = OTHERS
+    f.order = 0
+    k.zone[z].free -= 1
+    k.zone[z].managed -= 1
+    k.phys.others += 1
+
+
+@jit
+def _fragment(k, percent):
+    """Let others hold a frame somewhere in ``percent`` of all blocks of a huge page's size.
+
+    The blocks are spread evenly; the place in each is a fixed pseudo-random number.
+    """
+    size = 1 << (PAGE_SHIFT - 3)
+    for block in range((k.phys.nr_frames + size - 1) >> (PAGE_SHIFT - 3)):
+        if (block + 1) * percent // 100 > block * percent // 100:
+            place = ((block * 2654435761 & 0xFFFFFFFF) * size) >> 32
+            pfn = block * size + place
+            if pfn < k.phys.nr_frames:
+                _hold(k, pfn)
+
+
+@jit
+def _clear_list(a):
+    """Make list ``a`` empty."""
+    a.head = -1
+    a.tail = -1
+    a.blocks = 0
+    a.frames = 0
+
+
+@jit
+def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
+    """Boot physical memory: everything free but what others hold.
+
+    ``boundary``: first frame of the upper zone, a multiple of the largest block; ``min_free``:
+    frames of all min watermarks; ``percent``: share of blocks that others fragment; ``nr_swap``:
+    swap slots.  ``k.vmstat`` is zero.
+    """
+    phys = k.phys
+    # Also what an earlier boot left, which may have had more.
+    for pfn in range(max(phys.nr_frames, nr_frames)):
+        if k.frame[pfn].state:
+            k.frame[pfn].state = INSIDE
+    phys.nr_frames = nr_frames
+    phys.others = 0
+    phys.nr_swap = nr_swap
+    phys.swap_used = 0
+    phys.swap_free = -1
+    phys.swap_fresh = 0
+    for n in range(NR_ZONES * NR_ORDERS):
+        _clear_list(k.free_area[n])
+    for n in range(NR_STATES):
+        _clear_list(k.lru[n])
+    boundary = min(boundary, nr_frames)
+    for z in range(NR_ZONES):
+        zone = k.zone[z]
+        zone.start = 0 if z == ZONE_DMA32 else boundary
+        zone.end = boundary if z == ZONE_DMA32 else nr_frames
+        zone.managed = zone.end - zone.start
+        zone.free = zone.managed
+        # From the top down, so that the lowest block is the first to be used.
+        pfn = zone.end
+        while pfn > zone.start:
+            order = 0
+            while order < max_order() and pfn & (1 << order) == 0:
+                order += 1
+            pfn -= 1 << order
+            _set_free(k, z, pfn, order)
+    _fragment(k, percent)
+    managed = k.zone[ZONE_DMA32].managed + k.zone[ZONE_NORMAL].managed
+    for z in range(NR_ZONES):
+        zone = k.zone[z]
+        zone.lowmem_reserve = 0
+        zone.wmark[WMARK_MIN] = min_free * zone.managed // max(managed, 1)
+        # Linux's watermark_scale_factor: at least a thousandth between one mark and the next.
+        gap = max(zone.wmark[WMARK_MIN] >> 2, zone.managed // 1000)
+        zone.wmark[WMARK_LOW] = zone.wmark[WMARK_MIN] + gap
+        zone.wmark[WMARK_HIGH] = zone.wmark[WMARK_LOW] + gap
+    k.zone[ZONE_DMA32].lowmem_reserve = k.zone[ZONE_NORMAL].managed // 256
+
+
+# --- Frames and the pages that they are mapped at ----------------------------------------------
+
+
+@jit
+def fold_page(page):
+    """Folded page number of page ``page``: where its state is in k.pte."""
+    return page & ((1 << (WINDOW_BITS - PAGE_SHIFT)) - 1)
+
+
+@jit
+def pfn_of(k, page):
+    """Frame that folded page ``page`` is mapped to, or the slot that it is swapped out to."""
+    return load_word(k.pfn, page)
+
+
+@jit
+def set_pfn(k, page, pfn):
+    """Enter the frame or slot of folded page ``page``."""
+    store_word(k.pfn, page, pfn)
+
+
+@jit
+def owner_of(k, pfn):
+    """Number of the (first) page that the block at ``pfn`` is mapped at."""
+    f = k.frame[pfn]
+    return (int(f.page_high) << _LOW_BITS) + int(f.page_low)
+
+
+@jit
+def _set_owner(k, pfn, page):
+    """Enter the (first) page that the block at ``pfn`` is mapped at."""
+    f = k.frame[pfn]
+    f.page_high = page >> _LOW_BITS
+    f.page_low = page & ((1 << _LOW_BITS) - 1)
+
+
+@jit
+def move_to_list(k, pfn, state):
+    """Move the mapped block at ``pfn`` to the head of the list of ``state``."""
+    list_del(k, k.lru[k.frame[pfn].state], pfn)
+    k.frame[pfn].state = state
+    list_add(k, k.lru[state], pfn)
+
+
+@jit(cold=True)
+def map_frame(k, pfn, addr):
+    """Note that the block at ``pfn``, state TAKEN, is mapped at ``addr``: a new inactive one."""
+    page = addr >> PAGE_SHIFT
+    _set_owner(k, pfn, page)
+    for n in range(1 << order_of(k, pfn)):
+        set_pfn(k, fold_page(page) + n, pfn + n)
+    k.frame[pfn].state = INACTIVE
+    list_add(k, k.lru[INACTIVE], pfn)
+
+
+@jit(cold=True)
+def release_frame(k, page):
+    """Free the frame, or block, whose (first) page is folded page ``page``; its mapping goes."""
+    pfn = pfn_of(k, page)
+    list_del(k, k.lru[k.frame[pfn].state], pfn)
+    free_frames(k, pfn, order_of(k, pfn))
+
+
+@jit(cold=True)
+def split_frame(k, page):
+    """Let the block whose first page is folded page ``page`` be single frames, each mapped.
+
+    They keep its place on its list, the first page nearest to the tail.  A single frame stays.
+    """
+    pfn = pfn_of(k, page)
+    order = order_of(k, pfn)
+    if order == 0:
+        return
+    f = k.frame[pfn]
+    a = k.lru[f.state]
+    a.frames -= (1 << order) - 1
+    f.order = 0
+    first = owner_of(k, pfn)
+    for n in range(1, 1 << order):
+        part = k.frame[pfn + n]
+        part.state = f.state
+        part.order = 0
+        part.referenced = 0
+        _set_owner(k, pfn + n, first + n)
+        list_add_before(k, a, pfn + n, pfn + n - 1)
+    k.vmstat.thp_split_page += 1
+
+
+@jit(cold=True)
+def move_frame(k, old, addr):
+    """Note that the frame mapped at folded page ``old`` is mapped at ``addr`` instead.
+
+    Of a block, every page is moved, the first one first.
+    """
+    page = addr >> PAGE_SHIFT
+    pfn = pfn_of(k, old)
+    set_pfn(k, fold_page(page), pfn)
+    if k.frame[pfn].state != INSIDE:
+        _set_owner(k, pfn, page)
+
+
+@jit
+def enter_table(k, pfn):
+    """Let frame ``pfn``, state TAKEN, be a page-table page."""
+    k.frame[pfn].state = TABLE
+    list_add(k, k.lru[TABLE], pfn)
+
+
+@jit(cold=True)
+def free_table_frames(k, n):
+    """Free the frames of ``n`` page-table pages."""
+    for _ in range(n):
+        pfn = k.lru[TABLE].head
+        list_del(k, k.lru[TABLE], pfn)
+        free_frames(k, pfn, 0)
+
+
+# --- What a user sees ------------------------------------------------------------------------
+
+
+def default_min_free(memory: int) -> int:
+    """Bytes of all min watermarks, as Linux chooses them for ``memory`` bytes."""
+    return min(max(isqrt((memory >> 10) * 16), 128), 262144) << 10
+
+
+def free_blocks(k: np.record) -> np.ndarray:
+    """Free blocks of all zones by order, (NR_ORDERS,) int64."""
+    return np.array(k.free_area["blocks"]).reshape(NR_ZONES, NR_ORDERS).sum(axis=0)
+
+
+def unusable_free_index(blocks: np.ndarray, order: int) -> float:
+    """Share of the free memory that requests of 2**order frames cannot use, 0 to 1.
+
+    ``blocks``: free blocks by order.  1 - N / (free // S) with N the requests of S frames that
+    fit; 1 when not even all of it together is enough for one.
+    """
+    orders = np.arange(len(blocks))
+    possible = int((blocks << orders).sum()) >> order
+    fitting = int((blocks[order:] << orders[: len(blocks) - order]).sum())
+    return 1.0 - fitting / possible if possible else 1.0
+
+
+def fragmentation_index(blocks: np.ndarray, order: int) -> float:
+    """Why a request of 2**order frames fails: towards 0 lack of memory, towards 1 fragmentation.
+
+    -1 when a block fits, 0 when nothing is free (Linux's extfrag_index).
+    """
+    total = int(blocks.sum())
+    if total == 0:
+        return 0.0
+    if blocks[order:].any():
+        return -1.0
+    free = int((blocks << np.arange(len(blocks))).sum())
+    return 1.0 - (1.0 + free / (1 << order)) / total

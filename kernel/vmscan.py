@@ -1,0 +1,325 @@
+"""Reclaim: where a frame comes from when memory is short, and what happens when none does.
+
+                 fault                        second access seen
+    (new page) ────────► INACTIVE ◄────────────────────────► ACTIVE
+                            │  tail: not accessed since the last look
+                            ▼
+                         swap slot, or nothing at all if lazily freed
+
+Both lists are looked at from the tail.  "Accessed" is what a real MMU says with a bit: here the
+page's rights (PTE_READ, PTE_WRITE), which the scan takes away and the next access puts back
+without a fault being counted.  New memory comes at the low watermark; below it pages are
+reclaimed up to the high one, at once and in full, as a kswapd would that costs no time.  Lazily
+freed pages (MADV_FREE) have a list of their own and go first.  Locked areas are never reclaimed:
+their pages are put aside when the scan meets them.  Nothing is read ahead from the swap area.
+"""
+
+from kernel.frames import (
+    ACTIVE,
+    INACTIVE,
+    INSIDE,
+    LAZY,
+    UNEVICTABLE,
+    WMARK_HIGH,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_DMA32,
+    ZONE_NORMAL,
+    alloc_frames,
+    enter_table,
+    fold_page,
+    map_frame,
+    move_to_list,
+    order_of,
+    owner_of,
+    pfn_of,
+    release_frame,
+    set_pfn,
+    split_frame,
+    zone_watermark_ok,
+)
+from kernel.huge import split_huge_slot
+from kernel.jit import jit
+from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables, pgd_shift, pmd_shift, pud_shift
+from kernel.swap import alloc_slot, free_slot, swap_full
+from kernel.switches import PAGE_SHIFT
+from kernel.task import kill
+from kernel.types import (
+    PMD_NONE,
+    PTE_DIRTY,
+    PTE_FRAME,
+    PTE_LAZY,
+    PTE_READ,
+    PTE_STORE,
+    PTE_SWAP,
+    PTE_WORDS,
+    PTE_WRITE,
+    SIGKILL,
+    VM_LOCKED,
+)
+from kernel.vma import find_vma
+
+#: A page that was accessed since the last look has one of these.
+_YOUNG = PTE_READ | PTE_WRITE
+#: What is left of a page's state when its rights go.
+_OLD = 0xFFFF & ~(PTE_READ | PTE_WRITE | PTE_STORE)
+
+#: What to do with a page at the tail of the inactive list.
+_KEEP, _ACTIVATE, _RECLAIM = range(3)
+
+
+@jit
+def _locked(k, page):
+    """Whether page number ``page`` lies in a locked area."""
+    return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & VM_LOCKED != 0
+
+
+@jit
+def _test_and_clear_young(k, pfn):
+    """Whether the block at ``pfn`` was accessed since the last look; from now on it was not."""
+    page = fold_page(owner_of(k, pfn))
+    young = False
+    for p in range(page, page + (1 << order_of(k, pfn))):
+        f = int(k.pte[p])
+        if f & _YOUNG:
+            young = True
+            k.pte[p] = f & _OLD
+    return young
+
+
+@jit
+def _references(k, pfn):
+    """Decide about the block at ``pfn``: a first access keeps it, a second one activates it."""
+    if not _test_and_clear_young(k, pfn):
+        return _RECLAIM
+    f = k.frame[pfn]
+    was = f.referenced
+    f.referenced = 1
+    return _ACTIVATE if was else _KEEP
+
+
+@jit
+def _drop(k, pfn):
+    """Forget the page of frame ``pfn``: what is read there next is zeros."""
+    page = fold_page(owner_of(k, pfn))
+    k.pte[page] = int(k.pte[page]) & PTE_WORDS
+    release_frame(k, page)
+    k.mm.rss -= 1
+    k.vmstat.pgsteal += 1
+    k.vmstat.pglazyfreed += 1
+
+
+@jit
+def _swap_out(k, pfn):
+    """Move the page of frame ``pfn`` to a swap slot; one is free."""
+    owner = owner_of(k, pfn)
+    page = fold_page(owner)
+    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_SWAP
+    release_frame(k, page)
+    set_pfn(k, page, alloc_slot(k, owner))
+    k.mm.rss -= 1
+    k.vmstat.pgsteal += 1
+    k.vmstat.pswpout += 1
+
+
+@jit
+def _split(k, pfn):
+    """Take the huge page at ``pfn`` apart: its mapping, then its frames."""
+    owner = owner_of(k, pfn)
+    split_huge_slot(k, owner << PAGE_SHIFT)
+    split_frame(k, fold_page(owner))
+
+
+@jit
+def _shrink_lazy(k):
+    """Look at the tail of the lazy list: drop it, unless it was accessed or written since."""
+    pfn = k.lru[LAZY].tail
+    k.vmstat.pgscan += 1 << order_of(k, pfn)
+    owner = owner_of(k, pfn)
+    if not k.pte[fold_page(owner)] & PTE_LAZY:
+        k.frame[pfn].referenced = 0
+        move_to_list(k, pfn, ACTIVE)
+    elif _locked(k, owner):
+        move_to_list(k, pfn, UNEVICTABLE)
+    elif _references(k, pfn) != _RECLAIM:
+        move_to_list(k, pfn, LAZY)
+    elif order_of(k, pfn):
+        _split(k, pfn)
+    else:
+        _drop(k, pfn)
+
+
+@jit
+def _shrink_active(k):
+    """Move the tail of the active list to the inactive one, where it must prove itself again."""
+    pfn = k.lru[ACTIVE].tail
+    if _locked(k, owner_of(k, pfn)):
+        move_to_list(k, pfn, UNEVICTABLE)
+        return
+    _test_and_clear_young(k, pfn)
+    k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
+    move_to_list(k, pfn, INACTIVE)
+
+
+@jit
+def _shrink_inactive(k):
+    """Look at the tail of the inactive list: it goes unless it was accessed; a slot is free."""
+    pfn = k.lru[INACTIVE].tail
+    frames = 1 << order_of(k, pfn)
+    k.vmstat.pgscan += frames
+    owner = owner_of(k, pfn)
+    if _locked(k, owner):
+        move_to_list(k, pfn, UNEVICTABLE)
+        return
+    verdict = _references(k, pfn)
+    if verdict == _KEEP:
+        move_to_list(k, pfn, INACTIVE)
+    elif verdict == _ACTIVATE:
+        k.vmstat.pgactivate += frames
+        move_to_list(k, pfn, ACTIVE)
+    elif frames > 1:
+        _split(k, pfn)
+    elif k.pte[fold_page(owner)] & PTE_LAZY:
+        _drop(k, pfn)
+    else:
+        _swap_out(k, pfn)
+
+
+@jit
+def _inactive_is_low(k):
+    """Whether the inactive list is short of its share, 1 to √(10 × GiB) active to 1 inactive."""
+    inactive = k.lru[INACTIVE].frames
+    active = k.lru[ACTIVE].frames
+    gib = (inactive + active) >> (30 - PAGE_SHIFT)
+    ratio = 1
+    while (ratio + 1) * (ratio + 1) <= 10 * gib:
+        ratio += 1
+    return inactive * ratio < active
+
+
+@jit
+def _balanced(k):
+    """Whether a zone is above its high watermark."""
+    return zone_watermark_ok(k, ZONE_NORMAL, 0, WMARK_HIGH) or zone_watermark_ok(
+        k, ZONE_DMA32, 0, WMARK_HIGH
+    )
+
+
+@jit(cold=True)
+def balance(k):
+    """Reclaim until memory is balanced, or nothing is left that could be.
+
+    It ends: no access comes in between, so a page has its rights taken away at most once, and
+    after that it can only move towards the tail of the inactive list.
+    """
+    k.vmstat.kswapd_wake += 1
+    while not _balanced(k):
+        if k.lru[LAZY].blocks:
+            _shrink_lazy(k)
+        elif swap_full(k):
+            return
+        elif _inactive_is_low(k):
+            _shrink_active(k)
+        elif k.lru[INACTIVE].blocks:
+            _shrink_inactive(k)
+        else:
+            return
+
+
+@jit
+def get_frame(k, addr):
+    """Return a frame for the page of ``addr``, state TAKEN, reclaiming others if need be.
+
+    Kills the process when neither frames nor swap slots are left.
+    """
+    pfn = alloc_frames(k, 0, WMARK_LOW)
+    if pfn >= 0:
+        return pfn
+    balance(k)
+    pfn = alloc_frames(k, 0, WMARK_MIN)
+    if pfn < 0:
+        k.vmstat.oom_kill += 1
+        kill(k, SIGKILL, 0, addr, 1)
+    return pfn
+
+
+@jit(cold=True)
+def get_huge_frame(k):
+    """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
+    pfn = alloc_frames(k, PAGE_SHIFT - 3, WMARK_LOW)
+    if pfn >= 0:
+        k.vmstat.thp_fault_alloc += 1
+    else:
+        k.vmstat.thp_fault_fallback += 1
+    return pfn
+
+
+@jit
+def _table_frame(k, addr):
+    """Take a frame for a page-table page that ``addr`` needs; may kill."""
+    enter_table(k, get_frame(k, addr))
+
+
+@jit(cold=True)
+def back_tables(k, addr):
+    """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
+    if not k.pud_table[addr >> pgd_shift()]:
+        _table_frame(k, addr)
+        alloc_pud(k, addr)
+    if not k.pmd_table[addr >> pud_shift()]:
+        _table_frame(k, addr)
+        alloc_pmd(k, addr)
+    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
+        _table_frame(k, addr)
+        alloc_tables(k, addr)
+
+
+@jit(cold=True)
+def swap_in(k, addr):
+    """Bring the page of ``addr`` back from its slot, without rights yet: a major fault.
+
+    May swap out others, or kill.
+    """
+    page = fold_page(addr >> PAGE_SHIFT)
+    pfn = get_frame(k, addr)
+    free_slot(k, page)
+    map_frame(k, pfn, addr)
+    mm = k.mm
+    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_FRAME
+    mm.rss += 1
+    if mm.rss > mm.hiwater_rss:
+        mm.hiwater_rss = mm.rss
+    mm.majflt += 1
+    k.vmstat.pswpin += 1
+
+
+@jit(cold=True)
+def release_page(k, page, f):
+    """Give back the frame or slot of folded page ``page``, whose state was ``f``; the page goes.
+
+    A huge mapping goes as a whole, with its first page.
+    """
+    if f & PTE_SWAP:
+        free_slot(k, page)
+    elif f & PTE_FRAME and k.frame[pfn_of(k, page)].state != INSIDE:
+        release_frame(k, page)
+
+
+@jit(cold=True)
+def lazy_page(k, page):
+    """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
+    pfn = pfn_of(k, page)
+    if k.frame[pfn].state != INSIDE and k.frame[pfn].state != LAZY:
+        k.frame[pfn].referenced = 0
+        move_to_list(k, pfn, LAZY)
+
+
+@jit(cold=True)
+def munlock_pages(k, start, end):
+    """Let the pages of [start, end), no longer locked, be reclaimed again."""
+    for page in range(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
+        p = fold_page(page)
+        if k.pte[p] & PTE_FRAME:
+            pfn = pfn_of(k, p)
+            if k.frame[pfn].state == UNEVICTABLE:
+                move_to_list(k, pfn, INACTIVE)
