@@ -172,7 +172,7 @@ def _room(view: View, ground: Ground, length: int, *, charged: bool) -> bool:
 
 
 def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
-    addr, length, prot, flags, fd, offset = args
+    addr, length, prot, flags, fd, _offset = args
     kind = flags & MAP_TYPE
     if flags & MAP_HUGETLB and flags & MAP_ANONYMOUS:
         return False
