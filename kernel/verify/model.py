@@ -95,7 +95,10 @@ def execute(k, kind, nr, a, b, c, d, e, f):
 @jit
 def _touches(protected, start, end):
     """Whether [start, end) meets the harness: ``protected``, (n, 2) addresses."""
-    return any(protected[i, 0] < end and start < protected[i, 1] for i in range(len(protected)))
+    for i in range(len(protected)):
+        if protected[i, 0] < end and start < protected[i, 1]:
+            return True
+    return False
 
 
 @jit
