@@ -144,7 +144,7 @@ class HostProcess:
             self.pid = self._start(shared, list(files))
         finally:
             os.close(shared)
-        self._finalizer = weakref.finalize(self, _reap, self.pid)
+        self._finalizer = weakref.finalize(self, _reap, self.pid, os.getpid())
         # Bytes, because NumPy copies records field by field.
         self._ops = np.frombuffer(self._memory, "u1", CHUNK * OP.itemsize, OPS)
         self._results = np.frombuffer(self._memory, "u1", CHUNK * RESULT.itemsize, RESULTS)
@@ -221,15 +221,19 @@ class HostProcess:
     def close(self) -> None:
         """End the process; more than once does no harm."""
         if self._finalizer.detach():
-            self._status = max(_reap(self.pid), 0)
+            self._status = max(_reap(self.pid, os.getpid()), 0)
 
     def _batch(self, ops: np.ndarray, count: int) -> np.ndarray:
         self._ops[: count * OP.itemsize] = np.ascontiguousarray(ops, OP).view("u1")
         self._count.value = count
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         call = self._program.parent
-        while call(self._address, self._sequence, self._spins, self._timeout_address):
-            self._check_alive()
+        try:
+            while call(self._address, self._sequence, self._spins, self._timeout_address):
+                self._check_alive()
+        except BaseException:  # such as Ctrl-C: nobody may write operations while it reads them
+            self.close()
+            raise
         return self._results[: count * RESULT.itemsize].copy().view(RESULT)
 
     def _check_alive(self) -> None:
@@ -390,8 +394,10 @@ def _randomization() -> int:
         return 2
 
 
-def _reap(pid: int) -> int:
-    """Kill a child and wait for it; return its wait status, -1 if it is not ours any more."""
+def _reap(pid: int, parent: int) -> int:
+    """Kill a child of ``parent`` and wait for it; return its wait status, -1 if it is not ours."""
+    if os.getpid() != parent:  # a fork of the parent forgets its copy of the HostProcess
+        return -1
     try:
         os.kill(pid, signal.SIGKILL)
         return os.waitpid(pid, 0)[1]

@@ -282,6 +282,36 @@ def test_nothing_is_left():
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_an_interrupted_wait_ends_the_process(host):
+    """The alarm comes while the child sleeps for a minute."""
+
+    class AlarmError(Exception):
+        pass
+
+    def ring(*_):
+        raise AlarmError
+
+    start = value(host, mmap(PAGE))
+    host.run(np.concatenate([store(start, 60), store(start + 8, 0)]))
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(AlarmError):
+            host.run(syscall(35, start, 0))  # nanosleep
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not _exists(host.pid)
+
+
+def test_a_fork_of_the_parent_leaves_it_alone(host):
+    pid = os.fork()
+    if not pid:
+        host.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert one(host, op(OP_NOP))["value"] == 0
+
+
 def test_it_dies_with_its_parent():
     script = (
         "import os, signal\n"
@@ -362,9 +392,15 @@ def test_functions_of_the_c_library_are_called():
 
 @needs_libc
 def test_the_c_library_reads_its_tunables():
-    with HostProcess(libc={"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}) as host:
-        block = value(host, op(OP_CALL, host.function("malloc"), 70_000))
-        assert block - host.start_brk > 1 << 30
+    # The first block fits into the fresh heap; the second does not.
+    for variables, is_mapped in (
+        ({}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}, True),
+    ):
+        with HostProcess(libc=variables) as host:
+            call = op(OP_CALL, host.function("malloc"), 70_000)
+            block = host.run(np.concatenate([call, call]))["value"][1]
+            assert (int(block) - host.start_brk > 1 << 30) == is_mapped
 
 
 def test_without_a_c_library_there_are_no_functions(host):
