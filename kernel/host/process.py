@@ -101,9 +101,10 @@ class HostProcess:
 
     ``randomize``: keep address space randomisation; else it is switched off for this process, and
     where the system refuses that, ``.randomized`` says so.  ``stack_unlimited``: start as under
-    ``ulimit -s unlimited``.  ``legacy_layout``: bottom-up mappings by personality, which newer
-    kernels demand beside the unlimited stack.  ``limits``: soft limits in bytes by RLIMIT number;
-    hard limits stay.  ``files``: open descriptors, which the child has as 10, 11, ….
+    ``ulimit -s unlimited``.  ``legacy_layout``: mappings from the bottom up, by personality; on
+    Linux 6.18 an unlimited stack alone leaves them top-down, from a sixth of the address space.
+    ``limits``: soft limits in bytes by RLIMIT number; hard limits stay, and the stack's is 8 MiB
+    unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
     ``libc``: load the system's C library too, with these environment variables (``{}`` for none).
 
     ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
@@ -123,7 +124,7 @@ class HostProcess:
         files: Sequence[int] = (),
     ) -> None:
         self._environment = None if libc is None else dict(libc)
-        self._limits = {resource.RLIMIT_STACK: _STACK_LIMIT, **(limits or {})}
+        self._limits = dict(limits or {})
         if stack_unlimited:
             self._limits[resource.RLIMIT_STACK] = resource.RLIM_INFINITY
         self._persona = 0 if randomize else _ADDR_NO_RANDOMIZE
@@ -144,7 +145,8 @@ class HostProcess:
             self.pid = self._start(shared, list(files))
         finally:
             os.close(shared)
-        self._finalizer = weakref.finalize(self, _reap, self.pid, os.getpid())
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _reap, self.pid, self._owner)
         # Bytes, because NumPy copies records field by field.
         self._ops = np.frombuffer(self._memory, "u1", CHUNK * OP.itemsize, OPS)
         self._results = np.frombuffer(self._memory, "u1", CHUNK * RESULT.itemsize, RESULTS)
@@ -221,7 +223,7 @@ class HostProcess:
     def close(self) -> None:
         """End the process; more than once does no harm."""
         if self._finalizer.detach():
-            self._status = max(_reap(self.pid, os.getpid()), 0)
+            self._status = max(_reap(self.pid, self._owner), 0)
 
     def _batch(self, ops: np.ndarray, count: int) -> np.ndarray:
         self._ops[: count * OP.itemsize] = np.ascontiguousarray(ops, OP).view("u1")
@@ -238,7 +240,10 @@ class HostProcess:
 
     def _check_alive(self) -> None:
         """Raise HostError when the child has ended."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError as error:  # somebody else has waited for it
+            raise HostError("the host process has ended, nobody knows how") from error
         if pid:
             self._finalizer.detach()
             self._status = status
@@ -309,8 +314,10 @@ class HostProcess:
             libc.personality(self._persona)
             step = "setting limits"
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if resource.RLIMIT_STACK not in self._limits:
+                _set_limit(resource.RLIMIT_STACK, _STACK_LIMIT, strict=False)
             for number, soft in self._limits.items():
-                _set_limit(number, soft, strict=number != resource.RLIMIT_STACK)
+                _set_limit(number, soft, strict=True)
             step = "executing a memory file"
             os.execve(program, [b"host"], self._environment or {})
         except BaseException as error:
@@ -325,15 +332,12 @@ def _library(path: str) -> dict[str, tuple[int, int]]:
     return ElfFile(Path(path).read_bytes()).symbols(".dynsym")
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
-    global _loaded
-    if _loaded is None:
-        _loaded = ctypes.CDLL(None, use_errno=True)
-        _loaded.syscall.restype = ctypes.c_long
-    return _loaded
-
-
-_loaded: ctypes.CDLL | None = None
+    """Return this Python's C library, for the calls that Python does not offer."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
 
 
 def _pass_files(files: list[int], program: int, writer: int) -> tuple[int, int]:

@@ -184,7 +184,7 @@ def model_views(state: State, names: Names, start_stack: int) -> list[View]:
         file = ("", "", 0)
         if number:
             kind, file = names.file(number)
-        elif start <= brk and end >= start_brk:
+        elif start < brk and end > start_brk:
             kind = "heap"
         elif start <= start_stack <= end:
             kind = "stack"

@@ -13,7 +13,7 @@ import numpy as np
 from kernel.boot import KernelConfig, Machine
 from kernel.jit import build, jit
 from kernel.syscall import syscall
-from kernel.types import VM_SPECIAL, VMA
+from kernel.types import MM, VM_SPECIAL, VMA
 from kernel.uapi import ENOMEM, RLIM_INFINITY
 from kernel.vma import find_vma, modify_vma
 
@@ -101,8 +101,9 @@ def initial_state(config: KernelConfig) -> State:
 
 
 def _copy(k: np.record) -> State:
-    n = int(k.mm.map_count)
-    return State(np.array(k["mm"]), np.array(k["vma"][:n], VMA))
+    mm = np.empty((), MM)
+    mm[...] = k["mm"]  # np.array would share the record's memory
+    return State(mm, np.array(k["vma"][: int(mm["map_count"])], VMA))
 
 
 class Model:

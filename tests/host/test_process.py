@@ -49,6 +49,23 @@ def test_the_host_serves_and_has_a_version():
     assert kernel_version() >= (3, 10)
 
 
+def test_elsewhere_the_reason_is_one_line(monkeypatch):
+    from kernel.host import process
+
+    def refuse(*, libc):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.machine", lambda: "aarch64")
+        assert unavailable.__wrapped__() == "the host is aarch64, not x86-64"
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.system", lambda: "Darwin")
+        assert unavailable.__wrapped__() == "the host is Darwin, not Linux"
+        assert kernel_version() == (0, 0)
+    monkeypatch.setattr(process, "the_program", refuse)
+    assert unavailable.__wrapped__() == "no executable memory file: Permission denied"
+
+
 def test_an_operation_of_nothing_faults_never(host):
     results = host.run(np.repeat(op(OP_NOP), 3 * CHUNK + 5))
     assert len(results) == 3 * CHUNK + 5
