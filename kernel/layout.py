@@ -14,20 +14,24 @@ ABOVE_4G = 1 << 32
 
 
 @jit
-def _top_down(k, length, low_limit):
-    """Start of the highest gap below mmap_base and from ``low_limit`` on; 0 if there is none."""
-    end = k.mm.mmap_base
-    i = find_vma(k, end - 1)
-    if i < k.mm.map_count:
-        end = min(end, vm_start_gap(k, i))
-    while True:
-        i -= 1
-        low = k.vma[i].vm_end if i >= 0 else low_limit
-        if end - length >= max(low, low_limit):
+def _top_down(k, length, floor):
+    """Start of the highest gap below mmap_base and from ``floor`` on; 0 if there is none.
+
+    A stack above a gap that would do keeps its guard, and then the guard bounds the whole search,
+    whatever lies between; a stack above a smaller gap does not count.
+    """
+    limit = k.mm.mmap_base
+    i = find_vma(k, limit - 1)
+    while i >= 0:
+        low = max(k.vma[i - 1].vm_end, floor) if i > 0 else floor
+        end = min(limit, k.vma[i].vm_start) if i < k.mm.map_count else limit
+        if end - low < length:
+            i -= 1
+        elif i < k.mm.map_count and vm_start_gap(k, i) < end:
+            limit = vm_start_gap(k, i)
+        else:
             return end - length
-        if i < 0 or end < low_limit:
-            return 0
-        end = min(end, vm_start_gap(k, i))
+    return 0
 
 
 @jit
@@ -61,7 +65,7 @@ def _search(k, hint, length, flags):
         i = find_vma(k, floor)
         if i == mm.map_count or floor + length <= vm_start_gap(k, i):
             return floor
-    addr = _top_down(k, length, ABOVE_4G if flags & MAP_ABOVE4G else 1 << PAGE_SHIFT)
+    addr = _top_down(k, length, ABOVE_4G if flags & MAP_ABOVE4G else mm.mmap_min_addr)
     if addr:
         return addr
     return _bottom_up(k, hint, length, mm.mmap_legacy_base, mm.task_size)

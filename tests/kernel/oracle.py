@@ -315,8 +315,6 @@ class Oracle:
             first = self._choose(address // self.page, pages)
             if first is None:
                 return -ENOMEM
-            if first * self.page < self.min_addr:
-                return -EPERM
         if not flags & PRIVATE:
             return -EINVAL
         end = first + pages
@@ -359,7 +357,8 @@ class Oracle:
         base = self.mmap_base // self.page
         ends = [base] + [lo - GUARD_PAGES * a.stack for lo, hi, a in self.runs()]
         starts = [end - pages for end in ends if end <= base]
-        return max((s for s in starts if s >= 1 and self._fits(s, pages)), default=None)
+        minimum = self.min_addr // self.page
+        return max((s for s in starts if s >= minimum and self._fits(s, pages)), default=None)
 
     def munmap(self, address, length):
         """0 or a negative errno."""

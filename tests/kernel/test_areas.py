@@ -215,9 +215,9 @@ def test_search_below_a_stack_and_from_the_bottom():
     free = Process(configured(maps="", mmap_base=MMAP_BASE))
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000) == ENOMEM
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x10000) == 0x10000
-    # What is found below mmap_min_addr is refused.
+    # Below mmap_min_addr nothing is given.
     low = Process(configured(maps="1000-2000 rw-p 0 0 0", mmap_base=MMAP_BASE))
-    assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == EPERM
+    assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == ENOMEM
     # A multiple of 2 MiB that fits, but not with 2 MiB to spare, is not aligned.
     assert free.get_unmapped_area(0, 0x7FFFF7E00000) == 0x1FF000
 

@@ -35,8 +35,7 @@ pytestmark = pytest.mark.skipif(bool(host.unavailable()), reason=host.unavailabl
 TOUCH = -1
 LOCKABLE = 300 * 4096
 ORIGIN = 0x600000000000
-#: Without MAP_GROWSDOWN: the gap kept below such an area is not yet Linux's.
-FLAGS = (0, 0, 0, 0x10, 0x10, 0x100000, 0x4000, 0x8000, 0x2000, 0x20000, 0x40)
+FLAGS = (0, 0, 0, 0x10, 0x10, 0x100000, 0x4000, 0x8000, 0x2000, 0x20000, 0x40, 0x100)
 ADVICE = (4, 4, 8, 8, 22, 23, 20, 21, 0, 1, 2, 10, 11, 16, 17, 18, 19, 15, 99)
 
 
