@@ -317,6 +317,8 @@ def _move_areas(k, addr, length, new_addr, flags):
             first = moved
         target = moved + stop - start
         i = find_vma(k, stop)
+        if i < k.mm.map_count and k.vma[i].vm_start < stop:
+            i += 1  # MREMAP_DONTUNMAP left the area whole, of which only a part was moved
     return first if first >= 0 else -EFAULT
 
 

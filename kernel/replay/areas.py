@@ -19,7 +19,7 @@ from typing import Self
 from kernel.replay.log import Area, FileInfo, Snapshot
 from kernel.replay.model import FIRST_FILE_ID, NAME, State, field_of
 from kernel.replay.origin import FLAGS
-from kernel.replay.plan import HUGE_PAGE, PAGE
+from kernel.replay.plan import HUGE_PAGE, PAGE, SEGMENT
 from kernel.types import VM_EXEC, VM_MAYSHARE, VM_READ, VM_SPECIAL, VM_WRITE
 
 _PMD, _PUD, _PGD = 21, 30, 39
@@ -110,6 +110,8 @@ def real_views(snapshot: Snapshot) -> list[View]:
             kind, file = "special", (name, "", 0)
         elif name.startswith("/dev/zero") and area.rights[3] == "s":
             kind = "shared"
+        elif name.startswith(SEGMENT):
+            kind, file = "file", (SEGMENT, "", 0)  # the segment's key does not matter
         else:
             kind, file = "file", (name, area.device, area.inode)
         views.append(
@@ -184,6 +186,8 @@ def model_views(state: State, names: Names, start_stack: int) -> list[View]:
         file = ("", "", 0)
         if number:
             kind, file = names.file(number)
+            if file[0] == "/dev/zero" and rights[3] == "s":
+                kind, file = "shared", ("", "", 0)
         elif start < brk and end > start_brk:
             kind = "heap"
         elif start <= start_stack <= end:

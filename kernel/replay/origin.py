@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kernel.boot import TASK_SIZE, KernelConfig
-from kernel.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot
+from kernel.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot, parse_area
 from kernel.replay.model import FIRST_FILE_ID, WINDOW_BITS, State, initial_state
 from kernel.replay.plan import PAGE, Op
+from kernel.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
 from kernel.types import (
     VM_ACCOUNT,
     VM_DONTCOPY,
@@ -34,7 +35,6 @@ from kernel.types import (
 )
 from kernel.uapi import MAP_32BIT, MAP_FIXED
 
-_ADDR_NO_RANDOMIZE, _ADDR_COMPAT_LAYOUT = 0x40000, 0x200000
 _STACK_TOP = 0x7FFFFFFFF000
 _STACK_GUARD = 256 * PAGE
 _MIN_GAP = 128 << 20
@@ -101,7 +101,7 @@ def _computed_base(image: Image) -> int:
 def _mmap_base(areas: list[Area], image: Image) -> int:
     """Where top-down placement begins; 0 when nothing in the maps betrays it."""
     top = max((area.end for area in _mappings(areas, image)), default=0)
-    if image.personality & _ADDR_NO_RANDOMIZE:
+    if image.personality & ADDR_NO_RANDOMIZE:
         return max(top, _computed_base(image))
     return top
 
@@ -206,14 +206,14 @@ def _pages(vma: np.ndarray) -> int:
 
 
 def _from_snapshot(machine: Machine, image: Image, snapshot: Snapshot, ops: list[Op]) -> Origin:
-    legacy = machine.legacy_layout or bool(image.personality & _ADDR_COMPAT_LAYOUT)
+    legacy = machine.legacy_layout or bool(image.personality & ADDR_COMPAT_LAYOUT)
     origin = Origin(_boot(machine, snapshot.areas, legacy=legacy), heap_start=image.start_brk)
     mm = origin.state.mm
     mm["start_data"], mm["end_data"] = image.start_data, image.end_data
     mm["start_brk"] = mm["brk"] = image.start_brk
     if legacy:
         lowest = min((a.start for a in _mappings(snapshot.areas, image)), default=0)
-        if lowest and not image.personality & _ADDR_NO_RANDOMIZE:
+        if lowest and not image.personality & ADDR_NO_RANDOMIZE:
             mm["mmap_legacy_base"] = lowest
         mm["mmap_base"] = mm["mmap_legacy_base"]
         return origin
@@ -262,7 +262,7 @@ def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) 
     if maps is not None:
         return _from_maps(log.machine, maps, image, ops)
     text, base, heap, anchors = _anchored(ops)
-    areas = [area for area in map(_area, text.splitlines()) if area is not None]
+    areas = [area for area in map(parse_area, text.splitlines()) if area is not None]
     origin = Origin(_boot(log.machine, areas), anchors, heap_start=heap)
     mm, vma = origin.state.mm, origin.state.vma
     # These stand for areas of many kinds: they may be divided and changed, but merge with nothing.
@@ -273,12 +273,6 @@ def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) 
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin
-
-
-def _area(line: str) -> Area | None:
-    from kernel.replay.log import parse_area
-
-    return parse_area(line)
 
 
 def fork(state: State) -> State:

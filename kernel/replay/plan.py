@@ -32,6 +32,7 @@ from kernel.uapi import (
     EINVAL,
     ENOMEM,
     EPERM,
+    MAP_32BIT,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -46,6 +47,8 @@ from kernel.uapi import (
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
+#: How the names of System V's shared segments begin.
+SEGMENT = "/SYSV"
 
 #: File systems whose files are placed so that huge pages can map them, and those that do not.
 _ALIGNING = {"ext4", "xfs", "btrfs", "f2fs", "bcachefs"}
@@ -111,12 +114,12 @@ class Planner:
 
     def plan(self, space: Space) -> list[Op]:
         """The ops of a space, in the order of its steps."""
-        bits = space.exec.image.bits if space.exec and space.exec.image else 64
+        bits = space.image.bits if space.image else 64
         ops = []
         for step in space.steps:
             op = Op(step)
             if step.child is None:
-                self._plan(op, space.number)
+                self._plan(op, space)
                 if op.call.result is None and not op.reason:
                     op.reason = "the thread was ended inside the call"
                 if bits == 32:
@@ -124,7 +127,7 @@ class Planner:
             ops.append(op)
         return ops
 
-    def _plan(self, op: Op, space: int) -> None:
+    def _plan(self, op: Op, space: Space) -> None:
         call = op.call
         handler = _HANDLERS.get(call.name)
         if handler is not None:
@@ -170,7 +173,7 @@ class Planner:
 
     # --- mmap ------------------------------------------------------------------------------------
 
-    def _mmap(self, op: Op, space: int) -> None:
+    def _mmap(self, op: Op, space: Space) -> None:
         call = op.call
         addr, length, prot, flags, fd, offset = call.args
         fd = (fd & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
@@ -185,6 +188,10 @@ class Planner:
                 row = self._row(op, table.NUMBERS["mmap"], (result, size, prot, fixed, 0, 0))
                 op.rows = [row]
             return
+        if flags & MAP_32BIT and not flags & MAP_FIXED and space.randomised:
+            op.reason = "MAP_32BIT looks for a place from a random address on"
+            if result is not None and result >= 0:
+                args = (result, length, prot, flags & ~MAP_32BIT | MAP_FIXED, 0, offset)
         if flags & MAP_ANONYMOUS:
             op.rows = [self._row(op, table.NUMBERS["mmap"], args)]
             return
@@ -226,7 +233,7 @@ class Planner:
 
     # --- what maps and unmaps beside mmap ---------------------------------------------------------
 
-    def _shmat(self, op: Op, space: int) -> None:
+    def _shmat(self, op: Op, space: Space) -> None:
         call = op.call
         _, addr, flags = call.args[:3]
         flags &= 0xFFFFFFFF
@@ -245,13 +252,13 @@ class Planner:
                 addr &= -PAGE
         prot = PROT_READ if flags & table.SHM_RDONLY else PROT_READ | PROT_WRITE
         prot |= PROT_EXEC if flags & table.SHM_EXEC else 0
-        number = self._new_file(FileInfo(path="/SYSV", file_system="tmpfs"))
+        number = self._new_file(FileInfo(path=SEGMENT, file_system="tmpfs"))
         self.segments[number] = size
         may = VM_MAYREAD | VM_MAYEXEC | (VM_MAYWRITE if prot & PROT_WRITE else 0)
         args = (addr, size, prot, map_flags, 0, 0)
         op.rows = [self._row(op, table.NUMBERS["mmap"], args, file=(number, may, 0))]
 
-    def _shmdt(self, op: Op, space: int) -> None:
+    def _shmdt(self, op: Op, space: Space) -> None:
         op.check = self._detach
 
     def _detach(self, model: Model, call: Call) -> int:
@@ -279,7 +286,7 @@ class Planner:
             model.call((table.NUMBERS["munmap"], low, high - low, *rest))
         return 0
 
-    def _io_setup(self, op: Op, space: int) -> None:
+    def _io_setup(self, op: Op, space: Space) -> None:
         call = op.call
         context, size = call.extra.get("context", 0), call.extra.get("size", 0)
         if call.result != 0 or not context:
@@ -289,7 +296,7 @@ class Planner:
             op.reason = "the size of the ring is not in the log"
             op.taints = op.reason
             return
-        self.rings[space, context] = size
+        self.rings[space.number, context] = size
         number = self._new_file(FileInfo(path="/[aio]"))
         may = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
         args = (0, size, PROT_READ | PROT_WRITE, MAP_SHARED, 0, 0)
@@ -297,9 +304,9 @@ class Planner:
         row = self._row(op, table.NUMBERS["mmap"], args, expected=context, file=file)
         op.rows = [row]
 
-    def _io_destroy(self, op: Op, space: int) -> None:
+    def _io_destroy(self, op: Op, space: Space) -> None:
         context = op.call.args[0]
-        size = self.rings.pop((space, context), 0)
+        size = self.rings.pop((space.number, context), 0)
         if op.call.result == 0 and size:
             op.rows = [self._row(op, table.NUMBERS["munmap"], (context, size))]
             return
@@ -309,7 +316,7 @@ class Planner:
 
     # --- calls that are nearly others ------------------------------------------------------------
 
-    def _pkey_mprotect(self, op: Op, space: int) -> None:
+    def _pkey_mprotect(self, op: Op, space: Space) -> None:
         call = op.call
         key = call.args[3] & 0xFFFFFFFF
         row = self._row(op, table.NUMBERS["mprotect"], call.args[:3])
@@ -342,7 +349,7 @@ class Planner:
             return 0
         return number
 
-    def _mbind(self, op: Op, space: int) -> None:
+    def _mbind(self, op: Op, space: Space) -> None:
         call = op.call
         mode = call.args[2]
         if call.result not in (0, -EFAULT):
@@ -358,7 +365,7 @@ class Planner:
 
         op.check = bind
 
-    def _prctl(self, op: Op, space: int) -> None:
+    def _prctl(self, op: Op, space: Space) -> None:
         call = op.call
         if call.args[:2] != (table.PR_SET_VMA, table.PR_SET_VMA_ANON_NAME):
             op.reason = "prctl(PR_SET_MM) is not modelled"
@@ -377,12 +384,12 @@ class Planner:
 
         op.check = name
 
-    def _mseal(self, op: Op, space: int) -> None:
+    def _mseal(self, op: Op, space: Space) -> None:
         op.reason = "sealed areas are not modelled"
         if op.call.result == 0:
             op.check = _marks(SEALED)
 
-    def _userfaultfd(self, op: Op, space: int) -> None:
+    def _userfaultfd(self, op: Op, space: Space) -> None:
         call = op.call
         op.reason = "userfaultfd is not modelled"
         given = call.extra.get("range")
@@ -396,7 +403,7 @@ class Planner:
 
             op.check = register
 
-    def _mlockall(self, op: Op, space: int) -> None:
+    def _mlockall(self, op: Op, space: Space) -> None:
         call = op.call
         flags = call.args[0] & 0xFFFFFFFF
         known = table.MCL_CURRENT | table.MCL_FUTURE | table.MCL_ONFAULT
@@ -421,14 +428,14 @@ class Planner:
 
         op.check = lock
 
-    def _munlockall(self, op: Op, space: int) -> None:
+    def _munlockall(self, op: Op, space: Space) -> None:
         def unlock(model: Model, call: Call) -> int:
             _lock_all(model, 0)
             return 0
 
         op.check = unlock
 
-    def _madvise(self, op: Op, space: int) -> None:
+    def _madvise(self, op: Op, space: Space) -> None:
         call = op.call
         advice = call.args[2] & 0xFFFFFFFF
         if advice in _ADVICE:
@@ -440,10 +447,10 @@ class Planner:
         elif call.result == 0 and advice not in _PLAIN_ADVICE:
             op.taints = op.reason
 
-    def _msync(self, op: Op, space: int) -> None:
+    def _msync(self, op: Op, space: Space) -> None:
         op.check = _msync
 
-    def _mincore(self, op: Op, space: int) -> None:
+    def _mincore(self, op: Op, space: Space) -> None:
         op.check = _mincore
         if op.call.result is not None and op.call.result not in (0, -EINVAL, -ENOMEM):
             op.reason, op.check = "the answer depends on where it was to be written", None
@@ -514,7 +521,7 @@ def _mincore(model: Model, call: Call) -> int:
 
 
 _COMPARED = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}
-_HANDLERS: dict[str, Callable[[Planner, Op, int], None]] = {
+_HANDLERS: dict[str, Callable[[Planner, Op, Space], None]] = {
     "mmap": Planner._mmap,
     "madvise": Planner._madvise,
     "pkey_mprotect": Planner._pkey_mprotect,

@@ -31,8 +31,8 @@ ARCH_X86_64, ARCH_I386 = 0xC000003E, 0x40000003
 X32 = 0x40000000
 
 _SECCOMP_RET_ALLOW, _SECCOMP_RET_TRACE = 0x7FFF0000, 0x7FF00000
+_ADDR_NO_RANDOMIZE = 0x40000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
-ADDR_NO_RANDOMIZE = 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -149,4 +149,4 @@ def install_filter(program: bytes) -> bool:
 def no_address_randomisation() -> bool:
     """Let the calling process's next program have its addresses unrandomised; False if refused."""
     current = _libc.personality(0xFFFFFFFF)
-    return current != -1 and _libc.personality(current | ADDR_NO_RANDOMIZE) != -1
+    return current != -1 and _libc.personality(current | _ADDR_NO_RANDOMIZE) != -1

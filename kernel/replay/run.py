@@ -209,12 +209,14 @@ class Replayer:
             comparisons.append(comparison)
             return comparison.difference
 
-        bits = space.exec.image.bits if space.exec and space.exec.image else 64
+        bits = space.image.bits if space.image else 64
         comparable = space.final is not None and bits == 64
         search = Search(self.model, ops, check if comparable else None)
         outcome = search.run(state)
         result = SpaceResult(space, ops, outcome, names, start_stack)
-        if comparisons:
+        if search.loose and outcome.final is not None:
+            result.no_comparison = "a thread was ended inside a call that may have been half done"
+        elif comparisons:
             result.comparison = comparisons[-1]
             if outcome.final is not None:
                 agreeing = [c for c in comparisons if c.difference is outcome.final]

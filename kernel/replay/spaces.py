@@ -15,13 +15,14 @@ from kernel.replay.log import (
     Event,
     Exec,
     Exit,
+    Image,
     Limits,
     Log,
     LogError,
     SetLimit,
     Snapshot,
 )
-from kernel.replay.table import CLONE_THREAD, CLONE_VM
+from kernel.replay.table import ADDR_NO_RANDOMIZE, CLONE_THREAD, CLONE_VM
 from kernel.uapi import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK
 
 _LIMIT_FIELDS = {
@@ -65,6 +66,18 @@ class Space:
     threads: set[int] = field(default_factory=set)  # the tids that use it now
     ended: bool = False
 
+    @property
+    def image(self) -> Image | None:
+        """The program that runs in it, where the log says more than its name."""
+        if self.parent is not None:
+            return self.parent.image
+        return self.exec.image if self.exec else None
+
+    @property
+    def randomised(self) -> bool:
+        """Whether its addresses are, as far as is known."""
+        return self.image is None or not self.image.personality & ADDR_NO_RANDOMIZE
+
 
 @dataclass(slots=True)
 class _Process:
@@ -91,6 +104,8 @@ class _Follower:
         # A child's lines may come before the line that says its parent's clone has returned.
         for event in sorted(self.log.events, key=self._time):
             task = self.tasks.get(event.tid)
+            if isinstance(event, Exec):  # by another thread it takes over the first one's id
+                task = self.tasks.get(event.former, task)
             if task is None:
                 if isinstance(event, Exit):
                     continue  # the end of a thread that an exec has ended already

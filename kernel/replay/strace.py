@@ -28,6 +28,7 @@ from kernel.replay.recording import lines_of, open_text
 
 _LINE = re.compile(
     r"""
+    \s*
     (?: \[pid\s+(?P<bracketed>\d+)(?:<[^>]*>)?\]\s+ | (?P<bare>\d{1,7})(?:<[^>]*>)?\s+ )?
     (?: \d\d:\d\d:\d\d(?:\.\d+)?\s+ | \(\+\s*[\d.]+\)\s+ | \d+\.\d+\s+ | \d{8,}\s+ )*
     (?: \[\s*[0-9a-f?]+\]\s+ )*
@@ -38,7 +39,7 @@ _LINE = re.compile(
 _CALL = re.compile(r"([a-z_][a-z0-9_]*)\(")
 _RESUMED = re.compile(r"<\.\.\. (\w+) resumed>(.*)")
 _UNFINISHED = "<unfinished ...>"
-_ATTACHED = re.compile(r"(?:strace: )?Process (\d+) attached")
+_ATTACHED = re.compile(r"(.*?)(?:strace: )?Process (\d+) attached")
 _ENDED = re.compile(r"\+\+\+ (?:exited with|killed by|superseded by execve in pid (\d+)).*\+\+\+")
 _RESULT = re.compile(r"=\s+(\?|0x[0-9a-f]+|-?\d+)(?:<[^>]*>)?(?:\s+([A-Z][A-Z0-9]+)\b)?")
 _FD = re.compile(r"(-?\d+)(?:<(.*)>(?:\(deleted\))?)?", re.S)
@@ -146,15 +147,20 @@ class _Reader:
     root: int | None = None
     alive: set[int] = field(default_factory=set)
     unfinished: dict[int, tuple[int, str, str]] = field(default_factory=dict)
+    formers: dict[int, int] = field(default_factory=dict)  # who is about to take over an id
     segments: dict[int, int] = field(default_factory=dict)  # bytes by id of shared memory
     has_execs: bool = False
+    fragment: str = ""  # of a line that goes on in the next one
 
     def line(self, number: int, text: str) -> None:
         """Take in one line.  Raises ValueError for what is none of strace's."""
-        text = text.rstrip("\n")
-        attached = _ATTACHED.fullmatch(text.strip())
+        text = self.fragment + text.rstrip("\n")
+        self.fragment = ""
+        attached = _ATTACHED.fullmatch(text)
         if attached:
-            self.made.add(int(attached[1]))
+            # A message of strace's own may cut a line in two.
+            self.made.add(int(attached[2]))
+            self.fragment = attached[1]
             return
         if not text.strip() or text.startswith(("strace: ", " > ")):
             return
@@ -168,11 +174,14 @@ class _Reader:
             return
         ended = _ENDED.match(rest)
         if ended:
-            if ended[1] and tid in self.unfinished:
-                # The first thread's id goes to the one whose exec ended all others.
-                self._abandon(int(ended[1]))
-                self.unfinished[int(ended[1])] = self.unfinished.pop(tid)
             self._abandon(tid)
+            caller = int(ended[1]) if ended[1] else 0
+            if caller in self.unfinished:
+                # The first thread's id goes to the one whose exec ended all others.
+                self.unfinished[tid] = self.unfinished.pop(caller)
+                self.formers[tid] = caller
+                self.alive.discard(caller)
+                return
             self.alive.discard(tid)
             self.log.events.append(Exit(line=number, tid=tid, entry=2 * number, exit=2 * number))
             return
@@ -304,7 +313,8 @@ class _Reader:
         self.has_execs = True
         path = next((a.strip('"') for a in args if a.startswith('"')), "?")
         base["entry"] = base["exit"]
-        self.log.events.append(Exec(**base, former=base["tid"], image=Image(path)))
+        former = self.formers.pop(base["tid"], base["tid"])
+        self.log.events.append(Exec(**base, former=former, image=Image(path)))
 
     def _limit(self, base: dict, name: str, args: list[str], result: int | None) -> None:
         values = args if name == "prlimit64" else ["0", *args]
@@ -354,5 +364,5 @@ def read_strace(path: Path) -> Log:
     if not any(isinstance(event, Call) for event in log.events):
         raise LogError(f"{path}: no call on memory in it")
     if not reader.has_execs:
-        log.notes.append("no execve in the log: it is taken as one running process")
+        log.notes.append("no execve in the log: it is taken as one process, from its start on")
     return log

@@ -54,6 +54,9 @@ WATCHED = [
 #: The same of 32-bit programs, which are only noted: brk, mmap, munmap, mprotect, mremap, mmap2.
 WATCHED_I386 = [45, 90, 91, 125, 163, 192]
 
+#: Bits of a personality.
+ADDR_NO_RANDOMIZE, ADDR_COMPAT_LAYOUT = 0x40000, 0x200000
+
 CLONE_VM, CLONE_VFORK, CLONE_THREAD = 0x100, 0x4000, 0x10000
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4

@@ -13,6 +13,7 @@ import numpy as np
 from kernel.access import access, load, store
 from kernel.boot import KernelConfig, Machine
 from kernel.branches import Branch, instrument
+from kernel.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
 from kernel.jit import build, jit
 from kernel.limits import setrlimit
 from kernel.pgtable import next_slot, page_of, pmd_shift
@@ -27,6 +28,7 @@ from kernel.types import (
     VM_MAYSHARE,
     SimulatedSignal,
 )
+from kernel.uapi import RLIM_INFINITY, RLIMIT_AS
 from kernel.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 from kernel.verify.program import Area, View
 
@@ -44,11 +46,12 @@ AREA_ROW = np.dtype(
 )
 AREA_ANON, AREA_HEAP, AREA_FILE, AREA_HARNESS = range(4)
 AREA_KINDS = ("", "[heap]", "file", "(harness)")
-#: A run of pages in one state (PAGE_*), outside the harness.
+#: A run of pages in one state (kernel.host.observe), outside the harness.
 REGION_ROW = np.dtype([("start", "i8"), ("end", "i8"), ("state", "i8")])
-PAGE_PRESENT, PAGE_ZERO, PAGE_HUGE, PAGE_FILE, PAGE_SWAPPED = 1, 2, 4, 8, 16
 #: What is counted, bytes; the order of State.counters.
 COUNTERS = ("VmSize", "VmData", "VmStk", "VmLck", "VmPTE", "RssAnon")
+#: log2 of the window of these models, bytes: room for corners that are far apart.
+WINDOW_BITS = 41
 #: More than any program has.
 MAX_AREAS, MAX_REGIONS = 70000, 200000
 
@@ -74,7 +77,10 @@ class State(NamedTuple):
 
 @jit
 def execute(k, kind, nr, a, b, c, d, e, f):
-    """Do one operation; its value.  Raises SimulatedSignal as the process would be killed."""
+    """Do one operation; its value (of OP_TOUCH, of whole pages: their number).
+
+    Raises SimulatedSignal as the process would be killed.
+    """
     if kind == OP_SYSCALL:
         return syscall(k, nr, a, b, c, d, e, f)
     if kind == OP_LOAD:
@@ -87,6 +93,7 @@ def execute(k, kind, nr, a, b, c, d, e, f):
                 store(k, addr, d)
             else:
                 access(k, addr, 0)
+        return b >> PAGE_SHIFT
     elif kind == OP_SETRLIMIT:
         return setrlimit(k, a, b)
     return 0
@@ -159,18 +166,18 @@ def _put_region(rows, n, start, end, state):
 
 @jit
 def _page_state(f):
-    """PAGE_* of a page whose state in the model is ``f``; 0 where nothing is mapped."""
+    """What the host calls the state ``f`` of a page (kernel.host.observe); 0: nothing mapped."""
     state = 0
     if f & PTE_FRAME:
-        state = PAGE_PRESENT
+        state = PRESENT
     elif f & PTE_ZERO:
-        state = PAGE_PRESENT | PAGE_ZERO
+        state = PRESENT | ZERO
     elif f & PTE_FILE:
-        state = PAGE_PRESENT | PAGE_FILE
+        state = PRESENT | FILE
     elif f & PTE_SWAP:
-        state = PAGE_SWAPPED
+        state = SWAPPED
     if f & PTE_HUGE and state:
-        state |= PAGE_HUGE
+        state |= HUGE
     return state
 
 
@@ -232,6 +239,63 @@ def _plain(function: Callable, window_bits: int) -> Callable:
     return build(function, **KernelConfig(window_bits=window_bits).switches())
 
 
+@jit
+def host_areas(areas, protected, rows, ids):
+    """Write what the host told (kernel.host.observe.AREA) to ``rows``; their number."""
+    n = 0
+    for i in range(len(areas)):
+        a = areas[i]
+        if a.vm_start >= 0:  # vsyscall is beyond user space
+            heap = a.kind == KIND_HEAP
+            put_area(
+                protected,
+                rows,
+                ids,
+                n,
+                a.vm_start,
+                a.vm_end,
+                a.prot,
+                a.shared,
+                a.offset,
+                a.inode,
+                heap,
+            )
+            n += 1
+    return n
+
+
+@jit
+def host_regions(regions, protected, rows):
+    """Write what the host told (kernel.host.observe.REGION), less the harness; their number."""
+    n = 0
+    for i in range(len(regions)):
+        start = regions[i]["start"]
+        end = regions[i]["end"]
+        state = regions[i]["state"]
+        while start < end:
+            # Up to where the harness begins; then from where it ends.
+            stop = end
+            after = end
+            for j in range(len(protected)):
+                if protected[j, 0] < stop and start < protected[j, 1]:
+                    stop = max(start, protected[j, 0])
+                    after = protected[j, 1]
+            if start < stop:
+                n = _put_region(rows, n, start, stop, state)
+            start = after
+    return n
+
+
+def counted_branches() -> list[Branch]:
+    """The branches of the model, by their number in ``k.hits``."""
+    return _instrumented()[1]
+
+
+def warm(*, count_branches: bool) -> None:
+    """Compile ahead what all programs use."""
+    Model(KernelConfig(window_bits=WINDOW_BITS), count_branches=count_branches).compile()
+
+
 class Model:
     """A simulated process as one side of a comparison.
 
@@ -245,6 +309,7 @@ class Model:
         self.machine = Machine(config)
         self.k = self.machine.k
         bits = config.window_bits
+        self.branches = _instrumented()[1] if count_branches else []
         if bindings:
             self._execute = build(execute, cache=False, **config.switches(), **bindings)
         else:
@@ -295,6 +360,10 @@ class Model:
         areas = [Area(*row) for row in self._vma[: out[0]].tolist()]
         pages = [out[_COUNTERS_AT + COUNTERS.index(n)] >> 12 for n in _VIEWED]
         return View(areas, out[_BRK_AT], *pages)
+
+    def compile(self) -> None:
+        """Compile what has not been compiled."""
+        self.do(Op("", OP_SETRLIMIT, 0, (RLIMIT_AS, RLIM_INFINITY)))
 
     def refresh(self) -> None:
         """Look at the state anew, after it was changed from outside."""

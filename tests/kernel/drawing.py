@@ -7,8 +7,11 @@ Areas, and in a line of operations the mmap that makes one:
 
 Areas that only other operations make:
 
-    Q read-only, A none, but accounted   K read-only, P none, locked   O rw, locked on fault
-    H rw, huge pages advised     G rw, huge pages advised against
+    Q read-only, A none, but accounted      U read-only, no reserve
+    K read-only, P none, J the same accounted, locked      O rw, locked on fault
+    G rw, huge pages advised against     with huge pages advised: H rw, F read-only and accounted,
+    I rw and locked, M rw and shared
+    D rw, grows down (MAP_GROWSDOWN)
     a lower-case letter: another area of the same kind that touches the last
 
 Operations, done from left to right:
@@ -18,9 +21,11 @@ Operations, done from left to right:
     d f h g madvise: DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE
     <<  >>>   mremap of what < shows to where > shows       ==+ ==-   in place: longer, shorter
     [[  ]]    the same with MREMAP_DONTUNMAP
+
+An operation on pages that are no columns is a triple: letter, first page from ORIGIN on, pages.
 """
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from kernel.uapi import (
     MADV_DONTNEED,
@@ -64,14 +69,20 @@ LETTERS = {
     "rw-p nr": "V",
     "rw-s": "S",
     "r--s": "T",
+    "r--p nr": "U",
     "rw-p lo": "L",
     "r--p ac": "Q",
     "---p ac": "A",
     "r--p lo": "K",
     "---p lo": "P",
+    "---p lo ac": "J",
     "rw-p lo lf": "O",
     "rw-p hg": "H",
     "rw-p nh": "G",
+    "r--p hg ac": "F",
+    "rw-p lo hg": "I",
+    "rw-s hg": "M",
+    "rw-p gd": "D",
 }
 
 
@@ -103,7 +114,11 @@ def _runs(line, size):
 def _move(process, source, target, flags):
     (addr, old), (where, new) = source, target
     flags |= MREMAP_MAYMOVE | MREMAP_FIXED
-    return process.mremap(addr, old, new, flags, where) - where
+    return _distance(process.mremap(addr, old, new, flags, where), where)
+
+
+def _distance(result, expected):
+    return result if result < 0 else result - expected
 
 
 def _operate(process, letter, addr, length):
@@ -121,17 +136,20 @@ def _operate(process, letter, addr, length):
     if letter in ADVISED:
         return process.madvise(addr, length, ADVISED[letter])
     prot, flags = MAPPED[letter]
-    return process.mmap(addr, length, prot, flags | MAP_ANONYMOUS | MAP_FIXED) - addr
+    return _distance(process.mmap(addr, length, prot, flags | MAP_ANONYMOUS | MAP_FIXED), addr)
 
 
 def apply(process, line, unit=1):
-    """Do a line of operations; the results, 0 for what worked."""
+    """Do a line of operations, or a triple; the results, 0 for what worked."""
+    if not isinstance(line, str):
+        letter, first, pages = line
+        return [_operate(process, letter, ORIGIN + first * process.page, pages * process.page)]
     runs = {letter: (addr, length) for letter, addr, length in _runs(line, process.page * unit)}
     if "=" in runs:
         addr, length = runs["="]
         more = runs.get("+", (0, 0))[1]
         old = length + runs.get("-", (0, 0))[1]
-        return [process.mremap(addr, old, length + more, 0, 0) - addr]
+        return [_distance(process.mremap(addr, old, length + more, 0, 0), addr)]
     if "<" in runs:
         return [_move(process, runs["<"], runs[">"], 0)]
     if "[" in runs:
@@ -141,11 +159,33 @@ def apply(process, line, unit=1):
     ]
 
 
-def play(process, lines, unit=1):
-    """Do all lines; what is drawn afterwards."""
-    for line in lines:
-        assert not any(apply(process, line, unit)), line
-    return draw(process, max(map(len, lines)), unit)
+def play(process, lines):
+    """Do all lines; what is drawn afterwards.
+
+    A number after a line is the error that its last operation gives; all others must work.
+    """
+    columns = 0
+    for line, after in pairwise((*lines, "")):
+        if isinstance(line, str):
+            columns = max(columns, len(line))
+            *results, last = apply(process, line)
+            assert not any(results), line
+            assert last == (after if isinstance(after, int) else 0), line
+    return draw(process, columns)
+
+
+def watch(process, steps, unit):
+    """Do the operations of ``steps``, (operation, text) each; [(operation, what was seen)].
+
+    What is seen: minor faults of the step; RssAnon, page-table pages, locked pages after it.
+    """
+    seen = []
+    for operation, _ in steps:
+        before = process.levels()[0]
+        assert not any(apply(process, operation, unit)), operation
+        faults, *levels = process.levels()
+        seen.append((operation, " ".join(map(str, (faults - before, *levels)))))
+    return seen
 
 
 def check_accounts(process):

@@ -20,9 +20,9 @@ from kernel.types import (
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_LOCKONFAULT,
+    VM_MAYSHARE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
-    VM_SHARED,
     SimulatedSignal,
 )
 from kernel.uapi import (
@@ -224,12 +224,18 @@ class Process:
         for v in self.k.vma[: self.mm.map_count]:
             f = int(v.vm_flags)
             words = ["".join(c if f & b else "-" for c, b in zip("rwx", (1, 2, 4), strict=True))]
-            words[0] += "s" if f & VM_SHARED else "p"
+            words[0] += "s" if f & VM_MAYSHARE else "p"
             words += [name for name, bit in _WORDS.items() if f & bit]
             if f & VM_ACCOUNT and not f & 2:
                 words.append("ac")
             found.append((int(v.vm_start), int(v.vm_end), " ".join(words)))
         return found
+
+    def levels(self):
+        """Minor faults, RssAnon, page-table pages and locked pages."""
+        mm = self.mm
+        tables = mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+        return tuple(int(n) for n in (mm.minflt, mm.rss, tables, mm.locked_vm))
 
     def page_state(self, addr):
         """'frame', 'zero', 'file' or '' for the page at ``addr``."""

@@ -37,6 +37,7 @@ LOCKABLE = 300 * 4096
 ORIGIN = 0x600000000000
 FLAGS = (0, 0, 0, 0x10, 0x10, 0x100000, 0x4000, 0x8000, 0x2000, 0x20000, 0x40, 0x100)
 ADVICE = (4, 4, 8, 8, 22, 23, 20, 21, 0, 1, 2, 10, 11, 16, 17, 18, 19, 15, 99)
+HUGE = 2 << 20
 
 
 @jit
@@ -120,17 +121,20 @@ class Model:
         return value, sig, int(self.mm.minflt) - before, self.areas(), sizes
 
 
-def random_call(rng, areas, start_brk):
-    """A call on or near ``areas``, its arguments; or None."""
+def random_call(rng, areas, start_brk, huge):
+    """A call on or near ``areas`` and its arguments; ``huge``: often of 2 MiB and at multiples."""
 
     def where():
         if areas and rng.random() < 0.8:
             low, high, _ = rng.choice(areas)
             inside = low + rng.randrange((high - low) // 4096) * 4096
-            return rng.choice((inside, inside, inside, low, high, low - 4096, high - 4096))
-        return ORIGIN + rng.randrange(64) * 4096
+            addr = rng.choice((inside, inside, inside, low, high, low - 4096, high - 4096))
+            return addr // HUGE * HUGE if huge and rng.random() < 0.5 else addr
+        return ORIGIN + rng.randrange(64) * (HUGE if huge and rng.random() < 0.5 else 4096)
 
     def length():
+        if huge and rng.random() < 0.5:
+            return rng.randint(1, 3) * HUGE
         return rng.randint(1, 8) * 4096
 
     kind = rng.choice("mmmmuppRRRlLaaaatttttttttb")
@@ -152,7 +156,8 @@ def random_call(rng, areas, start_brk):
     if kind == "L":
         return NR_MUNLOCK, where(), length(), 0, 0, 0, 0
     if kind == "a":
-        return NR_MADVISE, where(), length(), rng.choice(ADVICE), 0, 0, 0
+        advice = ADVICE + (14,) * 8 * huge
+        return NR_MADVISE, where(), length(), rng.choice(advice), 0, 0, 0
     if kind == "b":
         return NR_BRK, start_brk + rng.randrange(40) * 2048, 0, 0, 0, 0, 0
     return TOUCH, where() + 8 * rng.randrange(512), rng.randrange(2), 0, 0, 0, 0
@@ -171,8 +176,9 @@ def near(op, own):
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_calls_agree(seed):
+@pytest.mark.parametrize("huge", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls_agree(seed, huge):
     from kernel.host.process import HostProcess
 
     rng = random.Random(seed)
@@ -182,6 +188,6 @@ def test_random_calls_agree(seed):
         model = Model(real)
         for n in range(250):
             areas = [a for a in model.areas() if not any(a[0] < h and w < a[1] for w, h, _ in own)]
-            op = random_call(rng, areas, real.start_brk)
+            op = random_call(rng, areas, real.start_brk, huge)
             if not near(op, own):
                 assert (n, op, *model.do(*op)) == (n, op, *real.do(*op))

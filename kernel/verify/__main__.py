@@ -1,0 +1,300 @@
+"""``python -m kernel.verify``: random programs on the real kernel and on the model.
+
+Exit codes: 0 no mismatch, 1 a mismatch, 2 bad arguments, 77 the host cannot serve as truth,
+130 interrupted.  The last line is ``N operations, M mismatches``.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+EXIT_MISMATCH, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text.replace("_", ""))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> None:
+        """End with exit code 2."""
+        self.exit(EXIT_USAGE, f"kernel.verify: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m kernel.verify",
+        description="Run random programs on the real kernel and on the model, and compare result, "
+        "faults, areas, resident pages and counters after every operation.",
+    )
+    parser.add_argument(
+        "--ops",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="operations in all (default 10000)",
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="default 1")
+    parser.add_argument(
+        "--thp",
+        choices=("on", "off", "both"),
+        help="programs with huge pages, without, or in turn (default: both where "
+        "the host has them)",
+    )
+    parser.add_argument(
+        "--jobs", type=_positive, default=1, metavar="J", help="worker processes (default 1)"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="where to store a program that shows a mismatch"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="go on with the next program after a mismatch"
+    )
+    parser.add_argument(
+        "--no-branches",
+        action="store_true",
+        help="use the kernel's own build, which counts no branches",
+    )
+    parser.add_argument(
+        "--shrink",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="time for making a failing program shorter (default 60)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    options = _parser().parse_args(argv)
+    # Late: mistakes in the arguments answer at once, and not every platform can import all of it.
+    from kernel.host import unavailable
+
+    reason = unavailable()
+    if not reason:
+        from kernel.verify.modes import cannot_serve, huge_pages
+
+        if options.thp is None:
+            options.thp = "both" if huge_pages() else "off"
+        reason = cannot_serve(options.thp)
+    if reason:
+        return _skip(reason, as_json=options.json)
+    if options.replay:
+        return _replay(options)
+    return _random(options)
+
+
+def _skip(reason: str, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"status": "skipped", "reason": reason}))
+    else:
+        print(f"kernel.verify: nothing verified: {reason}", file=sys.stderr)
+    return EXIT_SKIP
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from kernel.verify.compare import Setting, files
+    from kernel.verify.operation import load
+    from kernel.verify.run import Plan, Runner
+
+    try:
+        stored, ops = load(options.replay)
+        setting = Setting(**stored)
+    except (ValueError, TypeError) as error:
+        print(f"kernel.verify: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    with files() as opened:
+        runner = Runner(Plan(len(ops), 0, count_branches=False), opened)
+        executed, differences, lines = runner.run(setting, ops)
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "operations": len(executed),
+                    "mismatches": int(bool(differences)),
+                    "program": lines,
+                }
+            )
+        )
+    else:
+        print("\n".join(lines))
+        print(f"{len(executed)} operations, {int(bool(differences))} mismatches")
+    return EXIT_MISMATCH if differences else 0
+
+
+def _random(options: argparse.Namespace) -> int:
+    from kernel.verify.model import warm
+    from kernel.verify.modes import modes
+    from kernel.verify.run import Plan
+    from kernel.verify.tally import Tally
+
+    plan = Plan(
+        options.ops,
+        options.seed,
+        options.thp,
+        count_branches=not options.no_branches,
+        keep_going=options.keep_going,
+        shrink_seconds=options.shrink,
+    )
+    scope = modes(options.thp)
+    if not options.json:
+        print(f"Linux {scope['kernel']}, seed {options.seed}")
+        print("verified here: " + "; ".join(scope["verified"]))
+        print(
+            "only against the written rules: " + "; ".join(scope["written_rules_only"]), flush=True
+        )
+    tally, findings = Tally(), []
+    start = time.monotonic()
+    status = "ok"
+    try:
+        warm(count_branches=plan.count_branches)
+        start = time.monotonic()
+        _collect(plan, options, tally, findings)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except RuntimeError as error:
+        print(f"kernel.verify: a worker failed: {error}", file=sys.stderr)
+        return EXIT_MISMATCH
+    seconds = time.monotonic() - start
+    if findings and status == "ok":
+        status = "mismatch"
+    if options.json:
+        print(json.dumps(_as_json(plan, scope, tally, findings, status, seconds)))
+    else:
+        _print_tally(plan, tally, status, seconds)
+        print(f"{tally.operations} operations, {len(findings)} mismatches")
+    if status == "interrupted":
+        return EXIT_INTERRUPTED
+    return EXIT_MISMATCH if findings else 0
+
+
+def _collect(plan: Any, options: argparse.Namespace, tally: Any, findings: list) -> None:
+    """Run the plan, showing how far it is."""
+    from contextlib import closing
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from kernel.verify.run import run_programs
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), "operations", TimeRemainingColumn())
+    reports = run_programs(plan, options.jobs)
+    with (
+        closing(reports),
+        Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress,
+    ):
+        task = progress.add_task("", total=plan.operations)
+        for report in reports:
+            tally.add(report.tally)
+            progress.update(task, advance=report.tally.operations)
+            if report.finding:
+                findings.append(report.finding)
+                path = _store(report.finding, options.save, len(findings))
+                if not options.json:
+                    print(_finding_text(report.finding, path), flush=True)
+
+
+def _store(finding: Any, path: Path | None, number: int) -> Path:
+    """Store the program; where."""
+    from dataclasses import asdict
+
+    from kernel.verify.operation import dump
+
+    if path is None:
+        name = f"verify-{finding.setting.seed.replace('/', '-')}.json"
+        path = Path(tempfile.gettempdir()) / name
+    elif number > 1:
+        path = path.with_stem(f"{path.stem}-{number}")
+    dump(path, asdict(finding.setting), finding.ops)
+    return path
+
+
+def _finding_text(finding: Any, path: Path) -> str:
+    head = (
+        f"MISMATCH in {finding.what} ({finding.setting.words()}); "
+        f"{len(finding.lines)} lines below from a program of {finding.length} operations"
+    )
+    return "\n".join([head, *finding.lines, f"again: python -m kernel.verify --replay {path}"])
+
+
+def _branches() -> tuple[list, dict[int, str]]:
+    from kernel.verify.model import counted_branches
+    from kernel.verify.reach import out_of_reach
+
+    branches = counted_branches()
+    return branches, out_of_reach(branches)
+
+
+def _as_json(
+    plan: Any, scope: dict, tally: Any, findings: list, status: str, seconds: float
+) -> dict[str, Any]:
+    branches, unreachable = _branches() if plan.count_branches else ([], {})
+    return {
+        "status": status,
+        "seed": plan.seed,
+        "thp": plan.thp,
+        "seconds": round(seconds, 1),
+        **scope,
+        **tally.as_dict(branches, unreachable),
+        "mismatches": len(findings),
+        "findings": [
+            {
+                "seed": f.setting.seed,
+                "setting": f.setting.words(),
+                "what": f.what,
+                "program": f.lines,
+            }
+            for f in findings
+        ],
+    }
+
+
+def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
+    from kernel.verify.tally import split_branches, table
+
+    total = tally.operations
+    for title, counts, whole in (
+        ("operations by kind", tally.by_label, total),
+        ("by errno", tally.by_errno, total),
+        ("programs by setting", tally.by_setting, tally.programs),
+    ):
+        print("\n".join(table(title, counts, whole)))
+    if plan.count_branches:
+        branches, unreachable = _branches()
+        reached, missed, apart = split_branches(tally.hits, branches, unreachable)
+        print(f"branches of the model: {len(reached)} of {len(reached) + len(missed)} reached")
+        for branch in missed:
+            print(f"  never: {branch}")
+        for branch, why in apart:
+            print(f"  out of reach: {branch} ({why})")
+    if tally.reruns:
+        print(f"{tally.reruns} programs run again: khugepaged had interfered")
+    rate = total / seconds if seconds else 0
+    print(
+        f"{tally.faults} page faults, {seconds:.0f} s, {rate:.0f} operations/s"
+        + (", interrupted" if status == "interrupted" else "")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
