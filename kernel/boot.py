@@ -223,7 +223,7 @@ class Machine:
         mm.mmap_legacy_base = -(-initial.legacy_base // page) * page
         mm.legacy = config.legacy_layout
         mm.layout_only = config.layout_only
-        mm.mmap_min_addr = MMAP_MIN_ADDR
+        mm.mmap_min_addr = mm.dac_mmap_min_addr = MMAP_MIN_ADDR
         mm.max_map_count = config.max_map_count
         for name in ("rlimit_as", "rlimit_data", "rlimit_memlock", "rlimit_stack"):
             mm[name.replace("rlimit", "rlim")] = getattr(config, name) or RLIM_INFINITY

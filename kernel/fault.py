@@ -26,6 +26,7 @@ from kernel.stack import expand_stack
 from kernel.switches import PAGE_SHIFT
 from kernel.task import kill
 from kernel.types import (
+    ADDRESS_BITS,
     PMD_HUGE,
     PMD_NONE,
     PTE_ALL,
@@ -41,6 +42,7 @@ from kernel.types import (
     PTE_ZERO,
     SEGV_ACCERR,
     SEGV_MAPERR,
+    SI_KERNEL,
     SIGKILL,
     SIGSEGV,
     VM_EXEC,
@@ -147,6 +149,8 @@ def handle_mm_fault(k, addr, write):
     Kills the process with SIGSEGV outside any area or against its protection.
     """
     mm = k.mm
+    if addr >> ADDRESS_BITS > 0:
+        kill(k, SIGSEGV, SI_KERNEL, 0, write)  # no address that the hardware would translate
     i = find_vma(k, addr)
     if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):
         kill(k, SIGSEGV, SEGV_MAPERR, addr, write)

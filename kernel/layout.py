@@ -40,7 +40,8 @@ def _bottom_up(k, hint, length, low, high):
     if hint:
         hint = (hint + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
         i = find_vma(k, hint)
-        if hint + length <= high and (i == k.mm.map_count or hint + length <= vm_start_gap(k, i)):
+        fits = i == k.mm.map_count or hint + length <= vm_start_gap(k, i)
+        if 0 < hint <= high - length and fits:
             return hint
     addr = low
     i = find_vma(k, addr)
@@ -94,14 +95,11 @@ def _search_aligned(k, hint, length, pgoff, flags):
 def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
     """Choose the address of a new mapping; -ENOMEM when none is free.
 
-    A hint is rounded down to its page, up to mmap_min_addr, and counts only if the whole range is
-    free.  Since Linux 6.7 a hintless anonymous mapping whose length is a multiple of the huge-page
+    A hint is rounded down to its page, and counts only if the whole range is free.  Since Linux 6.7 a hintless anonymous mapping whose length is a multiple of the huge-page
     size is aligned to it; so is one of a file whose system asks for it (``align``), any length.
     """
     mm = k.mm
     hint = hint >> PAGE_SHIFT << PAGE_SHIFT
-    if 0 < hint < mm.mmap_min_addr:
-        hint = mm.mmap_min_addr
     addr = 0
     plain = file == 0 and flags & MAP_TYPE == MAP_PRIVATE
     if align or (plain and hint == 0 and length & ((1 << pmd_shift()) - 1) == 0):
@@ -110,4 +108,4 @@ def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
         addr = _search(k, hint, length, flags)
     if addr == 0 or addr > mm.task_size - length:
         return -ENOMEM
-    return -EPERM if addr < mm.mmap_min_addr else addr
+    return -EPERM if addr < mm.dac_mmap_min_addr else addr

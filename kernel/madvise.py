@@ -110,12 +110,19 @@ def free_lazily(k, start, end):
 
 
 @jit(cold=True)
-def deactivate(k, start, end):
-    """MADV_COLD and MADV_PAGEOUT without pressure: only huge pages are split where partly meant."""
+def deactivate(k, start, end, reclaim):
+    """MADV_COLD, and with ``reclaim`` MADV_PAGEOUT: lazily freed pages go, others have no swap.
+
+    Huge pages that are only partly in the range are split.
+    """
     start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
         split_partial_folios(k, start, stop)
+        if reclaim:
+            for addr in range(start, stop, 1 << PAGE_SHIFT):
+                if k.pte[page_of(addr)] & PTE_LAZY:
+                    zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
         start = next_slot(k, stop, end)
 
 
@@ -136,7 +143,7 @@ def _advise_area(k, i, start, end, advice):
     elif advice == MADV_FREE:
         free_lazily(k, start, end)
     elif advice in (MADV_COLD, MADV_PAGEOUT):
-        deactivate(k, start, end)
+        deactivate(k, start, end, advice == MADV_PAGEOUT)
     return end
 
 
@@ -174,13 +181,17 @@ def do_madvise(k, addr, length, advice):
     A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
     """
     mm = k.mm
-    if not _known(advice) or addr & ((1 << PAGE_SHIFT) - 1) or length < 0:
+    if not _known(advice) or addr & ((1 << PAGE_SHIFT) - 1):
         return -EINVAL
     if length == 0:
         return 0
+    size = page_align(min(length, mm.task_size))
+    # A length from 2**63 on comes here negative; so does an address of the upper half.
+    if size == 0 or (addr < 0 and size < 0) or ((addr < 0) != (size < 0) and addr + size >= 0):
+        return -EINVAL
     if addr < 0:
-        return -ENOMEM  # the upper half of the address space: no area there
-    end = addr + page_align(min(length, mm.task_size))
+        return -ENOMEM  # no area there
+    end = addr + size if size > 0 else mm.task_size
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         return _populate(k, addr, end, 1 if advice == MADV_POPULATE_WRITE else 0)
     result = 0

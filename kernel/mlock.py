@@ -29,7 +29,7 @@ def populate(k, start, end, ignore_errors):
     Returns 0, or -ENOMEM at an area without rights, where it stops unless told to go on.
     """
     i = find_vma(k, start)
-    while i < k.mm.map_count and k.vma[i].vm_start < end:
+    while start < end and i < k.mm.map_count and k.vma[i].vm_start < end:
         v = k.vma[i]
         flags = v.vm_flags
         if flags & (VM_SPECIAL | VM_LOCKONFAULT) == 0:
@@ -56,13 +56,19 @@ def _locked_within(k, start, end):
 
 
 @jit(cold=True)
-def _apply(k, start, end, lock):
-    """Give every area in [start, end) the lock flags ``lock``; -ENOMEM at a hole or a limit."""
+def _apply(k, start, size, lock):
+    """Give every area in [start, start + size) the lock flags ``lock``; -ENOMEM at a hole.
+
+    Both as unsigned numbers of 64 bits; -EINVAL where their sum is none.
+    """
     mm = k.mm
-    if end < start:
+    end = start + size
+    if (start < 0 and size < 0) or ((start < 0 or size < 0) and end >= 0 and size):
         return -EINVAL
-    if end == start:
+    if size == 0:
         return 0
+    if end < 0:
+        return -ENOMEM
     i = find_vma(k, start)
     if i == mm.map_count or k.vma[i].vm_start > start:
         return -ENOMEM
@@ -88,9 +94,10 @@ def _apply(k, start, end, lock):
 
 
 @jit
-def _page_range_end(start, length):
-    """End of the pages that [start, start + length) touches."""
-    return (start + length + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
+def _page_range(addr, length):
+    """Bytes of the pages that [addr, addr + length) touches; negative from 2**63 on."""
+    inside = addr & ((1 << PAGE_SHIFT) - 1)
+    return (length + inside + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
 
 
 @jit(cold=True)
@@ -100,16 +107,17 @@ def do_mlock(k, addr, length, flags):
     if not can_lock(k):
         return -EPERM
     start = addr >> PAGE_SHIFT << PAGE_SHIFT
-    end = _page_range_end(addr, length)
-    limit = mm.rlim_memlock >> PAGE_SHIFT
-    locked = ((end - start) >> PAGE_SHIFT) + mm.locked_vm
-    if length < 0:
+    size = _page_range(addr, length)
+    if size < 0:
         return -ENOMEM
+    end = start + size
+    limit = mm.rlim_memlock >> PAGE_SHIFT
+    locked = (size >> PAGE_SHIFT) + mm.locked_vm
     if locked > limit:
         locked -= _locked_within(k, start, end)
     if locked > limit:
         return -ENOMEM
-    error = _apply(k, start, end, VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0))
+    error = _apply(k, start, size, VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0))
     if error < 0:
         return error
     return populate(k, start, end, 0)
@@ -132,7 +140,7 @@ def munlock(k, addr, length):
     mm = k.mm
     mm.nr_mlock += 1
     start = addr >> PAGE_SHIFT << PAGE_SHIFT
-    result = _apply(k, start, _page_range_end(addr, length), 0)
+    result = _apply(k, start, _page_range(addr, length), 0)
     if result < 0:
         mm.nr_failed += 1
     return result

@@ -28,6 +28,7 @@ from kernel.types import (
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_SHARED,
+    VM_SYNC,
 )
 from kernel.uapi import (
     EACCES,
@@ -55,6 +56,7 @@ from kernel.uapi import (
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
     MAP_STACK,
+    MAP_SYNC,
     MAP_TYPE,
     PROT_WRITE,
 )
@@ -200,6 +202,9 @@ def map_region(k, start, length, vm_flags, pgoff, file):
         if not enough_memory(k, pages - pages_within(k, start, end, VM_ACCOUNT)):
             return -ENOMEM
     unmap_areas(k, start, end)
+    # The file's system is asked last; what was there has gone.  No simulated device is persistent.
+    if vm_flags & VM_SYNC and vm_flags & VM_FILE_ALIGN:
+        return -EOPNOTSUPP
     refuse_collision(k, start, end)
     if vm_flags & VM_ACCOUNT:
         mm.committed += pages
@@ -218,7 +223,7 @@ def _check_fixed(k, addr, length):
         return -ENOMEM
     if addr & ((1 << PAGE_SHIFT) - 1):
         return -EINVAL
-    if addr < mm.mmap_min_addr:
+    if addr < mm.dac_mmap_min_addr:
         return -EPERM
     return 0
 
@@ -244,7 +249,8 @@ def _file_flags(k, fd, prot, flags):
     if k.file[fd].thp_align:
         vm_flags |= VM_FILE_ALIGN
     if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
-        if kind == MAP_SHARED_VALIDATE and flags & ~(_LEGACY_FLAGS | MAP_SHARED_VALIDATE):
+        known = _LEGACY_FLAGS | MAP_SHARED_VALIDATE | (MAP_SYNC if k.file[fd].thp_align else 0)
+        if kind == MAP_SHARED_VALIDATE and flags & ~known:
             return -EOPNOTSUPP
         if prot & PROT_WRITE and not may & VM_MAYWRITE:
             return -EACCES
@@ -287,6 +293,8 @@ def _flag_bits(flags):
         bits |= VM_LOCKED
     if flags & MAP_STACK:
         bits |= VM_NOHUGEPAGE
+    if flags & MAP_SYNC:
+        bits |= VM_SYNC
     return bits
 
 
@@ -313,6 +321,8 @@ def do_mmap(k, addr, length, prot, flags, fd, offset):
     length = page_align(length)
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
+    if not flags & MAP_FIXED and 0 < addr >> PAGE_SHIFT << PAGE_SHIFT < mm.mmap_min_addr:
+        addr = page_align(mm.mmap_min_addr)
     vm_flags = prot & 7 | _flag_bits(flags)
     pgoff = 0 if anonymous else offset >> PAGE_SHIFT
     addr = place_mapping(k, addr, length, pgoff, flags, file, align)

@@ -303,8 +303,6 @@ def _move_areas(k, addr, length, new_addr, flags):
         stop = min(k.vma[i].vm_end, end)
         if first < 0 and start > addr:
             return -EFAULT
-        if k.vma[i].vm_flags & VM_FILE_ALIGN and (first >= 0 or k.vma[i].vm_end < end):
-            return -EFAULT
         if first >= 0:
             target += start - last_end
         last_end = stop
@@ -354,7 +352,7 @@ def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
     page = (1 << PAGE_SHIFT) - 1
     if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or addr & page:
         return -EINVAL
-    if new_len <= 0 or new_len > mm.task_size or old_len < 0:
+    if new_len <= 0 or new_len > mm.task_size:
         return -EINVAL
     if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return 0
@@ -377,6 +375,8 @@ def do_mremap(k, addr, old_len, new_len, flags, new_addr):
     error = _check_arguments(k, addr, old_len, new_len, flags, new_addr)
     if error < 0:
         return error
+    if old_len < 0:  # from 2**63 on: as good as any length beyond user space
+        old_len = 1 << 62
     if flags & MREMAP_FIXED and old_len == new_len:
         return _move_areas(k, addr, old_len, new_addr, flags)
     i = find_vma(k, addr)

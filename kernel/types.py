@@ -23,6 +23,7 @@ VM_DONTCOPY = 0x20000
 VM_LOCKONFAULT = 0x80000
 VM_ACCOUNT = 0x100000
 VM_NORESERVE = 0x200000
+VM_SYNC = 0x800000
 VM_WIPEONFORK = 0x2000000
 VM_DONTDUMP = 0x4000000
 VM_HUGEPAGE, VM_NOHUGEPAGE = 0x20000000, 0x40000000
@@ -68,6 +69,8 @@ PMD_NONE, PMD_TABLE, PMD_HUGE = 0, 1, 2
 SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
 #: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
 SEGV_MAPERR, SEGV_ACCERR = 1, 2
+#: si_code of SIGSEGV: not an address at all (between the halves of the address space).
+SI_KERNEL = 128
 #: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
 BUS_ADRALN = 1
 #: si_code of SIGSYS: an address that the simulated-memory window cannot hold beside another.
@@ -120,7 +123,8 @@ MM = np.dtype(
         ("mmap_legacy_base", "i8"),  # bottom-up from here, when top-down fails or legacy is set
         ("legacy", "i8"),  # 1: bottom-up first, as after ulimit -s unlimited
         ("layout_only", "i8"),  # 1: no page is ever mapped, so the window cannot be in the way
-        ("mmap_min_addr", "i8"),
+        ("mmap_min_addr", "i8"),  # lowest address that is given to who asks for none below
+        ("dac_mmap_min_addr", "i8"),  # lowest that MAP_FIXED may name (vm.mmap_min_addr)
         ("start_data", "i8"),
         ("end_data", "i8"),
         ("start_brk", "i8"),

@@ -2,7 +2,8 @@
 
 A log without the state at exec is anchored: everything from the end of the first mapping whose
 address was left to the kernel, up to ``mmap_base``, is taken; the first answer of brk is where the
-heap begins; and what calls name below it, which no call has mapped, is the program itself.
+heap begins; and what calls name below it, which no call has mapped, is the program itself.  The
+rest of the program is not in the log: a hint that points there may have met it or not.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from kernel.types import (
     VM_SHARED,
     VM_WIPEONFORK,
 )
-from kernel.uapi import MAP_32BIT, MAP_FIXED
+from kernel.uapi import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE
 
 _STACK_TOP = 0x7FFFFFFFF000
 _STACK_GUARD = 256 * PAGE
@@ -138,6 +139,18 @@ def _named_ranges(ops: list[Op]) -> list[tuple[int, int]]:
             if length > 0:
                 ranges.append((start, start + -(-length // PAGE) * PAGE))
     return ranges
+
+
+def _allow_refusals(ops: list[Op], low: int, high: int, taken: int) -> None:
+    """Let hints that point into [low, high) be refused, as if they pointed to ``taken``."""
+    for op in ops:
+        if op.step.child is not None or op.call.name != "mmap" or len(op.rows) != 1:
+            continue
+        hint, length, _, flags = op.call.args[:4]
+        plain = not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)
+        if plain and hint < high and low < hint + length and op.call.result != hint:
+            row = op.rows[0]
+            op.rows.append((row[0], taken, *row[2:]))
 
 
 def _line(start: int, end: int, rights: str, name: str) -> str:
@@ -270,6 +283,8 @@ def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) 
         row["vm_flags"] = 7 | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
+    if base and heap:
+        _allow_refusals(ops, max(heap - _PROGRAM, PAGE), heap, base - PAGE)
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin

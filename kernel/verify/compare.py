@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernel.boot import KernelConfig
+from kernel.boot import MMAP_MIN_ADDR, KernelConfig
 from kernel.host.observe import FILE, HUGE, PRESENT, SWAPPED, ZERO, Observer, host_settings
 from kernel.host.process import OP, HostProcess
 from kernel.jit import build
@@ -231,13 +231,12 @@ class Pair:
         protected = np.array(spans, "i8")
         self.real.protected = self.model.protected = protected
         mm.start_brk = mm.brk = host.start_brk
-        mm.mmap_min_addr = host_settings()["mmap_min_addr"] or 0
+        mm.dac_mmap_min_addr = host_settings()["mmap_min_addr"] or 0
+        # A build may round hints up to more than the setting says.
+        mm.mmap_min_addr = max(mm.dac_mmap_min_addr, MMAP_MIN_ADDR)
         mm.end_data = mm.start_data + host.data_bytes
         if host.randomized and self.setting.legacy:
-            # The kernel's own pages were the first to be placed.
-            mm.mmap_legacy_base = min(
-                int(line.split("-")[0], 16) for line in host.maps.splitlines() if "[v" in line
-            )
+            mm.mmap_legacy_base = min(start for start, _ in _kernel_pages(host))
         for name, number in _RLIMITS.items():
             soft = resource.prlimit(host.pid, number)[0]
             mm[name] = RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft
@@ -347,6 +346,12 @@ def region_lines(rows: np.ndarray) -> list[str]:
     return lines
 
 
+def _kernel_pages(host: HostProcess) -> list[tuple[int, int]]:
+    """Where the kernel's own pages lie in user space (vdso, vvar)."""
+    lines = [line.split() for line in host.maps.splitlines() if "[vvar" in line or "[vdso" in line]
+    return [tuple(int(part, 16) for part in line[0].split("-")) for line in lines]
+
+
 class Models:
     """Models by the maps that they start from: the same again is reset, which is quick.
 
@@ -373,6 +378,8 @@ class Models:
         model = Model(
             KernelConfig(
                 maps=host.maps,
+                # The kernel's own pages were the first to be placed, top-down.
+                mmap_base=max(end for _, end in _kernel_pages(host)),
                 window_bits=WINDOW_BITS,
                 legacy_layout=setting.legacy,
                 overcommit=int(found["overcommit_memory"] or 0),

@@ -117,14 +117,14 @@ class Runner:
         reruns = 0
         while True:
             counters = thp_counters()
-            report, executed = self._program(number)
+            report, executed, differences = self._program(number)
             after = thp_counters()
             report.tally.reruns = reruns
             if executed is None:
                 return report
             disturbed = any(after.get(n, 0) != counters.get(n, 0) for n in _INTERFERENCE)
             if not disturbed or reruns == MOST_RERUNS:
-                report.finding = self.find(self.plan.setting(number), executed)
+                report.finding = self.find(self.plan.setting(number), executed, differences)
                 return report
             reruns += 1
 
@@ -140,13 +140,13 @@ class Runner:
                     pair.step(made[-1])
         return made
 
-    def _program(self, number: int) -> tuple[Report, list[Op] | None]:
+    def _program(self, number: int) -> tuple[Report, list[Op] | None, list[Difference]]:
         """Run it; what was counted, and the operations up to a difference if there is one."""
         setting = self.plan.setting(number)
         tally = Tally(programs=1)
         tally.by_setting[_kind(setting)] += 1
         executed: list[Op] = []
-        different = False
+        differences: list[Difference] = []
         with Pair(setting, self.opened, self.models) as pair:
             generator = Generator(setting.seed, pair.ground)
             for n in range(self.plan.length(number)):
@@ -156,13 +156,12 @@ class Runner:
                 result, differences = pair.step(op)
                 tally.count(op, result)
                 if differences:
-                    different = True
                     break
             if self.plan.count_branches:
                 hits = pair.model.k["hits"]
                 tally.hits = np.array(hits[: len(pair.model.branches)])
                 hits[:] = 0
-        return Report(number, tally), executed if different else None
+        return Report(number, tally), executed if differences else None, differences
 
     def run(self, setting: Setting, ops: list[Op]) -> tuple[list[Op], list[Difference], list[str]]:
         """Run a given program up to a difference: what was done, the difference, and in words.
@@ -188,8 +187,8 @@ class Runner:
                 lines.append(f"{op.words()} = {result_words(*result[:4])}")
         return executed, [], lines
 
-    def find(self, setting: Setting, ops: list[Op]) -> Finding:
-        """Shrink a program that shows a difference."""
+    def find(self, setting: Setting, ops: list[Op], first: list[Difference]) -> Finding:
+        """Shrink a program that has shown the differences ``first``."""
 
         def shows(candidate: list[Op]) -> list[Op] | None:
             executed, differences, _ = self.run(setting, candidate)
@@ -202,6 +201,7 @@ class Runner:
         what = ", ".join(d.what for d in differences)
         if not differences:
             what = "not seen again when the program was repeated"
+            lines += [f"    {d.what}: Linux {d.real}, model {d.model}" for d in first]
         return Finding(setting, executed, lines, what, length)
 
 
