@@ -95,8 +95,9 @@ def _search_aligned(k, hint, length, pgoff, flags):
 def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
     """Choose the address of a new mapping; -ENOMEM when none is free.
 
-    A hint is rounded down to its page, and counts only if the whole range is free.  Since Linux 6.7 a hintless anonymous mapping whose length is a multiple of the huge-page
-    size is aligned to it; so is one of a file whose system asks for it (``align``), any length.
+    A hint is rounded down to its page, and counts only if the whole range is free.  Since Linux 6.7
+    a hintless anonymous mapping whose length is a multiple of the huge-page size is aligned to it;
+    so is one of a file whose system asks for it (``align``), any length.
     """
     mm = k.mm
     hint = hint >> PAGE_SHIFT << PAGE_SHIFT

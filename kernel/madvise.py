@@ -1,8 +1,13 @@
 """madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
 from kernel.fault import populate_area, zap_pages, zap_whole_slots
-from kernel.huge import split_partial_folios
-from kernel.jit import jit
+from kernel.huge import (
+    folio_of,
+    pages_per_slot,
+    split_folio,
+    split_huge_slot,
+    split_partial_folios,
+)from kernel.jit import jit
 from kernel.mmap import page_align
 from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.switches import PAGE_SHIFT
@@ -113,17 +118,48 @@ def free_lazily(k, start, end):
 def deactivate(k, start, end, reclaim):
     """MADV_COLD, and with ``reclaim`` MADV_PAGEOUT: lazily freed pages go, others have no swap.
 
-    Huge pages that are only partly in the range are split.
+    Huge pages that are only partly in the range are split, and all that cannot be swapped out.
     """
     start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
         split_partial_folios(k, start, stop)
         if reclaim:
-            for addr in range(start, stop, 1 << PAGE_SHIFT):
-                if k.pte[page_of(addr)] & PTE_LAZY:
-                    zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
+            _reclaim(k, start, stop)
         start = next_slot(k, stop, end)
+
+
+@jit
+def _lazy_pages(k, page, n):
+    """How many of the ``n`` pages from ``page`` on are lazily freed."""
+    lazy = 0
+    for i in range(page, page + n):
+        lazy += k.pte[i] & PTE_LAZY != 0
+    return lazy
+
+
+@jit(cold=True)
+def _reclaim(k, start, end):
+    """Page [start, end), all in one slot, out as far as there is no swap."""
+    addr = start
+    while addr < end:
+        page = page_of(addr)
+        n = 1
+        if k.pte[page] & PTE_FRAME and folio_of(k, page):
+            n = pages_per_slot()
+            lazy = _lazy_pages(k, page, n)
+            if lazy == 0:
+                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+            elif lazy < n:
+                # Written to since it was given up: it stays, and whole.
+                for i in range(page, page + n):
+                    k.pte[i] &= PTE_ALL ^ PTE_LAZY
+            else:
+                split_huge_slot(k, addr)  # the PTE page stays
+                zap_pages(k, addr, addr + (n << PAGE_SHIFT))
+        elif k.pte[page] & PTE_LAZY:
+            zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
+        addr += n << PAGE_SHIFT
 
 
 @jit(cold=True)

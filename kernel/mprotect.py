@@ -70,8 +70,8 @@ def do_mprotect(k, start, length, prot):
         start = k.vma[i].vm_start
         if not k.vma[i].vm_flags & VM_GROWSDOWN:
             return -EINVAL
-    elif grows:
-        return -EINVAL
+    elif grows and k.vma[i].vm_start <= start:
+        return -EINVAL  # nothing grows up here
     while start < end:
         if i == mm.map_count or k.vma[i].vm_start > start:
             return -ENOMEM

@@ -419,6 +419,17 @@ def thp_counters() -> dict[str, int]:
     return {name: int(value) for name, value in pairs}
 
 
+def pages_out() -> bool:
+    """Whether DAMON pages memory out that is not accessed: splits huge pages, drops lazily freed.
+
+    A setting of the host (/sys/kernel/mm/damon); seen on virtual machines that give memory back.
+    """
+    for state in Path("/sys/kernel/mm/damon/admin/kdamonds").glob("*/state"):
+        if _choice(state) == "on":
+            return True
+    return False
+
+
 def host_settings() -> dict[str, object]:
     """Return the settings of the host that decide how its memory behaves; None where it has none.
 

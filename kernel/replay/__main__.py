@@ -2,15 +2,18 @@
 
 record [-o FILE] [--no-aslr] -- COMMAND…   run COMMAND and write its memory calls
 FILE [--maps FILE] [--json] [--verbose]    replay a recording, or a log of strace
+trial [--keep FOLDER] [NAME…]              record and replay real programs, print a table
 
 Exit codes of a replay: 0 nothing differs, 1 something does, 2 the file cannot be read, 130
 interrupted.  Of a recording: the command's own (128 + the signal that ended it), 126 or 127 when
-it cannot be run, 77 where recording is impossible.
+it cannot be run, 77 where recording is impossible.  Of a trial: 0, 1 (also when more than 1 % of
+the calls are not comparable), 2 or 77.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 STRACE = "strace -f -y -e trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64 -o FILE COMMAND"
@@ -106,11 +109,46 @@ def _replay(arguments: list[str]) -> int:
     return int(result.differ)
 
 
+def _trial_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.replay trial",
+        description="Record and replay real programs, those that are installed, with randomised "
+        "addresses and without, by the recorder and by strace.",
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only programs so called")
+    return parser
+
+
+def _trial(arguments: list[str]) -> int:
+    options = _trial_parser().parse_args(arguments)
+    from kernel.replay.trial import PROGRAMS, Trial, TrialError
+
+    chosen = [p for p in PROGRAMS if not options.names or any(n in p.name for n in options.names)]
+    if not chosen:
+        names = "; ".join(program.name for program in PROGRAMS)
+        print(f"trial: no program is called {options.names[0]!r}: {names}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="trial-") as folder:
+        place = options.keep or Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            return Trial(place, lambda line: print(line, flush=True)).run(chosen)
+        except TrialError as error:
+            print(f"trial: {error}", file=sys.stderr)
+            return error.code
+        except OSError as error:
+            print(f"trial: {place}: {error.strerror or error}", file=sys.stderr)
+            return 2
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; the exit code."""
     try:
         if arguments[:1] == ["record"]:
             return _record(arguments[1:])
+        if arguments[:1] == ["trial"]:
+            return _trial(arguments[1:])
         return _replay(arguments)
     except KeyboardInterrupt:
         return 130

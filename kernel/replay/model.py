@@ -166,6 +166,11 @@ class Model:
         return True
 
 
+def without_sizes(row: Row) -> Row:
+    """The row without the limits of sizes that calls of other areas count towards."""
+    return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, row[LIMIT_MEMLOCK])
+
+
 def field_of(flags: int, field: tuple[int, int]) -> int:
     """The value of a field in an area's flags."""
     shift, width = field

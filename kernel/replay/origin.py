@@ -3,7 +3,8 @@
 A log without the state at exec is anchored: everything from the end of the first mapping whose
 address was left to the kernel, up to ``mmap_base``, is taken; the first answer of brk is where the
 heap begins; and what calls name below it, which no call has mapped, is the program itself.  The
-rest of the program is not in the log: a hint that points there may have met it or not.
+rest of the program is not in the log, so that a hint that points there may have met it or not, and
+limits of sizes cannot be held against them.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from kernel.boot import TASK_SIZE, KernelConfig
 from kernel.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot, parse_area
-from kernel.replay.model import FIRST_FILE_ID, WINDOW_BITS, State, initial_state
+from kernel.replay.model import FIRST_FILE_ID, WINDOW_BITS, State, initial_state, without_sizes
 from kernel.replay.plan import PAGE, Op
 from kernel.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
 from kernel.types import (
@@ -67,14 +68,36 @@ FLAGS = {
 _SEEN_IN_SMAPS = sum(FLAGS.values())
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """What an anchored space does not show: the program below its heap, and the sizes of all."""
+
+    low: int  # bytes; where a program may begin at the lowest
+    heap: int
+    taken: int  # an address that certainly is
+
+    def allow_for(self, ops: list[Op]) -> None:
+        """Let the ops be answered as they may be whatever is there."""
+        for op in ops:
+            if op.step.child is not None:
+                continue
+            op.rows = [without_sizes(row) for row in op.rows]
+            if op.call.name == "mmap" and len(op.rows) == 1:
+                hint, length, _, flags = op.call.args[:4]
+                plain = not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)
+                inside = hint < self.heap and self.low < hint + length
+                if plain and inside and op.call.result != hint:
+                    row = op.rows[0]
+                    op.rows.append((row[0], self.taken, *row[2:]))
+
+
 @dataclass
 class Origin:
     """The state in which a space begins, and the ops whose answers gave it."""
 
     state: State
     anchors: list[Op] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    heap_start: int = 0
+    unknown: Unknown | None = None
 
 
 def _mappings(areas: list[Area], image: Image) -> list[Area]:
@@ -139,18 +162,6 @@ def _named_ranges(ops: list[Op]) -> list[tuple[int, int]]:
             if length > 0:
                 ranges.append((start, start + -(-length // PAGE) * PAGE))
     return ranges
-
-
-def _allow_refusals(ops: list[Op], low: int, high: int, taken: int) -> None:
-    """Let hints that point into [low, high) be refused, as if they pointed to ``taken``."""
-    for op in ops:
-        if op.step.child is not None or op.call.name != "mmap" or len(op.rows) != 1:
-            continue
-        hint, length, _, flags = op.call.args[:4]
-        plain = not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)
-        if plain and hint < high and low < hint + length and op.call.result != hint:
-            row = op.rows[0]
-            op.rows.append((row[0], taken, *row[2:]))
 
 
 def _line(start: int, end: int, rights: str, name: str) -> str:
@@ -220,7 +231,7 @@ def _pages(vma: np.ndarray) -> int:
 
 def _from_snapshot(machine: Machine, image: Image, snapshot: Snapshot, ops: list[Op]) -> Origin:
     legacy = machine.legacy_layout or bool(image.personality & ADDR_COMPAT_LAYOUT)
-    origin = Origin(_boot(machine, snapshot.areas, legacy=legacy), heap_start=image.start_brk)
+    origin = Origin(_boot(machine, snapshot.areas, legacy=legacy))
     mm = origin.state.mm
     mm["start_data"], mm["end_data"] = image.start_data, image.end_data
     mm["start_brk"] = mm["brk"] = image.start_brk
@@ -260,7 +271,6 @@ def _from_maps(machine: Machine, areas: list[Area], image: Image, ops: list[Op])
         if grown.call.result != int(mm["brk"]):
             origin.anchors.append(grown)
         mm["start_brk"] = mm["brk"] = grown.call.result
-    origin.heap_start = int(mm["start_brk"])
     return origin
 
 
@@ -276,15 +286,14 @@ def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) 
         return _from_maps(log.machine, maps, image, ops)
     text, base, heap, anchors = _anchored(ops)
     areas = [area for area in map(parse_area, text.splitlines()) if area is not None]
-    origin = Origin(_boot(log.machine, areas), anchors, heap_start=heap)
+    origin = Origin(_boot(log.machine, areas), anchors)
     mm, vma = origin.state.mm, origin.state.vma
     # These stand for areas of many kinds: they may be divided and changed, but merge with nothing.
     for n, row in enumerate(vma):
         row["vm_flags"] = 7 | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
-    if base and heap:
-        _allow_refusals(ops, max(heap - _PROGRAM, PAGE), heap, base - PAGE)
+    origin.unknown = Unknown(max(heap - _PROGRAM, PAGE), heap, int(mm["mmap_base"]) - PAGE)
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin

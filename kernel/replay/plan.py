@@ -87,6 +87,7 @@ class Op:
     reason: str = ""  # why it is not compared
     check: Check | None = None  # in place of rows: has the effect, computes the answer
     taints: str = ""  # what it did to areas that the model does not follow
+    excuse: str = ""  # why a difference says nothing, where no order fits: it was refused
 
     @property
     def compared(self) -> bool:
@@ -105,6 +106,7 @@ class Planner:
     """Turns the steps of spaces into ops; knows which files are the same."""
 
     machine: Machine
+    blind: bool = False  # the log does not tell limits and what is set on the machine
     file_ids: dict[tuple, int] = field(default_factory=dict)
     names: dict[int, FileInfo] = field(default_factory=dict)  # of files by id
     policies: list[str] = field(default_factory=list)  # NUMA policies met, from number 1 on
@@ -122,6 +124,8 @@ class Planner:
                 self._plan(op, space)
                 if op.call.result is None and not op.reason:
                     op.reason = "the thread was ended inside the call"
+                if self.blind and not op.reason and _refused(op.call):
+                    op.excuse = "memory was refused by a limit that is not in the log"
                 if bits == 32:
                     op.reason, op.rows, op.check = "a 32-bit program", [], None
             ops.append(op)
@@ -454,6 +458,13 @@ class Planner:
         op.check = _mincore
         if op.call.result is not None and op.call.result not in (0, -EINVAL, -ENOMEM):
             op.reason, op.check = "the answer depends on where it was to be written", None
+
+
+def _refused(call: Call) -> bool:
+    """Whether the call asked for memory in vain."""
+    if call.name == "brk":
+        return call.result is not None and call.result < call.args[0]
+    return call.name in ("mmap", "mremap", "mprotect") and call.result == -ENOMEM
 
 
 def _range(call: Call) -> tuple[int, int]:

@@ -395,7 +395,8 @@ def _start(command: list[str], aslr: bool, filtered: bool) -> tuple[int, int]:
         os.close(go_write)
         os.waitpid(pid, 0)
         os.close(answer_read)
-        raise CannotRecordError(f"ptrace is not permitted here: {error}") from None
+        reason = getattr(error, "strerror", None) or "the process is gone"
+        raise CannotRecordError(f"ptrace is not permitted here: {reason}") from None
     os.write(go_write, b"g")
     os.close(go_write)
     return pid, answer_read
@@ -413,13 +414,21 @@ def record(command: list[str], path: Path, *, aslr: bool = True) -> tuple[int, i
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
     try:
         with Writer(path, command, procfs.machine()) as writer:
-            root, answer = _start(command, aslr, filtered)
-            recorder = Recorder(writer, filtered)
-            status = recorder.run(root)
-            with os.fdopen(answer, "rb") as file:
-                reason = file.read() if not recorder.started else b""
-        if reason:
-            raise CannotRecordError(f"{command[0]}: {reason[1:].decode()}", reason[0])
-        return status, writer.calls
+            return _record(command, writer, aslr, filtered), writer.calls
+    except CannotRecordError:
+        if path.is_file():
+            path.unlink()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _record(command: list[str], writer: Writer, aslr: bool, filtered: bool) -> int:
+    root, answer = _start(command, aslr, filtered)
+    recorder = Recorder(writer, filtered)
+    status = recorder.run(root)
+    with os.fdopen(answer, "rb") as file:
+        reason = file.read() if not recorder.started else b""
+    if reason:
+        raise CannotRecordError(f"{command[0]}: {reason[1:].decode()}", reason[0])
+    return status

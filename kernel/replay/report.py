@@ -208,8 +208,14 @@ def _snapshots(result: Result) -> list[str]:
             f"maps at the end: {len(compared)} compared ({areas_seen} areas, VmSize, VmData, "
             f"VmLck), {differ} differ"
         )
+        tables = [c.tables for c in compared if c.tables]
+        if tables:
+            real, least, most = (sum(column) for column in zip(*tables, strict=True))
+            lines.append(f"  page tables: {real} kB, from {least} to {most} kB by what was touched")
         if joined:
             lines.append(f"  {joined} boundaries are ignored that depend on what was touched")
+    else:
+        lines.append("maps at the end: not compared")
     missing = Counter(s.no_comparison for s in result.spaces if s.comparison is None and s.calls)
     lines += [f"  none for {count}: {reason}" for reason, count in missing.items()]
     return lines

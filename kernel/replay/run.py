@@ -104,7 +104,8 @@ class Replayer:
         self.log = log
         self.maps = maps
         self.model = Model()
-        self.planner = Planner(log.machine)
+        self.planner = Planner(log.machine, blind=log.kind != "recording")
+        self.unknown: dict[int, origin.Unknown] = {}  # by number of the space
         self.results: dict[int, SpaceResult] = {}
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
@@ -133,6 +134,9 @@ class Replayer:
             raise LogError(f"{self.log.path}: {error}") from None
         for op in begin.anchors:
             self._anchor(op)
+        if begin.unknown is not None:
+            self.unknown[space.number] = begin.unknown
+            begin.unknown.allow_for(ops)
         snapshot = space.exec.snapshot if space.exec else None
         given = snapshot.areas if snapshot else maps or []
         initial = {
@@ -161,6 +165,10 @@ class Replayer:
         assert space.parent is not None
         ops = self.planner.plan(space)
         parent = self.results[space.parent.number]
+        unknown = self.unknown.get(space.parent.number)
+        if unknown is not None:
+            self.unknown[space.number] = unknown
+            unknown.allow_for(ops)
         index = next(i for i, op in enumerate(parent.ops) if op.step.child is space)
         if index in parent.outcome.forks:
             states = fork_states(self.model, parent.ops, parent.outcome, index)

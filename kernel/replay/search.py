@@ -331,6 +331,10 @@ class Search:
             self.final = None  # said once is enough
             return
         op = self.ops[failure.index]
+        if op.excuse:
+            op.reason, op.rows = op.excuse, []  # what was refused has no effect
+            self._done(failure.index)
+            return
         self._answer(op)
         after = self.model.save()
         self.model.load(failure.before)

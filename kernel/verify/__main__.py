@@ -288,7 +288,7 @@ def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
         for branch, why in apart:
             print(f"  out of reach: {branch} ({why})")
     if tally.reruns:
-        print(f"{tally.reruns} programs run again: khugepaged had interfered")
+        print(f"{tally.reruns} programs run again: khugepaged or DAMON had interfered")
     rate = total / seconds if seconds else 0
     print(
         f"{tally.faults} page faults, {seconds:.0f} s, {rate:.0f} operations/s"

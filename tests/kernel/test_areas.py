@@ -322,7 +322,8 @@ def test_munmap_refuses(process, addr, length, error):
         (ORIGIN + 1, 4096, 4, EINVAL),
         (ORIGIN, -1, 4, EINVAL),
         (ORIGIN, 0, 4, 0),
-        (-4096, 4096, 4, ENOMEM),
+        (-4096, 4096, 4, EINVAL),  # ends where addresses do
+        (-8192, 4096, 4, ENOMEM),
         (-4096, 0, 4, 0),
         (END, 4096, 4, ENOMEM),
         (ORIGIN, 2**63 - 1, 4, EINVAL),  # [vvar] is on the way, which cannot be freed

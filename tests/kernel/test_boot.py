@@ -43,6 +43,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
         ({"memory": 4095}, "memory (4095) is less than one page (4096)"),
         ({"memory": 5000, "page_size": 65536}, "memory (5000) is less than one page (65536)"),
         ({"overcommit": 3}, "overcommit must be 0, 1 or 2, not 3"),
+        ({"overcommit_ratio": -1}, "overcommit_ratio must be 0 to 1000 %, not -1"),
+        ({"thp": "sometimes"}, "thp must be never, madvise, always, not sometimes"),
         ({"max_map_count": 7}, "max_map_count must be 8 to 65530, not 7"),
         ({"max_map_count": 65531}, "max_map_count must be 8 to 65530, not 65531"),
         ({"window_bits": 31}, "window_bits must be 32 to 41, not 31"),

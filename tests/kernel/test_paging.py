@@ -69,7 +69,7 @@ def test_protection(process, prot, read, write, populated):
     assert process.mm.flt_populate == process.mm.minflt - before == populated
 
 
-@pytest.mark.parametrize("addr", [0, 8, -8, 0x555555559000, 0x600000000000, 2**47, 2**62])
+@pytest.mark.parametrize("addr", [0, 8, -8, -(2**47), 0x555555559000, FAR, 2**47 - 1])
 def test_touch_of_nothing(process, addr):
     """SEGV_MAPERR, with the address; no fault is counted and no table made."""
     for access, word in ((0, "read of"), (1, "write to")):
@@ -77,6 +77,17 @@ def test_touch_of_nothing(process, addr):
         assert died == f"SIGSEGV: {word} {addr:#x}, where nothing is mapped"
         task = process.k.task
         assert (task.sig, task.si_code, task.si_addr, task.si_write) == (SIGSEGV, 1, addr, access)
+    assert (process.mm.minflt, process.mm.nr_ptes) == (0, 0)
+
+
+@pytest.mark.parametrize("addr", [2**47, 2**62, -(2**47) - 1, -(2**63)])
+def test_touch_of_no_address(process, addr):
+    """Between the halves of the address space the hardware does not say where it was."""
+    for access in (0, 1):
+        died = process.death("touch", addr, 1, access)
+        assert died.startswith("SIGSEGV")
+        task = process.k.task
+        assert (task.sig, task.si_code, task.si_addr, task.si_write) == (SIGSEGV, 128, 0, access)
     assert (process.mm.minflt, process.mm.nr_ptes) == (0, 0)
 
 

@@ -276,6 +276,11 @@ TABLES = {
         (("!", 128, 2), "2 2 3 0"),
         (" <<<     >>>", "0 2 3 0"),
     ],
+    "also where it holds more": [
+        (" WWWWWWW         ", "0 0 0 0"),
+        (("!", 128, 2), "2 2 3 0"),
+        (" <<<<<<<     >>>>>>>", "0 2 3 0"),
+    ],
     "but not when something is there": [
         ("WWWW        ", "0 0 0 0"),
         (("!", 128, 2), "2 2 3 0"),
@@ -380,6 +385,15 @@ def test_mremap_at_the_map_count_limit(process):
     process.mm.max_map_count += 1
     assert process.mremap(ORIGIN, P, P, FIX, ORIGIN + 9 * P) == ENOMEM  # counts two more
     assert process.mremap(ORIGIN, 2 * P, 8 * P, MOVE, 0) > 0
+
+
+def test_moves_that_split_at_the_map_count_limit(process):
+    """What a move must unmap may be refused first."""
+    apply(process, "WWW RRR    ")
+    process.mm.max_map_count = process.mm.map_count + 6
+    assert process.mremap(ORIGIN + P, P, 4 * P, MOVE, 0) > 0
+    process.mm.max_map_count = process.mm.map_count + 5
+    assert process.mremap(ORIGIN, P, P, FIX, ORIGIN + 5 * P) == ENOMEM
 
 
 def test_a_move_may_not_collide_in_the_window(process):
