@@ -7,7 +7,8 @@ from kernel.huge import (
     split_folio,
     split_huge_slot,
     split_partial_folios,
-)from kernel.jit import jit
+)
+from kernel.jit import jit
 from kernel.mmap import page_align
 from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.switches import PAGE_SHIFT
