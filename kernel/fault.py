@@ -11,8 +11,10 @@ frame that is taken away leaves its words in the window: they are cleared at the
 """
 
 from kernel.huge import (
+    folio_batch,
     folio_of,
     huge_page_allowed,
+    keep_pages,
     map_huge_page,
     map_huge_zero,
     pages_per_slot,
@@ -35,6 +37,7 @@ from kernel.types import (
     PTE_FRAME,
     PTE_HUGE,
     PTE_LAZY,
+    PTE_MLOCK,
     PTE_READ,
     PTE_STORE,
     PTE_WORDS,
@@ -46,6 +49,7 @@ from kernel.types import (
     SIGKILL,
     SIGSEGV,
     VM_EXEC,
+    VM_LOCKED,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -109,7 +113,7 @@ def _fault_file(k, i, addr, write):
 
 
 @jit
-def fault_page(k, i, addr, write):
+def _fault_page(k, i, addr, write):
     """Make the page of ``addr`` in area ``i`` present, for writing if ``write``; the kind of fault.
 
     The access itself is allowed.  Kills the process when physical memory is exhausted.
@@ -140,6 +144,22 @@ def fault_page(k, i, addr, write):
     _check_memory(k, addr, 1)
     _add_frame(k, page)
     return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
+
+
+@jit
+def fault_page(k, i, addr, write):
+    """Make the page of ``addr`` in area ``i`` present (:func:`_fault_page`), locked where it is."""
+    kind = _fault_page(k, i, addr, write)
+    if kind != NO_FAULT and k.vma[i].vm_flags & VM_LOCKED:
+        first = page_of(addr)
+        n = 1
+        if kind == FAULT_HUGE:
+            first = first >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+            n = pages_per_slot()
+        for page in range(first, first + n):
+            if k.pte[page] & PTE_FRAME:
+                k.pte[page] |= PTE_MLOCK
+    return kind
 
 
 @jit(cold=True)
@@ -174,7 +194,9 @@ def handle_mm_fault(k, addr, write):
         mm.flt_file += 1
     page = page_of(addr)
     if write:
-        k.pte[page] = (k.pte[page] | PTE_READ | PTE_WRITE | PTE_DIRTY) & (PTE_ALL ^ PTE_LAZY)
+        if k.pte[page] & PTE_LAZY:
+            keep_pages(k, page)
+        k.pte[page] |= PTE_READ | PTE_WRITE | PTE_DIRTY
     else:
         k.pte[page] |= PTE_READ
 
@@ -194,6 +216,8 @@ def populate_area(k, i, start, end, write):
                 mm.flt_huge += 1
             else:
                 mm.flt_populate += 1
+        elif write and k.pte[page_of(addr)] & PTE_LAZY:
+            keep_pages(k, page_of(addr))
         addr += 1 << PAGE_SHIFT
 
 
@@ -222,6 +246,29 @@ def zap_pages(k, start, end):
             k.pte_table[start >> pmd_shift()] = PMD_NONE
             mm.nr_ptes -= 1
         start = next_slot(k, stop, end)
+
+
+@jit(cold=True)
+def lock_frames(k, start, end, lock):
+    """Mark the frames of [start, end) as locked in memory, or (lock: 0) as no longer so.
+
+    A huge page counts only as a whole.
+    """
+    addr = next_slot(k, start, end)
+    while addr < end:
+        stop = min(end, ((addr >> pmd_shift()) + 1) << pmd_shift())
+        page = page_of(addr)
+        n = 1
+        lockable = lock and k.pte[page] & PTE_FRAME
+        if lockable and folio_of(k, page):
+            n = folio_batch(k, addr, stop)
+            lockable = n == pages_per_slot()
+        for i in range(page, page + n):
+            if lockable:
+                k.pte[i] |= PTE_MLOCK
+            else:
+                k.pte[i] &= PTE_ALL ^ PTE_MLOCK
+        addr = next_slot(k, addr + (n << PAGE_SHIFT), end)
 
 
 @jit

@@ -22,6 +22,8 @@ from kernel.types import (
     PTE_DIRTY,
     PTE_FRAME,
     PTE_HUGE,
+    PTE_LAZY,
+    PTE_MLOCK,
     PTE_READ,
     PTE_WORDS,
     PTE_ZERO,
@@ -101,14 +103,28 @@ def map_huge_page(k, addr):
 
 
 @jit(cold=True)
+def keep_pages(k, page):
+    """Folded page ``page`` was written to, or as good as: it, or its whole huge page, stays."""
+    if k.pte[page] & PTE_HUGE:
+        first = page >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+        for i in range(first, first + pages_per_slot()):
+            k.pte[i] &= PTE_ALL ^ PTE_LAZY
+    else:
+        k.pte[page] &= PTE_ALL ^ PTE_LAZY
+
+
+@jit(cold=True)
 def split_huge_slot(k, addr):
-    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page."""
+    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page.
+
+    A huge page that is not mapped as one is not locked in memory either.
+    """
     if k.pte_table[addr >> pmd_shift()] != PMD_HUGE:
         return
     k.pte_table[addr >> pmd_shift()] = PMD_TABLE
     first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
     for page in range(first, first + pages_per_slot()):
-        k.pte[page] &= PTE_ALL ^ PTE_HUGE
+        k.pte[page] &= PTE_ALL ^ (PTE_HUGE | PTE_MLOCK)
 
 
 @jit
@@ -127,7 +143,8 @@ def _split_folio_in(k, i, start, end, folio):
             continue
         set_folio(k, page, 0)
         f = k.pte[page]
-        if f & PTE_FRAME and not f & PTE_DIRTY and not k.vma[i].vm_flags & VM_LOCKED:
+        locked = f & PTE_MLOCK or k.vma[i].vm_flags & VM_LOCKED
+        if f & PTE_FRAME and not f & PTE_DIRTY and not locked:
             k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
             mm.rss -= 1
             mm.zapped += 1

@@ -16,6 +16,7 @@ from kernel.types import (
     PTE_ALL,
     PTE_FRAME,
     PTE_LAZY,
+    PTE_MLOCK,
     PTE_STORE,
     PTE_WRITE,
     VM_DONTCOPY,
@@ -146,7 +147,9 @@ def _reclaim(k, start, end):
     while addr < end:
         page = page_of(addr)
         n = 1
-        if k.pte[page] & PTE_FRAME and folio_of(k, page):
+        if k.pte[page] & PTE_MLOCK:
+            pass
+        elif k.pte[page] & PTE_FRAME and folio_of(k, page):
             n = pages_per_slot()
             lazy = _lazy_pages(k, page, n)
             if lazy == 0:

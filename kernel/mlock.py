@@ -1,6 +1,6 @@
 """mlock, mlock2 and munlock; and populating a range, which they share with mmap and mremap."""
 
-from kernel.fault import populate_area
+from kernel.fault import lock_frames, populate_area
 from kernel.jit import jit
 from kernel.switches import PAGE_SHIFT
 from kernel.types import (
@@ -86,6 +86,7 @@ def _apply(k, start, size, lock):
                 mm.locked_vm -= (stop - start) >> PAGE_SHIFT
             elif not old & VM_LOCKED:
                 mm.locked_vm += (stop - start) >> PAGE_SHIFT
+            lock_frames(k, start, stop, lock)
             # What it merged with already has these flags.
             stop = k.vma[j].vm_end
         start = stop

@@ -273,6 +273,9 @@ def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
         error = do_munmap(k, new_addr, new_len)
         if error < 0:
             return error
+        i = find_vma(k, addr)
+        if i == k.mm.map_count or k.vma[i].vm_start > addr:
+            return -EFAULT
     if new_len < old_len:
         error = do_munmap(k, addr + new_len, old_len - new_len)
         if error < 0:
@@ -362,7 +365,9 @@ def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
         return -EINVAL
     if flags & MREMAP_DONTUNMAP and old_len != new_len:
         return -EINVAL
-    if addr + old_len > new_addr and new_addr + new_len > addr:
+    # As unsigned numbers: what is negative here lies above all user space.
+    end = addr + old_len
+    if (end > new_addr or end < 0) and 0 <= addr < new_addr + new_len:
         return -EINVAL
     return -ENOMEM if mm.map_count + 2 >= mm.max_map_count - 3 else 0
 

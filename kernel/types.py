@@ -56,6 +56,8 @@ PTE_LAZY = 0x100
 PTE_FILE = 0x200
 #: No page is mapped; its contents are in the swap area.
 PTE_SWAP = 0x400
+#: The frame is locked in memory (it may outlive its area's VM_LOCKED: MREMAP_DONTUNMAP).
+PTE_MLOCK = 0x800
 #: All bits of a state; PTE_ALL ^ X keeps what is not X (plain NumPy refuses a negative mask).
 PTE_ALL = 0xFFFF
 #: Any of these: a page is mapped.

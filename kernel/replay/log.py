@@ -207,5 +207,12 @@ def parse_areas(text: str) -> list[Area]:
             raise ValueError(
                 f"{number}: expected 'start-end perms offset dev inode name': {line.strip()[:100]}"
             )
+        if not in_order(areas, area):
+            raise ValueError(f"{number}: not above the area before it: {line.strip()[:100]}")
         areas.append(area)
     return areas
+
+
+def in_order(areas: list[Area], area: Area) -> bool:
+    """Whether an area may follow these."""
+    return (areas[-1].end if areas else 0) <= area.start < area.end

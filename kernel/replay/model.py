@@ -5,8 +5,9 @@ nothing else of the kernel's record changes.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -106,15 +107,20 @@ def _copy(k: np.record) -> State:
     return State(mm, np.array(k["vma"][: int(mm["map_count"])], VMA))
 
 
+@cache
+def _compiled() -> tuple[Callable, Callable]:
+    """replay_rows and mark_areas, ready to be called: what they are built from is the same always."""
+    switches = KernelConfig(window_bits=WINDOW_BITS, layout_only=True).switches()
+    return build(replay_rows, **switches), build(mark_areas, **switches)
+
+
 class Model:
     """One kernel that takes on one state after the other."""
 
     def __init__(self) -> None:
         self._machine = Machine(KernelConfig(layout_only=True, window_bits=WINDOW_BITS))
         self.k = self._machine.k
-        switches = self._machine.config.switches()
-        self._replay = build(replay_rows, **switches)
-        self._mark = build(mark_areas, **switches)
+        self._replay, self._mark = _compiled()
         self._one = np.zeros((1, COLUMNS), "i8")
 
     def save(self) -> State:

@@ -74,6 +74,7 @@ _UNKNOWN_EFFECT = {
 _ADVICE = {0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
 #: Advice beyond these that divides no area: remove, collapse, poison, offline, guard pages.
 _PLAIN_ADVICE = {table.MADV_REMOVE, 25, 100, 101, 102, 103}
+_OTHER_ADVICE = {*_PLAIN_ADVICE, table.MADV_MERGEABLE, table.MADV_UNMERGEABLE}
 
 Check = Callable[[Model, Call], int]
 
@@ -442,7 +443,9 @@ class Planner:
     def _madvise(self, op: Op, space: Space) -> None:
         call = op.call
         advice = call.args[2] & 0xFFFFFFFF
-        if advice in _ADVICE:
+        # Linux refuses numbers that mean nothing, and the model refuses all that it does not know.
+        nothing = advice not in _OTHER_ADVICE and call.result == -EINVAL
+        if advice in _ADVICE or nothing:
             op.rows = [self._row(op, table.NUMBERS["madvise"], call.args)]
             return
         op.reason = f"advice {advice} is not modelled"

@@ -30,6 +30,7 @@ from kernel.replay.log import (
     Machine,
     SetLimit,
     Snapshot,
+    in_order,
     parse_area,
 )
 
@@ -58,6 +59,8 @@ def _snapshot_from_json(value: dict[str, Any] | None) -> Snapshot | None:
         area = parse_area(line)
         if area is None:
             raise ValueError(f"not a line of a maps file: {line}")
+        if not in_order(areas, area):
+            raise ValueError(f"not above the area before it: {line}")
         area.rss, area.flags = rss, flags
         areas.append(area)
     return Snapshot(areas, dict(value["sizes"]))

@@ -29,6 +29,10 @@ def percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 # --- one call ------------------------------------------------------------------------------------
 
 
@@ -192,7 +196,7 @@ def summary(result: Result) -> str:
     given = f", {anchors} taken as given" if anchors else ""
     share = percent(left, calls)
     return (
-        f"{calls} calls: {compared} compared, {differ} differ, "
+        f"{_count(calls, 'call')}: {compared} compared, {differ} differ, "
         f"{left} not comparable ({share:.1f} %){given}"
     )
 
@@ -213,7 +217,8 @@ def _snapshots(result: Result) -> list[str]:
             real, least, most = (sum(column) for column in zip(*tables, strict=True))
             lines.append(f"  page tables: {real} kB, from {least} to {most} kB by what was touched")
         if joined:
-            lines.append(f"  {joined} boundaries are ignored that depend on what was touched")
+            what = "1 boundary is" if joined == 1 else f"{joined} boundaries are"
+            lines.append(f"  {what} ignored that only what was touched explains")
     else:
         lines.append("maps at the end: not compared")
     missing = Counter(s.no_comparison for s in result.spaces if s.comparison is None and s.calls)
@@ -239,14 +244,14 @@ def text(result: Result, *, verbose: bool = False) -> str:
         lines += ["the first difference:", *(f"  {line}" for line in explained)]
     programs = sum(space.space.exec is not None for space in result.spaces)
     copies = sum(space.space.parent is not None for space in result.spaces)
-    lines.append(f"{programs} programs started, {copies} copies by fork")
+    lines.append(f"{_count(programs, 'program')} started, {copies} copied by fork")
     lines += _snapshots(result)
     overlaps = result.total(lambda s: s.outcome.overlaps)
     if overlaps:
         reordered = result.total(lambda s: s.outcome.reordered)
         lines.append(
-            f"calls that overlap: {overlaps} places with several orders, "
-            f"{reordered} calls not in the order of their ends"
+            f"calls that overlap: {_count(overlaps, 'place')} with several orders, "
+            f"{_count(reordered, 'call')} not in the order of their ends"
         )
     anchors = result.total(lambda s: s.anchors)
     if anchors:

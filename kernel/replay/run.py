@@ -131,7 +131,8 @@ class Replayer:
         try:
             begin = origin.begin(self.log, space.exec, ops, maps)
         except ValueError as error:
-            raise LogError(f"{self.log.path}: {error}") from None
+            line = f"line {space.exec.line}: " if space.exec else ""
+            raise LogError(f"{self.log.path}: {line}{error}") from None
         for op in begin.anchors:
             self._anchor(op)
         if begin.unknown is not None:

@@ -82,7 +82,8 @@ def _split(text: str) -> tuple[list[str], str]:
             parts.append(text[start:i].strip())
             start = i + 1
             if c == ")":
-                return [part for part in parts if part], text[start:]
+                whole = (part.removesuffix(_UNFINISHED).rstrip() for part in parts)
+                return [part for part in whole if part], text[start:]
         i += 1
     raise ValueError("the call is not complete")
 

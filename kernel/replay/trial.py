@@ -187,19 +187,22 @@ PROGRAMS = [
     Program("sqlite3", ["sqlite3", ":memory:", _SQL]),
     Program(
         "git",
-        [*_REPOSITORY, "--no-pager", "log", "--stat", "-p"],
+        [*_REPOSITORY, "gc", "--aggressive", "--quiet"],
         before=(
             ["cp", "-r", str(ROOT / "kernel"), "{folder}/kernel"],
             [*_REPOSITORY, "init", "-q"],
             [*_REPOSITORY, "add", "."],
             [*_REPOSITORY, "commit", "-q", "-m", "kernel"],
-            [*_REPOSITORY, "repack", "-adq"],
         ),
     ),
     Program("jq", ["jq", "-n", "[range(200000)] | map(. * 2) | add"]),
     Program("shell pipeline", ["sh", "-c", _PIPELINE], ("awk", "sort", "gzip", "zcat")),
     Program("node", ["node", "-e", _NODE]),
-    Program("xz, 4 threads", ["xz", "-T4", "-k", "-c", "-3", sys.executable]),
+    Program(
+        "xz, 4 threads",
+        ["xz", "-T4", "-k", "-c", "-1", "{folder}/data"],
+        before=(["sh", "-c", "seq 1 4000000 > {folder}/data"],),
+    ),
     Program("tar with xz", ["tar", "cJf", "{folder}/k.tar.xz", str(ROOT / "kernel")], ("xz",)),
     Program(
         "gdb",

@@ -289,6 +289,8 @@ def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
             print(f"  out of reach: {branch} ({why})")
     if tally.reruns:
         print(f"{tally.reruns} programs run again: khugepaged or DAMON had interfered")
+    if tally.outside:
+        print(f"{tally.outside} programs ended early: the model's window cannot hold their layout")
     rate = total / seconds if seconds else 0
     print(
         f"{tally.faults} page faults, {seconds:.0f} s, {rate:.0f} operations/s"

@@ -21,7 +21,8 @@ class Tally:
     by_errno: Counter = field(default_factory=Counter)
     by_setting: Counter = field(default_factory=Counter)
     faults: int = 0
-    reruns: int = 0  # programs run again because khugepaged had interfered
+    reruns: int = 0  # programs run again because the host may have interfered
+    outside: int = 0  # programs ended by a layout that the model's window cannot hold
     hits: np.ndarray | None = None  # of branches, (n,) i8
 
     def count(self, op: Op, result: Result) -> None:
@@ -45,6 +46,7 @@ class Tally:
         self.by_setting += other.by_setting
         self.faults += other.faults
         self.reruns += other.reruns
+        self.outside += other.outside
         if other.hits is not None:
             self.hits = other.hits.copy() if self.hits is None else self.hits + other.hits
 
