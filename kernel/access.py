@@ -5,16 +5,17 @@ indexed by ``addr & (2**WINDOW_BITS - 1)``: one AND, no table walk.  Two areas w
 are refused when they are mapped (kernel.mmap), so the fold of a mapped address is never ambiguous.
 What that AND cannot see is a wild address a multiple of 2**WINDOW_BITS from a resident page.
 
-The hook is nothing but the page check.  What watches accesses (TLB, cache lines, event log) goes
-here, behind a compile-time switch.
+The hook is nothing but the page check.  What watches accesses (the TLB; one day cache lines, an
+event log) goes here, behind a compile-time switch.
 """
 
 from kernel.fault import handle_mm_fault
 from kernel.jit import jit
 from kernel.memory import load_word, prefetch_word, store_word
-from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, WINDOW_BITS
+from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
 from kernel.task import kill
-from kernel.types import BUS_ADRALN, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS
+from kernel.tlb import tlb_access
+from kernel.types import BUS_ADRALN, PTE_HUGE, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS
 
 
 @jit(inline=True)
@@ -24,17 +25,31 @@ def fold(addr):
 
 
 @jit(inline=True)
-def access(k, addr, write):
+def make_present(k, addr, write):
     """Make ``addr`` accessible to the program (write: 1 or 0), faulting as the MMU would."""
     need = PTE_WRITE if write else PTE_READ
     if not k.pte[fold(addr) >> PAGE_SHIFT] & need:
         handle_mm_fault(k, addr, write)
 
 
+@jit(inline=True)
+def translate(k, addr):
+    """Count the translation of ``addr``, whose page is mapped."""
+    if TLB:
+        tlb_access(k, addr, k.pte[fold(addr) >> PAGE_SHIFT] & PTE_HUGE)
+
+
+@jit(inline=True)
+def access(k, addr, write):
+    """One access of the program to ``addr`` (write: 1 or 0), seen by all that watches accesses."""
+    make_present(k, addr, write)
+    translate(k, addr)
+
+
 @jit(cold=True)
 def _prepare_store(k, addr):
     """Make a page fit for real words: writable, and remembered as one to clear later."""
-    access(k, addr, 1)
+    make_present(k, addr, 1)
     k.pte[fold(addr) >> PAGE_SHIFT] |= PTE_STORE | PTE_WORDS
 
 
@@ -58,6 +73,7 @@ def store(k, addr, word):
         k.mm.stores += 1
     if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
         _prepare_store(k, addr)
+    translate(k, addr)
     store_word(k.window, fold(addr) >> 3, word)
 
 
@@ -114,5 +130,5 @@ def poke(k, addr, word):
 @jit
 def peek(k, addr):
     """Return a word of payload, outside all counters (content checks)."""
-    access(k, addr, 0)
+    make_present(k, addr, 0)
     return load_word(k.window, fold(addr) >> 3)

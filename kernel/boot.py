@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernel.frames import MAX_FRAMES, VMSTAT, default_min_free, init_frames
 from kernel.huge import set_folio
 from kernel.jit import build, jit
 from kernel.memory import clear_page, windows
 from kernel.pgtable import alloc_tables, pgd_shift, pmd_shift, pud_shift
 from kernel.switches import PAGE_SHIFT
+from kernel.tlb import check_geometry, init_tlb
 from kernel.types import (
     ADDRESS_BITS,
     MM,
@@ -82,6 +84,11 @@ class KernelConfig:
     ``mmap_base``: where top-down search begins; 0: where the highest mapping below the stack ends.
     ``legacy_layout``: mappings are placed from the bottom up.  ``layout_only``: no page is ever
     mapped, so that any address will do; for replaying system calls whose touches are not known.
+
+    ``frames``: every page takes a frame of ``memory`` (kernel.frames); ``fragmentation``: percent
+    of its blocks of a huge page's size in which the rest of the system holds a frame;
+    ``zone_boundary``: where the upper zone begins; ``min_free``: the min watermarks, 0 for Linux's
+    formula.  ``tlb``: translations are cached (kernel.tlb), in tables of so many entries and ways.
     """
 
     page_size: int = 4096
@@ -99,6 +106,17 @@ class KernelConfig:
     window_bits: int = 39
     layout_only: bool = False
     mmap_base: int = 0
+    frames: bool = False
+    fragmentation: int = 0
+    zone_boundary: int = 4 << 30
+    min_free: int = 0
+    tlb: bool = False
+    tlb_l1_entries: int = 64
+    tlb_l1_ways: int = 4
+    tlb_l1_huge_entries: int = 32
+    tlb_l1_huge_ways: int = 4
+    tlb_l2_entries: int = 1536
+    tlb_l2_ways: int = 12
     maps: str = field(default=FRESH_PROCESS, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +146,43 @@ class KernelConfig:
             raise ValueError(f"maps has {len(areas)} areas, max_map_count is {self.max_map_count}")
         if not self.layout_only:
             check_window(areas, self.window_bits)
+        if self.frames:
+            self._check_frames()
+        if self.tlb:
+            for name in ("tlb_l1", "tlb_l1_huge", "tlb_l2"):
+                check_geometry(
+                    name, getattr(self, f"{name}_entries"), getattr(self, f"{name}_ways")
+                )
+
+    def _check_frames(self) -> None:
+        """Raise ValueError when physical memory cannot be as the settings say."""
+        if not self.memory:
+            raise ValueError("frames needs memory, the bytes that there are frames of: it is 0")
+        if self.layout_only:
+            raise ValueError("frames and layout_only exclude each other: no page is ever mapped")
+        for name in ("memory", "swap"):
+            if getattr(self, name) // self.page_size > MAX_FRAMES:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} bytes: with frames at most "
+                    f"{MAX_FRAMES} pages of {self.page_size}"
+                )
+        if not 0 <= self.fragmentation <= 100:
+            raise ValueError(f"fragmentation must be 0 to 100 %, not {self.fragmentation}")
+        block = self.page_size << max(10, self.page_shift - 3)
+        if self.zone_boundary < 0 or self.zone_boundary % block:
+            raise ValueError(
+                f"zone_boundary must be a multiple of {block}, the largest block of frames, "
+                f"not {self.zone_boundary}"
+            )
+        if self.min_free < 0 or self.min_free_bytes >= self.memory:
+            raise ValueError(
+                f"min_free ({self.min_free_bytes}) must be less than memory ({self.memory})"
+            )
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Bytes of all min watermarks."""
+        return self.min_free or default_min_free(self.memory)
 
     @property
     def page_shift(self) -> int:
@@ -136,7 +191,12 @@ class KernelConfig:
 
     def switches(self) -> dict[str, int]:
         """The compile-time switches that this configuration fixes (kernel.switches)."""
-        return {"PAGE_SHIFT": self.page_shift, "WINDOW_BITS": self.window_bits}
+        return {
+            "PAGE_SHIFT": self.page_shift,
+            "WINDOW_BITS": self.window_bits,
+            "FRAMES": self.frames,
+            "TLB": self.tlb,
+        }
 
 
 @dataclass(frozen=True)
@@ -196,13 +256,21 @@ class Machine:
         self.config = config or KernelConfig()
         shift = self.config.page_shift
         bits = self.config.window_bits
-        dtype = kernel_dtype(shift, bits, self.config.max_map_count)
+        frames, tlb = self.config.frames, self.config.tlb
+        dtype = kernel_dtype(shift, bits, self.config.max_map_count, frames=frames, tlb=tlb)
         # One reservation, so that ``k`` keeps its window alive; the window aligned as the whole.
         offset = -(-dtype.itemsize // _HOST_HUGE_PAGE) * _HOST_HUGE_PAGE
-        end = offset + (1 << bits)
-        memory = _reserve(end + (8 << (bits - shift)))
+        # Behind it a word for each of its pages, once or twice.
+        names = ["folio", "pfn"] if frames else ["folio"]
+        words_size = 8 << (bits - shift)
+        places = [("window", offset, offset + (1 << bits))]
+        for name in names:
+            end = places[-1][2]
+            places.append((name, end, end + words_size))
+        memory = _reserve(places[-1][2])
         self.k = memory[: dtype.itemsize].view(dtype).view(np.recarray)[0]
-        for name, words in (("window", memory[offset:end]), ("folio", memory[end:])):
+        for name, start, end in places:
+            words = memory[start:end]
             address = words.ctypes.data
             self.k[name] = address
             windows[address] = words.view("i8")
@@ -210,6 +278,7 @@ class Machine:
         self._initial = parse_maps(self.config.maps, self.config.page_size)
         self._clear = None
         self._assume = None
+        self._frames = build(init_frames, **self.config.switches()) if frames else None
         self._boot()
 
     def _boot(self) -> None:
@@ -245,9 +314,29 @@ class Machine:
             if v["vm_flags"] & VM_ACCOUNT:
                 mm.committed += pages
         mm.start_vm = mm.total_vm - mm.reserved_vm
+        if config.frames:
+            k["vmstat"] = np.zeros((), VMSTAT)
+            self._frames(
+                k,
+                config.memory // page,
+                config.zone_boundary // page,
+                config.min_free_bytes // page,
+                config.fragmentation,
+                config.swap // page,
+            )
+        if config.tlb:
+            names = ("tlb_l1", "tlb_l1_huge", "tlb_l2")
+            init_tlb(
+                k, [(getattr(config, f"{n}_entries"), getattr(config, f"{n}_ways")) for n in names]
+            )
 
     def assume_tables(self, start: int, end: int) -> None:
-        """Let the page tables of [start, end) exist, as for a process that has touched it all."""
+        """Let the page tables of [start, end) exist, as for a process that has touched it all.
+
+        Raises ValueError with frames: they would have none.
+        """
+        if self.config.frames:
+            raise ValueError("page tables cannot be assumed with frames: each takes one")
         if self._assume is None:
             self._assume = build(assume_tables, **self.config.switches())
         self._assume(self.k, start, end)

@@ -25,8 +25,7 @@ from kernel.frames import (
 )
 from kernel.jit import jit
 from kernel.switches import PAGE_SHIFT
-from kernel.types import PTE_FILE, PTE_FRAME, PTE_HUGE, PTE_SWAP, PTE_ZERO, VM_LOCKED
-from kernel.vma import find_vma
+from kernel.types import PTE_FILE, PTE_FRAME, PTE_HUGE, PTE_MLOCK, PTE_SWAP, PTE_ZERO
 
 #: What a code means; ``bad`` is what the last column names.
 CHECKS = {
@@ -45,7 +44,7 @@ CHECKS = {
     13: "a swap slot belongs to a page that is not in it (slot)",
     14: "pages are swapped out that have no slot of their own (their number)",
     15: "a free swap slot is lost, or on no chain (slot)",
-    16: "a page is set aside as locked in an area that is not (frame)",
+    16: "a page is set aside as locked that is not (frame)",
     17: "frames are lost or there twice: free + tables + mapped + others (the sum)",
 }
 
@@ -161,10 +160,8 @@ def _check_block(k, pfn):
     if state >= INACTIVE:
         if not _check_owner(k, pfn):
             return _bad(k, 9, pfn)
-        if state == UNEVICTABLE:
-            i = find_vma(k, owner_of(k, pfn) << PAGE_SHIFT)
-            if not k.vma[i].vm_flags & VM_LOCKED:
-                return _bad(k, 16, pfn)
+        if state == UNEVICTABLE and not k.pte[fold_page(owner_of(k, pfn))] & PTE_MLOCK:
+            return _bad(k, 16, pfn)
     return 0
 
 

@@ -8,8 +8,13 @@
 The rights in a page's state (PTE_READ, PTE_WRITE) are what the hook of every access looks at; they
 may be missing from a mapped page.  Then the access comes here, is served, and counts no fault.  A
 frame that is taken away leaves its words in the window: they are cleared at the next fault.
+
+With the switch FRAMES every page-table page and every page in RssAnon has a frame (kernel.frames),
+and the page may be in the swap area instead.  Pages of files and of shared memory (PTE_FILE) take
+none: they belong to the rest of the system.
 """
 
+from kernel.frames import free_table_frames, map_frame, munlock_frame
 from kernel.huge import (
     folio_batch,
     folio_of,
@@ -25,8 +30,9 @@ from kernel.jit import jit
 from kernel.memory import clear_page
 from kernel.pgtable import alloc_tables, free_ptes, next_slot, page_of, pmd_shift
 from kernel.stack import expand_stack
-from kernel.switches import PAGE_SHIFT
+from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.task import kill
+from kernel.tlb import flush_tlb_range
 from kernel.types import (
     ADDRESS_BITS,
     PMD_HUGE,
@@ -38,8 +44,10 @@ from kernel.types import (
     PTE_HUGE,
     PTE_LAZY,
     PTE_MLOCK,
+    PTE_PRESENT,
     PTE_READ,
     PTE_STORE,
+    PTE_SWAP,
     PTE_WORDS,
     PTE_WRITE,
     PTE_ZERO,
@@ -55,16 +63,17 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.vma import anon_vma_prepare, find_vma
+from kernel.vmscan import back_tables, get_frame, get_huge_frame, release_page, swap_in
 
 #: What :func:`fault_page` did: nothing, or the kind of fault.
-NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE = range(6)
+NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE, FAULT_SWAP = range(7)
 
 
 @jit
 def _check_memory(k, addr, pages):
-    """Kill the process when physical memory cannot hold ``pages`` more."""
+    """Kill the process when physical memory cannot hold ``pages`` more, where nothing else does."""
     mm = k.mm
-    if mm.memory and mm.rss + mm.rss_file + pages > mm.memory:
+    if not FRAMES and mm.memory and mm.rss + mm.rss_file + pages > mm.memory:
         kill(k, SIGKILL, 0, addr, 1)
 
 
@@ -78,16 +87,33 @@ def _add_frame(k, page):
         mm.hiwater_rss = mm.rss
 
 
+@jit
+def _flush_page(k, addr):
+    """Forget the translation of the page of ``addr``, or of its huge page."""
+    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    flush_tlb_range(k, start, start + (1 << PAGE_SHIFT))
+
+
 @jit(cold=True)
 def _fault_huge(k, addr, write):
     """Serve a fault with a huge page; False when memory has no room for one."""
     mm = k.mm
-    if write:
-        if mm.memory and mm.rss + mm.rss_file + pages_per_slot() > mm.memory:
-            return False
-        map_huge_page(k, addr)
-    else:
+    if FRAMES:
+        back_tables(k, addr)
+    if not write:
         map_huge_zero(k, addr)
+        return True
+    if FRAMES:
+        pfn = get_huge_frame(k)
+        if pfn < 0:
+            return False
+    elif mm.memory and mm.rss + mm.rss_file + pages_per_slot() > mm.memory:
+        return False
+    if TLB and k.pte[page_of(addr)] & PTE_HUGE:
+        _flush_page(k, addr)
+    map_huge_page(k, addr)
+    if FRAMES:
+        map_frame(k, pfn, addr >> pmd_shift() << pmd_shift())
     return True
 
 
@@ -96,15 +122,23 @@ def _fault_file(k, i, addr, write):
     """Map a page of the file or shared memory behind area ``i``; a private write copies it."""
     mm = k.mm
     page = page_of(addr)
+    if FRAMES:
+        back_tables(k, addr)
     alloc_tables(k, addr)
     if k.pte[page] & PTE_WORDS and not k.pte[page] & PTE_FILE:
         clear_page(k, page)
     if write and not k.vma[i].vm_flags & VM_SHARED:
         anon_vma_prepare(k, i)
+        if FRAMES:
+            pfn = get_frame(k, addr)
+        if TLB and k.pte[page] & PTE_FILE:
+            _flush_page(k, addr)
         if k.pte[page] & PTE_FILE:
             mm.rss_file -= 1
         _check_memory(k, addr, 1)
         _add_frame(k, page)
+        if FRAMES:
+            map_frame(k, pfn, addr)
         return FAULT_COW
     _check_memory(k, addr, 1)
     k.pte[page] = PTE_READ | PTE_FILE
@@ -120,6 +154,9 @@ def _fault_page(k, i, addr, write):
     """
     page = page_of(addr)
     f = k.pte[page]
+    if FRAMES and f & PTE_SWAP:
+        swap_in(k, addr)
+        return FAULT_SWAP
     if f & (PTE_FRAME | PTE_FILE) or (f & PTE_ZERO and not write):
         if k.vma[i].vm_file == 0 or not write or k.vma[i].vm_flags & VM_SHARED or f & PTE_FRAME:
             return NO_FAULT
@@ -134,6 +171,8 @@ def _fault_page(k, i, addr, write):
         if _fault_huge(k, addr, write):
             return FAULT_HUGE
         split_huge_slot(k, addr)
+    if FRAMES:
+        back_tables(k, addr)
     alloc_tables(k, addr)
     if f & PTE_WORDS:
         clear_page(k, page)
@@ -141,8 +180,14 @@ def _fault_page(k, i, addr, write):
         k.pte[page] = PTE_READ | PTE_ZERO
         return FAULT_READ
     anon_vma_prepare(k, i)
+    if FRAMES:
+        pfn = get_frame(k, addr)
     _check_memory(k, addr, 1)
+    if TLB and f & PTE_ZERO:
+        _flush_page(k, addr)
     _add_frame(k, page)
+    if FRAMES:
+        map_frame(k, pfn, addr)
     return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
 
 
@@ -160,6 +205,12 @@ def fault_page(k, i, addr, write):
             if k.pte[page] & PTE_FRAME:
                 k.pte[page] |= PTE_MLOCK
     return kind
+
+
+@jit
+def _is_minor(kind):
+    """Whether a fault of this kind counts as a minor one."""
+    return kind != NO_FAULT and not (FRAMES and kind == FAULT_SWAP)
 
 
 @jit(cold=True)
@@ -180,7 +231,7 @@ def handle_mm_fault(k, addr, write):
     if not flags & allowed:
         kill(k, SIGSEGV, SEGV_ACCERR, addr, write)
     kind = fault_page(k, i, addr, write)
-    if kind != NO_FAULT:
+    if _is_minor(kind):
         mm.minflt += 1
     if kind == FAULT_READ:
         mm.flt_read += 1
@@ -210,7 +261,7 @@ def populate_area(k, i, start, end, write):
     addr = start
     while addr < end:
         kind = fault_page(k, i, addr, write)
-        if kind != NO_FAULT:
+        if _is_minor(kind):
             mm.minflt += 1
             if kind == FAULT_HUGE:
                 mm.flt_huge += 1
@@ -222,9 +273,29 @@ def populate_area(k, i, start, end, write):
 
 
 @jit(cold=True)
+def flush_present(k, start, end):
+    """Forget the translations of [start, end) from the first page that is mapped to the last."""
+    first = end
+    last = start
+    at = next_slot(k, start, end)
+    while at < end:
+        stop = min(end, ((at >> pmd_shift()) + 1) << pmd_shift())
+        while at < stop:
+            if k.pte[page_of(at)] & PTE_PRESENT:
+                first = min(first, at)
+                last = at + (1 << PAGE_SHIFT)
+            at += 1 << PAGE_SHIFT
+        at = next_slot(k, at, end)
+    if first < last:
+        flush_tlb_range(k, first, last)
+
+
+@jit(cold=True)
 def zap_pages(k, start, end):
     """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
     mm = k.mm
+    if TLB:
+        flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
@@ -234,6 +305,8 @@ def zap_pages(k, start, end):
         for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
             f = k.pte[page]
             if f:
+                if FRAMES:
+                    release_page(k, page, f)
                 if f & PTE_FRAME:
                     mm.rss -= 1
                     mm.zapped += 1
@@ -245,6 +318,8 @@ def zap_pages(k, start, end):
         if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
             k.pte_table[start >> pmd_shift()] = PMD_NONE
             mm.nr_ptes -= 1
+            if FRAMES:
+                free_table_frames(k, 1)
         start = next_slot(k, stop, end)
 
 
@@ -268,6 +343,8 @@ def lock_frames(k, start, end, lock):
                 k.pte[i] |= PTE_MLOCK
             else:
                 k.pte[i] &= PTE_ALL ^ PTE_MLOCK
+                if FRAMES and k.pte[i] & PTE_FRAME:
+                    munlock_frame(k, i)
         addr = next_slot(k, addr + (n << PAGE_SHIFT), end)
 
 
@@ -283,6 +360,8 @@ def drop_rights(k, start, end):
 
     What mprotect does to page tables: a huge page that is only partly in the range is split.
     """
+    if TLB:
+        flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())

@@ -495,6 +495,14 @@ def move_frame(k, old, addr):
         _set_owner(k, pfn, page)
 
 
+@jit(cold=True)
+def munlock_frame(k, page):
+    """Let the frame, or block, of folded page ``page``, no longer locked, be reclaimed again."""
+    pfn = pfn_of(k, page)
+    if k.frame[pfn].state == UNEVICTABLE:
+        move_to_list(k, pfn, INACTIVE)
+
+
 @jit
 def enter_table(k, pfn):
     """Let frame ``pfn``, state TAKEN, be a page-table page."""

@@ -8,12 +8,17 @@
 The huge page itself stays whole when only its mapping is split.  What frees or ages a part of it
 (MADV_FREE, MADV_COLD, MADV_PAGEOUT) splits it too, and then a page that was never written, all
 zeros, gives its frame back and maps the zero page.  Rules as observed (Linux 6.18).
+
+With the switch FRAMES the block of frames of a huge page becomes single frames as soon as its
+mapping is split: the part that is still whole to Linux is not free for others either way.
 """
 
+from kernel.frames import munlock_frame, release_frame, split_frame
 from kernel.jit import jit
 from kernel.memory import clear_page, load_word, store_word
 from kernel.pgtable import alloc_tables, next_slot, page_of, pmd_shift, set_pmd
-from kernel.switches import PAGE_SHIFT
+from kernel.switches import FRAMES, PAGE_SHIFT, TLB
+from kernel.tlb import flush_tlb_range
 from kernel.types import (
     PMD_HUGE,
     PMD_NONE,
@@ -123,6 +128,11 @@ def split_huge_slot(k, addr):
         return
     k.pte_table[addr >> pmd_shift()] = PMD_TABLE
     first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+    if TLB:
+        flush_tlb_range(k, addr, addr + (1 << PAGE_SHIFT))  # one entry maps the whole slot
+    if FRAMES and k.pte[first] & PTE_FRAME:
+        munlock_frame(k, first)
+        split_frame(k, first)
     for page in range(first, first + pages_per_slot()):
         k.pte[page] &= PTE_ALL ^ (PTE_HUGE | PTE_MLOCK)
 
@@ -145,6 +155,11 @@ def _split_folio_in(k, i, start, end, folio):
         f = k.pte[page]
         locked = f & PTE_MLOCK or k.vma[i].vm_flags & VM_LOCKED
         if f & PTE_FRAME and not f & PTE_DIRTY and not locked:
+            if FRAMES:
+                release_frame(k, page)
+            if TLB:
+                at = start + ((page - page_of(start)) << PAGE_SHIFT)
+                flush_tlb_range(k, at, at + (1 << PAGE_SHIFT))
             k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
             mm.rss -= 1
             mm.zapped += 1

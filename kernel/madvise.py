@@ -1,6 +1,6 @@
 """madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
-from kernel.fault import populate_area, zap_pages, zap_whole_slots
+from kernel.fault import flush_present, populate_area, zap_pages, zap_whole_slots
 from kernel.huge import (
     folio_of,
     pages_per_slot,
@@ -11,13 +11,17 @@ from kernel.huge import (
 from kernel.jit import jit
 from kernel.mmap import page_align
 from kernel.pgtable import next_slot, page_of, pmd_shift
-from kernel.switches import PAGE_SHIFT
+from kernel.swap import free_slot
+from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.types import (
     PTE_ALL,
     PTE_FRAME,
     PTE_LAZY,
     PTE_MLOCK,
+    PTE_READ,
     PTE_STORE,
+    PTE_SWAP,
+    PTE_WORDS,
     PTE_WRITE,
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -57,6 +61,7 @@ from kernel.uapi import (
     MADV_WIPEONFORK,
 )
 from kernel.vma import find_vma, modify_vma
+from kernel.vmscan import cold_page, lazy_page, page_out
 
 
 @jit
@@ -105,6 +110,8 @@ def _refused(k, i, advice):
 @jit(cold=True)
 def free_lazily(k, start, end):
     """MADV_FREE: pages of [start, end) may go without a word, unless written to again."""
+    if TLB:
+        flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
@@ -113,14 +120,21 @@ def free_lazily(k, start, end):
         for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
             if k.pte[page] & PTE_FRAME:
                 k.pte[page] = k.pte[page] & (PTE_ALL ^ (PTE_WRITE | PTE_STORE)) | PTE_LAZY
+                if FRAMES:
+                    k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
+                    lazy_page(k, page)
+            elif FRAMES and k.pte[page] & PTE_SWAP:
+                free_slot(k, page)
+                k.pte[page] &= PTE_WORDS
         start = next_slot(k, stop, end)
 
 
 @jit(cold=True)
 def deactivate(k, start, end, reclaim):
-    """MADV_COLD, and with ``reclaim`` MADV_PAGEOUT: lazily freed pages go, others have no swap.
+    """MADV_COLD, and with ``reclaim`` MADV_PAGEOUT: lazily freed pages go, others to the swap area.
 
-    Huge pages that are only partly in the range are split, and all that cannot be swapped out.
+    Huge pages that are only partly in the range are split, and all that are to be swapped out.
+    Without FRAMES there is no swap area, and MADV_COLD has nothing to tell.
     """
     start = next_slot(k, start, end)
     while start < end:
@@ -128,6 +142,10 @@ def deactivate(k, start, end, reclaim):
         split_partial_folios(k, start, stop)
         if reclaim:
             _reclaim(k, start, stop)
+        elif FRAMES:
+            for page in range(page_of(start), page_of(start) + ((stop - start) >> PAGE_SHIFT)):
+                if k.pte[page] & PTE_FRAME:
+                    cold_page(k, page)
         start = next_slot(k, stop, end)
 
 
@@ -142,7 +160,7 @@ def _lazy_pages(k, page, n):
 
 @jit(cold=True)
 def _reclaim(k, start, end):
-    """Page [start, end), all in one slot, out as far as there is no swap."""
+    """Page [start, end), all in one slot, out: lazily freed pages, others where there is swap."""
     addr = start
     while addr < end:
         page = page_of(addr)
@@ -154,6 +172,8 @@ def _reclaim(k, start, end):
             lazy = _lazy_pages(k, page, n)
             if lazy == 0:
                 split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+                if FRAMES:
+                    n = 0  # its pages are met once more, one by one
             elif lazy < n:
                 # Written to since it was given up: it stays, and whole.
                 for i in range(page, page + n):
@@ -163,6 +183,8 @@ def _reclaim(k, start, end):
                 zap_pages(k, addr, addr + (n << PAGE_SHIFT))
         elif k.pte[page] & PTE_LAZY:
             zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
+        elif FRAMES and k.pte[page] & PTE_FRAME:
+            page_out(k, page)
         addr += n << PAGE_SHIFT
 
 

@@ -4,6 +4,8 @@ Order of checks and of effects as Linux 6.17 and later: what was unmapped to mak
 unmapped when a later step fails.
 """
 
+from kernel.fault import flush_present
+from kernel.frames import move_frame
 from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.jit import jit
 from kernel.limits import enough_memory, may_expand_vm, may_lock
@@ -19,11 +21,13 @@ from kernel.pgtable import (
     pud_shift,
     set_pmd,
 )
-from kernel.switches import PAGE_SHIFT
+from kernel.swap import move_slot
+from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.types import (
     PMD_NONE,
     PTE_ALL,
     PTE_FRAME,
+    PTE_SWAP,
     PTE_WORDS,
     VM_ACCOUNT,
     VM_FILE_ALIGN,
@@ -45,6 +49,7 @@ from kernel.uapi import (
     MREMAP_MAYMOVE,
 )
 from kernel.vma import account_vm, add_vma, find_vma, intersects, pgoff_at
+from kernel.vmscan import back_pmd, back_pud, back_tables
 
 
 @jit(cold=True)
@@ -64,10 +69,24 @@ def _move_page(k, dst, src):
         set_folio(k, src, 0)
 
 
+@jit
+def _move_backing(k, addr, src):
+    """Let the frame or swap slot of folded page ``src`` know that its page moves to ``addr``."""
+    f = k.pte[src]
+    if f & PTE_SWAP:
+        move_slot(k, src, addr)
+    elif f & PTE_FRAME:
+        move_frame(k, src, addr)
+
+
 @jit(cold=True)
 def _move_pages(k, new, old, length):
     """Move the pages of [old, old + length), all in one slot, to ``new``."""
+    if TLB:
+        flush_present(k, old, old + length)
     for n in range(length >> PAGE_SHIFT):
+        if FRAMES:
+            _move_backing(k, new + (n << PAGE_SHIFT), page_of(old) + n)
         _move_page(k, page_of(new) + n, page_of(old) + n)
 
 
@@ -106,6 +125,7 @@ def move_page_tables(k, old, new, length):
 
     A first slot that the range only shares with free space, at both places, counts as whole when
     the range reaches its end.  Page-table pages come at the new place for what exists at the old.
+    With FRAMES, a frame for one of them may cost pages at the old place theirs, or the process.
     """
     old_end = old + length
     mask = (1 << pmd_shift()) - 1
@@ -120,6 +140,8 @@ def move_page_tables(k, old, new, length):
             old += extent
             new += extent
             continue
+        if FRAMES:
+            back_pud(k, new)
         alloc_pud(k, new)
         if extent == 1 << pud_shift():
             for n in range(0, extent, 1 << pmd_shift()):
@@ -131,11 +153,15 @@ def move_page_tables(k, old, new, length):
             continue
         extent = _extent(pmd_shift(), old, new, old_end)
         if k.pte_table[old >> pmd_shift()] != PMD_NONE:
+            if FRAMES:
+                back_pmd(k, new)
             alloc_pmd(k, new)
             if extent == 1 << pmd_shift():
                 _move_slot(k, new, old)
             else:
                 split_huge_slot(k, old)
+                if FRAMES:
+                    back_tables(k, new)
                 alloc_tables(k, new)
                 _move_pages(k, new, old, extent)
         old += extent

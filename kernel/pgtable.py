@@ -7,8 +7,9 @@ the place of a PTE page, but keeps one deposited for the day it is split.  Table
 real addresses, never folded, so that their number is exact.
 """
 
+from kernel.frames import free_table_frames
 from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT, WINDOW_BITS
+from kernel.switches import FRAMES, PAGE_SHIFT, WINDOW_BITS
 from kernel.types import PMD_NONE, PMD_TABLE
 
 
@@ -111,6 +112,8 @@ def free_ptes(k, start, end, floor, ceiling):
             freed += _free_level(k.pte_table, pmd_shift(), start, stop, floor, ceiling)
         start = stop
     k.mm.nr_ptes -= freed
+    if FRAMES:
+        free_table_frames(k, freed)
 
 
 @jit(cold=True)
@@ -121,8 +124,12 @@ def free_tables(k, start, end, floor, ceiling):
     """
     mm = k.mm
     free_ptes(k, start, end, floor, ceiling)
-    mm.nr_pmds -= _free_level(k.pmd_table, pud_shift(), start, end, floor, ceiling)
-    mm.nr_puds -= _free_level(k.pud_table, pgd_shift(), start, end, floor, ceiling)
+    pmds = _free_level(k.pmd_table, pud_shift(), start, end, floor, ceiling)
+    puds = _free_level(k.pud_table, pgd_shift(), start, end, floor, ceiling)
+    mm.nr_pmds -= pmds
+    mm.nr_puds -= puds
+    if FRAMES:
+        free_table_frames(k, pmds + puds)
 
 
 @jit

@@ -16,6 +16,10 @@ COUNT = True
 PAYLOAD = False
 #: Refuse misaligned loads and stores of the allocator's metadata.
 CHECKED = False
+#: Physical memory (kernel.frames): every page takes a frame, reclaim, swap.
+FRAMES = False
+#: Translation lookaside buffers (kernel.tlb).
+TLB = False
 
 #: Every name in this module that is a switch, in the order of their declaration.
-NAMES = ("PAGE_SHIFT", "WINDOW_BITS", "COUNT", "PAYLOAD", "CHECKED")
+NAMES = ("PAGE_SHIFT", "WINDOW_BITS", "COUNT", "PAYLOAD", "CHECKED", "FRAMES", "TLB")

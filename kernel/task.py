@@ -6,11 +6,13 @@ the exception is bare; :func:`reason` makes the message afterwards.
 
 import numpy as np
 
+from kernel.conservation import CHECKS
 from kernel.jit import jit
 from kernel.types import (
     ABORT_BAD_POINTER,
     ABORT_CORRUPT,
     ABORT_DOUBLE_FREE,
+    ABORT_FRAMES,
     ABORT_MISALIGNED,
     ABORT_OUTSIDE,
     BUS_ADRALN,
@@ -58,6 +60,8 @@ def reason(k: np.record) -> str:
     match sig:
         case 0:
             return ""
+        case _ if sig == SIGABRT and code == ABORT_FRAMES:
+            return f"SIGABRT: frames are not conserved: {CHECKS[addr]}: {k.phys.bad}"
         case _ if sig == SIGABRT:
             return "SIGABRT: " + _ABORTS.get(code, "abort code {code} at {addr:#x}").format(
                 code=code, addr=addr

@@ -8,6 +8,9 @@ import functools
 
 import numpy as np
 
+from kernel.frames import frames_fields
+from kernel.tlb import tlb_fields
+
 # --- vm_flags (the values of Linux) ------------------------------------------------------------
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
@@ -82,6 +85,9 @@ SYS_WINDOW = 1
 ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
 #: The same signal when the program notices what its allocator gave it.
 ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
+#: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
+#: kernel.conservation.CHECKS.
+ABORT_FRAMES = 6
 
 
 class SimulatedSignal(Exception):
@@ -212,10 +218,18 @@ ADDRESS_BITS = 47
 
 
 @functools.cache
-def kernel_dtype(page_shift: int, window_bits: int, max_map_count: int) -> np.dtype:
+def kernel_dtype(
+    page_shift: int,
+    window_bits: int,
+    max_map_count: int,
+    *,
+    frames: bool = False,
+    tlb: bool = False,
+) -> np.dtype:
     """The whole state of one simulated process: one record, so that one pointer names it.
 
-    Mostly address space that is never touched.  ``mm = k.mm; mm.brk += n`` mutates it.
+    Mostly address space that is never touched.  ``mm = k.mm; mm.brk += n`` mutates it.  ``frames``
+    and ``tlb`` add what the switches FRAMES and TLB need.
     """
     fan_out = page_shift - 3  # log2 of entries per table page
     slots = 1 << (window_bits - page_shift - fan_out)
@@ -223,23 +237,25 @@ def kernel_dtype(page_shift: int, window_bits: int, max_map_count: int) -> np.dt
     def tables(levels: int) -> int:
         return 1 << max(ADDRESS_BITS - page_shift - levels * fan_out, 0)
 
-    return np.dtype(
-        [
-            ("mm", MM),
-            ("task", TASK),
-            ("window", "i8"),  # host address of simulated memory (kernel.memory)
-            # host address of a word for each page of the window: 0, or the huge page it is part of
-            # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
-            ("folio", "i8"),
-            ("hits", "i8", (4096,)),  # branches taken, in an instrumented build (kernel.branches)
-            ("file", FILE, (NR_OPEN,)),  # open files by descriptor
-            ("vma", VMA, (max_map_count + 8,)),
-            ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
-            ("pte_table", "u1", (tables(1),)),  # PMD_* by address >> pmd shift
-            ("pmd_table", "u1", (tables(2),)),  # by address >> pud shift: 1 where a PMD page exists
-            ("pud_table", "u1", (tables(3),)),  # by address >> pgd shift: 1 where a PUD page exists
-            ("slot_seen", "u1", (slots,)),  # by folded PTE table: 1 when listed in touched
-            ("touched", "i8", (slots,)),  # folded PTE tables that held pages since the last reset
-        ],
-        align=True,
-    )
+    fields = [
+        ("mm", MM),
+        ("task", TASK),
+        ("window", "i8"),  # host address of simulated memory (kernel.memory)
+        # host address of a word for each page of the window: 0, or the huge page it is part of
+        # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
+        ("folio", "i8"),
+        ("hits", "i8", (4096,)),  # branches taken, in an instrumented build (kernel.branches)
+        ("file", FILE, (NR_OPEN,)),  # open files by descriptor
+        ("vma", VMA, (max_map_count + 8,)),
+        ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
+        ("pte_table", "u1", (tables(1),)),  # PMD_* by address >> pmd shift
+        ("pmd_table", "u1", (tables(2),)),  # by address >> pud shift: 1 where a PMD page exists
+        ("pud_table", "u1", (tables(3),)),  # by address >> pgd shift: 1 where a PUD page exists
+        ("slot_seen", "u1", (slots,)),  # by folded PTE table: 1 when listed in touched
+        ("touched", "i8", (slots,)),  # folded PTE tables that held pages since the last reset
+    ]
+    if frames:
+        fields += frames_fields()
+    if tlb:
+        fields += tlb_fields()
+    return np.dtype(fields, align=True)

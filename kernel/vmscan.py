@@ -11,7 +11,9 @@ page's rights (PTE_READ, PTE_WRITE), which the scan takes away and the next acce
 without a fault being counted.  New memory comes at the low watermark; below it pages are
 reclaimed up to the high one, at once and in full, as a kswapd would that costs no time.  Lazily
 freed pages (MADV_FREE) have a list of their own and go first.  Locked areas are never reclaimed:
-their pages are put aside when the scan meets them.  Nothing is read ahead from the swap area.
+their pages are marked and put aside when the scan meets them.  A huge page is taken apart before
+its pages go, those that were never written to the zero page.  Nothing is read ahead from the swap
+area.
 """
 
 from kernel.frames import (
@@ -35,20 +37,21 @@ from kernel.frames import (
     pfn_of,
     release_frame,
     set_pfn,
-    split_frame,
     zone_watermark_ok,
 )
-from kernel.huge import split_huge_slot
+from kernel.huge import folio_of, split_folio
 from kernel.jit import jit
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables, pgd_shift, pmd_shift, pud_shift
 from kernel.swap import alloc_slot, free_slot, swap_full
-from kernel.switches import PAGE_SHIFT
+from kernel.switches import PAGE_SHIFT, TLB
 from kernel.task import kill
+from kernel.tlb import flush_tlb_range
 from kernel.types import (
     PMD_NONE,
     PTE_DIRTY,
     PTE_FRAME,
     PTE_LAZY,
+    PTE_MLOCK,
     PTE_READ,
     PTE_STORE,
     PTE_SWAP,
@@ -70,8 +73,25 @@ _KEEP, _ACTIVATE, _RECLAIM = range(3)
 
 @jit
 def _locked(k, page):
-    """Whether page number ``page`` lies in a locked area."""
+    """Whether page number ``page`` is locked, or lies in a locked area."""
+    if k.pte[fold_page(page)] & PTE_MLOCK:
+        return True
     return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & VM_LOCKED != 0
+
+
+@jit
+def _set_aside(k, pfn):
+    """Mark the block at ``pfn`` as locked and keep it out of the scan's way."""
+    page = fold_page(owner_of(k, pfn))
+    for p in range(page, page + (1 << order_of(k, pfn))):
+        k.pte[p] |= PTE_MLOCK
+    move_to_list(k, pfn, UNEVICTABLE)
+
+
+@jit
+def _flush_page(k, page):
+    """Forget the translation of page number ``page``."""
+    flush_tlb_range(k, page << PAGE_SHIFT, (page + 1) << PAGE_SHIFT)
 
 
 @jit
@@ -101,9 +121,12 @@ def _references(k, pfn):
 @jit
 def _drop(k, pfn):
     """Forget the page of frame ``pfn``: what is read there next is zeros."""
-    page = fold_page(owner_of(k, pfn))
+    owner = owner_of(k, pfn)
+    page = fold_page(owner)
     k.pte[page] = int(k.pte[page]) & PTE_WORDS
     release_frame(k, page)
+    if TLB:
+        _flush_page(k, owner)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pglazyfreed += 1
@@ -117,17 +140,23 @@ def _swap_out(k, pfn):
     k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_SWAP
     release_frame(k, page)
     set_pfn(k, page, alloc_slot(k, owner))
+    if TLB:
+        _flush_page(k, owner)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pswpout += 1
 
 
 @jit
+def _huge_part(k, pfn):
+    """Huge page (shifted id and place) that the block at ``pfn`` is or is part of; 0: none."""
+    return folio_of(k, fold_page(owner_of(k, pfn)))
+
+
+@jit
 def _split(k, pfn):
-    """Take the huge page at ``pfn`` apart: its mapping, then its frames."""
-    owner = owner_of(k, pfn)
-    split_huge_slot(k, owner << PAGE_SHIFT)
-    split_frame(k, fold_page(owner))
+    """Take the huge page apart that the block at ``pfn`` is or is part of; any frame may go."""
+    split_folio(k, _huge_part(k, pfn) >> (PAGE_SHIFT - 3))
 
 
 @jit
@@ -140,10 +169,10 @@ def _shrink_lazy(k):
         k.frame[pfn].referenced = 0
         move_to_list(k, pfn, ACTIVE)
     elif _locked(k, owner):
-        move_to_list(k, pfn, UNEVICTABLE)
+        _set_aside(k, pfn)
     elif _references(k, pfn) != _RECLAIM:
         move_to_list(k, pfn, LAZY)
-    elif order_of(k, pfn):
+    elif _huge_part(k, pfn):
         _split(k, pfn)
     else:
         _drop(k, pfn)
@@ -154,7 +183,7 @@ def _shrink_active(k):
     """Move the tail of the active list to the inactive one, where it must prove itself again."""
     pfn = k.lru[ACTIVE].tail
     if _locked(k, owner_of(k, pfn)):
-        move_to_list(k, pfn, UNEVICTABLE)
+        _set_aside(k, pfn)
         return
     _test_and_clear_young(k, pfn)
     k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
@@ -169,7 +198,7 @@ def _shrink_inactive(k):
     k.vmstat.pgscan += frames
     owner = owner_of(k, pfn)
     if _locked(k, owner):
-        move_to_list(k, pfn, UNEVICTABLE)
+        _set_aside(k, pfn)
         return
     verdict = _references(k, pfn)
     if verdict == _KEEP:
@@ -177,7 +206,7 @@ def _shrink_inactive(k):
     elif verdict == _ACTIVATE:
         k.vmstat.pgactivate += frames
         move_to_list(k, pfn, ACTIVE)
-    elif frames > 1:
+    elif _huge_part(k, pfn):
         _split(k, pfn)
     elif k.pte[fold_page(owner)] & PTE_LAZY:
         _drop(k, pfn)
@@ -261,14 +290,26 @@ def _table_frame(k, addr):
 
 
 @jit(cold=True)
-def back_tables(k, addr):
-    """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
+def back_pud(k, addr):
+    """Make the PUD page that maps ``addr`` exist, with a frame; may kill."""
     if not k.pud_table[addr >> pgd_shift()]:
         _table_frame(k, addr)
         alloc_pud(k, addr)
+
+
+@jit(cold=True)
+def back_pmd(k, addr):
+    """Make the PMD page that maps ``addr`` exist, and what is above it, each with a frame."""
+    back_pud(k, addr)
     if not k.pmd_table[addr >> pud_shift()]:
         _table_frame(k, addr)
         alloc_pmd(k, addr)
+
+
+@jit(cold=True)
+def back_tables(k, addr):
+    """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
+    back_pmd(k, addr)
     if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
         _table_frame(k, addr)
         alloc_tables(k, addr)
@@ -309,17 +350,26 @@ def release_page(k, page, f):
 def lazy_page(k, page):
     """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
     pfn = pfn_of(k, page)
-    if k.frame[pfn].state != INSIDE and k.frame[pfn].state != LAZY:
+    if k.frame[pfn].state == INACTIVE or k.frame[pfn].state == ACTIVE:
         k.frame[pfn].referenced = 0
         move_to_list(k, pfn, LAZY)
 
 
 @jit(cold=True)
-def munlock_pages(k, start, end):
-    """Let the pages of [start, end), no longer locked, be reclaimed again."""
-    for page in range(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
-        p = fold_page(page)
-        if k.pte[p] & PTE_FRAME:
-            pfn = pfn_of(k, p)
-            if k.frame[pfn].state == UNEVICTABLE:
-                move_to_list(k, pfn, INACTIVE)
+def cold_page(k, page):
+    """Let the frame, or block, of folded page ``page`` be not accessed for long (MADV_COLD)."""
+    pfn = pfn_of(k, page)
+    if k.frame[pfn].state == INSIDE:
+        return
+    _test_and_clear_young(k, pfn)
+    k.frame[pfn].referenced = 0
+    if k.frame[pfn].state == ACTIVE:
+        k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
+        move_to_list(k, pfn, INACTIVE)
+
+
+@jit(cold=True)
+def page_out(k, page):
+    """Swap folded page ``page`` out, single and not locked, while there are slots."""
+    if not swap_full(k):
+        _swap_out(k, pfn_of(k, page))

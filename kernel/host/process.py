@@ -39,6 +39,7 @@ from kernel.host.code import (
     HARNESS_SIZE,
     OP,
     OP_CALL,
+    OP_CLOCK,
     OP_LOAD,
     OP_NOP,
     OP_SETRLIMIT,
@@ -57,6 +58,7 @@ from kernel.host.elf import PAGE_SIZE, STT_GNU_IFUNC, ElfFile
 __all__ = [
     "OP",
     "OP_CALL",
+    "OP_CLOCK",
     "OP_LOAD",
     "OP_NOP",
     "OP_SETRLIMIT",

@@ -47,12 +47,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Soft limits in bytes, None for none, and whether RLIMIT_MEMLOCK does not apply."""
+    """Soft limits in bytes, None for none, and the capabilities that lift two others."""
 
     address_space: int | None = None
     data: int | None = None
     memlock: int | None = None
-    may_lock: bool = True
+    may_lock: bool = True  # RLIMIT_MEMLOCK does not apply
+    may_map_low: bool = False  # neither does vm.mmap_min_addr, to MAP_FIXED
 
 
 @dataclass(slots=True)

@@ -22,10 +22,10 @@ from kernel.vma import find_vma, modify_vma
 WINDOW_BITS = 32
 
 #: Columns of a row: the call, the answer expected, the file behind its descriptor (always 0 in the
-#: model), the process's limits, and the answer got.
+#: model), the process's limits, the lowest address that it may map, and the answer got.
 NUMBER, ARGUMENTS, EXPECTED, FILE_ID, FILE_MAY, FILE_ALIGN = 0, 1, 7, 8, 9, 10
-LIMIT_AS, LIMIT_DATA, LIMIT_MEMLOCK, GOT = 11, 12, 13, 14
-COLUMNS = 15
+LIMIT_AS, LIMIT_DATA, LIMIT_MEMLOCK, LOWEST, GOT = 11, 12, 13, 14, 15
+COLUMNS = 16
 
 #: Ids of open files; the model numbers those of the initial map and of shared memory from 1 on.
 FIRST_FILE_ID = 1 << 32
@@ -69,6 +69,7 @@ def replay_rows(k, rows, first, last):
         mm.rlim_as = rows[i, LIMIT_AS]
         mm.rlim_data = rows[i, LIMIT_DATA]
         mm.rlim_memlock = rows[i, LIMIT_MEMLOCK]
+        mm.dac_mmap_min_addr = rows[i, LOWEST]
         got = syscall(
             k, rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3], rows[i, 4], rows[i, 5], rows[i, 6]
         )
@@ -109,7 +110,7 @@ def _copy(k: np.record) -> State:
 
 @cache
 def _compiled() -> tuple[Callable, Callable]:
-    """replay_rows and mark_areas, ready to be called: what they are built from is the same always."""
+    """replay_rows and mark_areas, compiled once: every model has the same switches."""
     switches = KernelConfig(window_bits=WINDOW_BITS, layout_only=True).switches()
     return build(replay_rows, **switches), build(mark_areas, **switches)
 
@@ -172,9 +173,14 @@ class Model:
         return True
 
 
+def without_limits(row: Row) -> Row:
+    """The row without its process's limits."""
+    return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, RLIM_INFINITY, 0)
+
+
 def without_sizes(row: Row) -> Row:
     """The row without the limits of sizes that calls of other areas count towards."""
-    return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, row[LIMIT_MEMLOCK])
+    return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, *row[LIMIT_MEMLOCK:])
 
 
 def field_of(flags: int, field: tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernel.boot import TASK_SIZE, KernelConfig
+from kernel.boot import MMAP_MIN_ADDR, TASK_SIZE, KernelConfig
 from kernel.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot, parse_area
 from kernel.replay.model import FIRST_FILE_ID, WINDOW_BITS, State, initial_state, without_sizes
 from kernel.replay.plan import PAGE, Op
@@ -219,7 +219,8 @@ def _boot(machine: Machine, areas: list[Area], *, legacy: bool = False) -> State
             row["vm_flags"] = (int(row["vm_flags"]) & ~_SEEN_IN_SMAPS) | flags
     mm = state.mm
     mm["max_map_count"] = min(machine.max_map_count, int(mm["max_map_count"]))
-    mm["mmap_min_addr"] = machine.mmap_min_addr
+    # A build may keep hints away from more than the setting says.
+    mm["mmap_min_addr"] = max(machine.mmap_min_addr, MMAP_MIN_ADDR)
     accounted = (state.vma["vm_flags"] & VM_ACCOUNT) != 0
     mm["committed"] = _pages(state.vma[accounted])
     return state

@@ -162,7 +162,11 @@ class Planner:
         padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
         if expected is None:
             expected = op.call.result or 0
-        return (number, *padded, expected, *file, *_limits(op.step.limits))
+        limits = op.step.limits
+        # Of a blind log the answer must tell whether its process may.
+        may = limits.may_map_low or (self.blind and not -PAGE < expected < 0)
+        lowest = 0 if may else self.machine.mmap_min_addr
+        return (number, *padded, expected, *file, *_limits(limits), lowest)
 
     def _new_file(self, info: FileInfo) -> int:
         number = FIRST_FILE_ID + len(self.names)
@@ -286,7 +290,7 @@ class Planner:
             and a["vm_start"] - addr == int(a["vm_pgoff"]) * PAGE
             and a["vm_end"] <= end
         ]
-        rest = (0, 0, 0, 0, 0, 0, 0, 0, *_limits(Limits()))
+        rest = (0, 0, 0, 0, 0, 0, 0, 0, *_limits(Limits()), 0)
         for low, high in mine:
             model.call((table.NUMBERS["munmap"], low, high - low, *rest))
         return 0

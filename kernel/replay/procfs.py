@@ -13,7 +13,7 @@ from kernel.replay.log import FileInfo, Image, Limits, Machine, Snapshot, parse_
 
 #: Fields of /proc/PID/status that a snapshot keeps, by their name there.
 _SIZES = ("VmSize", "VmData", "VmLck", "VmPTE")
-_CAP_IPC_LOCK = 14
+_CAP_IPC_LOCK, _CAP_SYS_RAWIO = 14, 17
 
 #: File systems by statfs's f_type; others are named by the number.
 _FILE_SYSTEMS = {
@@ -74,8 +74,9 @@ def limits(tid: int) -> Limits:
         resource.prlimit(tid, kind)[0]
         for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
     ]
-    may_lock = int(_status(tid)["CapEff"], 16) >> _CAP_IPC_LOCK & 1
-    return Limits(*(None if v == resource.RLIM_INFINITY else v for v in values), bool(may_lock))
+    capable = int(_status(tid)["CapEff"], 16)
+    may = (bool(capable >> bit & 1) for bit in (_CAP_IPC_LOCK, _CAP_SYS_RAWIO))
+    return Limits(*(None if v == resource.RLIM_INFINITY else v for v in values), *may)
 
 
 def image(tid: int) -> Image:

@@ -16,14 +16,13 @@ import numpy as np
 
 from kernel.replay import table
 from kernel.replay.log import NEVER
-from kernel.replay.model import COLUMNS, Model, Row, State
+from kernel.replay.model import COLUMNS, Model, State, without_limits
 from kernel.replay.plan import Op
 from kernel.uapi import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
-    RLIM_INFINITY,
 )
 
 #: Calls that may be made in vain before the search gives a difference up as real.
@@ -93,11 +92,6 @@ class _Failure:
     index: int  # of the op; -1: the final check
     got: int
     final: object | None = None
-
-
-def unlimited_row(row: Row) -> Row:
-    """The row without its process's limits."""
-    return (*row[:-3], RLIM_INFINITY, RLIM_INFINITY, RLIM_INFINITY)
 
 
 class Search:
@@ -266,7 +260,7 @@ class Search:
         if op.check is not None:
             op.check(self.model, op.call)
         for row in op.rows[:1]:
-            self.model.call(unlimited_row(row))
+            self.model.call(without_limits(row))
 
     def _done(self, index: int) -> None:
         self.order.append(index)
@@ -354,7 +348,7 @@ class Search:
         """Give a call the effect that its real answer says it had."""
         if op.check is not None:
             return
-        row = unlimited_row(op.rows[0])
+        row = without_limits(op.rows[0])
         number, *args = row[:7]
         expected = row[7]
         if expected < 0:

@@ -366,7 +366,8 @@ class Trial:
         calls, compared, differ, given, left, maps, maps_differ = map(self._total, range(7))
         programs = len({row.program for row in self.rows})
         return (
-            f"{len(self.rows)} runs of {programs} programs: {calls} calls: {compared} compared, "
+            f"{len(self.rows)} runs of {programs} program{'s' * (programs != 1)}: {calls} calls: "
+            f"{compared} compared, "
             f"{differ} differ, {left} not comparable ({self._percent():.1f} %), {given} taken as "
             f"given; {maps} maps compared, {maps_differ} differ"
         )

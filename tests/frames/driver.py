@@ -16,15 +16,14 @@ from kernel.frames import (
     LAZY,
     UNEVICTABLE,
     alloc_frames,
-    frames_fields,
     free_frames,
     free_table_frames,
     init_frames,
     map_frame,
     move_frame,
-    split_frame,
+    munlock_frame,
 )
-from kernel.huge import split_huge_slot
+from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.jit import build, jit
 from kernel.memory import windows
 from kernel.pgtable import page_of, set_pmd
@@ -35,6 +34,7 @@ from kernel.types import (
     PTE_FRAME,
     PTE_HUGE,
     PTE_LAZY,
+    PTE_MLOCK,
     PTE_READ,
     PTE_SWAP,
     PTE_WRITE,
@@ -49,7 +49,6 @@ from kernel.vmscan import (
     get_frame,
     get_huge_frame,
     lazy_page,
-    munlock_pages,
     release_page,
     swap_in,
 )
@@ -116,8 +115,11 @@ def touch(k, addr, write):
 
 
 @jit
-def touch_huge(k, addr):
-    """Map a huge page at ``addr``, whose slot is empty; 0 when no block is free."""
+def touch_huge(k, addr, dirty):
+    """Map a huge page at ``addr``, whose slot is empty, all written to if ``dirty``.
+
+    0 when no block is free.
+    """
     back_tables(k, addr)
     pfn = get_huge_frame(k)
     if pfn < 0:
@@ -125,8 +127,10 @@ def touch_huge(k, addr):
     set_pmd(k, addr, PMD_HUGE)
     map_frame(k, pfn, addr)
     page = page_of(addr)
+    k.mm.folios += 1
     for p in range(page, page + 512):
-        k.pte[p] = PTE_FRAME | PTE_HUGE | PTE_READ | PTE_WRITE
+        k.pte[p] = PTE_FRAME | PTE_HUGE | PTE_READ | PTE_WRITE | (PTE_DIRTY if dirty else 0)
+        set_folio(k, p, (k.mm.folios << 9) + p - page)
     k.mm.rss += 512
     return 1
 
@@ -137,6 +141,7 @@ def zap(k, addr, pages):
     for page in range(page_of(addr), page_of(addr) + pages):
         f = int(k.pte[page])
         release_page(k, page, f)
+        set_folio(k, page, 0)
         if f & PTE_FRAME:
             k.mm.rss -= 1
         k.pte[page] = 0
@@ -148,8 +153,7 @@ def lazy(k, addr, pages):
     for page in range(page_of(addr), page_of(addr) + pages):
         f = int(k.pte[page])
         if f & PTE_FRAME:
-            rights = PTE_READ | PTE_WRITE | PTE_DIRTY
-            k.pte[page] = f & (0xFFFF & ~rights) | PTE_LAZY
+            k.pte[page] = f & (0xFFFF & ~(PTE_READ | PTE_WRITE)) | PTE_LAZY
             lazy_page(k, page)
 
 
@@ -168,8 +172,19 @@ def move(k, addr, to):
         back_tables(k, to)
         for n in range(512 if f & PTE_HUGE else 1):
             move_frame(k, old + n, to + (n << 12))
+            set_folio(k, new + n, folio_of(k, old + n))
+            set_folio(k, old + n, 0)
             k.pte[new + n] = k.pte[old + n]
             k.pte[old + n] = 0
+
+
+@jit
+def munlock(k, addr, pages):
+    """Take the pages' locks away."""
+    for page in range(page_of(addr), page_of(addr) + pages):
+        k.pte[page] &= 0xFFFF ^ PTE_MLOCK
+        if k.pte[page] & PTE_FRAME:
+            munlock_frame(k, page)
 
 
 @jit
@@ -184,14 +199,13 @@ def enter(k, call, a, b, c, d, e):
     elif call == _TOUCH:
         return touch(k, a, b)
     elif call == _TOUCH_HUGE:
-        return touch_huge(k, a)
+        return touch_huge(k, a, b)
     elif call == _ZAP:
         zap(k, a, b)
     elif call == _LAZY:
         lazy(k, a, b)
     elif call == _SPLIT:
         split_huge_slot(k, a)
-        split_frame(k, page_of(a))
     elif call == _MOVE:
         move(k, a, b)
     elif call == _BALANCE:
@@ -201,7 +215,7 @@ def enter(k, call, a, b, c, d, e):
     elif call == _CHECK_COUNTS:
         return check_counts(k)
     elif call == _MUNLOCK:
-        munlock_pages(k, a, b)
+        munlock(k, a, b)
     elif call == _FREE_TABLES:
         free_table_frames(k, a)
     return 0
@@ -210,23 +224,14 @@ def enter(k, call, a, b, c, d, e):
 @cache
 def compiled():
     """The compiled entry."""
-    return build(enter, PAGE_SHIFT=12, WINDOW_BITS=WINDOW_BITS)
-
-
-@cache
-def record_dtype():
-    """The kernel's record with physical memory in it."""
-    kernel = kernel_dtype(12, WINDOW_BITS, 64)
-    own = frames_fields()
-    names = {name for name, *_ in own}
-    return np.dtype([(n, kernel[n]) for n in kernel.names if n not in names] + own, align=True)
+    return build(enter, PAGE_SHIFT=12, WINDOW_BITS=WINDOW_BITS, FRAMES=True)
 
 
 class Memory:
     """A machine of ``frames`` frames and ``swap`` slots; one writable area of 64 MiB at BASE."""
 
     def __init__(self, frames, *, boundary=1 << 22, min_free=0, percent=0, swap=0):
-        self.k = np.zeros(1, record_dtype()).view(np.recarray)[0]
+        self.k = np.zeros(1, kernel_dtype(12, WINDOW_BITS, 64, frames=True)).view(np.recarray)[0]
         self._words = {}
         for name in ("pfn", "folio"):
             words = np.zeros(1 << (WINDOW_BITS - 12), "i8")

@@ -81,17 +81,19 @@ def test_a_page_from_swap_is_a_major_fault_and_keeps_its_contents_mark():
 
 
 def test_a_locked_page_is_never_reclaimed_until_it_is_unlocked():
-    memory = Memory(128, min_free=16, swap=512)
+    memory = Memory(128, min_free=16, swap=1024)
     pages(memory, LOCKED, 20)
     pages(memory, 0, 200)
     assert all(memory.state(LOCKED + n) == "frame" for n in range(20))
     assert sorted(memory.lists()["unevictable"]) == list(range(LOCKED, LOCKED + 20))
     memory.verify()
     memory.k.vma[1].vm_flags &= ~0x2000
-    assert memory.check() == 16, "still set aside, but no longer locked"
-    memory.munlock(address(LOCKED), address(LOCKED + 20))
     memory.verify()
     pages(memory, 200, 200)
+    assert all(memory.state(LOCKED + n) == "frame" for n in range(20)), "locked without an area"
+    memory.munlock(address(LOCKED), 20)
+    memory.verify()
+    pages(memory, 400, 200)
     assert all(memory.state(LOCKED + n) == "swap" for n in range(20))
     memory.verify()
 
@@ -117,13 +119,24 @@ def test_lazily_freed_pages_go_first_and_need_no_swap():
 
 def test_a_huge_page_is_split_before_its_pages_are_swapped_out():
     memory = Memory(2048, min_free=16, swap=4096)
-    assert memory.touch_huge(address(0)) == 1
+    assert memory.touch_huge(address(0), 1) == 1
     memory.verify()
     pages(memory, 1024, 1600)
     assert memory.k.vmstat.thp_split_page == 1
     assert memory.state(0) == "swap"
     gone = swapped(memory, 512)
     assert gone == list(range(len(gone))), "from its first page on"
+    memory.verify()
+
+
+def test_pages_of_a_huge_page_that_were_never_written_need_no_swap():
+    memory = Memory(2048, min_free=16, swap=4096)
+    assert memory.touch_huge(address(0), 0) == 1
+    memory.touch(address(7), 1)
+    pages(memory, 1024, 1600)
+    assert memory.k.vmstat.thp_split_page == 1
+    assert memory.state(7) == "frame", "it has room in what the others gave back"
+    assert all(memory.state(page) == "" for page in range(512) if page != 7)
     memory.verify()
 
 
@@ -140,7 +153,7 @@ def test_the_pages_of_a_split_huge_page_take_its_place():
 
 def test_a_lazily_freed_huge_page_is_split_and_dropped():
     memory = Memory(1024, min_free=16, swap=0)
-    memory.touch_huge(address(0))
+    memory.touch_huge(address(0), 1)
     memory.lazy(address(0), 512)
     assert memory.lists()["lazy"] == [0]
     pages(memory, 512, 700)

@@ -18,7 +18,7 @@ Operations, done from left to right:
 
     ~ munmap      ! write      ? read        w r n x mprotect to rw, read-only, none, rwx
     l mlock       o mlock2 on fault          u munlock
-    d f h g madvise: DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE
+    d f h g c p   madvise: DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, COLD, PAGEOUT
     <<  >>>   mremap of what < shows to where > shows       ==+ ==-   in place: longer, shorter
     [[  ]]    the same with MREMAP_DONTUNMAP
 
@@ -28,10 +28,12 @@ An operation on pages that are no columns is a triple: letter, first page from O
 from itertools import groupby, pairwise
 
 from kernel.uapi import (
+    MADV_COLD,
     MADV_DONTNEED,
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_LOCKED,
@@ -59,7 +61,14 @@ MAPPED = {
     "L": (3, MAP_PRIVATE | MAP_LOCKED),
 }
 PROTECTED = {"w": 3, "r": 1, "n": 0, "x": 7}
-ADVISED = {"d": MADV_DONTNEED, "f": MADV_FREE, "h": MADV_HUGEPAGE, "g": MADV_NOHUGEPAGE}
+ADVISED = {
+    "d": MADV_DONTNEED,
+    "f": MADV_FREE,
+    "h": MADV_HUGEPAGE,
+    "g": MADV_NOHUGEPAGE,
+    "c": MADV_COLD,
+    "p": MADV_PAGEOUT,
+}
 #: Letters by the words of /proc/PID/smaps that Process.kinds tells.
 LETTERS = {
     "rw-p": "W",

@@ -209,6 +209,21 @@ def test_calls_that_are_not_followed_leave_sizes_to_be_compared(replayed):
     assert "areas at the end are not compared: remap_file_pages is not modelled" in result.out
 
 
+def test_the_lowest_address_is_the_machines(replayed):
+    # The setting forbids MAP_FIXED below it, without a capability; hints are raised.
+    log = Recording().exec()
+    log.lines[0]["machine"]["mmap_min_addr"] = 0x20000
+    log.mmap(1, addr=0x1F000, flags=PRIVATE | 0x10, ret=-1)
+    log.mmap(1, addr=0x20000, flags=PRIVATE | 0x10, ret=0x20000).mmap(1, addr=0x1000, ret=0x21000)
+    wrong = replayed(log)
+    assert (wrong.code, wrong.counts) == (1, (3, 3, 1, 0))  # the hint's place is taken
+    log.lines[-1]["ret"] = TOP - PAGE
+    assert replayed(log).counts == (3, 3, 0, 0)
+    log.lines[1]["image"]["limits"]["may_map_low"] = True
+    log.lines[2]["ret"] = 0x1F000
+    assert replayed(log).counts == (3, 3, 0, 0)
+
+
 def test_limits_of_a_recording_hold(replayed):
     log = Recording().exec()
     log.lines.append(

@@ -96,6 +96,11 @@ def test_a_fork_copies_what_was_there_at_its_moment(replayed):
     assert replayed(log).counts == (3, 3, 0, 0)
 
 
+def test_a_fork_comes_before_its_childs_first_call(replayed):
+    log = threads().clone(3, FORK, at=(20, 60)).mmap(1, ret=below(2), tid=3, at=(30, 31))
+    assert replayed(log.mmap(1, ret=below(1), tid=2, at=(40, 41))).counts == (2, 2, 1, 0)
+
+
 def test_an_exec_starts_a_new_image(replayed):
     log = Recording().exec().mmap(1, ret=below(1)).exec().mmap(1, ret=below(1))
     assert replayed(log).counts == (2, 2, 0, 0)

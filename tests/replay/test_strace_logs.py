@@ -214,6 +214,12 @@ def test_memory_refused_by_a_limit_that_is_not_in_the_log(replayed):
     assert "2 not comparable: memory was refused by a limit that is not in the log" in result.out
 
 
+def test_a_limit_is_not_held_against_sizes_that_are_not_known(replayed):
+    text = BEGIN + "9 " + mmap(1, END - PAGE)
+    text += "9 prlimit64(0, RLIMIT_AS, {rlim_cur=260*1024, rlim_max=RLIM64_INFINITY}, NULL) = 0\n"
+    assert replayed(text + "9 " + mmap(20, END - 21 * PAGE)).counts == (3, 1, 0, 0)
+
+
 def test_a_log_of_memory_calls_only(replayed):
     text = BEGIN.splitlines(keepends=True)[1] + "9 " + mmap(1, END - PAGE)
     result = replayed(text + "9 " + mmap(1, END - 2 * PAGE))
