@@ -33,6 +33,7 @@ from kernel.types import (
     VM_MAYREAD,
     VM_MAYSHARE,
     VM_MAYWRITE,
+    VM_PFNMAP,
     VM_READ,
     VM_SHARED,
     VM_SPECIAL,
@@ -355,7 +356,7 @@ class Machine:
         for v in self.k.vma[: mm.map_count]:
             f = int(v.vm_flags)
             prot = "".join(c if f & b else "-" for c, b in zip("rwx", (1, 2, 4), strict=True))
-            kind = "s" if f & VM_SHARED else "p"
+            kind = "s" if f & VM_MAYSHARE else "p"
             heap = v.vm_start < mm.brk and v.vm_end > mm.start_brk and not v.vm_file
             name = " [heap]" if heap else " [stack]" if f & VM_GROWSDOWN else ""
             lines.append(f"{v.vm_start:012x}-{v.vm_end:012x} {prot}{kind}{name}")
@@ -447,6 +448,8 @@ def _read_lines(text: str, page_size: int) -> list[_Line]:
         flags |= (VM_SHARED | VM_MAYSHARE) * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
         special = name.startswith("[") and name not in ("[heap]", "[stack]")
         flags |= VM_SPECIAL * special
+        if name.startswith("[vvar"):
+            flags = (flags | VM_PFNMAP) & ~VM_MAYWRITE
         file = (name or f"inode {inode}") if special or inode != "0" else ""
         low = max(start // page_size * page_size, lines[-1].end if lines else 0)
         high = min(-(-end // page_size) * page_size, task_size)

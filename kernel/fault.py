@@ -220,7 +220,7 @@ def handle_mm_fault(k, addr, write):
     Kills the process with SIGSEGV outside any area or against its protection.
     """
     mm = k.mm
-    if addr >> ADDRESS_BITS > 0:
+    if addr >> ADDRESS_BITS not in (0, -1):
         kill(k, SIGSEGV, SI_KERNEL, 0, write)  # no address that the hardware would translate
     i = find_vma(k, addr)
     if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):

@@ -21,6 +21,7 @@ from kernel.types import (
     PTE_READ,
     PTE_STORE,
     PTE_SWAP,
+    PTE_UNBACKED,
     PTE_WORDS,
     PTE_WRITE,
     VM_DONTCOPY,
@@ -28,6 +29,7 @@ from kernel.types import (
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_NOHUGEPAGE,
+    VM_PFNMAP,
     VM_RAND_READ,
     VM_READ,
     VM_SEQ_READ,
@@ -98,12 +100,14 @@ def _refused(k, i, advice):
     v = k.vma[i]
     if advice == MADV_WIPEONFORK:
         return v.vm_file != 0 or v.vm_flags & VM_SHARED != 0
-    if advice in (MADV_DODUMP, MADV_DOFORK, MADV_DONTNEED_LOCKED):
+    if advice == MADV_DODUMP:
         return v.vm_flags & VM_SPECIAL != 0
+    if advice in (MADV_DOFORK, MADV_DONTNEED_LOCKED):
+        return v.vm_flags & VM_PFNMAP != 0
     if advice == MADV_FREE and v.vm_file:
         return True
     if advice in (MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT):
-        return v.vm_flags & (VM_LOCKED | VM_SPECIAL) != 0
+        return v.vm_flags & (VM_LOCKED | VM_PFNMAP) != 0
     return False
 
 
@@ -119,7 +123,8 @@ def free_lazily(k, start, end):
         first = page_of(start)
         for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
             if k.pte[page] & PTE_FRAME:
-                k.pte[page] = k.pte[page] & (PTE_ALL ^ (PTE_WRITE | PTE_STORE)) | PTE_LAZY
+                k.pte[page] &= PTE_ALL ^ (PTE_WRITE | PTE_STORE)
+                k.pte[page] |= PTE_LAZY | PTE_UNBACKED
                 if FRAMES:
                     k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
                     lazy_page(k, page)
@@ -169,15 +174,14 @@ def _reclaim(k, start, end):
             pass
         elif k.pte[page] & PTE_FRAME and folio_of(k, page):
             n = pages_per_slot()
-            lazy = _lazy_pages(k, page, n)
-            if lazy == 0:
+            if k.pte[page] & PTE_UNBACKED == 0:
                 split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
                 if FRAMES:
                     n = 0  # its pages are met once more, one by one
-            elif lazy < n:
+            elif _lazy_pages(k, page, n) < n:
                 # Written to since it was given up: it stays, and whole.
                 for i in range(page, page + n):
-                    k.pte[i] &= PTE_ALL ^ PTE_LAZY
+                    k.pte[i] &= PTE_ALL ^ (PTE_LAZY | PTE_UNBACKED)
             else:
                 split_huge_slot(k, addr)  # the PTE page stays
                 zap_pages(k, addr, addr + (n << PAGE_SHIFT))
@@ -198,7 +202,9 @@ def _advise_area(k, i, start, end, advice):
         if flags == k.vma[i].vm_flags:
             return end
         j = modify_vma(k, i, start, end, flags)
-        return -EAGAIN if j < 0 else k.vma[j].vm_end
+        if j < 0:
+            return -EAGAIN if j == -ENOMEM else j
+        return k.vma[j].vm_end
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
         zap_pages(k, start, end)
         zap_whole_slots(k, start, end)
@@ -217,7 +223,7 @@ def _populate(k, start, end, write):
         i = find_vma(k, start)
         if i == k.mm.map_count or k.vma[i].vm_start > start:
             return -ENOMEM
-        if not k.vma[i].vm_flags & need or k.vma[i].vm_flags & VM_SPECIAL:
+        if not k.vma[i].vm_flags & need or k.vma[i].vm_flags & VM_PFNMAP:
             return -EINVAL
         stop = min(end, k.vma[i].vm_end)
         populate_area(k, i, start, stop, write)

@@ -28,6 +28,7 @@ from kernel.types import (
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_SHARED,
+    VM_SPECIAL,
     VM_SYNC,
 )
 from kernel.uapi import (
@@ -112,16 +113,23 @@ def refuse_collision(k, start, end):
 
 @jit(cold=True)
 def split_range(k, start, end):
-    """Split the areas that straddle ``start`` or ``end``; -ENOMEM at the map count's limit."""
+    """Split the areas that straddle ``start`` or ``end``; -ENOMEM at the map count's limit.
+
+    -EINVAL where one of them cannot be split.
+    """
     mm = k.mm
     i = find_vma(k, start)
     if i < mm.map_count and k.vma[i].vm_start < start:
+        if k.vma[i].vm_flags & VM_SPECIAL:
+            return -EINVAL
         # Punching a hole makes one area more in all: refused at the limit.
         if end < k.vma[i].vm_end and mm.map_count >= mm.max_map_count:
             return -ENOMEM
         split_vma(k, i, start)
     i = find_vma(k, end - 1)
     if i < mm.map_count and k.vma[i].vm_start < end < k.vma[i].vm_end:
+        if k.vma[i].vm_flags & VM_SPECIAL:
+            return -EINVAL
         split_vma(k, i, end)
     return 0
 

@@ -58,8 +58,10 @@ def do_mprotect(k, start, length, prot):
         return -EINVAL
     if length == 0:
         return 0
-    end = start + page_align(length)
-    if length < 0 or start < 0 or end > mm.task_size + (1 << PAGE_SHIFT):
+    end = start + page_align(min(length, 1 << 62))
+    if length < 0 and end < 0 <= start:
+        end = 1 << 62  # from 2**63 on, and the sum is still a number of 64 bits
+    if start < 0 or end <= start:
         return -ENOMEM
     if prot & ~0xF:
         return -EINVAL

@@ -234,6 +234,9 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
         return -ENOMEM
     i = find_vma(k, addr)
     vm_flags = k.vma[i].vm_flags
+    part = k.vma[i].vm_start < addr or k.vma[i].vm_end > addr + old_len
+    if vm_flags & VM_SPECIAL and part:
+        return -EINVAL
     pages = (new_len if flags & MREMAP_DONTUNMAP else new_len - old_len) >> PAGE_SHIFT
     if not _charge(k, vm_flags, pages):
         return -ENOMEM

@@ -18,6 +18,7 @@ from kernel.types import (
     BUS_ADRALN,
     SEGV_ACCERR,
     SEGV_MAPERR,
+    SI_KERNEL,
     SIGABRT,
     SIGBUS,
     SIGKILL,
@@ -70,6 +71,8 @@ def reason(k: np.record) -> str:
             return f"SIGSEGV: {access} {addr:#x}, where nothing is mapped"
         case _ if sig == SIGSEGV and code == SEGV_ACCERR:
             return f"SIGSEGV: {access} {addr:#x}, which its mapping forbids"
+        case _ if sig == SIGSEGV and code == SI_KERNEL:
+            return "SIGSEGV: an address between the halves of the address space"
         case _ if sig == SIGBUS and code == BUS_ADRALN:
             return f"SIGBUS: load or store of a word at {addr:#x}, which is not 8-byte aligned"
         case _ if sig == SIGKILL:

@@ -30,7 +30,9 @@ VM_SYNC = 0x800000
 VM_WIPEONFORK = 0x2000000
 VM_DONTDUMP = 0x4000000
 VM_HUGEPAGE, VM_NOHUGEPAGE = 0x20000000, 0x40000000
-#: A mapping of the kernel's own (vdso, vvar): never merged, locked or moved in parts.
+#: No memory of the page allocator's (vvar): nothing to give back, to populate or to copy.
+VM_PFNMAP = 0x400
+#: A mapping of the kernel's own (vdso, vvar): never merged, split, locked or made larger.
 VM_SPECIAL = 1 << 40
 #: Of the model: the file's system aligns large mappings to huge pages.
 VM_FILE_ALIGN = 1 << 41
@@ -61,6 +63,8 @@ PTE_FILE = 0x200
 PTE_SWAP = 0x400
 #: The frame is locked in memory (it may outlive its area's VM_LOCKED: MREMAP_DONTUNMAP).
 PTE_MLOCK = 0x800
+#: MADV_FREE took the huge page's claim to swap; paging it out after a write gives it back first.
+PTE_UNBACKED = 0x1000
 #: All bits of a state; PTE_ALL ^ X keeps what is not X (plain NumPy refuses a negative mask).
 PTE_ALL = 0xFFFF
 #: Any of these: a page is mapped.

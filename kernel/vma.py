@@ -12,7 +12,7 @@ from kernel.huge import split_huge_pmd
 from kernel.jit import jit
 from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE
-from kernel.uapi import ENOMEM
+from kernel.uapi import EINVAL, ENOMEM
 
 
 @jit
@@ -228,12 +228,16 @@ def modify_vma(k, i, start, end, flags):
     """Give [start, end), a part of area ``i``, other flags; the index of the area it is now in.
 
     -ENOMEM when a split would exceed the map count's limit: the first of two may have been made.
+    -EINVAL for a part of what cannot be split.
     """
     mm = k.mm
     merged = merge_modified(k, i, start, end, flags)
     if merged >= 0:
         return merged
-    if k.vma[i].vm_start < start:
+    v = k.vma[i]
+    if v.vm_flags & VM_SPECIAL and (v.vm_start < start or v.vm_end > end):
+        return -EINVAL
+    if v.vm_start < start:
         if mm.map_count >= mm.max_map_count:
             return -ENOMEM
         split_vma(k, i, start)
