@@ -35,7 +35,8 @@ class Area:
     noreserve: bool = False
     stack: bool = False
     file: str = ""
-    special: bool = False
+    special: bool = False  # the kernel's own: never split
+    pfnmap: bool = False  # vvar: nothing to give back
     anon: int = 0
 
     def like(self, other):
@@ -169,18 +170,22 @@ class Oracle:
     # --- Areas -----------------------------------------------------------------------------------
 
     def _cut(self, first, end):
-        """Split what straddles the ends of [first, end); False at the limit of areas."""
+        """Split what straddles the ends of [first, end); 0 or a negative errno."""
         get = self.area.get
         low = get(first) is not None and get(first) is get(first - 1)
         high = get(end) is not None and get(end) is get(end - 1)
         hole = low and high and get(first) is get(end)
+        if low and get(first).special:
+            return -EINVAL
         if hole and len(self.runs()) >= self.max_map_count:
-            return False
+            return -ENOMEM
         if low:
             self._new_token(first)
+        if high and get(end).special:
+            return -EINVAL
         if high:
             self._new_token(end)
-        return True
+        return 0
 
     def _new_token(self, page):
         old = self.area[page]
@@ -273,7 +278,7 @@ class Oracle:
             return False
         old, new = self._up(self.break_), self._up(address)
         if new <= old:
-            if new < old and not (self.overlap(new, old) and self._cut(new, old)):
+            if new < old and (not self.overlap(new, old) or self._cut(new, old)):
                 return False
             self._unmap(new, old)
             return True
@@ -320,8 +325,9 @@ class Oracle:
         end = first + pages
         noreserve = bool(flags & NORESERVE) and self.overcommit != 2
         area = Area(prot, account=bool(prot & WRITE) and not noreserve, noreserve=noreserve)
-        if not self._cut(first, end) or not self._allowed(area, first, end):
-            return -ENOMEM
+        error = self._cut(first, end)
+        if error or not self._allowed(area, first, end):
+            return error or -ENOMEM
         self._unmap(first, end)
         self._enter(area, first, end)
         self._join(first)
@@ -371,8 +377,9 @@ class Oracle:
         first, end = address // self.page, self._up(address + length)
         if self.overlap(first, end) == 0:
             return 0
-        if not self._cut(first, end):
-            return -ENOMEM
+        error = self._cut(first, end)
+        if error:
+            return error
         self._unmap(first, end)
         return 0
 
@@ -387,7 +394,7 @@ class Oracle:
         first, end = address // self.page, self._up(address + length)
         for lo, hi, area in self.runs():
             start, stop = max(lo, first), min(hi, end)
-            if start < stop and area.special:
+            if start < stop and area.pfnmap:
                 return -EINVAL
             for p in range(start, stop):
                 self._zap(p)

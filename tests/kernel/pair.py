@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, replace
 
 from kernel.task import reason
-from kernel.types import VM_SPECIAL, SimulatedSignal
+from kernel.types import VM_PFNMAP, VM_SPECIAL, SimulatedSignal
 from tests.kernel import oracle as o
 from tests.kernel.driver import Process, configured
 
@@ -107,6 +107,7 @@ class Pair:
                     stack,
                     f"file {v.vm_file}" if v.vm_file else "",
                     bool(v.vm_flags & VM_SPECIAL),
+                    bool(v.vm_flags & VM_PFNMAP),
                 ),
             )
             for (start, end, prot, account, noreserve, stack), v in zip(
