@@ -21,12 +21,23 @@ COSTS = (
     "mmap",
     "munmap",
     "madvise",
+    "mremap",
+    "mprotect",
+    "mlock",
     "fault_write",
     "fault_read",
     "fault_cow",
     "fault_populate",
+    "fault_huge",
+    "fault_file",
+    "fault_major",
+    "swap_out",
     "page_returned",
 )
+
+#: What a KernelConfig has that is no setting of a benchmark: where a replayed process began, and
+#: a kernel on which nothing can be touched.
+_NO_SETTINGS = ("maps", "mmap_base", "layout_only")
 
 
 class JobError(ValueError):
@@ -68,12 +79,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked configuration.  ``cost``: nanoseconds by kind of kernel work."""
+    """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
+
+    ``check_frames``: whether the untimed run checks physical memory after every event.
+    """
 
     plugin: Plugin
     workload: Mapping[str, Any]
     kernel: KernelConfig
     cost: Mapping[str, float]
+    check_frames: bool
     measure: Measure
     seed: int
 
@@ -108,19 +123,36 @@ def check_job(config: Mapping[str, Any]) -> Job:
         workloads.validate(workload)
     except (PluginError, WorkloadError) as error:
         raise JobError(str(error)) from None
-    _known("kernel.", kernel, [f.name for f in fields(KernelConfig) if f.name != "maps"])
-    for name, value in kernel.items():
-        _whole(f"kernel.{name}", value, 0)
-    try:
-        kernel_config = KernelConfig(**kernel)
-    except ValueError as error:
-        raise JobError(f"kernel.{error}") from None
+    kernel_config, check_frames = _kernel(kernel)
     _known("kernel.cost.", cost, COSTS)
     for name in COSTS:
         value = cost.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise JobError(f"kernel.cost.{name}={value}: expected nanoseconds, 0 or more")
-    return Job(plugin, workload, kernel_config, cost, _measure(config), seed)
+    return Job(plugin, workload, kernel_config, cost, check_frames, _measure(config), seed)
+
+
+def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
+    """The kernel, and whether its physical memory is to be checked all the time."""
+    types = {f.name: f.type for f in fields(KernelConfig) if f.name not in _NO_SETTINGS}
+    types["check_frames"] = bool
+    _known("kernel.", settings, list(types))
+    for name, value in settings.items():
+        if types[name] is int:
+            _whole(f"kernel.{name}", value, 0)
+        elif types[name] is bool and not isinstance(value, bool):
+            raise JobError(f"kernel.{name}={value}: expected true or false")
+        elif types[name] is str and not isinstance(value, str):
+            raise JobError(f"kernel.{name}={value}: expected a word")
+    settings = dict(settings)
+    check_frames = settings.pop("check_frames", False)
+    try:
+        kernel = KernelConfig(**settings)
+    except ValueError as error:
+        raise JobError(f"kernel.{error}") from None
+    if check_frames and not kernel.frames:
+        raise JobError("kernel.check_frames=True: there is nothing to check without kernel.frames")
+    return kernel, check_frames
 
 
 def _measure(config: Mapping[str, Any]) -> Measure:

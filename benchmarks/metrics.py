@@ -12,7 +12,8 @@ class Metric(NamedTuple):
     """One number of a run.
 
     ``better`` is "lower", "higher" or "" (neither); ``timed`` marks what bench.json holds, all else
-    is deterministic and stands in metrics.json.
+    is deterministic and stands in metrics.json.  ``part``: written only when that part of the
+    kernel model is on, kernel.frames or kernel.tlb.
     """
 
     name: str
@@ -20,6 +21,15 @@ class Metric(NamedTuple):
     better: str
     meaning: str
     timed: bool = False
+    part: str = ""
+
+
+def _frames(name: str, unit: str, better: str, meaning: str) -> Metric:
+    return Metric(name, unit, better, meaning, part="frames")
+
+
+def _tlb(name: str, unit: str, better: str, meaning: str) -> Metric:
+    return Metric(name, unit, better, meaning, part="tlb")
 
 
 METRICS = (
@@ -49,12 +59,18 @@ METRICS = (
     Metric("syscalls_mmap", "calls", "lower", "mmap"),
     Metric("syscalls_munmap", "calls", "lower", "munmap"),
     Metric("syscalls_madvise", "calls", "lower", "madvise"),
+    Metric("syscalls_mremap", "calls", "lower", "mremap"),
+    Metric("syscalls_mprotect", "calls", "lower", "mprotect"),
+    Metric("syscalls_mlock", "calls", "lower", "mlock and munlock"),
     Metric("syscalls_failed", "calls", "lower", "system calls that returned an error"),
     Metric("faults", "faults", "lower", "minor page faults in all"),
     Metric("faults_write", "faults", "lower", "first touch is a write: a zeroed frame"),
     Metric("faults_read", "faults", "lower", "first touch is a read: the shared zero page"),
     Metric("faults_cow", "faults", "lower", "write to a page that showed the zero page"),
     Metric("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
+    Metric("faults_huge", "faults", "lower", "a huge page, mapped on touch or ahead"),
+    Metric("faults_file", "faults", "lower", "a page of a file or of shared memory"),
+    Metric("faults_major", "faults", "lower", "major: brought back from the swap area"),
     Metric("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
     Metric("loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"),
     Metric(
@@ -68,6 +84,29 @@ METRICS = (
     Metric("steps_max", "steps", "lower", "loads + stores of the costliest event"),
     Metric("payload_loads", "loads", "", "8-byte loads by the program and by realloc's copying"),
     Metric("payload_stores", "stores", "", "8-byte stores by the program, copying and clearing"),
+    _frames("swap_outs", "pages", "lower", "moved to the swap area"),
+    _frames("peak_swap", "bytes", "lower", "largest use of the swap area"),
+    _frames("pages_lazyfreed", "pages", "", "dropped by reclaim after MADV_FREE"),
+    _frames("huge_failures", "faults", "lower", "huge pages for which no block of frames was free"),
+    _frames("huge_splits", "huge pages", "lower", "whose frames became single ones"),
+    _frames("end_free_frames", "frames", "", "free after the last event"),
+    _frames(
+        "unusable_free_huge",
+        "share",
+        "lower",
+        "of the free frames at the end, unfit for huge pages",
+    ),
+    _frames(
+        "fragmentation_index_huge",
+        "index",
+        "",
+        "why a huge page fails at the end: 0 lack of memory, 1 fragmentation; -1: it does not",
+    ),
+    _frames("frames_checks", "checks", "", "times that all frames were checked and accounted for"),
+    _tlb("tlb_l1_misses", "accesses", "lower", "not in the first level, base and huge pages"),
+    _tlb("tlb_l2_misses", "accesses", "lower", "not in the second level either"),
+    _tlb("page_walks", "accesses", "lower", "that had to walk the page tables"),
+    _tlb("tlb_flushes", "flushes", "lower", "of one page or of everything"),
 )
 
 #: The table by name.
@@ -77,7 +116,9 @@ BY_NAME = {metric.name: metric for metric in METRICS}
 def markdown() -> str:
     """The table as README.md shows it."""
     lines = ["| metric | unit | better | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{m.name}` | {m.unit} | {m.better or '–'} | {m.meaning} |" for m in METRICS]
+    for m in METRICS:
+        meaning = f"{m.meaning} (`kernel.{m.part}`)" if m.part else m.meaning
+        lines.append(f"| `{m.name}` | {m.unit} | {m.better or '–'} | {meaning} |")
     return "\n".join(lines)
 
 

@@ -42,7 +42,8 @@ def observe(directory: Path) -> None:
     from kernel.jit import source_hash as code_hash
 
     report(0.0, "compiling")
-    simulation = Simulation(job.plugin, workload, job.kernel, OBSERVED)
+    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
+    simulation = Simulation(job.plugin, workload, job.kernel, switches)
     length = max(simulation.length, 1)
     seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
     simulation.verify_end()

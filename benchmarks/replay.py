@@ -33,10 +33,11 @@ from benchmarks.events import (
     TOUCH_WRITE,
 )
 from kernel.access import touch
+from kernel.conservation import check_frames
 from kernel.jit import jit
 from kernel.switches import COUNT, PAGE_SHIFT
 from kernel.task import abort
-from kernel.types import ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
+from kernel.types import ABORT_FRAMES, ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
 from kernel.vma import covered
 
 # --- Switches of the loop (bound by build, as those of kernel.switches) --------------------------
@@ -49,6 +50,8 @@ TOUCH = TOUCH_ALL
 OBSERVE = True
 #: Rows over time.
 TIMELINE = True
+#: Physical memory is checked after every event (needs kernel.switches.FRAMES).
+CHECK_FRAMES = False
 #: Whether the stored events have these columns.
 HAS_ALIGN = False
 HAS_THREAD = False
@@ -103,6 +106,7 @@ RUN = np.dtype(
         ("stride", "i8"),  # events between rows
         ("next_row", "i8"),  # event of the next row
         ("last", "i8"),  # address that the last event of a program got
+        ("frames_checks", "i8"),  # times that physical memory was found sound
         ("histogram", "i8", (2, STEP_BUCKETS)),  # steps of allocations and of frees
         ("timeline", "i8", (TIMELINE_ROWS, TIMELINE_WIDTH)),
     ],
@@ -136,6 +140,30 @@ def heap_bytes(k):
     return (mm.total_vm - mm.reserved_vm - mm.start_vm) << PAGE_SHIFT
 
 
+@jit(inline=True)
+def system_calls(k):
+    """System calls so far."""
+    mm = k.mm
+    return (
+        mm.nr_brk
+        + mm.nr_mmap
+        + mm.nr_munmap
+        + mm.nr_madvise
+        + mm.nr_mremap
+        + mm.nr_mprotect
+        + mm.nr_mlock
+    )
+
+
+@jit(cold=True)
+def verify_frames(k, r):
+    """End the process when a frame is lost, there twice or mixed up; count the check."""
+    code = check_frames(k)
+    if code:
+        abort(k, ABORT_FRAMES, code)
+    r.frames_checks += 1
+
+
 @jit(cold=True)
 def sample(k, r, event):
     """Append a timeline row; thin the table out first when it is full."""
@@ -156,7 +184,7 @@ def sample(k, r, event):
     r.timeline[row, 4] = mm.reserved_vm << PAGE_SHIFT
     r.timeline[row, 5] = (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) << PAGE_SHIFT
     r.timeline[row, 6] = mm.minflt
-    r.timeline[row, 7] = mm.nr_brk + mm.nr_mmap + mm.nr_munmap + mm.nr_madvise
+    r.timeline[row, 7] = system_calls(k)
     r.timeline[row, 8] = mm.loads + mm.stores
 
 
@@ -354,6 +382,8 @@ def replay_events(k, a, r, objects, e, begin, end):
         apply(k, a, r, objects, op, e.slot[i], e.size[i], align, offset)
         if OBSERVE and op < TOUCH_READ:
             observe(k, r, op)
+        if CHECK_FRAMES:
+            verify_frames(k, r)
         if TIMELINE and i >= r.next_row:
             sample(k, r, i)
 
@@ -375,6 +405,8 @@ def replay_program(k, a, r, objects, g, begin, end):
         last = apply(k, a, r, objects, g.op, g.slot, g.request, g.align, g.offset)
         if OBSERVE and g.op < TOUCH_READ:
             observe(k, r, g.op)
+        if CHECK_FRAMES:
+            verify_frames(k, r)
         if TIMELINE and i >= r.next_row:
             sample(k, r, i)
         i += 1

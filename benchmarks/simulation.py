@@ -22,11 +22,15 @@ from benchmarks.replay import (
     initialise,
     replay_events,
     replay_program,
+    system_calls,
+    verify_frames,
 )
 from benchmarks.workloads import Workload
 from kernel.boot import KernelConfig, Machine, record
+from kernel.frames import fragmentation_index, free_blocks, unusable_free_index
 from kernel.jit import build, jit
 from kernel.task import reason
+from kernel.tlb import L1_BASE, L1_HUGE, L2
 from kernel.types import SIGKILL, SimulatedSignal
 from kernel.watchdog import SoftLockup, watched
 
@@ -162,12 +166,24 @@ class Simulation:
             if self.k.task.sig != SIGKILL:
                 raise AllocatorFailure(f"event {event}: {reason(self.k)}") from None
             self.stopped_at = event
+            self._verify_killed()
             return 0.0
         except SoftLockup:
             raise
         except Exception as error:
             event = int(self.k.task.now)
             raise AllocatorFailure(f"event {event}: the plugin raised {explain(error)}") from error
+
+    def _verify_killed(self) -> None:
+        """Check physical memory once more after the kill, where it is checked at all."""
+        if not self._bindings.get("CHECK_FRAMES"):
+            return
+        try:
+            build(verify_frames, **self._bindings)(self.k, self.r)
+        except SimulatedSignal:
+            raise AllocatorFailure(
+                f"event {self.stopped_at}, after the kill: {reason(self.k)}"
+            ) from None
 
     def verify_end(self) -> None:
         """Raise AllocatorFailure when the plugin's own checker finds the heap broken."""
@@ -207,7 +223,7 @@ class Simulation:
                 mm.reserved_vm * page,
                 (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) * page,
                 mm.minflt,
-                mm.nr_brk + mm.nr_mmap + mm.nr_munmap + mm.nr_madvise,
+                system_calls(self.k),
                 mm.loads + mm.stores,
             ]
             rows = np.vstack([rows, np.array([end], "i8")])
@@ -231,29 +247,89 @@ def _over(numerator: float, denominator: float) -> float:
     return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
 
 
-def modelled_ns(mm: np.record, cost: Mapping[str, float]) -> float:
-    """Nanoseconds that the kernel work counted in ``mm`` costs by the table ``cost``."""
+def modelled_ns(k: np.record, cost: Mapping[str, float]) -> float:
+    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``."""
+    mm = k.mm
+    swapped_out = k.vmstat.pswpout if has_frames(k) else 0
     return float(
         mm.nr_brk * cost["brk"]
         + mm.nr_mmap * cost["mmap"]
         + mm.nr_munmap * cost["munmap"]
         + mm.nr_madvise * cost["madvise"]
+        + mm.nr_mremap * cost["mremap"]
+        + mm.nr_mprotect * cost["mprotect"]
+        + mm.nr_mlock * cost["mlock"]
         + mm.flt_write * cost["fault_write"]
         + mm.flt_read * cost["fault_read"]
         + mm.flt_cow * cost["fault_cow"]
         + mm.flt_populate * cost["fault_populate"]
+        + mm.flt_huge * cost["fault_huge"]
+        + mm.flt_file * cost["fault_file"]
+        + mm.majflt * cost["fault_major"]
+        + swapped_out * cost["swap_out"]
         + mm.zapped * cost["page_returned"]
     )
 
 
+def has_frames(k: np.record) -> bool:
+    """Whether the kernel has physical memory (kernel.frames)."""
+    return "vmstat" in k.dtype.names
+
+
+def has_tlb(k: np.record) -> bool:
+    """Whether the kernel has TLBs (kernel.tlb)."""
+    return "tlb_stat" in k.dtype.names
+
+
+def frames_metrics(k: np.record, r: np.record, page: int) -> dict[str, float]:
+    """The metrics of physical memory; ``page`` in bytes."""
+    v = k.vmstat
+    blocks = free_blocks(k)
+    huge = page.bit_length() - 4  # log2 of a huge page's frames
+    return {
+        "swap_outs": int(v.pswpout),
+        "peak_swap": int(v.swap_peak) * page,
+        "pages_lazyfreed": int(v.pglazyfreed),
+        "huge_failures": int(v.thp_fault_fallback),
+        "huge_splits": int(v.thp_split_page),
+        "end_free_frames": int(k.zone["free"].sum()),
+        "unusable_free_huge": unusable_free_index(blocks, huge),
+        "fragmentation_index_huge": fragmentation_index(blocks, huge),
+        "frames_checks": int(r.frames_checks),
+    }
+
+
+def tlb_metrics(k: np.record) -> dict[str, float]:
+    """The metrics of the TLBs."""
+    levels, stat = k.tlb_level, k.tlb_stat
+    return {
+        "tlb_l1_misses": int(levels[L1_BASE].misses + levels[L1_HUGE].misses),
+        "tlb_l2_misses": int(levels[L2].misses),
+        "page_walks": int(stat.walks),
+        "tlb_flushes": int(stat.flush_all + stat.flush_pages),
+    }
+
+
 def measured(k: np.record, r: np.record, page: int, cost: Mapping[str, float]) -> dict[str, float]:
     """Compute every deterministic metric from the state after a replay; ``page`` in bytes."""
+    metrics = _always_measured(k, r, page, cost)
+    if has_frames(k):
+        metrics |= frames_metrics(k, r, page)
+    if has_tlb(k):
+        metrics |= tlb_metrics(k)
+    return metrics
+
+
+def _always_measured(
+    k: np.record, r: np.record, page: int, cost: Mapping[str, float]
+) -> dict[str, float]:
+    """The metrics that every kernel has."""
     mm = k.mm
     n = max(int(r.operations), 1)
     heap = int(mm.total_vm - mm.reserved_vm - mm.start_vm) * page
     steps = r.histogram.sum(axis=0)
     return {
-        "kernel_ns_per_op": modelled_ns(mm, cost) / n,
+        "kernel_ns_per_op": modelled_ns(k, cost) / n,
         "operations": int(r.operations),
         "failed": int(r.failed),
         "skipped": int(r.skipped),
@@ -273,17 +349,23 @@ def measured(k: np.record, r: np.record, page: int, cost: Mapping[str, float]) -
         "fragmentation_peak_live": _over(float(r.heap_at_peak_live), float(r.peak_live)),
         "fragmentation_peak_heap": _over(float(r.peak_heap), float(r.live_at_peak_heap)),
         "fragmentation_peaks": _over(float(r.peak_heap), float(r.peak_live)),
-        "syscalls": int(mm.nr_brk + mm.nr_mmap + mm.nr_munmap + mm.nr_madvise),
+        "syscalls": int(system_calls(k)),
         "syscalls_brk": int(mm.nr_brk),
         "syscalls_mmap": int(mm.nr_mmap),
         "syscalls_munmap": int(mm.nr_munmap),
         "syscalls_madvise": int(mm.nr_madvise),
+        "syscalls_mremap": int(mm.nr_mremap),
+        "syscalls_mprotect": int(mm.nr_mprotect),
+        "syscalls_mlock": int(mm.nr_mlock),
         "syscalls_failed": int(mm.nr_failed),
         "faults": int(mm.minflt),
         "faults_write": int(mm.flt_write),
         "faults_read": int(mm.flt_read),
         "faults_cow": int(mm.flt_cow),
         "faults_populate": int(mm.flt_populate),
+        "faults_huge": int(mm.flt_huge),
+        "faults_file": int(mm.flt_file),
+        "faults_major": int(mm.majflt),
         "pages_returned": int(mm.zapped),
         "loads_per_op": int(mm.loads) / n,
         "stores_per_op": int(mm.stores) / n,

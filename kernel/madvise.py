@@ -179,7 +179,8 @@ def _reclaim(k, start, end):
                 if FRAMES:
                     n = 0  # its pages are met once more, one by one
             elif _lazy_pages(k, page, n) < n:
-                # Written to since it was given up: it stays, and whole.
+                # Written to since it was given up: it stays, but is mapped page by page.
+                split_huge_slot(k, addr)
                 for i in range(page, page + n):
                     k.pte[i] &= PTE_ALL ^ (PTE_LAZY | PTE_UNBACKED)
             else:

@@ -179,6 +179,14 @@ class Real:
         value, *rest = self.host.run(self._op)[0].tolist()
         return Result(0 if rest[0] else value, *rest)
 
+    def do_all(self, ops: Sequence[Op]) -> list[int]:
+        """Do system calls at once; their values."""
+        batch = np.zeros(len(ops), OP)
+        for row, op in zip(batch, ops, strict=True):
+            row["kind"], row["nr"] = op.kind, op.nr
+            row["args"] = op.args + (0,) * (6 - len(op.args))
+        return self.host.run(batch)["value"].tolist()
+
     def state(self) -> State:
         """The state after the last operation.  Overwritten by the next."""
         areas = self.observer.areas().view(np.recarray)
@@ -287,6 +295,18 @@ class Pair:
         ):
             return ours, []
         return ours, list(_differences(theirs, ours, real, model))
+
+    def crowd(self, ops: Sequence[Op]) -> tuple[Result, list[Difference]]:
+        """Do all of ``ops`` on both sides; what the last gave, and in what they differ then.
+
+        Also when one of them gave something else on the two sides.
+        """
+        theirs = self.real.do_all(ops[:-1])
+        for op, real in zip(ops[:-1], theirs, strict=True):
+            ours = self.model.do_unseen(op)
+            if real != ours:
+                return self.model.do(op), [Difference(op.words(), str(real), str(ours))]
+        return self.step(ops[-1])
 
     def both(self) -> tuple[State, State]:
         """The states after the last operation, real and model."""

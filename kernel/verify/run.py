@@ -17,6 +17,7 @@ import numpy as np
 
 from kernel.host.observe import pages_out, thp_counters
 from kernel.types import SIGSYS
+from kernel.verify import directed
 from kernel.verify.compare import (
     Difference,
     File,
@@ -78,9 +79,19 @@ class Plan:
     bindings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def programs(self) -> int:
-        """How many programs it takes."""
+    def random_programs(self) -> int:
+        """How many random programs it takes.  Those written by hand follow."""
         return -(-self.operations // PROGRAM_LENGTH)
+
+    @property
+    def programs(self) -> int:
+        """How many programs there are in all."""
+        return self.random_programs + len(directed.PROGRAMS)
+
+    def name(self, number: int) -> str:
+        """Name of the program written by hand that ``number`` is; '' for a random one."""
+        names = [""] * self.random_programs + list(directed.PROGRAMS)
+        return names[number]
 
     def length(self, number: int) -> int:
         """Operations of program ``number``; the last one is shorter."""
@@ -88,6 +99,8 @@ class Plan:
 
     def setting(self, number: int) -> Setting:
         """How the process of program ``number`` is set up."""
+        if name := self.name(number):
+            return Setting(f"directed/{name}", thp=self.thp != "off")
         seed = f"{self.seed}/{number}"
         choice = random.Random(f"setting {seed}").random()
         thp = number % 2 == 1 if self.thp == "both" else self.thp == "on"
@@ -131,7 +144,8 @@ class Runner:
             if place == seen or not (collapsed or pages_out()):
                 break
             seen = place
-        report.finding = self.find(self.plan.setting(number), executed, differences)
+        if report.finding is None:
+            report.finding = self.find(self.plan.setting(number), executed, differences)
         return report
 
     def operations(self, number: int, count: int) -> list[Op]:
@@ -148,6 +162,8 @@ class Runner:
 
     def _program(self, number: int) -> tuple[Report, list[Op] | None, list[Difference]]:
         """Run it; what was counted, and the operations up to a difference if there is one."""
+        if name := self.plan.name(number):
+            return self._directed(number, name)
         setting = self.plan.setting(number)
         tally = Tally(programs=1)
         tally.by_setting[_kind(setting)] += 1
@@ -168,11 +184,40 @@ class Runner:
                 tally.count(op, result)
                 if differences:
                     break
-            if self.plan.count_branches:
-                hits = pair.model.k["hits"]
-                tally.hits = np.array(hits[: len(pair.model.branches)])
-                hits[:] = 0
+            self._count_hits(pair, tally)
         return Report(number, tally), executed if differences else None, differences
+
+    def _directed(self, number: int, name: str) -> tuple[Report, list[Op] | None, list[Difference]]:
+        """Run a program written by hand, which is short enough as it is."""
+        setting = self.plan.setting(number)
+        tally = Tally(programs=1)
+        tally.by_setting["written by hand"] += 1
+        lines: list[str] = []
+        executed: list[Op] = []
+        with Pair(setting, self.opened, self.models) as pair:
+            for step in directed.PROGRAMS[name](pair.ground):
+                ops = step.ops if isinstance(step, directed.Crowd) else [step]
+                self.before(len(executed), ops[-1])
+                executed += ops
+                result, differences = pair.crowd(ops) if len(ops) > 1 else pair.step(ops[0])
+                for op in ops:
+                    tally.count(op, result)
+                lines.append(f"{ops[-1].words()} = {result_words(*result[:4])}")
+                if differences:
+                    lines += [f"    {d.what}: Linux {d.real}, model {d.model}" for d in differences]
+                    lines += side_by_side(*pair.both())[:100]
+                    what = ", ".join(d.what for d in differences)
+                    finding = Finding(setting, executed, lines, what, len(executed))
+                    return Report(number, tally, finding), executed, differences
+            self._count_hits(pair, tally)
+        return Report(number, tally), None, []
+
+    def _count_hits(self, pair: Pair, tally: Tally) -> None:
+        """Take over the branches that the program's model has counted."""
+        if self.plan.count_branches:
+            hits = pair.model.k["hits"]
+            tally.hits = np.array(hits[: len(pair.model.branches)])
+            hits[:] = 0
 
     def run(self, setting: Setting, ops: list[Op]) -> tuple[list[Op], list[Difference], list[str]]:
         """Run a given program up to a difference: what was done, the difference, and in words.
