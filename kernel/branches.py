@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kernel.jit import _global_names, is_jit
+from kernel.switches import NAMES
 
 #: Room in ``k.hits`` (kernel.types).
 MAX_BRANCHES = 4096
@@ -29,6 +30,7 @@ class Branch:
     file: str
     line: int
     text: str  # the statement, and which arm of it
+    under: str = ""  # the switch (kernel.switches) that must be on for it to be compiled
 
     def __str__(self) -> str:
         return f"{self.module.replace('.', '/')}.py:{self.line}: {self.function}: {self.text}"
@@ -41,6 +43,7 @@ class _Insert(ast.NodeTransformer):
         self.function = function
         self.first_line = first_line
         self.branches = branches
+        self.under = ""
 
     def counter(self, node: ast.AST, text: str) -> ast.stmt:
         """The statement that counts a new branch at ``node``."""
@@ -56,6 +59,7 @@ class _Insert(ast.NodeTransformer):
                 code.co_filename,
                 self.first_line + node.lineno - 1,
                 text,
+                self.under,
             )
         )
         statement = ast.parse(f"k.hits[{number}] += 1").body[0]
@@ -67,10 +71,19 @@ class _Insert(ast.NodeTransformer):
 
     def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
         # In the order of the lines: this statement first, then those inside it.
+        outer = self.under
+        if isinstance(node, ast.If):
+            self.under = _switch(node.test) or outer
         body = self.counter(node, head)
+        self.under = outer
         endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
         otherwise = None if endless else self.counter(node, f"{head}  else")
-        self.generic_visit(node)
+        # What is nested in the first arm needs its switch too.
+        if isinstance(node, ast.If):
+            self.under = _switch(node.test) or outer
+        node.body = [self.visit(statement) for statement in node.body]
+        self.under = outer
+        node.orelse = [self.visit(statement) for statement in node.orelse]
         node.body.insert(0, body)
         if otherwise is not None:
             node.orelse.insert(0, otherwise)
@@ -87,6 +100,13 @@ class _Insert(ast.NodeTransformer):
     def visit_For(self, node: ast.For) -> ast.AST:
         """Count the rounds of a loop, and its ends."""
         return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
+
+
+def _switch(test: ast.expr) -> str:
+    """The switch that ``test`` asks to be on: alone, or first in an ``and``; '' for none."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        test = test.values[0]
+    return test.id if isinstance(test, ast.Name) and test.id in NAMES else ""
 
 
 def _takes_kernel(function: Callable) -> bool:

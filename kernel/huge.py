@@ -21,7 +21,6 @@ from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.tlb import flush_tlb_range
 from kernel.types import (
     PMD_HUGE,
-    PMD_NONE,
     PMD_TABLE,
     PTE_ALL,
     PTE_DIRTY,
@@ -60,14 +59,12 @@ def set_folio(k, page, folio):
 
 @jit
 def huge_page_allowed(k, i, addr):
-    """Whether a fault at ``addr`` in the anonymous area ``i`` may map a huge page."""
+    """Whether a fault at ``addr`` in the anonymous area ``i``, its slot empty, may be huge."""
     mm = k.mm
     flags = k.vma[i].vm_flags
     if flags & VM_NOHUGEPAGE:
         return False
     if mm.thp != THP_ALWAYS and not (mm.thp == THP_MADVISE and flags & VM_HUGEPAGE):
-        return False
-    if k.pte_table[addr >> pmd_shift()] != PMD_NONE:
         return False
     start = addr >> pmd_shift() << pmd_shift()
     return start >= k.vma[i].vm_start and start + (1 << pmd_shift()) <= k.vma[i].vm_end

@@ -311,8 +311,6 @@ def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
             return error
         old_len = new_len
     i = find_vma(k, addr)
-    if i == k.mm.map_count or k.vma[i].vm_start > addr:
-        return -EFAULT
     if flags & MREMAP_DONTUNMAP:
         if not may_expand_vm(k, k.vma[i].vm_flags, old_len >> PAGE_SHIFT):
             return -ENOMEM

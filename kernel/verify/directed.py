@@ -28,6 +28,7 @@ from kernel.uapi import (
     NR_MMAP,
     NR_MPROTECT,
     NR_MREMAP,
+    NR_MUNLOCK,
     NR_MUNMAP,
 )
 from kernel.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
@@ -133,6 +134,13 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
     yield _call(NR_MPROTECT, HERE + 3 * SLOT, PAGE, 3)
     yield _advise(HERE + 3 * SLOT, SLOT, MADV_FREE)
     yield _advise(HERE + 3 * SLOT, SLOT, MADV_PAGEOUT)
+    # Two huge pages, mapped page by page one after the other, meet inside a slot.
+    yield _map(HERE, 2 * SLOT)
+    yield _advise(HERE, 2 * SLOT, MADV_HUGEPAGE)
+    yield _write(HERE)
+    yield _write(HERE + SLOT)
+    yield _call(NR_MREMAP, HERE, 2 * SLOT, 2 * SLOT, _MOVE, THERE + PAGE)
+    yield _advise(THERE + SLOT, 4 * PAGE, MADV_FREE)
     # Locked, moved in part, unlocked: what was locked in memory stays whole.
     yield _map(HERE, SLOT)
     yield _advise(HERE, SLOT, MADV_HUGEPAGE)
@@ -145,7 +153,7 @@ def too_large(ground: Ground) -> Iterator[Op]:
     """Overcommit mode 0 refuses what memory could never hold, whoever asks."""
     if not ground.memory:
         return
-    more = ground.memory // PAGE * PAGE + PAGE
+    more = ground.memory // PAGE * PAGE + 3 * PAGE
     yield _call(NR_BRK, ground.start_brk + more)
     yield _map(HERE, more)
     yield _map(HERE, more, 1)
@@ -156,6 +164,24 @@ def too_large(ground: Ground) -> Iterator[Op]:
     yield _call(NR_MREMAP, HERE, PAGE, more, 0, 0)
     yield _call(NR_MUNMAP, HERE, more)
     yield _map(HERE, more, 3, _FIXED | MAP_NORESERVE)
+    yield _call(NR_MUNMAP, HERE, more)
+    # No gap is as large as this.
+    yield _map(HERE, PAGE, 0)
+    yield _call(NR_MREMAP, HERE, PAGE, 0x7FF000000000, MREMAP_MAYMOVE, 0)
+
+
+def beyond(ground: Ground) -> Iterator[Op]:
+    """Ranges that end beyond user space, or begin there."""
+    yield _map(HERE, 4 * PAGE)
+    for length in (-(1 << 62), 1 << 62):
+        yield _call(NR_MUNLOCK, HERE, length)
+        yield _call(NR_MPROTECT, HERE, length, 1)
+        yield _call(NR_MLOCK, HERE, length)
+        yield _call(NR_MUNMAP, HERE, length)
+    yield _advise(-(1 << 47), PAGE, MADV_DONTNEED)
+    yield _call(NR_MPROTECT, -(1 << 47), PAGE, 1)
+    for addr in (1 << 47, -(1 << 47) - 4096, -(1 << 47), -4096):
+        yield Op("directed", OP_LOAD, 0, (addr,))
 
 
 def crowded(ground: Ground) -> Iterator[Op | Crowd]:
@@ -181,6 +207,7 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
     yield _call(NR_BRK, ground.start_brk + PAGE)
     for n in range(4):
         yield _call(NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
+        yield _map(tail + PAGE, PAGE, 0)
         yield _call(NR_MREMAP, tail, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0)
         yield _call(NR_MREMAP, tail + 2 * PAGE, PAGE, PAGE, _MOVE, tail + 5 * PAGE)
         yield _call(NR_MPROTECT, tail + PAGE, PAGE, 5)
@@ -205,6 +232,7 @@ PROGRAMS = {
         whole_tables,
         unwritten_moves,
         anon_vmas,
+        beyond,
         huge_pages,
         too_large,
         populated,

@@ -14,13 +14,9 @@ from pathlib import Path
 
 from kernel.huge import pages_per_slot
 from kernel.jit import jit
-from kernel.pgtable import pmd_shift
 from kernel.types import (
-    THP_ALWAYS,
     VM_GROWSDOWN,
-    VM_HUGEPAGE,
     VM_LOCKED,
-    VM_NOHUGEPAGE,
     VM_RAND_READ,
     VM_SEQ_READ,
     VM_SHARED,
@@ -167,15 +163,6 @@ def _advice_adds_up(flags, advice):
     if advice == MADV_SEQUENTIAL:
         return flags | VM_SEQ_READ
     return -1 if advice < 10 or advice > 19 or advice in (12, 13) else flags
-
-
-@_breaks("a huge page may replace a table", "huge_page_allowed")
-def _huge_anywhere(k, i, addr):
-    flags = k.vma[i].vm_flags
-    if flags & VM_NOHUGEPAGE or not (k.mm.thp == THP_ALWAYS or flags & VM_HUGEPAGE):
-        return False
-    start = addr >> pmd_shift() << pmd_shift()
-    return start >= k.vma[i].vm_start and start + (1 << pmd_shift()) <= k.vma[i].vm_end
 
 
 @_breaks("MADV_FREE of a part leaves the huge page whole", "split_partial_folios")

@@ -67,7 +67,8 @@ def test_other_groups_are_accepted(group):
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_an_experiment_begins_with_its_command(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert text.splitlines()[1] == f"# python bench.py -m experiment={name}"
+    sweep = "-m " if "sweeper:" in text else ""
+    assert text.splitlines()[1] == f"# python bench.py {sweep}experiment={name}"
     check_job(composed(f"experiment={name}"))
 
 
@@ -75,6 +76,7 @@ def test_metrics_are_declared_once_and_well():
     assert len(BY_NAME) == len(METRICS)
     assert {m.better for m in METRICS} <= {"", "lower", "higher"}
     assert all(m.meaning and m.unit for m in METRICS)
+    assert {m.part for m in METRICS} == {"", "frames", "tlb"}
 
 
 def test_the_readme_shows_the_table_of_metrics():
