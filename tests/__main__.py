@@ -17,11 +17,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ["tests/kernel", "tests/frames", "tests/tlb", "tests/allocators"]
+CORE = [
+    "tests/kernel",
+    "tests/frames",
+    "tests/tlb",
+    "tests/verify",
+    "tests/host",
+    "tests/replay",
+    "tests/calibrate",
+    "tests/allocators",
+]
 CONTRACTS = [
     "tests/kernel",
     "tests/frames",
     "tests/tlb",
+    "tests/verify",
     "tests/allocators/test_allocators_keep_their_contract.py",
     "tests/allocators/test_allocators_match_a_slow_oracle.py",
 ]

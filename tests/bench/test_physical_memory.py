@@ -1,0 +1,84 @@
+"""Do the experiments on physical memory show what they promise?  The same settings, shrunk."""
+
+import json
+
+import pytest
+
+from tests.bench.conftest import result_directory
+
+MIB = 1 << 20
+#: One allocator, so that there is one loop to compile; its heap grows by whole huge pages.
+FIRST_FIT = ("allocator=first_fit", f"allocator.growth={4 * MIB}")
+SMALLER = ("workload.live=3000", "workload.operations=6500", f"kernel.memory={4 * MIB}")
+
+
+@pytest.fixture
+def experiment(bench):
+    """Run an experiment; its exit code, run.json and metrics.json."""
+
+    def run(name, *arguments):
+        done = bench(f"experiment={name}", *FIRST_FIT, *SMALLER, *arguments)
+        directory = result_directory(done)
+        found = [json.loads((directory / f).read_text()) for f in ("run.json", "metrics.json")]
+        return done.returncode, *found
+
+    return run
+
+
+def test_exhaustion_is_served_from_the_swap_area(experiment):
+    code, run, found = experiment("exhaustion", f"kernel.swap={8 * MIB}", "kernel.tlb=true")
+    assert (code, run["status"]) == (0, "ok")
+    assert found["faults_major"] > 100
+    assert found["peak_rss"] < 4 * MIB < found["peak_live"]
+    assert 0 < found["peak_swap"] <= 8 * MIB
+    assert found["frames_checks"] == 6500
+    assert found["page_walks"] == found["tlb_l2_misses"] > 0
+    assert found["tlb_flushes"] >= found["swap_outs"]
+
+
+def test_fragmentation_fails_huge_pages_and_no_others(experiment):
+    rows = []
+    for percent in (0, 100):
+        code, run, found = experiment(
+            "fragmentation",
+            f"kernel.fragmentation={percent}",
+            f"kernel.memory={16 * MIB}",
+        )
+        assert (code, run["status"], found["failed"]) == (0, "ok", 0)
+        rows.append(found)
+    whole, fragmented = rows
+    assert whole["faults_huge"] > 0 == whole["huge_failures"]
+    assert fragmented["faults_huge"] == 0 < fragmented["huge_failures"]
+    assert whole["unusable_free_huge"] < fragmented["unusable_free_huge"] == 1.0
+    assert fragmented["frames_checks"] == 6500
+
+
+def test_an_oom_kill_is_a_result_with_all_its_data(experiment):
+    code, run, found = experiment("oom", f"kernel.swap={MIB}")
+    assert (code, run["status"]) == (3, "oom")
+    assert "out of memory on a page fault" in run["reason"]
+    assert found["peak_swap"] == MIB
+    # After every event that ended, and once after the kill.
+    assert found["frames_checks"] == run["events"] + 1
+
+
+def test_frames_that_are_not_conserved_end_the_run(python):
+    script = """
+from allocators import registry
+from benchmarks import workloads
+from benchmarks.simulation import OBSERVED, Simulation
+from kernel.boot import KernelConfig
+from kernel.jit import jit
+
+@jit
+def forget(k, pfn, addr):
+    pass
+
+workload = workloads.load({"name": "churn", "operations": 2000, "live": 100})
+kernel = KernelConfig(frames=True, memory=1 << 24)
+switches = OBSERVED | {"CHECK_FRAMES": True, "map_frame": forget}
+Simulation(registry.load("bump"), workload, kernel, switches).replay()
+"""
+    done = python("-c", script, NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 1
+    assert "event 0: SIGABRT: frames are not conserved: " in done.stderr
