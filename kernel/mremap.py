@@ -241,7 +241,6 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
     if not _charge(k, vm_flags, pages):
         return -ENOMEM
     refuse_collision(k, new_addr, new_addr + new_len)
-    count = mm.map_count
     _copy_vma(k, i, addr, new_addr, new_len)
     # The copy may have merged with its own source, where neither was ever written.
     apart = (
@@ -250,7 +249,7 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
     move_page_tables(k, addr, new_addr, old_len)
     _account(k, vm_flags, new_len >> PAGE_SHIFT)
     if flags & MREMAP_DONTUNMAP:
-        _forget_source(k, addr, old_len, apart and mm.map_count >= count)
+        _forget_source(k, addr, old_len, apart)
     else:
         _unmap_source(k, addr, old_len)
     if vm_flags & VM_LOCKED and new_len > old_len:

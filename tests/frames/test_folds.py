@@ -2,11 +2,13 @@
 
 import pytest
 
-from kernel.access import load, touch
+from kernel.access import touch
 from kernel.boot import KernelConfig, Machine
 from kernel.jit import build, disabled, jit
 from kernel.madvise import madvise
 from kernel.mmap import munmap
+from kernel.mremap import mremap
+from kernel.uapi import MADV_PAGEOUT, MREMAP_MAYMOVE
 
 pytestmark = pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off")
 
@@ -19,27 +21,31 @@ TLB = ("6kernel3tlb",)
 def use(k, addr):
     """A little of everything."""
     touch(k, addr, 8, 1)
-    madvise(k, addr, 4096, 8)
+    madvise(k, addr, 4096, MADV_PAGEOUT)
+    mremap(k, addr, 4096, 8192, MREMAP_MAYMOVE, 0)
     munmap(k, addr, 4096)
-    return load(k, addr)
 
 
-def symbols(**settings):
-    """The optimised module of ``use``."""
+def symbols(function, **settings):
+    """The optimised module of ``function``, a name of whose functions holds its module's."""
     machine = Machine(KernelConfig(window_bits=32, **settings))
-    built = build(use, cache=False, **machine.config.switches())
-    built(machine.k, 0x555555558000)
+    built = build(function, cache=False, **machine.config.switches())
+    built(machine.k, 0x555555558000, *MORE[function])
     (text,) = built.inspect_llvm().values()
     assert "6kernel5fault" in text
     return text
 
 
+#: Arguments behind the address.
+MORE = {use: (), touch: (8, 1)}
+
+
 def test_off_is_away():
-    text = symbols()
+    text = symbols(use)
     assert not [name for name in FRAMES + TLB if name in text]
 
 
 def test_on_is_there():
     """Else the test above would say nothing."""
-    text = symbols(frames=True, memory=1 << 24, tlb=True)
+    text = symbols(touch, frames=True, memory=1 << 24, tlb=True)
     assert [name for name in FRAMES + TLB if name in text] == [*FRAMES, *TLB]

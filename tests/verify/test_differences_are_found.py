@@ -36,9 +36,7 @@ def test_a_broken_rule_is_noticed(rule, monkeypatch):
     with files() as opened:
         whole = Runner(Plan(len(ops), 1, count_branches=False), opened)
         assert whole.run(Setting(**setting), ops)[1] == []
-        broken = Runner(
-            Plan(len(ops), 1, count_branches=False, bindings=MUTATIONS[rule]), opened
-        )
+        broken = Runner(Plan(len(ops), 1, count_branches=False, bindings=MUTATIONS[rule]), opened)
         assert broken.run(Setting(**setting), ops)[1] != []
 
 
