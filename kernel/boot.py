@@ -192,12 +192,9 @@ class KernelConfig:
 
     def switches(self) -> dict[str, int]:
         """The compile-time switches that this configuration fixes (kernel.switches)."""
-        return {
-            "PAGE_SHIFT": self.page_shift,
-            "WINDOW_BITS": self.window_bits,
-            "FRAMES": self.frames,
-            "TLB": self.tlb,
-        }
+        switches = {"PAGE_SHIFT": self.page_shift, "WINDOW_BITS": self.window_bits}
+        # What is off is left at its default.
+        return switches | {n.upper(): True for n in ("frames", "tlb") if getattr(self, n)}
 
 
 @dataclass(frozen=True)

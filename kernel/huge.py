@@ -116,22 +116,28 @@ def keep_pages(k, page):
 
 
 @jit(cold=True)
-def split_huge_slot(k, addr):
-    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page.
-
-    A huge page that is not mapped as one is not locked in memory either.
-    """
-    if k.pte_table[addr >> pmd_shift()] != PMD_HUGE:
-        return
+def _split_mapping(k, addr, lost):
+    """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
     k.pte_table[addr >> pmd_shift()] = PMD_TABLE
     first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
     if TLB:
         flush_tlb_range(k, addr, addr + (1 << PAGE_SHIFT))  # one entry maps the whole slot
     if FRAMES and k.pte[first] & PTE_FRAME:
-        munlock_frame(k, first)
+        if lost & PTE_MLOCK:
+            munlock_frame(k, first)
         split_frame(k, first)
     for page in range(first, first + pages_per_slot()):
-        k.pte[page] &= PTE_ALL ^ (PTE_HUGE | PTE_MLOCK)
+        k.pte[page] &= PTE_ALL ^ lost
+
+
+@jit(cold=True)
+def split_huge_slot(k, addr):
+    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page.
+
+    A huge page that is not mapped as one is not locked in memory either.
+    """
+    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
+        _split_mapping(k, addr, PTE_HUGE | PTE_MLOCK)
 
 
 @jit
@@ -166,7 +172,7 @@ def _split_folio_in(k, i, start, end, folio):
 def split_folio(k, folio):
     """Take huge page ``folio`` (its id) apart wherever its pages are mapped.
 
-    Pages that were never written map the zero page instead, except in locked areas.
+    Pages that were never written map the zero page instead, unless they are locked.
     """
     for i in range(k.mm.map_count):
         start = k.vma[i].vm_start
@@ -176,7 +182,7 @@ def split_folio(k, folio):
             stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
             if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
                 if folio_of(k, page_of(start)) >> (PAGE_SHIFT - 3) == folio:
-                    split_huge_slot(k, start)
+                    _split_mapping(k, start, PTE_HUGE)  # what is locked in memory stays so
             _split_folio_in(k, i, start, stop, folio)
             start = next_slot(k, stop, end)
 
