@@ -13,6 +13,7 @@ With the switch FRAMES the block of frames of a huge page becomes single frames 
 mapping is split: the part that is still whole to Linux is not free for others either way.
 """
 
+from kernel.find import find_vma
 from kernel.frames import munlock_frame, release_frame, split_frame
 from kernel.jit import jit
 from kernel.memory import clear_page, load_word, store_word
@@ -134,10 +135,11 @@ def _split_mapping(k, addr, lost):
 def split_huge_slot(k, addr):
     """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page.
 
-    A huge page that is not mapped as one is not locked in memory either.
+    In a locked area it is then no longer locked in memory: a huge page counts only as a whole.
     """
     if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
-        _split_mapping(k, addr, PTE_HUGE | PTE_MLOCK)
+        locked = k.vma[find_vma(k, addr)].vm_flags & VM_LOCKED
+        _split_mapping(k, addr, PTE_HUGE | PTE_MLOCK if locked else PTE_HUGE)
 
 
 @jit

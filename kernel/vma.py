@@ -8,25 +8,12 @@ contiguous page offsets, and anon_vmas that are equal or not there yet.  A huge 
 area: where a boundary comes to lie inside one, its mapping is split first.
 """
 
+from kernel.find import find_vma
 from kernel.huge import split_huge_pmd
 from kernel.jit import jit
 from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE
 from kernel.uapi import EINVAL, ENOMEM
-
-
-@jit
-def find_vma(k, addr):
-    """Return the index of the first area with ``addr < vm_end``; map_count if there is none."""
-    low = 0
-    high = k.mm.map_count
-    while low < high:
-        mid = (low + high) >> 1
-        if k.vma[mid].vm_end > addr:
-            high = mid
-        else:
-            low = mid + 1
-    return low
 
 
 @jit

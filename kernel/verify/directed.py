@@ -193,6 +193,7 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
     tail = last + 16 * PAGE
     yield _map(tail, 9 * PAGE)
     yield _write(tail, 9)
+    yield _map(tail + 200 * PAGE, 64 * PAGE)
     for n in range(40):
         yield _map(tail + (16 + 2 * n) * PAGE, PAGE, 1)
     yield _call(NR_MPROTECT, tail + PAGE, PAGE, 1)
@@ -211,6 +212,10 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
         yield _call(NR_MREMAP, tail, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0)
         yield _call(NR_MREMAP, tail + 2 * PAGE, PAGE, PAGE, _MOVE, tail + 5 * PAGE)
         yield _call(NR_MPROTECT, tail + PAGE, PAGE, 5)
+    # Two splits needed and room for one: the first is made.
+    for n in range(4, 8):
+        yield _call(NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
+        yield _call(NR_MPROTECT, tail + (201 + 3 * n) * PAGE, PAGE, 1)
     yield Crowd([_call(NR_MUNMAP, first, last - first)])
     yield _call(NR_MPROTECT, tail, PAGE, uapi.PROT_READ)
 

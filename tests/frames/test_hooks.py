@@ -31,8 +31,8 @@ def tour(process):
     assert process.load(FAR + 3) == 12
     process.touch(FAR + 3, 20, 0)
     # The huge page is split, then taken apart.
-    process.touch(0, 2, 0)
     process.call(uapi.NR_MPROTECT, at(7), PAGE, 1)
+    process.touch(0, 2, 0)
     process.call(uapi.NR_MADVISE, at(3), 2 * PAGE, uapi.MADV_FREE)
     assert process.state(9) == "zero"
     assert process.load(5) == 11

@@ -8,6 +8,7 @@ from kernel import uapi
 from kernel.boot import KernelConfig, Machine
 from kernel.frames import ACTIVE, INACTIVE, LAZY
 from kernel.jit import disabled
+from kernel.types import VM_MAYREAD, VM_MAYWRITE
 from tests.frames.process import HUGE, PAGE, Process, at
 
 PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
@@ -93,6 +94,16 @@ def test_lazily_freed_pages_are_the_first_to_go():
     assert [process.load(page) for page in (9, 10, 12, 19, 20)] == [5, 0, 6, 0, 5]
 
 
+def test_a_lazily_freed_page_that_was_read_goes_at_the_second_look():
+    process = mapped(swap=0)
+    process.touch(10, 10)
+    advise(process, 10, 10, uapi.MADV_FREE)
+    process.load(15)
+    # Without accesses that would push its translation out.
+    advise(process, 100, 234, uapi.MADV_POPULATE_WRITE)
+    assert process.states(10, 10) == {""}
+
+
 def test_a_swapped_page_that_is_freed_lazily_gives_its_slot_back():
     process = mapped()
     process.store(0, 5)
@@ -121,6 +132,37 @@ def test_pages_of_shared_memory_take_no_frames():
     process.touch(1, 400)
     assert process.mm.rss_file == 401
     assert int(process.k.zone[0].free) == free
+
+
+def test_a_private_copy_of_a_page_of_a_file_takes_one():
+    process = mapped()
+    process.k.file[3].id = 1000
+    process.k.file[3].may = VM_MAYREAD | VM_MAYWRITE
+    flags = uapi.MAP_PRIVATE | uapi.MAP_FIXED
+    assert process.call(uapi.NR_MMAP, at(0), 4 * PAGE, 3, flags, 3) == at(0)
+    process.touch(0, 1, 0)
+    assert (process.mm.rss_file, process.mm.rss) == (1, 0)
+    free = int(process.k.zone[0].free)
+    advise(process, 0, 2, uapi.MADV_POPULATE_WRITE)
+    assert (process.mm.rss_file, process.mm.rss) == (0, 2)
+    assert int(process.k.zone[0].free) == free - 2
+
+
+def test_a_huge_page_goes_with_its_deposited_table():
+    process = mapped(memory=8, thp="always")
+    process.touch(0, 1)
+    free = int(process.k.zone[0].free)
+    advise(process, 0, HUGE, uapi.MADV_DONTNEED)
+    assert int(process.k.zone[0].free) == free + HUGE + 1
+
+
+def test_a_huge_page_is_paged_out_page_by_page():
+    process = mapped(memory=8, swap=8, thp="always")
+    process.touch(0, 300)
+    advise(process, 0, HUGE, uapi.MADV_PAGEOUT)
+    assert process.states(0, 300) == {"swap"}
+    assert process.states(300, 212) == {"zero"}, "never written"
+    assert (process.mm.rss, process.k.phys.swap_used) == (0, 300)
 
 
 def test_page_tables_take_frames():

@@ -63,7 +63,25 @@ def test_the_zero_page_is_flushed_when_it_is_replaced():
 def test_a_split_flushes_the_entry_of_the_huge_page():
     process = mapped(thp="always")
     process.touch(0, 2)
-    process.call(uapi.NR_MPROTECT, at(7), PAGE, 1)
+    assert process.call(uapi.NR_MLOCK, at(7), PAGE) == 0
+    assert process.k.tlb_stat.flush_pages == 1
     process.touch(0, 2)
     assert counts(process, L1_HUGE) == (1, 1)
     assert counts(process, L1_BASE) == (0, 2)
+
+
+def test_the_huge_zero_page_is_flushed_when_it_is_replaced():
+    process = mapped(thp="always")
+    process.touch(3, 1, 0)
+    process.call(uapi.NR_MADVISE, at(9), PAGE, uapi.MADV_POPULATE_WRITE)
+    assert process.mm.rss == HUGE
+    assert process.k.tlb_stat.flush_pages == 1
+
+
+def test_what_loses_rights_is_flushed():
+    process = mapped()
+    process.touch(0, 3)
+    assert process.call(uapi.NR_MPROTECT, at(0), 10 * PAGE, 1) == 0
+    assert process.k.tlb_stat.flush_pages == 3
+    assert process.call(uapi.NR_MADVISE, at(0), 2 * PAGE, uapi.MADV_FREE) == 0
+    assert process.k.tlb_stat.flush_pages == 5
