@@ -275,6 +275,10 @@ class HostProcess:
         self.data_bytes = int(fields[43]) - int(fields[42])
         self.start_brk = int(fields[44])
         self.areas = ((HARNESS, HARNESS + HARNESS_SIZE), (CODE, CODE + PAGE_SIZE))
+        # One processor: lists of pages that each keeps for itself (MADV_FREE adds to one) would
+        # make what MADV_PAGEOUT finds depend on where the process has been.
+        allowed = sorted(os.sched_getaffinity(self.pid))
+        os.sched_setaffinity(self.pid, {allowed[os.getpid() % len(allowed)]})
         effective = status.split("CapEff:", 1)[1].split()[0]
         if int(effective, 16):
             raise HostError(f"capabilities cannot be given up ({effective} are left)")
