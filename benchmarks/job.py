@@ -33,6 +33,7 @@ COSTS = (
     "fault_major",
     "swap_out",
     "page_returned",
+    "huge_page_returned",
 )
 
 #: What a KernelConfig has that is no setting of a benchmark: where a replayed process began, and

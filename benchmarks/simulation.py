@@ -247,9 +247,13 @@ def _over(numerator: float, denominator: float) -> float:
     return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
 
 
-def modelled_ns(k: np.record, cost: Mapping[str, float]) -> float:
-    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``."""
+def modelled_ns(k: np.record, page: int, cost: Mapping[str, float]) -> float:
+    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``.
+
+    ``page``: bytes of a base page.
+    """
     mm = k.mm
+    huge = page // 8  # base pages of a huge page
     swapped_out = k.vmstat.pswpout if has_frames(k) else 0
     return float(
         mm.nr_brk * cost["brk"]
@@ -267,7 +271,8 @@ def modelled_ns(k: np.record, cost: Mapping[str, float]) -> float:
         + mm.flt_file * cost["fault_file"]
         + mm.majflt * cost["fault_major"]
         + swapped_out * cost["swap_out"]
-        + mm.zapped * cost["page_returned"]
+        + (mm.zapped - mm.zapped_huge * huge) * cost["page_returned"]
+        + mm.zapped_huge * cost["huge_page_returned"]
     )
 
 
@@ -329,7 +334,7 @@ def _always_measured(
     heap = int(mm.total_vm - mm.reserved_vm - mm.start_vm) * page
     steps = r.histogram.sum(axis=0)
     return {
-        "kernel_ns_per_op": modelled_ns(k, cost) / n,
+        "kernel_ns_per_op": modelled_ns(k, page, cost) / n,
         "operations": int(r.operations),
         "failed": int(r.failed),
         "skipped": int(r.skipped),

@@ -302,6 +302,7 @@ def zap_pages(k, start, end):
         if stop - start < 1 << pmd_shift():
             split_huge_slot(k, start)
         first = page_of(start)
+        before = mm.zapped
         for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
             f = k.pte[page]
             if f:
@@ -318,6 +319,8 @@ def zap_pages(k, start, end):
         if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
             k.pte_table[start >> pmd_shift()] = PMD_NONE
             mm.nr_ptes -= 1
+            if mm.zapped > before:
+                mm.zapped_huge += 1
             if FRAMES:
                 free_table_frames(k, 1)
         start = next_slot(k, stop, end)

@@ -179,6 +179,7 @@ MM = np.dtype(
         ("flt_huge", "i8"),  # mapped a huge page, whatever the cause
         ("flt_file", "i8"),  # a page of a file or of shared memory
         ("majflt", "i8"),  # major faults: brought back from the swap area
+        ("zapped_huge", "i8"),  # huge pages given back whole, whose frames are among the next
         ("zapped", "i8"),  # frames given back by munmap, brk and madvise
         # system calls by kind, failed ones included
         ("nr_brk", "i8"),

@@ -25,6 +25,7 @@ MEANING = {
     "fault_major": "a page brought back from the swap area",
     "swap_out": "a page moved to the swap area",
     "page_returned": "a frame given back",
+    "huge_page_returned": "a huge page given back whole",
 }
 
 #: What else is measured.  The table has one price a kind, so that these stand beside it.
@@ -34,7 +35,6 @@ BESIDE = {
     "page_moved": "each page that it moves",
     "returned_by_madvise": "a frame given back by MADV_DONTNEED",
     "returned_by_munmap": "a frame given back by munmap",
-    "huge_page_returned": "a huge page given back",
 }
 
 #: The reason where the host has no swap area.

@@ -245,8 +245,12 @@ def permitted(op: Op, view: View, ground: Ground) -> bool:
             return True
         small = length <= ground.populate_most * PAGE
         return small and addr >= 0 and _touchable(view, ground, start, end)
-    if length < 0 or (op.nr != NR_MUNLOCK and not _aligned(addr)):
+    if op.nr != NR_MUNLOCK and not _aligned(addr):
         return True
+    if length < 0:
+        # An unsigned length: refused where the sum wraps, else everything from addr on.
+        wraps = addr < 0 or addr + length >= 0 or length > -PAGE
+        return wraps or not ground.is_protected(start, 1 << 64)
     return not ground.is_protected(start, end)
 
 

@@ -20,7 +20,7 @@ def other():
 
 def test_names_are_all_switches():
     assert {n for n in vars(switches) if n.isupper()} - {"NAMES"} == set(switches.NAMES)
-    assert set(OTHERS) | {"PAGE_SHIFT", "WINDOW_BITS"} == set(switches.NAMES)
+    assert set(OTHERS) | {"PAGE_SHIFT", "WINDOW_BITS", "FRAMES", "TLB"} == set(switches.NAMES)
     assert all(OTHERS[n] != getattr(switches, n) for n in OTHERS)
 
 
