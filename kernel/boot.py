@@ -404,6 +404,10 @@ def _clear_pte_tables(k, start, end):
         start = stop
 
 
+#: The stack's anon_vma, which no area has that the process writes later.
+_EXEC_ANON_VMA = -1
+
+
 @dataclass(frozen=True)
 class _Line:
     """One line of a maps text, aligned to pages; empty where the area below keeps its only page."""
@@ -420,6 +424,21 @@ class _Line:
     def is_data(self) -> bool:
         """Whether it is private and writable."""
         return self.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is the stack that exec made."""
+        return bool(self.flags & VM_GROWSDOWN)
+
+    def pgoff(self, page_size: int) -> int:
+        """The page offset, pages.
+
+        Exec makes the stack at the end of user space, writes the arguments, and then moves it to
+        its random place: its page offset remains.
+        """
+        if self.is_stack:
+            return (TASK_SIZE // page_size * page_size - (self.end - self.start)) // page_size
+        return (self.offset if self.file else self.start) // page_size
 
 
 def _read_lines(text: str, page_size: int) -> list[_Line]:
@@ -484,8 +503,8 @@ def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
             line.start,
             line.end,
             line.flags | VM_ACCOUNT * line.is_data,
-            (line.offset if line.file else line.start) // page_size,
-            0,
+            line.pgoff(page_size),
+            _EXEC_ANON_VMA * line.is_stack,
             ids.setdefault(line.file, len(ids)),
         )
         for line in lines

@@ -10,7 +10,8 @@ from kernel import boot
 from kernel.boot import FRESH_PROCESS, KernelConfig, Machine, parse_maps, record
 from kernel.memory import windows
 from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_SHARED
-from tests.kernel.driver import FIXED, Process, configured
+from kernel.uapi import MAP_FIXED, MAP_GROWSDOWN
+from tests.kernel.driver import FIXED, PRIVATE, Process, configured
 
 LIBRARY = """
 00400000-00401000 r--p 00000000 00:01 7 /bin/tool
@@ -229,6 +230,27 @@ def test_boot_from_a_real_process():
     for start, end, *_ in process.areas():
         process.munmap(start, end - start)
     assert (mm.total_vm, mm.data_vm, mm.stack_vm, mm.reserved_vm, mm.committed) == (0,) * 5
+
+
+@pytest.mark.parametrize("moved", [0, 0x800000])
+def test_the_stack_keeps_its_offset_from_where_exec_made_it(moved):
+    # Behind the end of user space there is room only where the stack was moved down.
+    end = 0x7FFFFFFFF000 - moved
+    process = Process(configured(maps=f"{end - 0x21000:x}-{end:x} rw-p 0 0:0 0 [stack]"))
+    addr = end - 0x22000 if not moved else end
+    grows = PRIVATE | MAP_FIXED | MAP_GROWSDOWN
+    assert process.mmap(addr, 4096, 3, grows) == addr
+    assert len(process.areas()) == (2 if moved else 1)
+
+
+def test_the_stack_has_been_written():
+    low, end = 0x7FFFFFFDE000, 0x7FFFFFFFF000
+    process = Process(configured(maps=f"{low:x}-{end:x} rw-p 0 0:0 0 [stack]"))
+    grows = PRIVATE | MAP_FIXED | MAP_GROWSDOWN
+    assert process.mmap(low - 8192, 4096, 3, grows) == low - 8192
+    process.touch(low - 8192, 8, True)
+    assert process.mmap(low - 4096, 4096, 3, grows) == low - 4096
+    assert len(process.areas()) == 2
 
 
 @pytest.mark.parametrize(
