@@ -9,9 +9,12 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+#: Branches never reached that are printed.
+_MOST_LINES = 30
 EXIT_MISMATCH, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
 
 
@@ -274,7 +277,7 @@ def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
 
     total = tally.operations
     for title, counts, whole in (
-        ("operations by kind", tally.by_label, total),
+        ("operations by kind", tally.by_label, total - tally.by_hand),
         ("by errno", tally.by_errno, total),
         ("programs by setting", tally.by_setting, tally.programs),
     ):
@@ -283,10 +286,12 @@ def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
         branches, unreachable = _branches()
         reached, missed, apart = split_branches(tally.hits, branches, unreachable)
         print(f"branches of the model: {len(reached)} of {len(reached) + len(missed)} reached")
-        for branch in missed:
+        for branch in missed[:_MOST_LINES]:
             print(f"  never: {branch}")
-        for branch, why in apart:
-            print(f"  out of reach: {branch} ({why})")
+        if len(missed) > _MOST_LINES:
+            print(f"  and {len(missed) - _MOST_LINES} more (--json lists all)")
+        for why, count in Counter(why for _, why in apart).items():
+            print(f"  {count} more out of reach: {why}")
     if tally.reruns:
         print(f"{tally.reruns} programs run again: khugepaged or DAMON had interfered")
     if tally.outside:

@@ -34,6 +34,8 @@ from kernel.uapi import (
 from kernel.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
 from kernel.verify.program import Ground
 
+#: What their operations are called, of whatever kind.
+LABEL = "directed"
 PAGE, SLOT, GIB = 4096, 2 << 20, 1 << 30
 #: Where the programs live: a multiple of 1 GiB, far from everything in the model's window.
 HERE, THERE = 0x600040000000, 0x6C8040000000
@@ -48,11 +50,11 @@ class Crowd(NamedTuple):
 
 
 def _map(addr: int, length: int, prot: int = 3, flags: int = _FIXED) -> Op:
-    return syscall("directed", NR_MMAP, addr, length, prot, flags, -1, 0)
+    return syscall(LABEL, NR_MMAP, addr, length, prot, flags, -1, 0)
 
 
 def _call(nr: int, *args: int) -> Op:
-    return syscall("directed", nr, *args)
+    return syscall(LABEL, nr, *args)
 
 
 def _advise(addr: int, length: int, advice: int) -> Op:
@@ -60,7 +62,7 @@ def _advise(addr: int, length: int, advice: int) -> Op:
 
 
 def _write(addr: int, pages: int = 1) -> Op:
-    return Op("directed", OP_TOUCH, 0, (addr, pages * PAGE, 1, 77))
+    return Op(LABEL, OP_TOUCH, 0, (addr, pages * PAGE, 1, 77))
 
 
 def whole_tables(ground: Ground) -> Iterator[Op]:
@@ -115,8 +117,8 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
     yield _map(HERE, 4 * SLOT)
     yield _advise(HERE, 4 * SLOT, MADV_HUGEPAGE)
     yield _write(HERE + 5 * PAGE, 3)
-    yield Op("directed", OP_LOAD, 0, (HERE + SLOT,))
-    yield Op("directed", OP_STORE, 0, (HERE + SLOT + 8, 9))
+    yield Op(LABEL, OP_LOAD, 0, (HERE + SLOT,))
+    yield Op(LABEL, OP_STORE, 0, (HERE + SLOT + 8, 9))
     yield _advise(HERE + SLOT, PAGE, MADV_DONTNEED)
     yield _call(NR_MREMAP, HERE + SLOT + 4 * PAGE, 8 * PAGE, 8 * PAGE, _MOVE, THERE)
     yield _advise(HERE, 6 * PAGE, MADV_FREE)
@@ -181,7 +183,7 @@ def beyond(ground: Ground) -> Iterator[Op]:
     yield _advise(-(1 << 47), PAGE, MADV_DONTNEED)
     yield _call(NR_MPROTECT, -(1 << 47), PAGE, 1)
     for addr in (1 << 47, -(1 << 47) - 4096, -(1 << 47), -4096):
-        yield Op("directed", OP_LOAD, 0, (addr,))
+        yield Op(LABEL, OP_LOAD, 0, (addr,))
 
 
 def crowded(ground: Ground) -> Iterator[Op | Crowd]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernel.branches import Branch
+from kernel.verify import directed
 from kernel.verify.model import Result
 from kernel.verify.operation import Op, errno_name
 
@@ -20,6 +21,7 @@ class Tally:
     by_label: Counter = field(default_factory=Counter)
     by_errno: Counter = field(default_factory=Counter)
     by_setting: Counter = field(default_factory=Counter)
+    by_hand: int = 0  # operations of programs written by hand: of no random kind
     faults: int = 0
     reruns: int = 0  # programs run again because the host may have interfered
     outside: int = 0  # programs ended by a layout that the model's window cannot hold
@@ -28,7 +30,10 @@ class Tally:
     def count(self, op: Op, result: Result) -> None:
         """Count one operation."""
         self.operations += 1
-        self.by_label[op.label] += 1
+        if op.label == directed.LABEL:
+            self.by_hand += 1
+        else:
+            self.by_label[op.label] += 1
         self.faults += result.minflt
         if result.sig:
             self.by_errno["SIGSEGV" if result.sig == 11 else f"signal {result.sig}"] += 1
@@ -41,6 +46,7 @@ class Tally:
         """Add what another has counted."""
         self.operations += other.operations
         self.programs += other.programs
+        self.by_hand += other.by_hand
         self.by_label += other.by_label
         self.by_errno += other.by_errno
         self.by_setting += other.by_setting
@@ -56,6 +62,7 @@ class Tally:
         return {
             "operations": self.operations,
             "programs": self.programs,
+            "written_by_hand": self.by_hand,
             "kinds": dict(sorted(self.by_label.items())),
             "errnos": dict(sorted(self.by_errno.items())),
             "settings": dict(sorted(self.by_setting.items())),
