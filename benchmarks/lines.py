@@ -5,13 +5,11 @@ hexadecimal after ``0x``) or a word, of which a hash is kept: :func:`word` gives
 name to compare with.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 
 #: Fields of a line that are kept; further ones are only counted.
 WIDTH = 8
@@ -131,17 +129,12 @@ def split(text, values, kinds, fields):
     return row
 
 
-@functools.cache
-def _split() -> Callable:
-    return build(split)
-
-
 def split_lines(text: bytes) -> Lines:
     """Return the fields of all lines of ``text``; a last line may lack its newline."""
     data = np.frombuffer(text, np.int8)
     n = int(np.count_nonzero(data == _NEWLINE)) + (1 if text and text[-1] != _NEWLINE else 0)
     lines = Lines(np.zeros((n, WIDTH), "i8"), np.zeros((n, WIDTH), "i1"), np.zeros(n, "i8"))
-    _split()(data, *lines)
+    build_once(split)(data, *lines)
     return lines
 
 

@@ -5,14 +5,13 @@ one is about, and which of them cannot have happened.  Memory grows with the num
 pointers, not with the length of the trace.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.events import FREE, OP_NAMES, REALLOC, THREAD_END
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 
 
 class Records(NamedTuple):
@@ -129,11 +128,6 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
             slot[i] = held
 
 
-@functools.cache
-def _compiled() -> tuple[Callable, Callable]:
-    return build(rename), build(move_table)
-
-
 class Objects:
     """The objects of one trace, followed through successive Records."""
 
@@ -154,7 +148,7 @@ class Objects:
         slot, problem = np.full(n, -1, "i4"), np.zeros(n, "u1")
         table = (self._keys, self._slots, self._spare, self._counts)
         columns = (records.op, records.pointer, records.old, records.size)
-        _compiled()[0](*table, *columns, slot, problem, strict)
+        build_once(rename)(*table, *columns, slot, problem, strict)
         return slot, problem
 
     def _make_room(self, n: int) -> None:
@@ -166,7 +160,7 @@ class Objects:
         if len(self._keys) < need:
             length = 1 << (need - 1).bit_length()
             keys, slots = np.zeros(length, "i8"), np.full(length, _NO_KEY, "i4")
-            _compiled()[1](self._keys, self._slots, keys, slots)
+            build_once(move_table)(self._keys, self._slots, keys, slots)
             self._keys, self._slots = keys, slots
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kernel.frames import MAX_FRAMES, VMSTAT, default_min_free, init_frames
 from kernel.huge import set_folio
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 from kernel.memory import clear_page, windows
 from kernel.pgtable import alloc_tables, pgd_shift, pmd_shift, pud_shift
 from kernel.switches import PAGE_SHIFT
@@ -276,7 +276,7 @@ class Machine:
         self._initial = parse_maps(self.config.maps, self.config.page_size)
         self._clear = None
         self._assume = None
-        self._frames = build(init_frames, **self.config.switches()) if frames else None
+        self._frames = build_once(init_frames, **self.config.switches()) if frames else None
         self._boot()
 
     def _boot(self) -> None:
@@ -336,13 +336,13 @@ class Machine:
         if self.config.frames:
             raise ValueError("page tables cannot be assumed with frames: each takes one")
         if self._assume is None:
-            self._assume = build(assume_tables, **self.config.switches())
+            self._assume = build_once(assume_tables, **self.config.switches())
         self._assume(self.k, start, end)
 
     def reset(self) -> None:
         """Return to the state after boot.  Host memory already in use stays warm."""
         if self._clear is None:
-            self._clear = build(clear_touched, **self.config.switches())
+            self._clear = build_once(clear_touched, **self.config.switches())
         self._clear(self.k)
         self._boot()
 

@@ -25,6 +25,7 @@ import os
 import platform
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,14 @@ def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callabl
         finally:
             config.CACHE_DIR = previous
     return result
+
+
+def build_once(function: Callable, **bindings: Any) -> Callable:
+    """``build``, remembered for the life of the process.  Its arguments must be hashable."""
+    return _built(disabled(), function, **bindings)
+
+
+@cache
+def _built(plain: bool, function: Callable, **bindings: Any) -> Callable:
+    """What was compiled and what runs as plain Python stay apart."""
+    return build(function, **bindings)

@@ -15,18 +15,16 @@ khugepaged may collapse pages behind everybody's back: compare :func:`thp_counte
 """
 
 import fcntl
-import functools
 import os
 import re
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from kernel.host import kernel_version
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 
 PAGE_SIZE = 4096
 PMD_SIZE = 2 << 20
@@ -188,11 +186,6 @@ def _parse_maps(text, length, areas):
     return count
 
 
-@functools.cache
-def _parser() -> Callable:
-    return build(_parse_maps)
-
-
 class Observer:
     """Keeps the files of /proc/PID open, so that a look costs little.  A context manager.
 
@@ -212,7 +205,7 @@ class Observer:
         )
         self._kpageflags = -1
         self._reserve_text(1 << 16)
-        self._parse = _parser()
+        self._parse = build_once(_parse_maps)
         self._regions = np.zeros(4096, REGION)
         self._scan = np.zeros(1, _SCAN)
         self._scan_record = self._scan[0]

@@ -5,14 +5,13 @@ nothing else of the kernel's record changes.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 
 from kernel.boot import KernelConfig, Machine
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 from kernel.syscall import syscall
 from kernel.types import MM, VM_SPECIAL, VMA
 from kernel.uapi import ENOMEM, RLIM_INFINITY
@@ -108,20 +107,15 @@ def _copy(k: np.record) -> State:
     return State(mm, np.array(k["vma"][: int(mm["map_count"])], VMA))
 
 
-@cache
-def _compiled() -> tuple[Callable, Callable]:
-    """replay_rows and mark_areas, compiled once: every model has the same switches."""
-    switches = KernelConfig(window_bits=WINDOW_BITS, layout_only=True).switches()
-    return build(replay_rows, **switches), build(mark_areas, **switches)
-
-
 class Model:
     """One kernel that takes on one state after the other."""
 
     def __init__(self) -> None:
-        self._machine = Machine(KernelConfig(layout_only=True, window_bits=WINDOW_BITS))
+        config = KernelConfig(layout_only=True, window_bits=WINDOW_BITS)
+        self._machine = Machine(config)
         self.k = self._machine.k
-        self._replay, self._mark = _compiled()
+        self._replay = build_once(replay_rows, **config.switches())
+        self._mark = build_once(mark_areas, **config.switches())
         self._one = np.zeros((1, COLUMNS), "i8")
 
     def save(self) -> State:

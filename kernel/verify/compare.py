@@ -18,7 +18,7 @@ import numpy as np
 from kernel.boot import MMAP_MIN_ADDR, KernelConfig
 from kernel.host.observe import FILE, HUGE, PRESENT, SWAPPED, ZERO, Observer, host_settings
 from kernel.host.process import OP, HostProcess
-from kernel.jit import build
+from kernel.jit import build_once
 from kernel.types import VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
 from kernel.uapi import RLIM_INFINITY
 from kernel.verify.model import (
@@ -158,8 +158,8 @@ class Real:
             raise
         self.protected = np.zeros((0, 2), "i8")
         self.base: tuple[int, ...] = (0,) * len(COUNTERS)
-        self._host_areas = build(host_areas)
-        self._host_regions = build(host_regions)
+        self._host_areas = build_once(host_areas)
+        self._host_regions = build_once(host_regions)
         self._rows = np.zeros(MAX_AREAS, AREA_ROW)
         self._ids = np.zeros(MAX_AREAS, "i8")
         self._regions = np.zeros(MAX_REGIONS, REGION_ROW)
@@ -383,6 +383,10 @@ class Models:
         self._bindings = bindings
         self._kept: dict[tuple, Model] = {}
         self._settings = host_settings()
+
+    def forget(self) -> None:
+        """Keep no model: a broken one may not be reset by what it has broken."""
+        self._kept.clear()
 
     def model(self, setting: Setting, host: HostProcess) -> Model:
         """A model of ``host`` as it has just started."""

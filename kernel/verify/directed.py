@@ -222,6 +222,24 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
     yield _call(NR_MPROTECT, tail, PAGE, uapi.PROT_READ)
 
 
+def locked(ground: Ground) -> Iterator[Op]:
+    """Pages stay locked in memory when their area is no longer: MREMAP_DONTUNMAP unlocks all."""
+    yield _map(HERE, 4 * PAGE)
+    yield _write(HERE, 4)
+    yield _call(NR_MLOCK, HERE, 4 * PAGE)
+    yield _call(NR_MREMAP, HERE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)
+    yield _advise(HERE + PAGE, 3 * PAGE, MADV_FREE)
+    yield _advise(HERE + PAGE, 3 * PAGE, MADV_PAGEOUT)
+    if ground.thp:
+        yield _map(HERE, 2 * SLOT)
+        yield _advise(HERE, 2 * SLOT, MADV_HUGEPAGE)
+        yield _write(HERE)
+        yield _write(HERE + SLOT)
+        yield _call(NR_MLOCK, HERE, 2 * SLOT)
+        yield _call(NR_MREMAP, HERE + SLOT, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)
+        yield _advise(HERE, PAGE, MADV_FREE)
+
+
 def populated(ground: Ground) -> Iterator[Op]:
     """Populating for writing keeps what was lazily freed."""
     yield _map(HERE, 4 * PAGE)
@@ -242,6 +260,7 @@ PROGRAMS = {
         beyond,
         huge_pages,
         too_large,
+        locked,
         populated,
         crowded,
     )

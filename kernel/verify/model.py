@@ -16,7 +16,7 @@ from kernel.branches import Branch, instrument
 from kernel.fault import handle_mm_fault
 from kernel.find import find_vma
 from kernel.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 from kernel.limits import setrlimit
 from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.switches import PAGE_SHIFT
@@ -246,16 +246,6 @@ def _instrumented() -> tuple[Callable, list[Branch]]:
     return instrument(execute)
 
 
-@cache
-def _counted(window_bits: int) -> Callable:
-    return build(_instrumented()[0], **KernelConfig(window_bits=window_bits).switches())
-
-
-@cache
-def _plain(function: Callable, window_bits: int) -> Callable:
-    return build(function, **KernelConfig(window_bits=window_bits).switches())
-
-
 @jit
 def host_areas(areas, protected, rows, ids):
     """Write what the host told (kernel.host.observe.AREA) to ``rows``; their number."""
@@ -325,13 +315,15 @@ class Model:
     ) -> None:
         self.machine = Machine(config)
         self.k = self.machine.k
-        bits = config.window_bits
         self.branches = _instrumented()[1] if count_branches else []
+        switches = config.switches()
         if bindings:
-            self._execute = build(execute, cache=False, **config.switches(), **bindings)
+            self._execute = build_once(execute, cache=False, **switches, **bindings)
         else:
-            self._execute = _counted(bits) if count_branches else _plain(execute, bits)
-        self._observe = _plain(observe, bits)
+            self._execute = build_once(
+                _instrumented()[0] if count_branches else execute, **switches
+            )
+        self._observe = build_once(observe, **switches)
         self._rows = np.zeros(MAX_AREAS, AREA_ROW)
         self._ids = np.zeros(MAX_AREAS, "i8")
         self._regions = np.zeros(MAX_REGIONS, REGION_ROW)

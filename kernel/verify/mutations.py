@@ -231,10 +231,12 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"NOT NOTICED in {done} operations: {rule}", flush=True)
                 continue
             print(f"noticed after {done:6} operations: {rule} ({finding.what})", flush=True)
-            if options.store and len(finding.ops) < 1000:
+            if options.store:
                 options.store.mkdir(parents=True, exist_ok=True)
                 path = options.store / f"{rule.replace(' ', '_').replace(',', '')}.json"
-                dump(path, asdict(finding.setting), finding.ops)
+                # Programs written by hand are known by their name, and fit any host.
+                ops = [] if finding.setting.seed.startswith("directed/") else finding.ops
+                dump(path, asdict(finding.setting), ops)
     print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
     return 1 if missed else 0
 

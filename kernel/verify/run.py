@@ -148,6 +148,10 @@ class Runner:
             report.finding = self.find(self.plan.setting(number), executed, differences)
         return report
 
+    def by_hand(self, name: str) -> Report:
+        """Run the program of that name in :mod:`kernel.verify.directed`."""
+        return self.program(self.plan.random_programs + list(directed.PROGRAMS).index(name))
+
     def operations(self, number: int, count: int) -> list[Op]:
         """The first ``count`` operations of program ``number``."""
         made: list[Op] = []
@@ -225,6 +229,8 @@ class Runner:
         """
         lines: list[str] = []
         executed: list[Op] = []
+        if self.plan.bindings:
+            self.models.forget()
         with Pair(setting, self.opened, self.models) as pair:
             for op in ops:
                 if not permitted(op, pair.model.view(), pair.ground):

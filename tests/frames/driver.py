@@ -5,7 +5,6 @@ be watched on its own.
 """
 
 import weakref
-from functools import cache
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from kernel.frames import (
     munlock_frame,
 )
 from kernel.huge import folio_of, set_folio, split_huge_slot
-from kernel.jit import build, jit
+from kernel.jit import build_once, jit
 from kernel.memory import windows
 from kernel.pgtable import page_of, set_pmd
 from kernel.swap import move_slot
@@ -221,10 +220,9 @@ def enter(k, call, a, b, c, d, e):
     return 0
 
 
-@cache
 def compiled():
     """The compiled entry."""
-    return build(enter, PAGE_SHIFT=12, WINDOW_BITS=WINDOW_BITS, FRAMES=True)
+    return build_once(enter, PAGE_SHIFT=12, WINDOW_BITS=WINDOW_BITS, FRAMES=True)
 
 
 class Memory:

@@ -1,11 +1,9 @@
 """A whole process on frames and TLBs: system calls and accesses, and what must hold after each."""
 
-from functools import cache
-
 from kernel.access import load, store, touch
 from kernel.boot import KernelConfig, Machine
 from kernel.conservation import CHECKS, check_frames
-from kernel.jit import build, disabled, jit
+from kernel.jit import build_once, jit
 from kernel.syscall import syscall
 from kernel.task import reason
 from kernel.types import (
@@ -57,12 +55,6 @@ def enter(k, call, a, b, c, d, e):
     return 0
 
 
-@cache
-def _entry(plain, **bindings):
-    """``enter`` with these bindings, built once."""
-    return build(enter, **bindings)
-
-
 class Unsound(AssertionError):
     """Something that must always hold does not."""
 
@@ -84,7 +76,7 @@ class Process:
         self.k = self.machine.k
         self.mm = self.k.mm
         switches = self.machine.config.switches()
-        self._enter = _entry(disabled(), **(switches | (bindings or {})))
+        self._enter = build_once(enter, **(switches | (bindings or {})))
         self.killed = False
         self._translations = {}
 

@@ -1,11 +1,9 @@
 """A process of the model as tests drive it: every kernel function behind one compiled entry."""
 
-from functools import cache
-
 from kernel.access import clear, copy, load, peek, poke, prefetch, store, touch
 from kernel.boot import KernelConfig, Machine
 from kernel.brk import brk, sbrk
-from kernel.jit import build, disabled, jit
+from kernel.jit import build_once, jit
 from kernel.layout import get_unmapped_area
 from kernel.madvise import madvise
 from kernel.mmap import mmap, munmap
@@ -153,12 +151,6 @@ def configured(**settings):
     return KernelConfig(**({"window_bits": WINDOW_BITS} | settings))
 
 
-@cache
-def _entry(plain, **bindings):
-    """``enter`` with these bindings, built once per session."""
-    return build(enter, **bindings)
-
-
 class Process:
     """A simulated process; ``process.mmap(...)`` and the like do what CALLS and NUMBERS name.
 
@@ -171,7 +163,7 @@ class Process:
         self.page = self.config.page_size
         self.k = self.machine.k
         self.mm = self.k.mm
-        self._enter = _entry(disabled(), **(self.config.switches() | bindings))
+        self._enter = build_once(enter, **(self.config.switches() | bindings))
 
     def __getattr__(self, name):
         if name in NUMBERS:

@@ -2,12 +2,11 @@
 
 import random
 from collections import OrderedDict
-from functools import cache
 
 import numpy as np
 import pytest
 
-from kernel.jit import build, disabled, jit
+from kernel.jit import build_once, disabled, jit
 from kernel.tlb import (
     FLUSH_CEILING,
     L1_BASE,
@@ -36,9 +35,8 @@ def enter(k, call, a, b):
         flush_tlb(k)
 
 
-@cache
 def compiled():
-    return build(enter, PAGE_SHIFT=12)
+    return build_once(enter, PAGE_SHIFT=12)
 
 
 class Tlb:
