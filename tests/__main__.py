@@ -1,9 +1,9 @@
 """Run the suite in its lanes: ``python -m tests``.
 
-    core     kernel and allocators, compiled
-    user     everything else, compiled: bench.py, traces, figures
-    bounds   kernel and allocators' contracts with every array index checked
     plain    kernel and allocators as plain Python, with branch coverage
+    bounds   kernel and allocators' contracts, compiled, with every array index checked
+    user     bench.py, workloads, traces, figures: as a user has them
+    core     what holds the model against the real kernel, and tests that choose their own build
 
 Each lane has its own directory of compiled code, and as many run at a time as there are cores.
 What a lane printed is shown when it ends; exit code 1 when any failed.
@@ -17,36 +17,25 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = [
-    "tests/kernel",
-    "tests/frames",
-    "tests/tlb",
-    "tests/verify",
-    "tests/host",
-    "tests/replay",
-    "tests/calibrate",
-    "tests/allocators",
-]
-CONTRACTS = [
-    "tests/kernel",
-    "tests/frames",
-    "tests/tlb",
-    "tests/verify",
-    "tests/allocators/test_allocators_keep_their_contract.py",
-    "tests/allocators/test_allocators_match_a_slow_oracle.py",
-]
+#: The model, in each way of running it.
+MODEL = ["tests/kernel", "tests/frames", "tests/tlb", "tests/verify"]
+CONTRACT = "tests/allocators/test_allocators_keep_their_contract.py"
+CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
 #: By name: the environment's changes, and commands to run one after the other.
 LANES = {
-    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in CORE)]]),
-    "core": ({}, [[*PYTEST, *CORE]]),
     "plain": (
         {"NUMBA_DISABLE_JIT": "1"},
-        [[*COVERAGE, "run", "-m", "pytest", "--durations=5", *CORE], [*COVERAGE, "report"]],
+        [
+            [*COVERAGE, "run", *PYTEST[1:], "-m", "not once", *MODEL, "tests/allocators"],
+            [*COVERAGE, "report"],
+        ],
     ),
-    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, *CONTRACTS]]),
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
+    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + CORE)]]),
+    "core": ({}, [[*PYTEST, "-m", "once", *MODEL], [*PYTEST, *CORE, f"--ignore={CONTRACT}"]]),
 }
 
 

@@ -408,7 +408,7 @@ BUGS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("few_limits")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("few_limits")]
 
 
 def find(plugin, bug, patience=20.0):

@@ -10,7 +10,10 @@ from kernel.mmap import munmap
 from kernel.mremap import mremap
 from kernel.uapi import MADV_PAGEOUT, MREMAP_MAYMOVE
 
-pytestmark = pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off"),
+]
 
 #: Modules by the way LLVM spells them in the symbols of their functions.
 FRAMES = ("6kernel6frames", "6kernel4swap", "6kernel6vmscan")

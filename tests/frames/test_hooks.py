@@ -3,9 +3,11 @@
 import pytest
 
 from kernel import uapi
-from kernel.jit import disabled, jit
+from kernel.jit import jit
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
 from tests.frames.process import HUGE, PAGE, Process, Unsound, at
+
+pytestmark = pytest.mark.once
 
 PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
 MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
@@ -54,6 +56,12 @@ def machine(**bindings):
     return Process(4, 16, thp="always", rlimit_memlock=4 << 20, bindings=bindings)
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """In plain Python: compiling each mutation would take longer."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+
+
 def test_the_tour_is_sound():
     process = machine()
     tour(process)
@@ -92,9 +100,6 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_forgotten_call_is_noticed(name, monkeypatch):
-    # In plain Python: compiling each mutation would take longer.
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    assert disabled()
+def test_a_forgotten_call_is_noticed(name):
     with pytest.raises(Unsound):
         tour(machine(**{name: MUTATIONS[name]}))

@@ -285,6 +285,8 @@ import numpy as np
 from kernel.jit import build
 from outer import outer
 
+pytestmark = pytest.mark.once
+
 built = build(outer)
 try:
     print(built(np.ones((2, 4), "i8"), 6))

@@ -15,6 +15,8 @@ from kernel.types import VM_ACCOUNT
 from kernel.vma import insert_vma as real_insert_vma
 from tests.kernel.pair import Mismatch, Pair, random_limits, random_program
 
+pytestmark = pytest.mark.once
+
 
 @jit
 def merges_never(k, i, start, flags, pgoff, anon_vma, file):

@@ -9,6 +9,8 @@ from kernel import switches
 from kernel.types import BUS_ADRALN, SIGBUS
 from tests.kernel.driver import Process
 
+pytestmark = pytest.mark.once
+
 #: Every switch away from its default, but for the page size and the window (tested everywhere).
 OTHERS = {"COUNT": False, "PAYLOAD": True, "CHECKED": True}
 

@@ -14,6 +14,8 @@ from kernel.verify.run import Plan, Runner
 from kernel.verify.shrink import shrink
 from tests.verify.conftest import needs_host
 
+pytestmark = pytest.mark.once
+
 #: For each broken rule the shortest program that was found to show it (kernel.verify.mutations).
 PROGRAMS = Path(__file__).with_name("programs")
 
