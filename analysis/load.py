@@ -23,7 +23,7 @@ import pyperf
 from benchmarks.metrics import BY_NAME
 
 #: The version of run.json that is understood.
-SCHEMA = 1
+SCHEMA = 2
 #: What a run can end as.  The first two have all their data, the others none that could be drawn.
 DRAWN = ("ok", "oom")
 STATUSES = (*DRAWN, "failed", "running", "interrupted")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 #: Version of the files' layout.
-SCHEMA = 1
+SCHEMA = 2
 #: Version of the model: a change that alters published numbers raises it.
-MODEL = 1
+MODEL = 2
 
 #: What a run can be.  ``ok`` and ``oom`` are results; the rest has a reason.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"

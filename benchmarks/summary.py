@@ -9,9 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.metrics import BY_NAME
+from benchmarks.metrics import BY_NAME, METRICS
 
-#: Rows of the summary of one run: title, and the metrics beside it.
+_RARE_CALLS = ("syscalls_mremap", "syscalls_mprotect", "syscalls_mlock")
+_RARE_FAULTS = ("faults_huge", "faults_file", "faults_major")
+_RARE = _RARE_CALLS + _RARE_FAULTS
+#: Rows of the summary of one run: title, and the metrics beside it.  Those of a part that is off
+#: (kernel.frames, kernel.tlb) are left out, and so are those of _RARE that are 0.
 _ROWS = (
     ("events", ("operations", "failed")),
     ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
@@ -24,8 +28,16 @@ _ROWS = (
             "fragmentation_peaks",
         ),
     ),
-    ("system calls", ("syscalls_brk", "syscalls_mmap", "syscalls_munmap", "syscalls_madvise")),
-    ("page faults", ("faults_write", "faults_read", "faults_cow", "faults_populate")),
+    (
+        "system calls",
+        ("syscalls_brk", "syscalls_mmap", "syscalls_munmap", "syscalls_madvise", *_RARE_CALLS),
+    ),
+    (
+        "page faults",
+        ("faults_write", "faults_read", "faults_cow", "faults_populate", *_RARE_FAULTS),
+    ),
+    ("physical memory", tuple(m.name for m in METRICS if m.part == "frames")),
+    ("TLB", tuple(m.name for m in METRICS if m.part == "tlb")),
     (
         "loads + stores",
         ("steps_mean", "steps_p50", "steps_p99", "steps_p999", "steps_max"),
@@ -95,7 +107,8 @@ def print_run(directory: Path, console: Console) -> None:
         row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
     for title, names in _ROWS:
         table.add_section()
-        for i, name in enumerate(names):
+        shown = [n for n in names if n in metrics and (metrics[n] or n not in _RARE)]
+        for i, name in enumerate(shown):
             row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
     console.print(table)
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")

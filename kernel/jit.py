@@ -12,7 +12,9 @@ globals is inlined, cached, and runs the same with the JIT off.
 Why one walk: the code reached and the constants bound are exactly what the machine code depends
 on, so their hash names the cache directory.  Numba itself watches only the file of the outermost
 function and would serve stale code after an edit of a callee.  Only the outermost function is
-cached, and every copy carries the hash in its name so that symbols never collide in one process.
+cached on disk; copies of the others are shared by the loops of one process that reach the same code
+with the same bindings.  Every copy carries the hash of what it reaches in its name, so that symbols
+never collide.
 
 ``_nrt=False`` keeps atomic reference counts out of the loop (ten times faster); such code cannot
 allocate arrays, so all state is made in Python beforehand.
@@ -99,6 +101,10 @@ def _global_names(code: types.CodeType) -> list[str]:
     )
 
 
+#: Inner functions that were compiled in this process, by :meth:`_Walk.key_of`.
+_compiled: dict[str, Callable] = {}
+
+
 class _Walk:
     """The functions that one outermost function reaches, and everything they depend on."""
 
@@ -107,10 +113,12 @@ class _Walk:
         self.bindings = bindings
         self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
         self.callees: dict[Callable, list[str]] = {}
-        self.lines: list[str] = []
+        self.lines: dict[Callable, list[str]] = {}
         self.path: list[Callable] = []
         self._visit(function)
-        self.key = hashlib.sha256("\n".join(self.lines + _environment()).encode()).hexdigest()[:16]
+        self._environment = _environment()
+        self._keys: dict[Callable, str] = {}
+        self.key = self.key_of(function)
 
     def _visit(self, function: Callable) -> None:
         if function in self.path:
@@ -125,9 +133,10 @@ class _Walk:
         scope = dict(function.__globals__)
         self.globals[function] = scope
         self.callees[function] = []
+        lines = self.lines[function] = []
         options = (function.__defaults__, function.__jit__, function.__cold__)
-        self.lines.append(f"def {_name(function)} {options!r}")
-        self.lines.append(_fingerprint(function.__code__))
+        lines.append(f"def {_name(function)} {options!r}")
+        lines.append(_fingerprint(function.__code__))
         self.path.append(function)
         for name in _global_names(function.__code__):
             if name in self.bindings:
@@ -140,18 +149,30 @@ class _Walk:
                 self._visit(value)
             elif isinstance(value, int) and not isinstance(value, bool):
                 scope[name] = value = int(value)  # a setting becomes a plain constant
-                self.lines.append(f"{name} = {value!r}")
+                lines.append(f"{name} = {value!r}")
             else:
-                self.lines.append(f"{name} = {_describe(function, name, value)}")
+                lines.append(f"{name} = {_describe(function, name, value)}")
         self.path.pop()
+
+    def key_of(self, function: Callable) -> str:
+        """Hash (16 hex digits) of ``function`` and of all that it reaches."""
+        if function not in self._keys:
+            scope = self.globals[function]
+            below = [f"{name}: {self.key_of(scope[name])}" for name in self.callees[function]]
+            text = "\n".join([*self.lines[function], *below, *self._environment])
+            self._keys[function] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._keys[function]
 
     def compile(self, function: Callable, done: dict[Callable, Callable]) -> Callable:
         """Return the specialised copy of ``function``, its callees first."""
         if function in done:
             return done[function]
+        inner = function is not self.outermost
+        key = self.key_of(function)
+        if inner and not disabled() and key in _compiled:
+            return _compiled[key]
         scope = self.globals[function]
-        # The place in the walk tells functions of one name in different modules apart.
-        name = f"{function.__name__}_{self.key}_{list(self.globals).index(function)}"
+        name = f"{function.__name__}_{key}" if inner else f"{function.__name__}_{key}_entry"
         copy = types.FunctionType(function.__code__, scope, name, function.__defaults__)
         copy.__qualname__ = name
         copy.__module__ = function.__module__
@@ -160,13 +181,14 @@ class _Walk:
         if not disabled():
             import numba  # late: importing a plugin must not cost Numba's start-up
 
-            outermost = function is self.outermost
-            options = _OPTIONS if outermost else _OPTIONS | _INNER_OPTIONS
-            if not outermost:
+            options = _OPTIONS | _INNER_OPTIONS if inner else _OPTIONS
+            if inner:
                 from kernel.link import declare_inner
 
                 declare_inner(name, function.__cold__)
             copy = numba.njit(**options, **function.__jit__)(copy)
+            if inner:
+                _compiled[key] = copy
         done[function] = copy
         return copy
 

@@ -162,15 +162,17 @@ INTRINSICS = {
 
 @functools.cache
 def install() -> None:
-    """Make Numba's CPU target use these libraries, and short symbols for the state records.
+    """Make Numba's CPU target use these libraries, and treat the state records in two other ways.
 
     A symbol spells the types of its arguments; a record's would list all its fields, ten
-    kilobytes a name, and LLVM would spend its time on them.
+    kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
+    never taken for one whose fields it begins with, but code is made for each.
     """
     cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
         return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()
 
+    nb.Record.can_convert_to = lambda self, context, other: None
     nb.Record.mangling_args = property(mangling_args)
     nb.NamedTuple.mangling_args = property(mangling_args)

@@ -1,8 +1,8 @@
 """Run the suite in its lanes: ``python -m tests``.
 
+    user     bench.py, workloads, traces, figures: as a user has them
     plain    kernel and allocators as plain Python, with branch coverage
     bounds   kernel and allocators' contracts, compiled, with every array index checked
-    user     bench.py, workloads, traces, figures: as a user has them
     core     what holds the model against the real kernel, and tests that choose their own build
 
 Each lane has its own directory of compiled code, and as many run at a time as there are cores.
@@ -24,8 +24,9 @@ CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
-#: By name: the environment's changes, and commands to run one after the other.
+#: By name: the environment's changes, and commands to run one after the other.  The longest first.
 LANES = {
+    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + CORE)]]),
     "plain": (
         {"NUMBA_DISABLE_JIT": "1"},
         [
@@ -34,7 +35,6 @@ LANES = {
         ],
     ),
     "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
-    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + CORE)]]),
     "core": ({}, [[*PYTEST, "-m", "once", *MODEL], [*PYTEST, *CORE, f"--ignore={CONTRACT}"]]),
 }
 

@@ -39,7 +39,7 @@ def make_run(
     """
     directory.mkdir(parents=True)
     run = {
-        "schema": 1,
+        "schema": 2,
         "allocator": label.partition("(")[0],
         "label": label,
         "workload": workload.partition("(")[0],

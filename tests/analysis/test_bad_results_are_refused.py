@@ -133,7 +133,7 @@ def test_a_metric_without_its_number(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 1}, "schema 1"),
         ({"label": None}, "label is None"),
         ({"seed": "1"}, "seed is '1'"),
         ({"status": "fine"}, "status 'fine'"),

@@ -17,6 +17,8 @@ from kernel.boot import KernelConfig, Machine
 from kernel.brk import brk as kernel_brk
 from kernel.jit import build, cache_root, disabled, is_jit, jit, source_hash
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 
 compiled_only = pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off")
@@ -123,6 +125,54 @@ def test_bindings_replace_globals_everywhere_and_nowhere_else():
     assert build(outer, scale=other, FLAG=False)(1, 0) == 0 + 2 + 5 + 7
     assert build(outer)(1, 0) == outer(1, 0) == 2 + 2 + 5 + 8
     assert build(outer, NOBODY_MENTIONS=3)(1, 0) == 17
+
+
+@jit
+def twice(n):
+    return scale(n) + scale(n + 1)
+
+
+@jit
+def thrice(n):
+    return scale(n) + scale(n + 1) + slow(n)
+
+
+@compiled_only
+def test_loops_share_what_reaches_the_same_code_with_the_same_bindings():
+    def callee(built):
+        return built.py_func.__globals__["scale"]
+
+    first = callee(build(twice, cache=False))
+    assert callee(build(thrice, cache=False)) is first
+    assert callee(build(thrice, cache=False, FACTOR=7)) is not first
+    assert build(thrice, cache=False, FACTOR=7)(1) == 7 + 14 + 3 + 7
+    assert build(twice, cache=False)(1) == 2 + 4
+    # As an entry of its own it is made anew: inner functions have no machine code.
+    assert build(scale, cache=False)(3) == 6
+
+
+FEW = np.dtype([("first", "i8"), ("second", "i8")])
+MORE = np.dtype([*FEW.descr, ("third", "i8")])
+
+
+@jit
+def second_of(record):
+    return record.second
+
+
+@jit
+def enter_record(record):
+    return second_of(record)
+
+
+@compiled_only
+def test_a_record_is_never_taken_for_another():
+    built = build(enter_record, cache=False)
+    for dtype in (FEW, MORE):
+        record = np.ones(1, dtype).view(np.recarray)[0]
+        assert built(record) == 1
+    assert len(built.signatures) == 2
+    assert len(built.py_func.__globals__["second_of"].signatures) == 2
 
 
 def test_plain_build_has_the_same_bindings(monkeypatch):
@@ -284,8 +334,6 @@ SCRIPT = """
 import numpy as np
 from kernel.jit import build
 from outer import outer
-
-pytestmark = pytest.mark.once
 
 built = build(outer)
 try:
