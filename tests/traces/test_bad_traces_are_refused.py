@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from benchmarks import formats, native, workloads
 from benchmarks.events import FREE, MALLOC, OP_NAMES, REALLOC, TOUCH_WRITE, make_events
-from benchmarks.trace import main
+from benchmarks.trace.__main__ import main
 from benchmarks.workloads import WorkloadError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import formats, native, workloads
 from benchmarks.events import COLUMNS, MALLOC, make_events
-from benchmarks.trace import main
+from benchmarks.trace.__main__ import main
 from benchmarks.workloads.registry import fingerprint
 
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import formats, objects, workloads
+from benchmarks import formats, workloads
 from benchmarks.events import CALLOC, FREE, MALLOC, OP_NAMES, REALLOC
+from benchmarks.formats import objects
+from benchmarks.formats.lines import ABSENT, BAD, NUMBER, WORD, split_lines, word
 from benchmarks.ledger import Ledger
-from benchmarks.lines import ABSENT, BAD, NUMBER, WORD, split_lines, word
-from benchmarks.trace import Statistics, describe
+from benchmarks.trace.info import Statistics, describe
 from kernel.jit import disabled
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,15 +1,8 @@
-"""Look at traces and convert them.
-
-python -m benchmarks.trace info FILE [--json]     operations, threads, bytes, sizes
-python -m benchmarks.trace convert IN OUT         write the native format
-"""
+"""info: what a trace contains."""
 
 import argparse
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +11,6 @@ import numpy as np
 from benchmarks import formats, native
 from benchmarks.events import ALLOCATOR_OPS, FREE, OP_NAMES, Events, column, slot_count
 from benchmarks.ledger import Ledger
-from benchmarks.native import TraceError
 
 #: Upper ends of the rows of the size distribution, bytes.
 _OCTAVES = 1 << np.arange(63)
@@ -159,62 +151,21 @@ def _bytes(n: int) -> str:
     return f"{n:,} bytes"
 
 
-@contextmanager
-def _progress() -> Iterator[formats.Progress | None]:
-    """Yield a progress bar where somebody watches standard error, else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from benchmarks.launch import shown_progress
-
-    with shown_progress("trace") as progress:
-        yield progress
+HELP = "operations, threads, bytes and sizes of a trace"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trace", description=__doc__.split("\n")[0]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--lenient", action="store_true", help="drop and count what cannot have happened"
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="what a trace contains")
-    info.add_argument("file", type=Path)
-    info.add_argument("--json", action="store_true", help="for programs")
-    convert = commands.add_parser("convert", help="write a trace in the native format")
-    convert.add_argument("input", type=Path)
-    convert.add_argument("output", type=Path)
-    for command in (info, convert):
-        command.add_argument(
-            "--lenient", action="store_true", help="drop and count what cannot have happened"
-        )
-    given = parser.parse_args(arguments)
-
-    try:
-        with _progress() as progress:
-            if given.command == "info":
-                about = describe(given.file, not given.lenient, progress)
-            else:
-                provenance = formats.convert(given.input, given.output, not given.lenient, progress)
-    except TraceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    try:
-        if given.command == "convert":
-            formats.report_dropped(given.input, provenance)
-            print(given.output)
-        elif given.json:
-            print(json.dumps(about, indent=2))
-        else:
-            print_tables(about)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
+    """Read the trace; returns what prints the answer."""
+    about = describe(given.file, not given.lenient, progress)
+    if given.json:
+        return lambda: print(json.dumps(about, indent=2))
+    return lambda: print_tables(about)

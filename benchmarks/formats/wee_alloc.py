@@ -11,8 +11,8 @@ import re
 import numpy as np
 
 from benchmarks.events import FREE, MALLOC
-from benchmarks.lines import NUMBER, WORD, Lines, word
-from benchmarks.objects import Records
+from benchmarks.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.formats.objects import Records
 
 NAME = "wee_alloc"
 #: A line that only such a trace has.

@@ -14,8 +14,8 @@ import re
 import numpy as np
 
 from benchmarks.events import FREE, MALLOC, REALLOC
-from benchmarks.lines import NUMBER, WORD, Lines, word
-from benchmarks.objects import Records
+from benchmarks.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.formats.objects import Records
 
 NAME = "malloc-lab"
 #: The header and the first operation.

@@ -27,11 +27,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from benchmarks import android, malloc_lab, native, wee_alloc
+from benchmarks import native
 from benchmarks.events import Events, make_events
-from benchmarks.lines import fields_of, split_lines
+from benchmarks.formats import android, malloc_lab, wee_alloc
+from benchmarks.formats.lines import fields_of, split_lines
+from benchmarks.formats.objects import FAILED, PROBLEM_NAMES, Objects, Records, complaint
 from benchmarks.native import TraceError
-from benchmarks.objects import FAILED, PROBLEM_NAMES, Objects, Records, complaint
 
 #: The text formats.  The first whose PATTERN is found in the head of a file reads it.
 FORMATS: tuple[ModuleType, ...] = (android, wee_alloc, malloc_lab)

@@ -16,8 +16,8 @@ import re
 import numpy as np
 
 from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, THREAD_END
-from benchmarks.lines import NUMBER, WORD, Lines, word
-from benchmarks.objects import Records
+from benchmarks.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.formats.objects import Records
 
 NAME = "Android memory_replay"
 #: A line that only such a trace has.

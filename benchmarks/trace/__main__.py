@@ -1,0 +1,61 @@
+"""The command line of benchmarks.trace.
+
+Exit codes: 0 done, 1 a trace that cannot be read or written, 2 bad arguments, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from benchmarks import formats
+from benchmarks.native import TraceError
+from benchmarks.trace import convert, info
+
+#: By name, in the order in which --help lists them.
+COMMANDS: dict[str, ModuleType] = {"info": info, "convert": convert}
+
+
+@contextmanager
+def _progress() -> Iterator[formats.Progress | None]:
+    """Yield a progress bar where somebody watches standard error, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from benchmarks.launch import shown_progress
+
+    with shown_progress("trace") as progress:
+        yield progress
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.trace", description="Look at traces and work on them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    given = parser.parse_args(arguments)
+    try:
+        with _progress() as progress:
+            say = COMMANDS[given.command].run(given, progress)
+    except TraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    try:
+        say()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
