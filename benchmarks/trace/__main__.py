@@ -12,10 +12,18 @@ from types import ModuleType
 
 from benchmarks import formats
 from benchmarks.native import TraceError
-from benchmarks.trace import convert, info
+from benchmarks.trace import cat, convert, head, info, merge, scale, slice
 
 #: By name, in the order in which --help lists them.
-COMMANDS: dict[str, ModuleType] = {"info": info, "convert": convert}
+COMMANDS: dict[str, ModuleType] = {
+    "info": info,
+    "cat": cat,
+    "head": head,
+    "slice": slice,
+    "merge": merge,
+    "scale": scale,
+    "convert": convert,
+}
 
 
 @contextmanager
@@ -38,22 +46,26 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(arguments)
+    given.arguments = arguments
     try:
         with _progress() as progress:
             say = COMMANDS[given.command].run(given, progress)
+        say()
+        sys.stdout.flush()
     except TraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    try:
-        say()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away; Python would complain once more when it flushes at exit.
+    except OSError as error:
+        # Python would complain of standard output once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else the reader has had enough
+            print(f"error: {error.strerror or error}", file=sys.stderr)
+            return 1
     return 0
 
 
