@@ -241,11 +241,21 @@ def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str,
         for key in CONDITIONS:
             mine, other = _entry(run, key), _entry(reference, key)
             if mine != other:
+                name, mine, other = _difference(key, mine, other)
                 raise ResultError(
-                    f"{path / 'run.json'}: {key} is {mine}, but {other} in {first / 'run.json'}; "
+                    f"{path / 'run.json'}: {name} is {mine}, but {other} in {first / 'run.json'}; "
                     "runs that differ in it cannot share a figure, draw them separately"
                 )
     return {key: _entry(reference, key) for key in CONDITIONS}
+
+
+def _difference(name: str, mine: Any, other: Any) -> tuple[str, Any, Any]:
+    """The dotted name of the first entry in which two unequal values differ, and both entries."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        for key in [*other, *mine]:
+            if mine.get(key) != other.get(key):
+                return _difference(f"{name}.{key}", mine.get(key), other.get(key))
+    return name, mine, other
 
 
 def _entry(run: dict[str, Any], key: str) -> Any:

@@ -167,6 +167,15 @@ def test_runs_under_other_conditions(
     assert f"{key} is " in line
 
 
+def test_only_the_setting_that_differs_is_told(small: Path, refuse: Callable[..., str]) -> None:
+    for run in small.glob("*/run.json"):
+        brk = 2 if run.parent.name == "1-0-1" else 1
+        change_run(run.parent, kernel={"frames": True, "cost": {"mmap": 5, "brk": brk}})
+    line = refuse(small)
+    assert "1-0-1/run.json: kernel.cost.brk is 2, but 1 in " in line
+    assert "mmap" not in line
+
+
 def test_a_run_given_twice(
     small: Path, refuse: Callable[..., str], make: Callable[..., Path], tmp_path: Path
 ) -> None:
