@@ -286,6 +286,9 @@ def _print_tally(plan: Any, tally: Any, status: str, seconds: float) -> None:
         branches, unreachable = _branches()
         reached, missed, apart = split_branches(tally.hits, branches, unreachable)
         print(f"branches of the model: {len(reached)} of {len(reached) + len(missed)} reached")
+        counts = Counter({str(b): int(tally.hits[b.number]) for b in reached})
+        lines = table("  the rarest (--json counts all)", dict(counts.most_common()[:-6:-1]))
+        print("\n".join(lines))
         for branch in missed[:_MOST_LINES]:
             print(f"  never: {branch}")
         if len(missed) > _MOST_LINES:

@@ -1,6 +1,7 @@
 """What a run of programs has counted, and how it is told."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,7 @@ class Tally:
             "branches": {
                 "reached": len(reached),
                 "total": len(reached) + len(missed),
+                "counts": {str(b): int(self.hits[b.number]) for b in reached},
                 "never_reached": [str(b) for b in missed],
                 "out_of_reach": [f"{b}  ({why})" for b, why in apart],
             },
@@ -95,10 +97,11 @@ def split_branches(
     return reached, missed, apart
 
 
-def table(title: str, counts: Counter, total: int) -> list[str]:
-    """Lines of a table of counts with their shares."""
+def table(title: str, counts: Mapping[str, int], total: int = 0) -> list[str]:
+    """Lines of a table of counts, with their shares of ``total`` where one is given."""
     lines = [title]
     width = max((len(name) for name in counts), default=0)
     for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-        lines.append(f"  {name:<{width}} {count:>10,} {100 * count / max(total, 1):6.2f} %")
+        share = f" {100 * count / total:6.2f} %" if total else ""
+        lines.append(f"  {name:<{width}} {count:>10,}{share}")
     return lines
