@@ -121,17 +121,29 @@ def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     return sorted(found, key=lambda item: int(item[0].name.partition("-")[0]))
 
 
+def _differing(kernels: list[dict[str, Any]]) -> list[str]:
+    """Names of the kernel's settings in which the runs of a sweep differ."""
+    names = dict.fromkeys(name for kernel in kernels for name in kernel)
+    return [n for n in names if any(k.get(n) != kernels[0].get(n) for k in kernels if k)]
+
+
 def print_sweep(directory: Path, console: Console) -> bool:
     """Print a line for each run and each failure's reason; returns whether all went well."""
     columns = _WIDE if console.width >= 120 else _NARROW
     table = Table(title="sweep")
-    for head in ("run", "allocator", "workload", "seed", "status"):
-        table.add_column(head, overflow="fold")
+    runs = sweep_runs(directory)
+    differing = _differing([run.get("kernel", {}) for _, run in runs])
+    heads = ("run", "allocator", "workload", *(["kernel"] if differing else []), "seed", "status")
+    for head in heads:
+        table.add_column(head, overflow="fold", no_wrap=head == "kernel")
     for head in ("ns_per_op", *columns):
         table.add_column(head, justify="right", no_wrap=True)
     failures = []
-    for path, run in sweep_runs(directory):
+    for path, run in runs:
         cells = [path.name.partition("-")[0], run.get("label", "?"), run.get("workload_label", "?")]
+        if differing:
+            kernel = run.get("kernel", {})
+            cells.append(", ".join(f"{name}={kernel.get(name)}" for name in differing))
         cells += [str(run.get("seed", "?")), run.get("status", "unreadable")]
         if run.get("status") in results.FINISHED:
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
