@@ -1,0 +1,181 @@
+"""``python -m analysis.fig_trace INFO.json -o OUT.png|svg``: a trace in four panels.
+
+INFO.json is what ``python -m benchmarks.trace info FILE --json`` prints, which draws this figure
+itself with ``--plot``.  Exits with 1 and one line on the standard error when it cannot be drawn.
+"""
+
+import argparse
+import json
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from analysis import style
+
+#: Colours of what is counted by objects or requests, and of what is counted by bytes.
+COUNT, BYTES = style.PALETTE[0], style.PALETTE[1]
+#: Threads with a row of their own; the rest share one.
+MOST_THREADS = 9
+#: Inches, width and height.
+SIZE = (8.6, 6.4)
+LINE = {"linewidth": 1.7}
+#: Width of one of two bars side by side.
+BAR = 0.4
+
+
+def draw(about: Mapping[str, Any]) -> Figure:
+    """Live bytes over time, sizes, lifetimes and threads of the trace that ``about`` describes."""
+    fig = Figure(figsize=SIZE, layout="constrained")
+    (live, sizes), (lifetimes, threads) = fig.subplots(2, 2)
+    _draw_live(live, about)
+    _draw_sizes(sizes, about)
+    _draw_lifetimes(lifetimes, about)
+    _draw_threads(threads, about)
+    for ax in (live, sizes, lifetimes, threads):
+        sns.despine(ax=ax)
+    fig.legend(
+        handles=[
+            Line2D([], [], color=COUNT, **LINE, label="by objects or requests"),
+            Line2D([], [], color=BYTES, **LINE, label="by bytes"),
+        ],
+        loc="outside upper right",
+        ncols=2,
+    )
+    fig.suptitle(Path(about["file"]).name, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    style.caption(
+        fig,
+        f"{about['events']:,} events, threads: {about['threads']:,}, "
+        f"{_spell(about['allocated_bytes'])} allocated in all, {_spell(about['peak_live_bytes'])} "
+        "live at most.",
+        "Sizes: powers of two, each with what exceeds the one before.",
+        "Lifetimes end with the free, not with a realloc; what is alive at the end counts among "
+        "all, so that its curve stays below 100 % by that share.",
+    )
+    return fig
+
+
+def _spell(bytes_: float) -> str:
+    divisor, unit = style.byte_unit(bytes_)
+    return f"{style.short(bytes_ / divisor)} {unit}"
+
+
+def _draw_live(ax: Axes, about: Mapping[str, Any]) -> None:
+    rows = about["live"]
+    divisor, unit = style.byte_unit(about["peak_live_bytes"])
+    events = np.array([0] + [row["event"] + 1 for row in rows])
+    peaks = np.array([row["peak_bytes"] for row in rows]) / divisor
+    if len(rows):
+        ax.stairs(peaks, events, fill=True, color=style.tint(BYTES))
+        ax.stairs(peaks, events, color=BYTES, **LINE, baseline=None)
+    style.set_range(ax.xaxis, 0, max(events[-1], 1), ticks=4)
+    style.set_range(ax.yaxis, 0, 1.06 * max(peaks.max(initial=0), 1 / divisor), ticks=4)
+    ax.set(title="Live bytes over time", xlabel="event", ylabel=unit)
+
+
+def _draw_sizes(ax: Axes, about: Mapping[str, Any]) -> None:
+    rows = about["sizes"]
+    exponents = np.array([row["to"].bit_length() - 1 for row in rows])
+    for name, shift, color in (("requests", -BAR, COUNT), ("bytes", 0, BYTES)):
+        values = np.array([row[name] for row in rows])
+        share = 100 * values / max(values.sum(), 1)
+        ax.bar(exponents + shift, share, BAR, align="edge", color=color, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda e, _: _size(e)))
+    ax.grid(visible=False, axis="x")
+    ax.set(title="Requests by size", xlabel="bytes, at most", ylabel="%")
+
+
+def _size(exponent: float) -> str:
+    """2**``exponent`` bytes, in few characters."""
+    if exponent < 0 or exponent != int(exponent):
+        return ""
+    suffixes = ((30, "G"), (20, "M"), (10, "K"), (0, ""))
+    shift, suffix = next(pair for pair in suffixes if exponent >= pair[0])
+    return f"{1 << int(exponent) - shift}{suffix}"
+
+
+def _draw_lifetimes(ax: Axes, about: Mapping[str, Any]) -> None:
+    lifetimes = about["lifetimes"]["events"]
+    rows = lifetimes["distribution"]
+    ends = [row["below"] for row in rows]
+    alive = {"objects": lifetimes["alive"], "bytes": about["end_live_bytes"]}
+    for name, color in (("objects", COUNT), ("bytes", BYTES)):
+        values = np.array([row[name] for row in rows])
+        share = 100 * np.cumsum(values) / max(values.sum() + alive[name], 1)
+        ax.plot([1, *ends], [0, *share], color=color, **LINE)
+    style.set_range(ax.xaxis, 1, max([2, *ends]), log=True, ticks=6)
+    style.set_range(ax.yaxis, 0, 100)
+    ax.set(
+        title="Lifetimes",
+        xlabel="events of the allocator, logarithmic",
+        ylabel="% of all that live shorter",
+    )
+
+
+def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
+    rows = sorted(about["by_thread"], key=lambda row: -row["bytes"])
+    shown = [(f"{row['thread']}", row["requests"], row["bytes"]) for row in rows[:MOST_THREADS]]
+    rest = rows[MOST_THREADS:]
+    if rest:
+        others = [sum(row[name] for row in rest) for name in ("requests", "bytes")]
+        shown.append((f"{len(rest)} others", *others))
+    for i, shift, color in ((1, -BAR, COUNT), (2, 0, BYTES)):
+        values = np.array([row[i] for row in shown])
+        total = max(values.sum(), 1)
+        ax.barh(
+            np.arange(len(shown)) + shift,
+            100 * values / total,
+            BAR,
+            align="edge",
+            color=color,
+            linewidth=0,
+        )
+    ax.set_yticks(range(len(shown)), [name for name, *_ in shown])
+    ax.set_ylim(max(len(shown), 4) - 0.5, -0.5)
+    style.set_range(ax.xaxis, 0, 100)
+    ax.grid(visible=False, axis="y")
+    ax.set(title="Requests by thread", xlabel="%", ylabel="thread")
+
+
+def _save(fig: Figure, out: Path) -> None:
+    """Write ``fig``; ``out`` appears whole or not at all."""
+    scratch = out.with_name(f".{uuid.uuid4().hex[:12]}{out.suffix}")
+    try:
+        fig.savefig(scratch, metadata={"Date": None} if out.suffix == ".svg" else None)
+        scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.fig_trace", description="Draw what trace info --json printed."
+    )
+    parser.add_argument("info", type=Path, metavar="INFO.json")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT.png|svg")
+    options = parser.parse_args(arguments)
+    try:
+        about = json.loads(options.info.read_text(encoding="utf-8"))
+        with style.publication():
+            _save(draw(about), options.out)
+    except OSError as error:
+        print(f"fig_trace: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"fig_trace: {options.info}: not what info --json prints ({error})", file=sys.stderr)
+    else:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
