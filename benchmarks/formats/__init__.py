@@ -1,70 +1,72 @@
 """Trace files of any known format: recognise them by content, import them once, load them.
 
-    FILE.zip / .gz / plain text ──► lines ──► a format's Reader ──► objects ──► native file
-                                                                               (in the user's cache)
+    FILE, packed or plain ──► pieces of Records ──► objects ──► native file (in the user's cache)
+           packing             a format's reader
 
-A format is a module with NAME, PATTERN (bytes that show it) and Reader: ``read(lines)`` gives
-Records, ``explain(fields)`` says what is wrong with a line, ``spell(pointer)`` names an object as
-the trace does.  To add one, enter it in FORMATS.
+A format is a module.  A text format has NAME, PATTERN (bytes that show it) and Reader:
+``read(lines)`` gives Records, ``explain(fields)`` says what is wrong with a line, and
+``spell(pointer)`` names an object as the trace does.  Any other has PATTERN or
+``recognises(head)``, ``pieces(source)`` (see benchmarks.formats.piece) and UNIT, what its places
+are counted in.  To add one, enter it in FORMATS.
 """
 
-import gzip
 import hashlib
-import lzma
 import os
-import struct
 import sys
 import tempfile
-import zipfile
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from benchmarks import native
 from benchmarks.events import Events, make_events
-from benchmarks.formats import android, malloc_lab, wee_alloc
-from benchmarks.formats.lines import fields_of, split_lines
-from benchmarks.formats.objects import FAILED, PROBLEM_NAMES, Objects, Records, complaint
+from benchmarks.formats import (
+    android,
+    fragmetrics,
+    heaptrack,
+    malloc_bench,
+    malloc_lab,
+    memray,
+    mtrace,
+    valgrind,
+    wee_alloc,
+)
+from benchmarks.formats.objects import PROBLEM_NAMES, UNSEEN, Objects, Records, complaint
+from benchmarks.formats.packing import Source, complaints, opened, packed
+from benchmarks.formats.piece import pieces
 from benchmarks.native import TraceError
 
-#: The text formats.  The first whose PATTERN is found in the head of a file reads it.
-FORMATS: tuple[ModuleType, ...] = (android, wee_alloc, malloc_lab)
+#: The foreign formats.  The first that finds itself in the head of a file reads it.
+FORMATS: tuple[ModuleType, ...] = (
+    malloc_bench,
+    memray,
+    heaptrack,
+    fragmetrics,
+    valgrind,
+    mtrace,
+    android,
+    wee_alloc,
+    malloc_lab,
+)
+#: What is recognised only to say why it cannot be read.
+_REFUSED = (heaptrack.INTERPRETED,)
 #: Version of the importers: raise it when the same file gives other events.
-VERSION = 1
+VERSION = 2
 
 #: Told the fraction done and what is being done.
 Progress = Callable[[float, str], None]
 
 _HEAD = 1 << 16
-_PIECE = 1 << 22
-#: What unpackers raise for damaged input, beside OSError.
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, ValueError)
-
-
-@dataclass
-class Source:
-    """A trace file: where it is, how it is packed, and which format is inside (None: native)."""
-
-    path: Path
-    packing: str
-    member: str = ""
-    format: ModuleType | None = None
-    #: Lines seen, and what was dropped, by name; filled while importing.
-    lines: int = 0
-    dropped: Counter = field(default_factory=Counter)
-    first_problem: tuple[int, str] | None = None
 
 
 def recognise(path: Path) -> Source:
     """Look at the beginning of a trace.  Raises TraceError with one clear line."""
-    with _complaints(path):
+    with complaints(path):
         with path.open("rb") as file:
             magic = file.read(4)
         if not magic:
@@ -72,141 +74,78 @@ def recognise(path: Path) -> Source:
         if magic == native.MAGIC:
             native.check_ends(path)
             return Source(path, "native")
-        source = Source(path, "plain")
-        if magic[:2] == b"\x1f\x8b":
-            source.packing = "gzip"
-        elif magic[:2] == b"PK":
-            source.packing = "zip"
-            source.member = _member(path)
-        with _opened(source) as (stream, _):
+        source = packed(path, magic)
+        with opened(source) as (stream, _):
             head = stream.read(_HEAD)
         if not head.strip():
             raise TraceError(f"{path}: the trace is empty")
         for module in FORMATS:
-            if module.PATTERN.search(head):
+            if _finds_itself(module, head):
                 source.format = module
                 return source
+    for pattern, reason in _REFUSED:
+        if pattern.search(head):
+            raise TraceError(f"{path}: {reason}")
     known = ", ".join([*(module.NAME for module in FORMATS), "native (Parquet)"])
     raise TraceError(f"{path}: no trace format that is known here ({known})")
 
 
-def _member(path: Path) -> str:
-    """The one file in a zip archive, or the one .txt."""
-    with zipfile.ZipFile(path) as archive:
-        files = [info.filename for info in archive.infolist() if not info.is_dir()]
-    texts = [name for name in files if name.endswith(".txt")]
-    for choice in (files, texts):
-        if len(choice) == 1:
-            return choice[0]
-    if not files:
-        raise TraceError(f"{path}: the archive holds no file")
-    shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
-    raise TraceError(
-        f"{path}: the archive holds {len(files)} files ({shown}); expected one, or one .txt"
-    )
-
-
-@contextmanager
-def _complaints(path: Path) -> Iterator[None]:
-    """Turn what the operating system and the unpackers raise into a TraceError."""
-    try:
-        yield
-    except TraceError:
-        raise
-    except OSError as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise TraceError(f"{path}: truncated or damaged gzip file ({error})") from None
-        raise TraceError(f"{path}: {error.strerror or error}") from None
-    except _DAMAGE as error:
-        raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
-    except RuntimeError as error:  # a password, or an unknown way of packing
-        raise TraceError(f"{path}: {error}") from None
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
-    """Yield the unpacked stream, and a function that tells the fraction read."""
-    with source.path.open("rb") as file:
-        total = max(os.fstat(file.fileno()).st_size, 1)
-
-        def fraction() -> float:
-            return file.tell() / total
-
-        if source.packing == "gzip":
-            with gzip.GzipFile(fileobj=file) as stream:
-                yield stream, fraction
-        elif source.packing == "zip":
-            with zipfile.ZipFile(file) as archive, archive.open(source.member) as stream:
-                yield stream, fraction
-        else:
-            yield file, fraction
-
-
-def _pieces(source: Source) -> Iterator[tuple[bytes, float]]:
-    """Yield whole lines, some megabytes at a time, and the fraction read."""
-    with _complaints(source.path), _opened(source) as (stream, fraction):
-        rest = b""
-        while data := stream.read(_PIECE):
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield rest + data[:end], fraction()
-                rest = data[end:]
-            else:
-                rest += data
-            if len(rest) > _PIECE:
-                raise TraceError(
-                    f"{source.path}: a line of more than {_PIECE} bytes; no text trace"
-                )
-        if rest:
-            yield rest, 1.0
+def _finds_itself(module: ModuleType, head: bytes) -> bool:
+    recognises = getattr(module, "recognises", None)
+    return recognises(head) if recognises else module.PATTERN.search(head) is not None
 
 
 def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator[Events]:
-    """Yield the events of a text trace.  Raises TraceError for the first error when ``strict``."""
-    reader, objects = source.format.Reader(), Objects()
+    """Yield the events of a foreign trace.  Raises TraceError for the first error if ``strict``."""
+    objects = Objects()
     threads: dict[int, int] = {}
-    for text, fraction in _pieces(source):
+    for piece, fraction in pieces(source):
         if progress:
             progress(fraction, f"importing {source.path.name}")
-        lines = split_lines(text)
-        records = reader.read(lines)
+        records = piece.records
         if strict and len(records.bad):
             records = _until(records, int(records.bad[0]))
-        slot, problem = objects.rename(records, strict)
-        wrong = [(records.line[i], i) for i in np.flatnonzero(problem > FAILED)[:1]]
+        slot, problem = objects.rename(records, strict, piece.late)
+        wrong = [(records.line[i], i) for i in np.flatnonzero(problem > UNSEEN)[:1]]
         wrong += [(row, -1) for row in records.bad[:1]]
         if wrong and (strict or source.first_problem is None):
             row, i = min(wrong)
-            bad_line = text.split(b"\n", row + 1)[row]
             if i < 0:
-                what = reader.explain(fields_of(bad_line))
+                what = piece.explain(int(row))
             else:
-                what = complaint(records, i, problem[i], reader.spell)
+                what = complaint(records, i, problem[i], partial(piece.spell, int(row)))
             source.first_problem = (source.lines + int(row) + 1, what)
             if strict:
-                raise _error(source.path, source.first_problem)
+                raise _error(source.path, source.first_problem, unit_of(source))
         for code, count in zip(*np.unique(problem, return_counts=True), strict=True):
             if code:
                 source.dropped[PROBLEM_NAMES[code]] += int(count)
         if len(records.bad):
-            source.dropped["unreadable_line"] += len(records.bad)
-        source.lines += len(lines.fields)
+            source.dropped[f"unreadable_{unit_of(source)}"] += len(records.bad)
+        source.lines += piece.rows
         kept = problem == 0
+        optional = {
+            name: getattr(records, name)[kept]
+            for name in ("time", "site", "thread")
+            if len(getattr(records, name))
+        }
+        if "thread" in optional:
+            optional["thread"] = _dense(optional["thread"], threads)
         yield make_events(
-            records.op[kept],
-            slot[kept],
-            records.size[kept],
-            align=records.align[kept],
-            thread=_dense(records.thread[kept], threads),
-            time=records.time[kept] if len(records.time) else records.time,
+            records.op[kept], slot[kept], records.size[kept], align=records.align[kept], **optional
         )
 
 
 def _until(records: Records, line: int) -> Records:
     """The records above ``line``, and that line as the only bad one."""
     n = int(np.searchsorted(records.line, line))
-    above = [column[:n] for column in records[:-1]]
-    return Records(*above, records.bad[:1])
+    above = {name: column[:n] for name, column in records._asdict().items() if name != "bad"}
+    return Records(**above, bad=records.bad[:1])
+
+
+def unit_of(source: Source) -> str:
+    """What places in a trace are counted in."""
+    return getattr(source.format, "UNIT", "line")
 
 
 def _dense(thread: np.ndarray, known: dict[int, int]) -> np.ndarray:
@@ -217,9 +156,18 @@ def _dense(thread: np.ndarray, known: dict[int, int]) -> np.ndarray:
     return np.array([known[int(n)] for n in numbers], "i4")[inverse]
 
 
-def _error(path: Path, problem: tuple[int, str]) -> TraceError:
-    line, what = problem
-    return TraceError(f"{path}:{line}: {what}")
+def _error(path: Path, problem: tuple[int, str], unit: str) -> TraceError:
+    place, what = problem
+    where = f":{place}: " if unit == "line" else f": {unit} {place}: "
+    return TraceError(f"{path}{where}{what}")
+
+
+def check_output(path: Path, out: Path) -> None:
+    """Raise TraceError when ``out`` cannot be written or is the trace ``path`` itself."""
+    if not out.parent.is_dir():
+        raise TraceError(f"{out}: there is no directory {out.parent}")
+    if out.exists() and out.samefile(path):
+        raise TraceError(f"{out}: would overwrite the trace that is read")
 
 
 def convert(
@@ -230,10 +178,7 @@ def convert(
     ``out`` appears whole or not at all.  Raises TraceError.
     """
     source = recognise(path)
-    if not out.parent.is_dir():
-        raise TraceError(f"{out}: there is no directory {out.parent}")
-    if out.exists() and out.samefile(path):
-        raise TraceError(f"{out}: would overwrite the trace that is read")
+    check_output(path, out)
     try:
         with native.Writer(out) as writer:
             if source.format is None:
@@ -256,6 +201,7 @@ def _provenance(source: Source) -> dict[str, Any]:
         "file": source.path.name,
         "sha256": _content_hash(source.path),
         "format": source.format.NAME,
+        "unit": unit_of(source),
         "importer": VERSION,
         "lines": source.lines,
         "dropped": dict(source.dropped),
@@ -264,7 +210,7 @@ def _provenance(source: Source) -> dict[str, Any]:
 
 
 def _content_hash(path: Path) -> str:
-    with _complaints(path), path.open("rb") as file:
+    with complaints(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -285,7 +231,7 @@ def native_file(
     """
     source = recognise(path)
     if source.format is None:
-        with _complaints(path):
+        with complaints(path):
             reader = native.Reader(path)
         with reader:
             yield reader, False
@@ -299,7 +245,7 @@ def native_file(
             reader = native.Reader(cached)
         problem = reader.provenance["first_problem"]
         if strict and problem:
-            raise _error(path, tuple(problem))
+            raise _error(path, tuple(problem), unit_of(source))
         try:
             with reader:
                 yield reader, True
@@ -349,5 +295,6 @@ def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
         return
     counts = ", ".join(f"{count} × {name.replace('_', ' ')}" for name, count in dropped.items())
     problem = provenance.get("first_problem")
-    first = f"; the first: line {problem[0]}: {problem[1]}" if problem else ""
+    unit = provenance.get("unit", "line")
+    first = f"; the first: {unit} {problem[0]}: {problem[1]}" if problem else ""
     print(f"{path}: dropped {counts}{first}", file=sys.stderr)

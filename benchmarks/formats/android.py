@@ -12,12 +12,26 @@ Source: AOSP, system/extras/memory_replay.
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 
-from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, THREAD_END
+from benchmarks.events import (
+    ALIGNED,
+    ALLOCATOR_OPS,
+    CALLOC,
+    FREE,
+    MALLOC,
+    OP_NAMES,
+    REALLOC,
+    THREAD_END,
+    Events,
+    column,
+)
 from benchmarks.formats.lines import NUMBER, WORD, Lines, word
-from benchmarks.formats.objects import Records
+from benchmarks.formats.objects import Records, address_of, note
+from benchmarks.formats.printing import name_table, put_address, put_decimal, put_name
+from kernel.jit import build_once, jit
 
 NAME = "Android memory_replay"
 #: A line that only such a trace has.
@@ -33,6 +47,12 @@ OPERATIONS = {
     "thread_done": (THREAD_END, ("PTR",)),
 }
 _POWERS = 1 << np.arange(62)
+#: The names by number, for writing.
+_SPELLED = {number: name for name, (number, _) in OPERATIONS.items()}
+_NAMES = name_table([_SPELLED.get(op, "") for op in range(len(OP_NAMES))])
+#: Room for the longest line, bytes.
+_LONGEST_LINE = 160
+_BLANK, _COLON, _NEWLINE = b" :\n"
 
 
 class Reader:
@@ -97,3 +117,75 @@ class Reader:
     def spell(self, pointer: int) -> str:
         """The object as the trace names it."""
         return f"{pointer & (1 << 64) - 1:#x}"
+
+
+@jit
+def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
+    """Write a line for each of n events into ``text``, uint8; returns the bytes written.
+
+    ``pointer``, ``old`` (n,): NEW and OLD of a realloc, else ``pointer`` alone.  ``time``: (0,)
+    where lines have none.
+    """
+    at = 0
+    for i in range(op.shape[0]):
+        kind = int(op[i])
+        at = put_decimal(text, at, int(thread[i]) + 1)
+        text[at] = _COLON
+        text[at + 1] = _BLANK
+        at = put_name(text, at + 2, names, ends, kind)
+        text[at] = _BLANK
+        at = put_address(text, at + 1, int(pointer[i]))
+        if kind == REALLOC:
+            text[at] = _BLANK
+            at = put_address(text, at + 1, int(old[i]))
+        elif kind in (CALLOC, ALIGNED):
+            text[at] = _BLANK
+            at = put_decimal(text, at + 1, 1 << int(align[i]) if kind == ALIGNED else 1)
+        if kind not in (FREE, THREAD_END):
+            text[at] = _BLANK
+            at = put_decimal(text, at + 1, int(size[i]))
+        if time.shape[0] > 0:
+            for _ in range(2):
+                text[at] = _BLANK
+                at = put_decimal(text, at + 1, int(time[i]))
+        text[at] = _NEWLINE
+        at += 1
+    return at
+
+
+class Writer:
+    """Writes one trace, piece by piece: calloc as N = 1, threads numbered from 1."""
+
+    NAME = NAME
+
+    def __init__(self) -> None:
+        #: What the format cannot hold, counted.
+        self.lost: Counter = Counter()
+
+    def header(self) -> bytes:
+        """The lines above the first event."""
+        return b""
+
+    def lines(self, events: Events, before: np.ndarray) -> bytes:
+        """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
+        op, slot, size = events.op, events.slot, events.size
+        touches = (op >= ALLOCATOR_OPS) & (op != THREAD_END)
+        note(self.lost, "touch (left out)", touches)
+        note(self.lost, "size of a free", (op == FREE) & (size > 0))
+        note(self.lost, "call site", ~touches & (column(events, "site") != 0))
+        address = address_of(slot)
+        held = before >= 0
+        gone = (op == REALLOC) & held & (size == 0)
+        columns = [
+            op,
+            np.where(gone, 0, address),
+            np.where(held, address, 0),
+            size,
+            column(events, "align"),
+            column(events, "thread"),
+            events.time,
+        ]
+        kept = ~touches
+        columns = [c[kept] if len(c) else c for c in columns]
+        text = np.empty(int(kept.sum()) * _LONGEST_LINE, "u1")
+        return text[: build_once(print_lines)(*columns, *_NAMES, text)].tobytes()

@@ -2,7 +2,7 @@
 
 Fields are parted by blanks, colons, commas and parentheses.  A field is a number (decimal, or
 hexadecimal after ``0x``) or a word, of which a hash is kept: :func:`word` gives the same for a
-name to compare with.
+name to compare with.  A format that differs says how, in SPLIT (see :func:`split_lines`).
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 from kernel.jit import build_once, jit
 
-#: Fields of a line that are kept; further ones are only counted.
+#: Fields of a line that are kept, if the format asks for no more.
 WIDTH = 8
 
 #: Kinds of fields.  BAD: a number that does not fit into 64 bits, or 0x without hexadecimal digits.
@@ -29,8 +29,8 @@ _ROOM = ((1 << 63) - 10) // 10
 class Lines(NamedTuple):
     """The fields of ``n`` lines.
 
-    ``values`` (n, WIDTH) int64: a number (addresses from 2**63 on as negative ones) or a word's
-    hash.  ``kinds`` (n, WIDTH) int8.  ``fields`` (n,) int64: how many there were; blank: 0.
+    ``values`` (n, width) int64: a number (addresses from 2**63 on as negative ones) or a word's
+    hash.  ``kinds`` (n, width) int8.  ``fields`` (n,) int64: how many there were; blank: 0.
     """
 
     values: np.ndarray
@@ -65,9 +65,10 @@ def digit(c):
 
 
 @jit
-def split(text, values, kinds, fields):
+def split(text, values, kinds, fields, usual, tail):
     """Fill the three arrays (zeroed) from ``text``, (bytes,) int8; returns the number of lines."""
     n = text.shape[0]
+    width = values.shape[1]
     row = 0
     field = 0
     i = 0
@@ -82,9 +83,11 @@ def split(text, values, kinds, fields):
         if parts(c):
             i += 1
             continue
-        base = 10
+        base = usual
+        prefixed = False
         if c == 48 and i + 2 < n and (text[i + 1] == 120 or text[i + 1] == 88):
             base = 16
+            prefixed = True
             i += 2
             c = int(text[i]) & 255
         value = 0
@@ -98,7 +101,7 @@ def split(text, values, kinds, fields):
             if kind != NUMBER:
                 pass
             elif d >= base:
-                kind = WORD if base == 10 else BAD
+                kind = BAD if prefixed else WORD
             elif base == 10:
                 if value > _ROOM:
                     kind = BAD
@@ -119,9 +122,15 @@ def split(text, values, kinds, fields):
             c = int(text[i]) & 255
         if i == begin:
             kind = BAD
-        if field < WIDTH:
-            values[row, field] = h if kind == WORD else value
-            kinds[row, field] = kind
+        place = field
+        if tail and field >= width:
+            place = width - 1
+            for j in range(place):
+                values[row, j] = values[row, j + 1]
+                kinds[row, j] = kinds[row, j + 1]
+        if place < width:
+            values[row, place] = h if kind == WORD else value
+            kinds[row, place] = kind
         field += 1
     if n and text[n - 1] != _NEWLINE:
         fields[row] = field
@@ -129,12 +138,16 @@ def split(text, values, kinds, fields):
     return row
 
 
-def split_lines(text: bytes) -> Lines:
-    """Return the fields of all lines of ``text``; a last line may lack its newline."""
+def split_lines(text: bytes, base: int = 10, width: int = WIDTH, tail: bool = False) -> Lines:
+    """Return the fields of all lines of ``text``; a last line may lack its newline.
+
+    ``base``: of numbers without 0x, 10 or 16.  ``width``: fields of a line that are kept; further
+    ones are only counted, or, with ``tail``, it is the last ones that are kept.
+    """
     data = np.frombuffer(text, np.int8)
     n = int(np.count_nonzero(data == _NEWLINE)) + (1 if text and text[-1] != _NEWLINE else 0)
-    lines = Lines(np.zeros((n, WIDTH), "i8"), np.zeros((n, WIDTH), "i1"), np.zeros(n, "i8"))
-    build_once(split)(data, *lines)
+    lines = Lines(np.zeros((n, width), "i8"), np.zeros((n, width), "i1"), np.zeros(n, "i8"))
+    build_once(split)(data, *lines, base, tail)
     return lines
 
 

@@ -5,6 +5,7 @@ one is about, and which of them cannot have happened.  Memory grows with the num
 pointers, not with the length of the trace.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,13 +16,13 @@ from kernel.jit import build_once, jit
 
 
 class Records(NamedTuple):
-    """Events of a piece of a trace, as recorded: nine columns of ``n`` rows, and lines in error.
+    """Events of a piece of a trace, as recorded: columns of ``n`` rows, and lines in error.
 
     ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8.
     ``pointer`` int64: what was returned or freed, 0 for NULL.  ``old`` int64: realloc's argument.
     ``size`` int64: bytes.  ``align`` uint8: log2.  ``thread`` int64: the program's own number.
-    ``time`` int64: ns since the start, or (0,) where the format has none.  ``bad`` int64: lines
-    that make no sense.
+    ``time`` int64: ns since the start.  ``bad`` int64: lines that make no sense.  ``site`` int64:
+    number of the call site.  ``thread``, ``time`` and ``site`` are (0,) where the format has none.
     """
 
     line: np.ndarray
@@ -33,12 +34,21 @@ class Records(NamedTuple):
     thread: np.ndarray
     time: np.ndarray
     bad: np.ndarray
+    site: np.ndarray = np.empty(0, "i8")
 
 
 #: What can be wrong with a record.  FAILED is no error: the program itself was answered with NULL.
-FINE, FAILED, LIVE, UNKNOWN, DEAD = range(5)
+#: Nor is UNSEEN, where a recording began in mid-program: the free of an object that it did not see.
+FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD = range(6)
 #: What dropped records are counted as.
-PROBLEM_NAMES = ("fine", "failed_request", "live_pointer", "unknown_pointer", "freed_pointer")
+PROBLEM_NAMES = (
+    "fine",
+    "failed_request",
+    "free_of_an_object_not_seen_allocated",
+    "live_pointer",
+    "unknown_pointer",
+    "freed_pointer",
+)
 
 #: What a key of the table stands for when it has no slot.
 _FREED, _NULL, _NO_KEY = -1, -2, -3
@@ -77,11 +87,12 @@ def enter(keys, slots, counts, pointer, slot):
 
 
 @jit
-def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict):
+def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict, late):
     """Fill ``slot`` and ``problem`` (n,) for records in order.
 
     ``keys``, ``slots``: the table.  ``spare``: stack of slots to reuse.  ``counts``: height of
-    that stack, slots ever used, keys in the table.  ``strict``: stop at the first error.
+    that stack, slots ever used, keys in the table.  ``strict``: stop at the first error.  ``late``:
+    the recording began in mid-program, and objects may have been allocated unseen.
     """
     for i in range(op.shape[0]):
         kind = op[i]
@@ -93,8 +104,15 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
         held = _NULL
         if argument != 0:
             held = int(slots[find(keys, slots, argument)])
+        unseen = late and held in (_NO_KEY, _FREED)
+        if unseen and kind == REALLOC:
+            argument = 0
+            held = _NULL
+            unseen = False
         releases = kind == FREE or (kind == REALLOC and size[i] == 0 and held >= 0)
-        if held == _NO_KEY:
+        if unseen:
+            problem[i] = UNSEEN
+        elif held == _NO_KEY:
             problem[i] = UNKNOWN
         elif held == _FREED:
             problem[i] = DEAD
@@ -103,7 +121,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
         elif not releases and new != argument and slots[find(keys, slots, new)] >= 0:
             problem[i] = LIVE
         if problem[i] != FINE:
-            if strict and problem[i] != FAILED:
+            if strict and problem[i] > UNSEEN:
                 return
         elif releases:
             if held >= 0:
@@ -137,18 +155,21 @@ class Objects:
         self._spare = np.zeros(1 << 10, "i4")
         self._counts = np.zeros(3, "i8")
 
-    def rename(self, records: Records, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    def rename(
+        self, records: Records, strict: bool, late: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
         Slot -1 is free(NULL), the end of a thread, or a record with a problem.  When ``strict``,
-        what follows the first error is not looked at.
+        what follows the first error is not looked at.  When ``late``, objects may have been
+        allocated unseen: a realloc of one is an allocation.
         """
         n = len(records.op)
         self._make_room(n)
         slot, problem = np.full(n, -1, "i4"), np.zeros(n, "u1")
         table = (self._keys, self._slots, self._spare, self._counts)
         columns = (records.op, records.pointer, records.old, records.size)
-        build_once(rename)(*table, *columns, slot, problem, strict)
+        build_once(rename)(*table, *columns, slot, problem, strict, late)
         return slot, problem
 
     def _make_room(self, n: int) -> None:
@@ -175,3 +196,18 @@ def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str
     if problem == UNKNOWN:
         return f"{name} of {which}, which was never allocated"
     return f"{'double free' if free else name} of {which}, which was freed before"
+
+
+#: Bytes between the addresses of two slots.
+_STEP = 16
+
+
+def address_of(slot: np.ndarray) -> np.ndarray:
+    """A pointer for each slot, 0 for slot -1: a slot holds one object at a time."""
+    return (slot.astype("i8") + 1) * _STEP
+
+
+def note(lost: Counter, what: str, where: np.ndarray) -> None:
+    """Count in ``lost`` the events, (n,) bool, of which a format cannot hold ``what``."""
+    if n := int(np.count_nonzero(where)):
+        lost[what] += n

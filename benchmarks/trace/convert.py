@@ -1,12 +1,14 @@
-"""convert: write a trace in the native format."""
+"""convert: write a trace in the native format, or in one that other tools read."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import formats
+from benchmarks.formats import export
 
-HELP = "write a trace in the native format"
+HELP = "write a trace in the native format, as Android memory_replay text or as malloc-lab .rep"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +16,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument(
+        "--to",
+        choices=[export.NATIVE, *export.WRITERS],
+        help="format of OUT; without it OUT's ending tells: .rep (rep), .txt, .gz, .zip (android), "
+        "any other (native)",
+    )
+    parser.add_argument(
         "--lenient", action="store_true", help="drop and count what cannot have happened"
     )
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
     """Convert; returns what prints where it went."""
-    provenance = formats.convert(given.input, given.output, not given.lenient, progress)
+    form = given.to or export.form_of(given.output)
+    strict, lost = not given.lenient, {}
+    if form == export.NATIVE:
+        provenance = formats.convert(given.input, given.output, strict, progress)
+    else:
+        provenance, lost = export.export(given.input, given.output, form, strict, progress)
 
     def say() -> None:
         formats.report_dropped(given.input, provenance)
+        if lost:
+            counts = ", ".join(f"{count} × {what}" for what, count in lost.items())
+            print(f"{given.output}: the format cannot hold {counts}", file=sys.stderr)
         print(given.output)
 
     return say

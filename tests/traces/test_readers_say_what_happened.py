@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks import formats, workloads
 from benchmarks.events import CALLOC, FREE, MALLOC, OP_NAMES, REALLOC
-from benchmarks.formats import objects
+from benchmarks.formats import objects, packing
 from benchmarks.formats.lines import ABSENT, BAD, NUMBER, WORD, split_lines, word
 from benchmarks.ledger import Ledger
 from benchmarks.trace.info import Statistics, describe
@@ -55,7 +55,7 @@ def test_android(android):
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 100])
 def test_pieces_make_no_difference(android, monkeypatch, piece):
-    monkeypatch.setattr(formats, "_PIECE", piece)
+    monkeypatch.setattr(packing, "_PIECE", piece)
     monkeypatch.setattr(formats, "_HEAD", 30)
     if piece < 40:  # shorter than a line: refused as no text
         with pytest.raises(formats.TraceError, match=r"a line of more than \d+ bytes"):
@@ -193,7 +193,7 @@ print(workloads.load({{"name": "trace", "path": {str(android)!r}}}).fingerprint)
 
 def test_second_load_comes_from_the_cache(android, monkeypatch):
     first = workloads.load({"name": "trace", "path": str(android)})
-    monkeypatch.setattr(formats, "split_lines", None)
+    monkeypatch.setattr(formats, "pieces", None)
     again = workloads.load({"name": "trace", "path": str(android)})
     assert first.fingerprint == again.fingerprint
     assert first.provenance == again.provenance
