@@ -12,7 +12,7 @@ from types import ModuleType
 
 from benchmarks import formats
 from benchmarks.native import TraceError
-from benchmarks.trace import cat, convert, head, info, merge, scale, slice
+from benchmarks.trace import cat, convert, head, info, merge, record, scale, slice
 
 #: By name, in the order in which --help lists them.
 COMMANDS: dict[str, ModuleType] = {
@@ -23,6 +23,7 @@ COMMANDS: dict[str, ModuleType] = {
     "merge": merge,
     "scale": scale,
     "convert": convert,
+    "record": record,
 }
 
 

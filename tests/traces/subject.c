@@ -1,0 +1,183 @@
+/* The program that the tests of the recorder record; its first argument says what it does. */
+
+#define _GNU_SOURCE
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Sizes by which the tests find the place. */
+#define BEFORE_MAIN 55555
+#define START 77777
+#define STOP 88888
+
+#define THREADS 4
+#define BLOCKS 64
+#define ROUNDS 150000
+
+static void *volatile kept;
+
+static void mark(size_t size)
+{
+    kept = malloc(size);
+    free(kept);
+}
+
+__attribute__((constructor)) static void before_main(void)
+{
+    mark(BEFORE_MAIN);
+}
+
+/* Every function once or twice. */
+static void calls(void)
+{
+    void *a = malloc(100), *b = calloc(4, 25), *c = NULL;
+    a = realloc(a, 300);
+    a = realloc(a, 2000);
+    kept = realloc(NULL, 50);
+    free(b);
+    free(NULL);
+    kept = realloc(kept, 0);
+    if (posix_memalign(&c, 64, 640))
+        abort();
+    free(c);
+    free(kept = aligned_alloc(128, 256));
+    free(kept = memalign(4096, 10));
+    free(kept = valloc(20));
+    free(kept = pvalloc(30));
+    free(kept = malloc(SIZE_MAX / 2));
+    free(kept = calloc(SIZE_MAX / 2, 4));
+    if (malloc_usable_size(a) < 2000)
+        abort();
+    free(a);
+}
+
+static void *slots[BLOCKS];
+static pthread_mutex_t locks[BLOCKS];
+
+/* Threads that resize and replace each other's blocks. */
+static void *exchange(void *seed)
+{
+    uint64_t x = (uintptr_t)seed * 2654435761u + 1;
+    for (int i = 0; i < ROUNDS; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        int k = (x >> 33) % BLOCKS;
+        size_t size = 24 + (x >> 40) % 3 * 32;
+        pthread_mutex_lock(&locks[k]);
+        void *p = slots[k];
+        slots[k] = NULL;
+        pthread_mutex_unlock(&locks[k]);
+        if (x >> 63) {
+            p = realloc(p, size);
+        } else {
+            free(p);
+            p = malloc(size);
+        }
+        pthread_mutex_lock(&locks[k]);
+        void *other = slots[k];
+        slots[k] = p;
+        pthread_mutex_unlock(&locks[k]);
+        free(other);
+    }
+    return NULL;
+}
+
+static void threads(void)
+{
+    pthread_t all[THREADS];
+    for (int i = 0; i < BLOCKS; i++)
+        pthread_mutex_init(&locks[i], NULL);
+    for (int i = 0; i < THREADS; i++)
+        pthread_create(&all[i], NULL, exchange, (void *)(uintptr_t)i);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(all[i], NULL);
+}
+
+/* What a thread does last; the C library frees strerror's memory when it has ended. */
+static void *once(void *_)
+{
+    mark(STOP);
+    strerror(9999);
+    return NULL;
+}
+
+static void churn(long n)
+{
+    for (long i = 0; i < n; i++)
+        mark(16 + i % 100);
+}
+
+int main(int count, char **arguments)
+{
+    const char *what = count > 1 ? arguments[1] : "";
+    long n = count > 2 ? atol(arguments[2]) : 0;
+    mark(START);
+    if (!strcmp(what, "calls"))
+        calls();
+    if (!strcmp(what, "threads"))
+        threads();
+    if (!strcmp(what, "churn"))
+        churn(n);
+    if (!strcmp(what, "many"))
+        for (long i = 0; i < n; i++) {
+            pthread_t thread;
+            pthread_create(&thread, NULL, once, NULL);
+            pthread_join(thread, NULL);
+        }
+    if (!strcmp(what, "fork")) {
+        void *inherited = malloc(123);
+        churn(5);
+        if (fork() == 0) {
+            free(inherited);
+            churn(n);
+            _exit(0);
+        }
+        wait(NULL);
+        free(inherited);
+    }
+    if (!strcmp(what, "vfork")) {
+        if (vfork() == 0) {
+            execl(arguments[0], arguments[0], "churn", arguments[2], (char *)NULL);
+            _exit(1);
+        }
+        wait(NULL);
+    }
+    if (!strcmp(what, "exec"))
+        execl(arguments[0], arguments[0], "churn", arguments[2], (char *)NULL);
+    if (!strcmp(what, "orphan")) {
+        if (fork())
+            return 0;
+        usleep(200000);
+        churn(n);
+    }
+    if (!strcmp(what, "close")) {
+        for (int i = 0; i < 100; i++)
+            close(i);
+        churn(n);
+    }
+    if (!strcmp(what, "sleep")) {
+        churn(20);
+        usleep(50000);
+        churn(20);
+    }
+    if (!strcmp(what, "forever"))
+        for (long i = 1;; i++) {
+            churn(n);
+            if (write(1, "x", 1) < 0)
+                return 1;
+        }
+    mark(STOP);
+    if (count > 3) {
+        if (!strcmp(arguments[3], "_exit"))
+            _exit(7);
+        if (!strcmp(arguments[3], "pthread_exit"))
+            pthread_exit(NULL);
+        raise(atoi(arguments[3]));
+    }
+    return 0;
+}
