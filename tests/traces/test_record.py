@@ -203,9 +203,10 @@ def test_windows_make_no_difference(subject, tmp_path, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0")
     directory = raw_of(tmp_path, subject, "threads")
     image = raw.images(directory)[0]
+    monkeypatch.setattr(raw, "WINDOW", 1 << 24)
     whole = [records for records, _ in image.records()]
     assert len(whole) == 1
-    monkeypatch.setattr(raw, "WINDOW", 1000)
+    monkeypatch.setattr(raw, "WINDOW", 10007)
     pieces = [records for records, _ in image.records()]
     assert len(pieces) > 50
     for name in ("op", "pointer", "old", "size", "thread", "time"):
