@@ -66,6 +66,14 @@ def make_events(
     return Events(*columns)
 
 
+def read_only(events: Events) -> Events:
+    """Views of the columns that cannot be written through: one type for compiled code."""
+    views = [data.view() for data in events]
+    for view in views:
+        view.flags.writeable = False
+    return Events(*views)
+
+
 def column(events: Events, name: str) -> np.ndarray:
     """The column ``name``, filled with its default where the workload lacks it."""
     data = getattr(events, name)

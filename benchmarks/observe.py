@@ -65,6 +65,7 @@ def observe(directory: Path) -> None:
         events=stopped if stopped >= 0 else simulation.length,
         workload_provenance=workload.provenance,
         replay_seconds=seconds,
+        waited_seconds=simulation.waited,
         address_checksum=int(simulation.r.checksum),
         hashes={
             "kernel": results.source_hash("kernel"),

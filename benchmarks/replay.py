@@ -368,10 +368,11 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
 
 @jit
 def replay_events(k, a, r, objects, e, begin, end):
-    """Replay the stored events [begin, end)."""
+    """Replay the first rows of ``e``, which are the events [begin, end) of the workload."""
     task = k.task
-    for i in range(begin, end):
-        task.now = i
+    for i in range(end - begin):
+        now = begin + i
+        task.now = now
         if HAS_THREAD:
             task.tid = e.thread[i]
         if HAS_SITE:
@@ -384,8 +385,8 @@ def replay_events(k, a, r, objects, e, begin, end):
             observe(k, r, op)
         if CHECK_FRAMES:
             verify_frames(k, r)
-        if TIMELINE and i >= r.next_row:
-            sample(k, r, i)
+        if TIMELINE and now >= r.next_row:
+            sample(k, r, now)
 
 
 @jit

@@ -4,7 +4,8 @@ With OBSERVED switches it counts everything and answers :meth:`Simulation.metric
 all instruments are compiled away and nothing is touched, so that its time is the allocator's own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmarks.replay import (
     system_calls,
     verify_frames,
 )
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, WorkloadError
 from kernel.boot import KernelConfig, Machine, record
 from kernel.frames import fragmentation_index, free_blocks, unusable_free_index
 from kernel.jit import build, jit
@@ -65,7 +66,9 @@ class Simulation:
 
     ``switches`` are OBSERVED, TIMED or any other bindings of the loop; TOUCH is the workload's
     where they do not say.  ``stopped_at`` is the event at which the simulated process was killed
-    for lack of memory, or -1.  Raises AllocatorFailure when the plugin does not compile.
+    for lack of memory, or -1.  ``waited``: seconds of the last replay in which the loop stood still
+    because the next piece of a stream was not there yet.  Raises AllocatorFailure when the plugin
+    does not compile.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Simulation:
         self.a = plugin.state()
         self.objects = np.zeros((max(workload.slots, 1), 2), "i8")
         self.stopped_at = -1
+        self.waited = 0.0
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
         self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
         self._initialise = build(initialise, **self._bindings)
@@ -91,24 +95,28 @@ class Simulation:
 
     def loop_bindings(self) -> dict[str, Any]:
         """What the replay loop is specialised for."""
-        events = self.workload.events
-        if events is None:
+        if self.workload.program is not None:
             return self._bindings | {"next_event": self.workload.program.next_event}
+        if self.workload.stream is not None:
+            names = self.workload.stream.names
+        else:
+            names = [n for n, data in self.workload.events._asdict().items() if len(data)]
         return self._bindings | {
-            f"HAS_{name.upper()}": len(getattr(events, name)) > 0
-            for name in ("align", "thread", "offset", "site")
+            f"HAS_{name.upper()}": name in names for name in ("align", "thread", "offset", "site")
         }
 
     @property
     def loop_function(self) -> Callable:
         """The loop for the workload's kind, before it is specialised."""
-        return replay_program if self.workload.events is None else replay_events
+        return replay_events if self.workload.program is None else replay_program
 
     @property
     def length(self) -> int:
         """Number of events."""
-        if self.workload.events is None:
+        if self.workload.program is not None:
             return self.workload.program.length
+        if self.workload.stream is not None:
+            return self.workload.stream.facts.events
         return len(self.workload.events.op)
 
     def start(self) -> None:
@@ -121,8 +129,10 @@ class Simulation:
         self.r.first_failure = -1
         self.r.stride = max(1, self.length // (TIMELINE_ROWS // 2))
         self.objects.fill(0)
-        self._program = self.workload.program.state() if self.workload.events is None else None
+        program = self.workload.program
+        self._program = program.state() if program is not None else None
         self.stopped_at = -1
+        self.waited = 0.0
 
     def _compile(self) -> None:
         """Compile by replaying no event, outside the clock and the watchdog.
@@ -132,32 +142,54 @@ class Simulation:
         self.start()
         try:
             self._initialise(self.k, self.a)
-            self._loop(*self._arguments(0))
+            for source, begin, end in self._pieces(0):
+                self._loop(self.k, self.a, self.r, self.objects, source, begin, end)
         except SimulatedSignal:
             raise AllocatorFailure(f"init: {reason(self.k)}") from None
         except Exception as error:
             raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
 
-    def _arguments(self, end: int) -> tuple:
-        source = self._program if self.workload.events is None else self.workload.events
-        return (self.k, self.a, self.r, self.objects, source, 0, end)
+    def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
+        """What the loop gets, one call after the other: a source of events, begin and end."""
+        workload = self.workload
+        if workload.stream is None:
+            yield (workload.events if self._program is None else self._program), 0, end
+        elif end == 0:
+            yield workload.stream.none(), 0, 0
+        else:
+            begin = 0
+            with closing(workload.stream.pieces()) as pieces:
+                for events in pieces:
+                    last = min(begin + len(events.op), end)
+                    yield events, begin, last
+                    begin = last
+                    if begin == end:
+                        return
 
     def replay(
         self, end: int | None = None, progress: Callable[[int], None] | None = None
     ) -> float:
         """Replay events up to ``end`` from a fresh start; returns the seconds of the loop alone.
 
-        A process killed for lack of memory ends the replay early (``stopped_at``).  Raises
-        AllocatorFailure for any other death, and kernel.watchdog.SoftLockup.
+        Of a stream too: what the loop waits for the next piece is in ``waited``.  A process killed
+        for lack of memory ends the replay early (``stopped_at``).  Raises AllocatorFailure for any
+        other death, WorkloadError for a stream that breaks off, and kernel.watchdog.SoftLockup.
         """
         self.start()
-        arguments = self._arguments(self.length if end is None else end)
+        last = self.length if end is None else end
 
         def run() -> float:
             self._initialise(self.k, self.a)
-            begin = perf_counter()
-            self._loop(*arguments)
-            return perf_counter() - begin
+            seconds = 0.0
+            with closing(self._pieces(last)) as pieces:
+                stopped = perf_counter()
+                for source, begin, end in pieces:
+                    started = perf_counter()
+                    self.waited += started - stopped
+                    self._loop(self.k, self.a, self.r, self.objects, source, begin, end)
+                    stopped = perf_counter()
+                    seconds += stopped - started
+            return seconds
 
         try:
             return watched(self.k, run, progress=progress)
@@ -168,7 +200,7 @@ class Simulation:
             self.stopped_at = event
             self._verify_killed()
             return 0.0
-        except SoftLockup:
+        except (SoftLockup, WorkloadError):
             raise
         except Exception as error:
             event = int(self.k.task.now)

@@ -7,7 +7,8 @@ A workload's module declares its settings as module-level constants, as an alloc
     program     next_event(g, last) @jit,             sees the addresses that it was given
                 start(s, random) -> record g,
                 length(s) -> int, slots(s) -> int     most events, and slots, that it will use
-    read        read(s, progress) -> (Events, dict)   stored events and where they came from
+    read        read(s, progress) -> (Events or       stored events, or a benchmarks.stream of
+                Stream, dict)                         them, and where they came from
 
 ``s`` holds the checked settings by lower-case name; ``check_settings(s)`` may raise ValueError for
 combinations that cannot be.  A user's own workload is one such file: ``workload.name=my.py``.

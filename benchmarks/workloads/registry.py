@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from allocators.settings import Setting
-from benchmarks.events import COLUMNS, Events, operation_count, slot_count
+from benchmarks.events import Events, operation_count, slot_count
+from benchmarks.facts import Fingerprint
 from benchmarks.prng import Random
 from benchmarks.replay import TOUCH_NAMES
 from benchmarks.sizes import SizesSetting
+from benchmarks.stream import Stream
 from kernel.jit import is_jit
 
 #: Modules of this folder that are not workloads.
@@ -46,7 +48,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is replayed: either stored ``events`` or a ``program``.
+    """What is replayed: stored ``events``, a ``program``, or a ``stream`` of events.
 
     ``slots``: size of the table of objects.  ``operations``: events of the allocator (of a
     program: at most).  ``fingerprint``: sha256 over all columns (of a program: over its source,
@@ -57,6 +59,7 @@ class Workload:
     label: str
     events: Events | None = field(repr=False)
     program: Program | None
+    stream: Stream | None
     slots: int
     operations: int
     fingerprint: str
@@ -150,14 +153,14 @@ def load(
     default.  ``progress`` is told the fraction done while a trace is read.  Raises WorkloadError.
     """
     choice = _choose(settings)
-    s, module = SimpleNamespace(**choice.settings), choice.module
+    s, module = SimpleNamespace(**choice.settings, seed=choice.seed), choice.module
     provenance: dict[str, Any] = {
         "workload": choice.name,
         "settings": choice.spelled,
         "seed": choice.seed,
         "source_sha256": hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest(),
     }
-    events = program = None
+    events = program = stream = None
     if hasattr(module, "next_event"):
         program = Program(
             module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
@@ -181,13 +184,19 @@ def load(
             provenance |= more
         else:
             events = module.generate(s, Random(choice.seed))
-        slots, operations = slot_count(events), operation_count(events)
-        digest = fingerprint(events)
+        if isinstance(events, Stream):
+            events, stream = None, events
+            facts = stream.facts
+            slots, operations, digest = facts.slots, facts.operations, facts.fingerprint
+        else:
+            slots, operations = slot_count(events), operation_count(events)
+            digest = fingerprint(events)
     return Workload(
         name=choice.name,
         label=choice.label,
         events=events,
         program=program,
+        stream=stream,
         slots=slots,
         operations=operations,
         fingerprint=digest,
@@ -198,15 +207,9 @@ def load(
 
 
 def fingerprint(events: Events) -> str:
-    """sha256 over names, types and contents of all columns that say anything, 64 hex digits.
-
-    An optional column that holds its default throughout counts as absent.
-    """
-    whole = hashlib.sha256()
-    for (name, dtype, default, _), data in zip(COLUMNS, events, strict=True):
-        if name in ("op", "slot", "size") or (data != default).any():
-            content = np.ascontiguousarray(data, np.dtype(dtype).newbyteorder("<"))
-            whole.update(f"{name} {dtype} {hashlib.sha256(content).hexdigest()}\n".encode())
+    """sha256 over names, types and contents of all columns that say anything, 64 hex digits."""
+    whole = Fingerprint()
+    whole.add(events)
     return whole.hexdigest()
 
 
