@@ -8,7 +8,8 @@ did not see are no errors.  A realloc is captured as a free and an allocation ma
 after the other; they are put together again.
 The alignment of posix_memalign, aligned_alloc and memalign is not captured: they are as malloc.
 mmap and munmap are no requests to an allocator.  Places are counted in records.
-Needs the optional package memray.  Source: memray's documentation, class FileReader; memray 1.20.
+Needs the optional package memray.  Source: memray's documentation, class FileReader; memray 1.10
+to 1.20.
 """
 
 import itertools
@@ -29,21 +30,28 @@ UNIT = "record"
 _LZ4_FRAME, _NAME = b"\x04\x22\x4d\x18", b"memray\x00"
 _PIECE = 1 << 16
 
-#: memray.AllocatorType: what each number is to us.  The first four are of Python's own allocators;
-#: of the aligned ones only valloc and pvalloc tell the alignment.
-_KINDS = {
-    FREE: (1, 5),
-    MALLOC: (2, 6, 9, 10, 11),
-    CALLOC: (3, 8),
-    REALLOC: (4, 7),
-    ALIGNED: (12, 13),
+#: What the names in memray.AllocatorType are to us; their numbers differ from version to version.
+#: Of the aligned ones only valloc and pvalloc tell the alignment.
+_OPERATIONS = {
+    "FREE": FREE,
+    "MALLOC": MALLOC,
+    "CALLOC": CALLOC,
+    "REALLOC": REALLOC,
+    "POSIX_MEMALIGN": MALLOC,
+    "ALIGNED_ALLOC": MALLOC,
+    "MEMALIGN": MALLOC,
+    "VALLOC": ALIGNED,
+    "PVALLOC": ALIGNED,
 }
-_MAPPINGS = (14, 15)
+_PYTHONS_OWN = "PYMALLOC_"
 _PAGE_SHIFT = 12
-_UNKNOWN = 255
-_OPERATIONS = np.full(256, _UNKNOWN, "u1")
-for _op, _numbers in _KINDS.items():
-    _OPERATIONS[list(_numbers)] = _op
+_MAPPING, _UNKNOWN = 254, 255
+
+
+def _operation(name: str) -> int:
+    if name in ("MMAP", "MUNMAP"):
+        return _MAPPING
+    return _OPERATIONS.get(name.removeprefix(_PYTHONS_OWN), _UNKNOWN)
 
 
 def recognises(head: bytes) -> bool:
@@ -65,7 +73,10 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
             reader = memray.FileReader(source.path)
             total = reader.metadata.total_allocations  # 0: the program was killed
             seen = 0
-            for piece, seen in _pieces(iter(reader.get_allocation_records())):
+            operations = np.full(256, _UNKNOWN, "u1")
+            for kind in memray.AllocatorType:
+                operations[kind.value] = _operation(kind.name)
+            for piece, seen in _pieces(iter(reader.get_allocation_records()), operations):
                 yield piece, min(seen / max(total, 1), 1.0)
             if seen < total:
                 raise TraceError(f"{source.path}: cut off: {seen} of {total} records")
@@ -76,8 +87,11 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
             ) from None
 
 
-def _pieces(stream: Iterator) -> Iterator[tuple[Piece, int]]:
-    """Yield the pieces of a stream of AllocationRecords, and how many were read."""
+def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, int]]:
+    """Yield the pieces of a stream of AllocationRecords, and how many were read.
+
+    ``operations`` (256,): ours, by memray's number.
+    """
     fields = attrgetter("address", "size", "allocator", "tid")
     held = np.empty((0, 4), "i8")
     seen = 0
@@ -85,26 +99,26 @@ def _pieces(stream: Iterator) -> Iterator[tuple[Piece, int]]:
         rows = list(map(fields, itertools.islice(stream, _PIECE)))
         table = np.concatenate([held, np.array(rows, "i8").reshape(-1, 4)])
         # A free at the end may be the first half of a realloc: it waits for the next piece.
-        wait = len(rows) == _PIECE and table[-1, 2] in _KINDS[FREE]
+        wait = len(rows) == _PIECE and operations[np.clip(table[-1, 2], 0, 255)] == FREE
         held = table[len(table) - wait :]
         table = table[: len(table) - wait]
         seen += len(table)
-        yield _piece(table), seen
+        yield _piece(table, operations), seen
         if len(rows) < _PIECE:
             return
 
 
-def _piece(table: np.ndarray) -> Piece:
+def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
     """Records of (n, 4): address, size, allocator, thread."""
     address, size, allocator, thread = (np.ascontiguousarray(c) for c in table.T)
-    op = _OPERATIONS[np.clip(allocator, 0, 255)]
+    op = operations[np.clip(allocator, 0, 255)]
     second = np.zeros(len(op), bool)
     second[1:] = (op[1:] == REALLOC) & (op[:-1] == FREE) & (thread[1:] == thread[:-1])
     first = np.zeros(len(op), bool)
     first[:-1] = second[1:]
+    unknown = op == _UNKNOWN
     old = np.where(second, np.roll(address, 1), 0)
-    unknown = (op == _UNKNOWN) & ~np.isin(allocator, _MAPPINGS)
-    line = np.flatnonzero((op != _UNKNOWN) & ~first)
+    line = np.flatnonzero((op < _MAPPING) & ~first)
     op = op[line]
     records = Records(
         line=line,

@@ -1,5 +1,6 @@
 """What other tools record is read as it happened; what cannot have happened is named by place."""
 
+import enum
 import gzip
 import json
 import random
@@ -332,6 +333,11 @@ def test_what_cannot_be_read_at_all(tmp_path, content, said, capsys, monkeypatch
 
 # --- memray, which needs not be installed: the part of its interface that is used ----------------
 
+KINDS = enum.Enum(
+    "AllocatorType",
+    "PYMALLOC_FREE PYMALLOC_MALLOC PYMALLOC_CALLOC PYMALLOC_REALLOC FREE MALLOC REALLOC CALLOC "
+    "POSIX_MEMALIGN ALIGNED_ALLOC MEMALIGN VALLOC PVALLOC MMAP MUNMAP",
+)
 CAPTURE = [
     # address, size, kind, thread
     (0x10, 100, 6, 1),
@@ -360,7 +366,7 @@ def double(records, total, aggregated=False):
             for address, size, kind, tid in records:
                 yield SimpleNamespace(address=address, size=size, allocator=kind, tid=tid)
 
-    return SimpleNamespace(FileReader=FileReader)
+    return SimpleNamespace(FileReader=FileReader, AllocatorType=KINDS)
 
 
 @pytest.mark.parametrize("piece", [1000, 2, 1])
