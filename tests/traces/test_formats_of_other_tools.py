@@ -237,6 +237,30 @@ def test_heaptrack_attached_to_a_program(tmp_path):
     assert provenance["dropped"] == {"free_of_an_object_not_seen_allocated": 1}
 
 
+def test_calls_that_other_threads_interrupt(tmp_path):
+    """As valgrind prints them: a result that comes late belongs to the oldest open call."""
+    text = VALGRIND + (
+        "--7-- malloc(4916)free(0x4D6FFA0)\n"
+        "--7-- memalign(al 16, size 30)malloc(31) = 0x10\n"
+        "--7-- realloc(0x4D70F70,2000)free(0x0)\n"
+        "--7--  = 0x20\n"
+        "--7-- free(0x10)\n"
+        "--7--  = 0x30\n"
+        "--7--  = 0x40\n"
+    )
+    events, provenance = formats.load(write(tmp_path / "t", text))
+    assert rows(events)[len(READ["valgrind --trace-malloc"][1]) :] == [
+        ("free", 4, 0, 0),
+        ("malloc", 4, 31, 0),
+        ("free", -1, 0, 0),
+        ("malloc", 3, 4916, 0),
+        ("free", 4, 0, 0),
+        ("aligned", 4, 30, 4),
+        ("realloc", 0, 2000, 0),
+    ]
+    assert provenance["dropped"] == {"failed_request": 4}
+
+
 def test_times_of_jsonl(tmp_path):
     events, _ = formats.load(write(tmp_path / "t", JSONL))
     assert events.time.tolist()[:4] == [0, 250_000_000, 1_000_000_000, 1_000_000_000]
@@ -280,6 +304,8 @@ BAD = [
     ),
     (VALGRIND, "--7-- calloc(8) = 0x10\n", ":22: expected 'calloc(N,SIZE)'"),
     (VALGRIND, "--7-- free(0x10)\n", ":22: free of 0x10, which was never allocated"),
+    (VALGRIND, "--7--  = 0x99\n", ":22: a result without its call, found '= 0x99'"),
+    (VALGRIND, "--7-- malloc(8)calloc(x)\n", ":22: expected 'malloc(SIZE)' and its result"),
     (VALGRIND, "--8-- free(0x0)\n", ":22: a line of another process (--8--)"),
     (JSONL, '{"op": "free", "id": 9}\n', ":7: free of id 9, which was never allocated"),
     (JSONL, '{"op": "free", "id": 7}\n', ":7: double free of id 7"),
