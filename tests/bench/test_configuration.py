@@ -50,9 +50,11 @@ def test_every_allocator_and_workload_has_a_yaml():
 
 @pytest.mark.parametrize("name", choices("workload"))
 def test_a_workload_yaml_is_accepted(name, tmp_path):
-    trace = tmp_path / "some.txt"
-    trace.write_text("1: malloc 0x10 8\n")
-    extra = [f"workload.path={trace}"] if name == "trace" else []
+    trace = "1: malloc 0x10 8\n"
+    files = {"trace": trace, "synth": trace, "fleet": "1024, 2, 3\n"}
+    file = tmp_path / "some.txt"
+    file.write_text(files.get(name, ""))
+    extra = [f"workload.path={file}"] if name in files else []
     job = check_job(composed(f"workload={name}", *extra))
     assert job.workload["name"] == name
 

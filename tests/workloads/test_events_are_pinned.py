@@ -26,8 +26,22 @@ DISTRIBUTIONS = {
 CASES = {
     **{
         f"{name} default": {"name": name}
-        for name in ("churn", "larson", "queue", "ramp", "realloc_growth", "stack")
+        for name in (
+            *("alloc_test", "cache_scratch", "cache_thrash", "churn", "ffworst", "hoardworst"),
+            *("larson", "malloc_simple", "malloc_thread", "mstress", "queue", "ramp"),
+            *("realloc_growth", "rptest", "sawtooth", "sh6bench", "stack", "xmalloc_test"),
+        )
     },
+    "alloc_test small": {"name": "alloc_test", "operations": 1000, "threads": 2, "places": 100},
+    "cache_scratch small": {"name": "cache_scratch", "operations": 99, "threads": 2, "writes": 3},
+    "ffworst small": {"name": "ffworst", "space": 4096, "rounds": 5},
+    "hoardworst small": {"name": "hoardworst", "space": 32_768, "superblock": 4096},
+    "malloc_thread small": {"name": "malloc_thread", "operations": 1000, "slots": 9, "turn": 5},
+    "mstress small": {"name": "mstress", "operations": 1000, "threads": 2, "scale": 1, "places": 9},
+    "rptest small": {"name": "rptest", "operations": 1000, "threads": 3, "blocks": 50, "turn": 5},
+    "sawtooth small": {"name": "sawtooth", "operations": 1000, "peak": 70, "order": "lifo"},
+    "sh6bench small": {"name": "sh6bench", "operations": 1000, "threads": 2, "blocks": 50},
+    "xmalloc_test small": {"name": "xmalloc_test", "operations": 1000, "workers": 2, "batch": 20},
     "churn small": {"name": "churn", "operations": 1000, "live": 50, "seed": 2},
     "larson small": {"name": "larson", "operations": 1000, "threads": 2, "blocks": 20, "seed": 2}
     | {"lifetime": 50, "turn": 5},
@@ -43,12 +57,34 @@ CASES = {
     },
 }
 PINNED = {
+    "alloc_test default": "545a341b45f8bfa5",
+    "cache_scratch default": "e162acf8ffab0b12",
+    "cache_thrash default": "33ffdf6fa8fb5bce",
     "churn default": "f1485aea04217d83",
+    "ffworst default": "a7d084b9e4fd42f5",
+    "hoardworst default": "dafaa662d9940e4c",
     "larson default": "7fc5090d5dd7fdc1",
+    "malloc_simple default": "ea338e2e24f7f53d",
+    "malloc_thread default": "73a04162594f1391",
+    "mstress default": "b10b0c706e1e406e",
     "queue default": "8162a9d31a1a5c6b",
     "ramp default": "a4eea66f9ce41032",
     "realloc_growth default": "9127993657ef7f00",
+    "rptest default": "64cd6a4f610fa548",
+    "sawtooth default": "68be849c9669284c",
+    "sh6bench default": "eb88f70b8e7070cd",
     "stack default": "e08a7a73eed0ab7b",
+    "xmalloc_test default": "ca7c52bece4cf186",
+    "alloc_test small": "5551d652541f8e70",
+    "cache_scratch small": "bcb8ec6dce196b9e",
+    "ffworst small": "096b1669cfd91184",
+    "hoardworst small": "f93af22584034042",
+    "malloc_thread small": "209457d9ec01a8aa",
+    "mstress small": "382528e7f8613e90",
+    "rptest small": "2904d550da2ca98b",
+    "sawtooth small": "622cf56a6ad9a4b6",
+    "sh6bench small": "0e9af0aba29245f5",
+    "xmalloc_test small": "fc3026982ef5f354",
     "churn small": "9e04f6cd371c8c87",
     "larson small": "1ba7de70676e7a83",
     "queue small": "4cb279e059976171",

@@ -14,8 +14,8 @@ from benchmarks.workloads import WorkloadError, registry
 ROOT = Path(__file__).resolve().parents[2]
 
 WRONG = [
-    ({}, "workload.name=None: choose one of checkerboard, churn"),
-    ({"name": "chum"}, "no workload 'chum'; choose one of checkerboard, churn"),
+    ({}, "workload.name=None: choose one of alloc_test, cache_scratch"),
+    ({"name": "chum"}, "no workload 'chum'; choose one of alloc_test, cache_scratch"),
     ({"name": "registry"}, "no workload 'registry'"),
     ({"name": "nowhere/my.py"}, "no workload file nowhere/my.py"),
     (
@@ -71,6 +71,28 @@ WRONG = [
     ({"name": "checkerboard", "unit": 48}, "unit=48: must be a power of two"),
     ({"name": "checkerboard", "overhead": 64}, "overhead=64: must be less than unit=64"),
     ({"name": "checkerboard", "rounds": 20}, "budget=1048576: the last round's block takes"),
+    ({"name": "robson", "unit": 40}, "unit=40: must be a multiple of 16"),
+    ({"name": "robson", "overhead": 64}, "overhead=64: must be less than unit=64"),
+    ({"name": "robson", "doublings": 20}, "budget=1048576: the last round's block takes"),
+    ({"name": "ffworst", "rounds": 40}, "rounds=40: the last block takes"),
+    ({"name": "ffworst", "smallest": 1, "space": 1 << 30}, "smallest=1: more than 2**28 blocks"),
+    ({"name": "hoardworst", "smallest": 24}, "smallest=24: must be a multiple of 16"),
+    ({"name": "hoardworst", "smallest": 1 << 20}, "smallest=1048576: two must fit into"),
+    ({"name": "hoardworst", "space": 4096}, "superblock=262144 is above space=4096"),
+    ({"name": "sawtooth", "peak": 2_000_000}, "operations=1000000: must be at least 2000000"),
+    ({"name": "malloc_simple", "least": 2000}, "least=2000 is above most=1600"),
+    ({"name": "malloc_simple", "operations": 9}, "operations=9: must be at least 115200"),
+    ({"name": "malloc_thread", "threads": 1024, "slots": 1 << 20}, "more than 2**28 slots"),
+    ({"name": "mstress", "threads": 1024, "scale": 1 << 20}, "more than 2**28 blocks in a round"),
+    ({"name": "rptest", "low": 9000}, "low=9000 is above high=8000"),
+    ({"name": "rptest", "falloff": "steep"}, "falloff=steep: choose one of even, linear"),
+    ({"name": "sh6bench", "blocks": 19}, "blocks=19: must be at least 20, 5 a thread"),
+    ({"name": "alloc_test", "largest": 1000}, "largest=1000: must be a power of two"),
+    ({"name": "alloc_test", "places": 2, "threads": 2}, "places=2: must be at least 4"),
+    ({"name": "alloc_test", "operations": 9}, "operations=9: must be at least 131072"),
+    ({"name": "cache_scratch", "operations": 7}, "operations=7: must be at least 8"),
+    ({"name": "fleet"}, "path=: expected the path of a file"),
+    ({"name": "fleet", "path": "nowhere.csv"}, "nowhere.csv: No such file or directory"),
     ({"name": "trace"}, "path=: expected the path of a file"),
     ({"name": "trace", "path": ""}, "path=: expected the path of a file"),
     ({"name": "trace", "path": "nowhere.txt"}, "nowhere.txt: No such file or directory"),
@@ -181,13 +203,16 @@ def test_a_broken_file_is_named(tmp_path, source, message):
 
 
 def test_checking_imports_no_compiler(tmp_path):
-    trace = tmp_path / "t.txt"
+    trace, profile = tmp_path / "t.txt", tmp_path / "p.csv"
     trace.write_text("1: malloc 0x10 8\n")
+    profile.write_text("1024, 2, 3\n")
     code = f"""
 import sys
 from benchmarks import workloads
 for name in workloads.names():
-    workloads.validate({{"name": name}} | ({{"path": {str(trace)!r}}} if name == "trace" else {{}}))
+    files = {{"fleet": {str(profile)!r}}} | dict.fromkeys(("trace", "synth"), {str(trace)!r})
+    path = files.get(name)
+    workloads.validate({{"name": name}} | ({{"path": path}} if path else {{}}))
 loaded = {{"numba", "pandas", "pyarrow", "rich", "hydra"}} & set(sys.modules)
 assert not loaded, loaded
 """

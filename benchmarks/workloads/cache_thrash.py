@@ -1,0 +1,29 @@
+"""Cache_thrash: threads allocate a small block each, write it over and over, and free it.
+
+    thread 0   malloc, write, write, …, free;  malloc, write, …
+    thread 1   malloc, write, …
+
+An allocator that gives blocks of one cache line to several threads makes them share it: active
+false sharing.
+
+Source: Berger et al., "Hoard: a scalable memory allocator for multithreaded applications",
+ASPLOS 2000.
+"""
+
+from types import SimpleNamespace
+
+from allocators.settings import number
+from allocators.settings import size as size_setting
+from benchmarks.events import Events
+from benchmarks.prng import Random
+from benchmarks.workloads.pieces import write_over
+
+OPERATIONS = number(100_000, low=1, high=1 << 31, text="malloc and free in all")
+THREADS = number(4, low=1, high=1024, text="threads")
+SIZE = size_setting(8, low=1, high=1 << 20, text="bytes of a block")
+WRITES = number(10, low=0, high=1 << 20, text="times that a block is written while it lives")
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """Threads take turns event by event.  Nothing is random."""
+    return write_over(s.operations, s.threads, s.size, s.writes, handed=False)

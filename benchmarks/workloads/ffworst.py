@@ -1,0 +1,53 @@
+"""Ffworst: the simplest program that makes first fit waste memory.
+
+    round 1   ████████████████   ``space`` bytes in blocks of the smallest size
+              █ █ █ █ █ █ █ █    every other survivor is freed
+    round 2   █ █ █ █ █ █ █ █ ████████████████   ``space`` bytes in blocks twice as large:
+              █   █   █   █   ██  ██  ██  ██     no hole takes one; every other survivor is freed
+    round 3   …
+
+After k rounds the largest live total is space · (2 - 2**(1-k)), and an allocator that never reuses
+memory across sizes has used k · space: a ratio of k / (2 - 2**(1-k)), once headers are negligible.
+One that gives large blocks back to the kernel stays flat above its threshold.  The program is
+fixed: an allocator can be built to defeat it, unlike the ones that look at addresses (checkerboard,
+robson).
+
+Source: Kuszmaul, malloc-benchmarks (ffworst, once "boom"); after Robson, "An estimate of the store
+size necessary for dynamic storage allocation", JACM 18(3), 1971.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import number, size
+from benchmarks.events import Events
+from benchmarks.prng import Random
+from benchmarks.workloads.pieces import allocate, join, release
+
+SPACE = size(16 << 20, low=16, high=1 << 40, text="bytes allocated in each round")
+SMALLEST = size(32, low=1, high=1 << 30, text="bytes of a block in the first round")
+ROUNDS = number(20, low=1, high=40, text="rounds: each doubles the size of a block")
+
+
+def check_settings(s: SimpleNamespace) -> None:
+    """A round allocates at least one block; slots are 32-bit numbers."""
+    largest = s.smallest << (s.rounds - 1)
+    if largest > s.space:
+        raise ValueError(f"rounds={s.rounds}: the last block takes {largest}, space={s.space}")
+    if s.space // s.smallest > 1 << 28:
+        raise ValueError(f"smallest={s.smallest}: more than 2**28 blocks in space={s.space}")
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """A slot a block; survivors are kept in the order of their birth.  Nothing is random."""
+    pieces, survivors, born = [], np.empty(0, "i8"), 0
+    for i in range(s.rounds):
+        count = s.space // (s.smallest << i)
+        blocks = np.arange(born, born + count)
+        pieces.append(allocate(blocks, np.full(count, s.smallest << i)))
+        survivors = np.concatenate([survivors, blocks])
+        pieces.append(release(survivors[1::2]))
+        survivors = survivors[::2]
+        born += count
+    return join(*pieces)

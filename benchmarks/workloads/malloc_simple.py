@@ -1,0 +1,69 @@
+"""Malloc_simple: blocks of one size, allocated in a row and freed in the same order.
+
+    live   ╱╲╱╲╱╲╱╲ … ╱▔╲╱▔╲ …      least blocks, then four times as many, up to most
+
+For each of three sizes (size, twice, four times it) the main thread, then another thread, then the
+main thread again go through all numbers of blocks.  It shows caches of recently freed blocks, and
+what happens when they overflow.
+
+Source: the GNU C library's benchtests/bench-malloc-simple.c.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import number
+from allocators.settings import size as size_setting
+from benchmarks.events import FREE, MALLOC, Events, make_events
+from benchmarks.prng import Random
+from benchmarks.workloads.pieces import room
+
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+SIZE = size_setting(16, low=1, high=1 << 28, text="bytes of the smallest blocks")
+LEAST = number(25, low=1, high=1 << 20, text="fewest blocks at a time")
+MOST = number(1_600, low=1, high=1 << 24, text="most blocks at a time")
+
+#: Multiples of the size, and which thread runs.
+_SIZES, _THREADS = (1, 2, 4), (0, 1, 0)
+
+
+def _counts(s: SimpleNamespace) -> list[int]:
+    """Blocks at a time: least, and four times as many while that is no more than most."""
+    counts = [s.least]
+    while 4 * counts[-1] <= s.most:
+        counts.append(4 * counts[-1])
+    return counts
+
+
+def check_settings(s: SimpleNamespace) -> None:
+    """Every number of blocks is reached in every part."""
+    if s.least > s.most:
+        raise ValueError(f"least={s.least} is above most={s.most}")
+    counts = _counts(s)
+    parts = len(_SIZES) * len(_THREADS) * len(counts)
+    room(s.operations, parts * 2 * counts[-1], f"for one round in each of {parts} parts")
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """Parts of equal length, each a whole number of events of its rounds.  Nothing is random."""
+    counts = _counts(s)
+    parts = [(m, t, n) for m in _SIZES for t in _THREADS for n in counts]
+    ends = np.arange(1, len(parts) + 1) * s.operations // len(parts)
+    pieces, begin = [], 0
+    for (multiple, thread, count), end in zip(parts, ends.tolist(), strict=True):
+        rounds = max(1, (end - begin) // (2 * count))
+        length = s.operations - begin if end == s.operations else rounds * 2 * count
+        step = np.arange(length) % (2 * count)
+        births = step < count
+        pieces.append(
+            (
+                np.where(births, MALLOC, FREE),
+                step % count,
+                np.where(births, multiple * s.size, 0),
+                np.full(length, thread),
+            )
+        )
+        begin += length
+    op, slot, size, thread = map(np.concatenate, zip(*pieces, strict=True))
+    return make_events(op, slot, size, thread=thread)

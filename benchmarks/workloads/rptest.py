@@ -1,0 +1,118 @@
+"""Rptest: threads free and allocate blocks scattered over their arrays, and hand batches on.
+
+    a loop of a thread     free ``replaced`` % of its blocks ── in strides of one prime
+                           free what another thread handed over
+                           allocate as many ─────────────────── in strides of another prime
+                           every ``cross`` loops: allocate as many for the next thread
+
+A block that an allocation finds in its place is freed first.  A batch is a record, an array of
+pointers and the blocks; all are freed by the thread that receives them.  The original varies the
+number of operations in a loop between 30 and 100 % (frees: 80 % of that); here it is fixed.
+
+Source: Jansson, rpmalloc-benchmark (main.c), with the parameters of rpmalloc's BENCHMARKS.md.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import choice, number
+from allocators.settings import size as size_setting
+from benchmarks.events import Events
+from benchmarks.prng import Random
+from benchmarks.workloads.pieces import NEVER, lives, moment, previous
+
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+THREADS = number(4, low=1, high=1024, text="threads")
+BLOCKS = number(50_000, low=1, high=1 << 24, text="blocks of a thread's array")
+REPLACED = number(10, low=1, high=100, text="blocks freed and allocated in a loop, % of the array")
+CROSS = number(2, low=0, high=1 << 20, text="loops from one batch for another thread to the next")
+LOW = size_setting(16, low=1, high=1 << 28, text="bytes of the smallest block")
+HIGH = size_setting(8_000, low=1, high=1 << 28, text="bytes of the largest block")
+FALLOFF = choice(
+    "even", "linear", "exponential", default="linear", text="how the number falls with the size"
+)
+TURN = number(100, low=1, high=1 << 28, text="steps before the next thread runs")
+
+EVEN, LINEAR = 0, 1
+#: Strides through an array: the first two that do not divide its length.
+_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+#: Bytes of a batch's record, and of a pointer in its array.
+_RECORD, _POINTER = 32, 8
+
+
+def check_settings(s: SimpleNamespace) -> None:
+    """Sizes are ordered; a batch goes to another thread."""
+    if s.low > s.high:
+        raise ValueError(f"low={s.low} is above high={s.high}")
+
+
+def draw_sizes(s: SimpleNamespace, random: Random, n: int) -> np.ndarray:
+    """``n`` sizes, (n,) int64: a uniform one, shrunk by two more as the original does."""
+    above = random.below(n, s.high - s.low + 1)
+    if s.falloff != EVEN:
+        a, b = (random.below(n, 1 << 16) for _ in range(2))
+        if s.falloff == LINEAR:
+            above = above * np.abs(a + b - (1 << 16)) >> 16
+        else:
+            above = (above * a >> 16) * b >> 16
+    return s.low + above
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """Steps of a loop, the same for every thread; what a step does depends on what it finds."""
+    batch = max(1, s.blocks * s.replaced // 100)
+    strides = [p for p in _PRIMES if s.blocks % p][:2]
+    crossing = s.cross > 0 and s.threads > 1
+    handed = batch + 2 if crossing else 0
+    # A loop's steps: frees, then of a batch received, then allocations, then a batch made.
+    begins = np.cumsum([0, batch, handed, batch, handed])
+    loop_length = int(begins[-1])
+    loops = s.operations // (s.threads * batch) + 2
+
+    def steps(part: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        loop, step = np.divmod(np.arange(loops * length), length)
+        return loop, loop * loop_length + begins[part] + step
+
+    born, died, by = [], [], []
+    order = np.arange(loops * batch)
+    for thread in range(s.threads):
+        # Visits of places: a free and an allocation both end what lives there.
+        place = np.concatenate([order * strides[1] % s.blocks, order * strides[0] % s.blocks])
+        when = np.concatenate([steps(0, batch)[1], steps(2, batch)[1]])
+        allocates = np.arange(2 * len(order)) >= len(order)
+        in_time = np.argsort(when, kind="stable")
+        place, when, allocates = place[in_time], when[in_time], allocates[in_time]
+        before = previous(place)
+        ends = np.full(len(place), NEVER)
+        found = before >= 0
+        ends[before[found]] = 2 * moment(thread, when[found], s.threads, s.turn)
+        # An allocation follows the free of what was there: odd times against even ones.
+        born.append(2 * moment(thread, when[allocates], s.threads, s.turn) + 1)
+        died.append(ends[allocates])
+        by.append(np.full((2, len(order)), thread))
+    sizes = [draw_sizes(s, random, s.threads * len(order))]
+    if crossing:
+        loop, made = steps(3, handed)
+        freed = steps(1, handed)[1] + loop_length
+        chosen = np.flatnonzero(loop % s.cross == 0)
+        loop, made, freed = loop[chosen], made[chosen], freed[chosen]
+        content = np.arange(len(loop)) % handed
+        for thread in range(s.threads):
+            receiver = (thread + 1 + loop // s.cross % (s.threads - 1)) % s.threads
+            born.append(2 * moment(thread, made, s.threads, s.turn) + 1)
+            died.append(2 * moment(receiver, freed, s.threads, s.turn))
+            by.append(np.stack([np.full(len(loop), thread), receiver]))
+            drawn = draw_sizes(s, random, len(loop))
+            # The record first, then the array, then the blocks.
+            drawn[content == 0] = _RECORD
+            drawn[content == 1] = batch * _POINTER
+            sizes.append(drawn)
+    owner, receiver = np.concatenate(by, axis=1)
+    return lives(
+        np.concatenate(born),
+        np.concatenate(died),
+        np.concatenate(sizes),
+        threads=(owner, receiver),
+        operations=s.operations,
+    )

@@ -1,0 +1,76 @@
+"""Xmalloc_test: producers allocate batches of blocks, consumers free them.
+
+    producer ─┐                      ┌─ consumer      a batch: an array of pointers
+    producer ─┼─▶ stack of batches ──┼─ consumer      and its 4096 blocks
+       …      ┘    (last in first)   └─ …
+
+No thread ever frees what it allocated.  Threads that have the processor in a round make or release
+one batch each, in turns; who has it is a matter of chance, so the stack rises and falls.  A
+producer waits while the stack is full, a consumer while it is empty.
+
+Source: Lever & Boreham, "malloc() performance in a multithreaded Linux environment", USENIX 2000;
+the batches: Kuszmaul, "SuperMalloc", ISMM 2015, as in mimalloc-bench's xmalloc-test.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from allocators.settings import number
+from allocators.settings import size as size_setting
+from benchmarks.events import Events
+from benchmarks.prng import Random
+from benchmarks.workloads.pieces import NEVER, lives
+
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+WORKERS = number(4, low=1, high=512, text="producers, and as many consumers")
+SIZE = size_setting(64, low=1, high=1 << 28, text="bytes of a block")
+BATCH = number(4_096, low=1, high=1 << 20, text="blocks of a batch")
+LIMIT = number(100, low=1, high=1 << 20, text="batches on the stack at most")
+TURN = number(100, low=1, high=1 << 28, text="events before the next thread runs")
+
+#: Bytes of a pointer, in the array of a batch and before it.
+_POINTER = 8
+
+
+def generate(s: SimpleNamespace, random: Random) -> Events:
+    """Follow the stack batch by batch, then spread each batch over its round."""
+    length = s.batch + 1
+    rounds, made, stack, finished = 0, [], [], 0
+    # What is made or released takes ``length`` events; a round does one thing at least once in a
+    # while, so the loop ends.
+    while finished * length < s.operations:
+        runs = random.below(2 * s.workers, 2).astype(bool).tolist()
+        fresh = []
+        for consumer in range(s.workers, 2 * s.workers):
+            if runs[consumer] and stack:
+                made[stack.pop()][2:] = rounds, consumer
+                finished += 1
+        for producer in range(s.workers):
+            if runs[producer] and len(stack) + len(fresh) < s.limit:
+                fresh.append(len(made))
+                made.append([rounds, producer, -1, 0])
+                finished += 1
+        stack += fresh
+        rounds += 1
+    born_in, producer, died_in, consumer = (
+        np.repeat(column, length) for column in np.array(made).T
+    )
+    step = np.tile(np.arange(length), len(made))
+    # The array comes before its blocks and goes after them.
+    last = np.where(step == 0, length - 1, step - 1)
+
+    def when(round_: np.ndarray, thread: np.ndarray, step: np.ndarray) -> np.ndarray:
+        lap, inside = np.divmod(step, s.turn)
+        laps = (length - 1) // s.turn + 1
+        return ((round_ * laps + lap) * 2 * s.workers + thread) * s.turn + inside
+
+    died = np.where(died_in < 0, NEVER, when(died_in, consumer, last))
+    size = np.where(step == 0, (s.batch + 1) * _POINTER, s.size)
+    return lives(
+        when(born_in, producer, step),
+        died,
+        size,
+        threads=(producer, consumer),
+        operations=s.operations,
+    )
