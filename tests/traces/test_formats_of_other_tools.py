@@ -193,19 +193,33 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("piece", [1 << 22, 120, 1])
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [*((name, piece) for name in READ for piece in (1 << 22, 120)), ("malloc-bench protobuf", 1)],
+)
 def test_events(tmp_path, name, piece, monkeypatch):
     """Whatever the pieces in which a file is read."""
     content, expected, dropped = READ[name]
     monkeypatch.setattr(packing, "_PIECE", piece)
-    if piece == 1 and isinstance(content, str):
-        pytest.skip("a line is longer")
     events, provenance = formats.load(write(tmp_path / "t", content))
     assert rows(events) == expected
     assert provenance["format"] == name
     assert provenance["dropped"] == dropped
     assert provenance["lines"] == (8 if name.endswith("protobuf") else content.count("\n"))
+
+
+@pytest.mark.parametrize("name", ["heaptrack raw", "glibc mtrace"])
+def test_what_goes_on_in_the_next_piece(tmp_path, name, monkeypatch):
+    """A clock, and a realloc of two lines, wherever the pieces part."""
+    path = write(tmp_path / "t", READ[name][0])
+    times = []
+    for piece in range(90, 200, 3):
+        monkeypatch.setattr(packing, "_PIECE", piece)
+        formats.convert(path, tmp_path / "out", strict=True)
+        events, _ = formats.load(tmp_path / "out")
+        assert rows(events) == READ[name][1]
+        times.append(column(events, "time").tolist())
+    assert all(time == times[0] for time in times)
 
 
 def test_packed(tmp_path):
@@ -376,6 +390,8 @@ CAPTURE = [
     (0x50, 8, 7, 1),  # realloc(NULL, 8): the free above is another thread's
     (0x40, 0, 1, 2),
     (0x1000, 9, 12, 2),
+    (0x2000, 0, 5, 2),  # a realloc of an object from before the recording
+    (0x3000, 70, 7, 2),
 ]
 
 
@@ -409,8 +425,9 @@ def test_memray(tmp_path, monkeypatch, head, piece):
         ("realloc", 1, 8, 0),
         ("free", 0, 0, 0),
         ("aligned", 0, 9, 12),
+        ("realloc", 2, 70, 0),
     ]
-    assert events.thread.tolist() == [0, 1, 0, 1, 0, 1, 1]
+    assert events.thread.tolist() == [0, 1, 0, 1, 0, 1, 1, 1]
     assert provenance["dropped"] == {"free_of_an_object_not_seen_allocated": 1}
     assert provenance["lines"] == len(CAPTURE)
 
@@ -418,10 +435,10 @@ def test_memray(tmp_path, monkeypatch, head, piece):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (double([*CAPTURE, (0x50, 1, 6, 1)], 11), ": record 11: malloc returned 0x50, which is"),
-        (double([*CAPTURE, (0x60, 1, 99, 1)], 11), ": record 11: unknown kind of allocation 99"),
-        (double(CAPTURE, 11), ": cut off: 10 of 11 records"),
-        (double(CAPTURE, 10, aggregated=True), ": an aggregated capture has no single events"),
+        (double([*CAPTURE, (0x50, 1, 6, 1)], 13), ": record 13: malloc returned 0x50, which is"),
+        (double([*CAPTURE, (0x60, 1, 99, 1)], 13), ": record 13: unknown kind of allocation 99"),
+        (double(CAPTURE, 13), ": cut off: 12 of 13 records"),
+        (double(CAPTURE, 12, aggregated=True), ": an aggregated capture has no single events"),
     ],
 )
 def test_bad_captures(tmp_path, monkeypatch, module, said):
