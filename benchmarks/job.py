@@ -11,7 +11,7 @@ from typing import Any
 
 from allocators import registry
 from allocators.registry import Plugin, PluginError
-from benchmarks import workloads
+from benchmarks import shipped, workloads
 from benchmarks.workloads import WorkloadError
 from kernel.boot import KernelConfig
 
@@ -204,6 +204,6 @@ def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any
             if found:
                 config[section]["name"] = str(found[0].resolve())
     path = config.get("workload", {}).get("path")
-    if isinstance(path, str) and path:
+    if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
         config["workload"]["path"] = str(folders[0].joinpath(path).resolve())
     return config

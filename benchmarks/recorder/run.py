@@ -84,7 +84,7 @@ def record(
     environment = os.environ | {"LD_PRELOAD": preload, VARIABLE: str(directory)}
     with _Signals() as signals:
         try:
-            process = subprocess.Popen(command, env=environment)
+            process = subprocess.Popen(command, env=environment, close_fds=False)
         except OSError as error:
             shutil.rmtree(directory)
             raise TraceError(f"{command[0]}: {error.strerror or error}") from None

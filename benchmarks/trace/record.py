@@ -16,6 +16,10 @@ FILE is the program's trace; those of its children and of what it executed on it
 FILE with .1, .2, ... before the suffix, named in FILE's provenance.  Programs that are statically
 linked, setuid, or bring a malloc of their own cannot be recorded.
 
+Children that outlive the program are waited for; another Ctrl-C ends that.  The recording stands in
+FILE.raw until it is converted, and whatever ends the program or this command, what it holds is read
+with --recover.
+
 The program's exit code is told; this command's own is 0 when a trace was written, else 1.
 """
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from allocators.settings import Setting
+from benchmarks import shipped
 from benchmarks.events import Events, operation_count, slot_count
 from benchmarks.facts import Fingerprint
 from benchmarks.prng import Random
@@ -74,16 +75,19 @@ class PathSetting:
     default = ""
 
     def parse(self, name: str, value: object) -> str:
-        """Return the path.  Raises ValueError when there is none."""
+        """Return the path, of a shipped trace its own.  Raises ValueError when there is none."""
         if not isinstance(value, str) or not value:
             raise ValueError(
                 f"{name}={'' if value is None else value}: expected the path of a file"
             )
+        if value.startswith(shipped.PREFIX):
+            return str(shipped.path_of(value.removeprefix(shipped.PREFIX)))
         return value
 
     def spell(self, value: str) -> str:
         """The path as given."""
-        return value
+        name = shipped.name_of(Path(value))
+        return f"{shipped.PREFIX}{name}" if name else value
 
 
 def path() -> PathSetting:
@@ -113,19 +117,26 @@ class _Choice:
 
     @property
     def label(self) -> str:
-        """The name and the settings that differ from their defaults; of a path, the file's name."""
-        changed = []
+        """The name and the settings that differ from their defaults; of a path, the file's name.
+
+        A shipped trace is a workload of its own: its name stands for the workload's.
+        """
+        title, changed = self.name, []
         for name, setting in _declared(self.module).items():
             value = self.settings[name]
             if isinstance(setting, SizesSetting):
                 changed += setting.differences(name, value)
             elif isinstance(setting, PathSetting):
-                changed.append(Path(value).name)
+                name = shipped.name_of(Path(value))
+                if name and title == "trace":
+                    title = name
+                else:
+                    changed.append(name or Path(value).name)
             elif value != setting:
                 changed.append(f"{name}={setting.spell(value)}")
         if self.touch != DEFAULT_TOUCH:
             changed.append(f"touch={self.touch}")
-        return f"{self.name}({', '.join(changed)})" if changed else self.name
+        return f"{title}({', '.join(changed)})" if changed else title
 
 
 def validate(settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 import bench  # noqa: F401 - registers the resolvers that conf/ uses
 from allocators import registry
+from benchmarks import shipped
 from benchmarks.job import COSTS, check_job
 from benchmarks.metrics import BY_NAME, METRICS, markdown
 from tests.bench.conftest import ROOT
@@ -45,7 +46,8 @@ def test_every_allocator_and_workload_has_a_yaml():
     assert choices("allocator") == registry.names()
     folder = ROOT / "benchmarks" / "workloads"
     support = {"__init__", "registry", "pieces"}
-    assert choices("workload") == sorted({p.stem for p in folder.glob("*.py")} - support)
+    made = {p.stem for p in folder.glob("*.py")} - support
+    assert choices("workload") == sorted([*made, *shipped.names()])
 
 
 @pytest.mark.parametrize("name", choices("workload"))
@@ -56,7 +58,10 @@ def test_a_workload_yaml_is_accepted(name, tmp_path):
     file.write_text(files.get(name, ""))
     extra = [f"workload.path={file}"] if name in files else []
     job = check_job(composed(f"workload={name}", *extra))
-    assert job.workload["name"] == name
+    if name in shipped.names():
+        assert job.workload_label == name
+    else:
+        assert job.workload["name"] == name
 
 
 @pytest.mark.parametrize("group", ["kernel", "measure", "kernel/cost"])

@@ -192,6 +192,17 @@ def test_a_program_may_close_every_descriptor(subject, tmp_path):
     assert churned(events) == 20000
 
 
+def test_the_program_inherits_what_it_would(subject, tmp_path):
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(reading, True)
+        recording, _, _ = recorded(tmp_path, "sh", "-c", f"test -e /proc/self/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert recording.exit == 0
+
+
 def test_time_passes_while_the_program_sleeps(subject, tmp_path):
     _, events, _ = recorded(tmp_path, subject, "sleep")
     assert (events.time % 1000 == 0).all()
