@@ -1,8 +1,9 @@
 """Run the suite in its lanes: ``python -m tests``.
 
-    user     bench.py, workloads, traces, figures: as a user has them
+    user     bench.py and figures: as a user has them
     plain    kernel and allocators as plain Python, with branch coverage
     bounds   kernel and allocators' contracts, compiled, with every array index checked
+    traces   traces and workloads
     core     what holds the model against the real kernel, and tests that choose their own build
 
 Each lane has its own directory of compiled code, and as many run at a time as there are cores.
@@ -20,13 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 #: The model, in each way of running it.
 MODEL = ["tests/kernel", "tests/frames", "tests/tlb", "tests/verify"]
 CONTRACT = "tests/allocators/test_allocators_keep_their_contract.py"
+TRACES = ["tests/traces", "tests/workloads"]
 CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
 #: By name: the environment's changes, and commands to run one after the other.  The longest first.
 LANES = {
-    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + CORE)]]),
+    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + TRACES + CORE)]]),
     "plain": (
         {"NUMBA_DISABLE_JIT": "1"},
         [
@@ -34,6 +36,7 @@ LANES = {
             [*COVERAGE, "report"],
         ],
     ),
+    "traces": ({}, [[*PYTEST, *TRACES]]),
     "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
     "core": ({}, [[*PYTEST, "-m", "once", *MODEL], [*PYTEST, *CORE, f"--ignore={CONTRACT}"]]),
 }
