@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from analysis import fig_faults, fig_memory, fig_pareto, fig_time, style
+from analysis import fig_faults, fig_memory, fig_pareto, fig_theory, fig_time, style
 from analysis.load import ResultError, Results, load
 
 #: The figures by name: modules with METRICS and ``draw(results) -> Figure``.
@@ -24,6 +24,9 @@ FIGURES: dict[str, ModuleType] = {
     "pareto": fig_pareto,
     "faults": fig_faults,
 }
+#: Figures of experiments of their own, drawn only when asked for by name.
+ON_REQUEST: dict[str, ModuleType] = {"theory": fig_theory}
+ALL = FIGURES | ON_REQUEST
 #: Which of them show measured time, and which memory over time.
 TIMED = {"time", "pareto"}
 SAMPLED = {"memory"}
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    chosen = [name for name in FIGURES if name in options.figures]
+    chosen = [name for name in ALL if name in options.figures]
     report = _progress()
     try:
         if options.out.exists() and not options.out.is_dir():
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.results,
             timing=bool(TIMED & set(chosen)),
             timelines=bool(SAMPLED & set(chosen)),
-            metrics={metric for name in chosen for metric in FIGURES[name].METRICS},
+            metrics={metric for name in chosen for metric in ALL[name].METRICS},
             gaps=options.gaps,
             progress=report,
         )
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_figure_names,
         default=list(FIGURES),
         metavar="NAME,…",
-        help=f"which to draw, of {','.join(FIGURES)} (default: all)",
+        help=f"which to draw, of {','.join(ALL)} (default: all but {','.join(ON_REQUEST)})",
     )
     parser.add_argument(
         "--gaps",
@@ -91,8 +94,8 @@ def _figure_names(text: str) -> list[str]:
     """The names in a comma-separated list."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in FIGURES:
-            raise argparse.ArgumentTypeError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
+        if name not in ALL:
+            raise argparse.ArgumentTypeError(f"no figure {name!r}; there are {', '.join(ALL)}")
     return names
 
 
@@ -122,7 +125,7 @@ def write(
     ):
         for done, name in enumerate(names):
             report("drawing figures", done, len(names))
-            style.save(FIGURES[name].draw(results), Path(scratch), name)
+            style.save(ALL[name].draw(results), Path(scratch), name)
         table(results).to_csv(Path(scratch) / "table.csv", index=False)
         out.mkdir(parents=True, exist_ok=True)
         return [file.replace(out / file.name) for file in sorted(Path(scratch).iterdir())]

@@ -9,7 +9,8 @@ hold down everything below.  With ``steps=1`` sizes double: the heap grows by ab
 in each round, to ½ · M · log2 n in all, which some program extorts from any policy (checkerboard is
 that program).  Sizes closer together need fewer survivors a round: against address-ordered first
 fit the heap nears 3/4 · M · log2 n, above that lower bound and below first fit's own worst case,
-about M · log2 n.  M is the budget, n the largest size in units.
+M · H(n) / ln 2 or about M · log2 n.  M is the budget, n the largest size in units, H(n) the sum of
+1/1 … 1/n.
 
 Blocks are asked for ``overhead`` bytes smaller than their size, so that an allocator with tags of
 that size places them without gaps.  Sizes are multiples of 16.
@@ -17,7 +18,7 @@ that size places them without gaps.  Sizes are multiples of 16.
 Sources: Robson, "An estimate of the store size necessary for dynamic storage allocation", JACM
 18(3), 1971; "Bounds for some functions concerning dynamic storage allocation", JACM 21(3), 1974;
 "Worst case fragmentation of first fit and best fit storage allocation strategies", Computer Journal
-20(3), 1977.
+20(3), 1977; Knuth, TAOCP 1, exercise 2.5-43.
 """
 
 from types import SimpleNamespace
