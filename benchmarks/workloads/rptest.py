@@ -41,10 +41,19 @@ _PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 _RECORD, _POINTER = 32, 8
 
 
+def _lengths(s: SimpleNamespace) -> tuple[int, int]:
+    """Blocks replaced in a loop; and objects of a batch that goes to another thread, 0: none do."""
+    batch = max(1, s.blocks * s.replaced // 100)
+    return batch, batch + 2 if s.cross > 0 and s.threads > 1 else 0
+
+
 def check_settings(s: SimpleNamespace) -> None:
-    """Sizes are ordered; a batch goes to another thread."""
+    """Sizes are ordered; no thread runs so far ahead that it would free what is yet to be made."""
     if s.low > s.high:
         raise ValueError(f"low={s.low} is above high={s.high}")
+    batch, handed = _lengths(s)
+    if handed and s.turn > batch + handed:
+        raise ValueError(f"turn={s.turn}: must be at most {batch + handed}, half of a loop")
 
 
 def draw_sizes(s: SimpleNamespace, random: Random, n: int) -> np.ndarray:
@@ -61,10 +70,8 @@ def draw_sizes(s: SimpleNamespace, random: Random, n: int) -> np.ndarray:
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
     """Steps of a loop, the same for every thread; what a step does depends on what it finds."""
-    batch = max(1, s.blocks * s.replaced // 100)
+    batch, handed = _lengths(s)
     strides = [p for p in _PRIMES if s.blocks % p][:2]
-    crossing = s.cross > 0 and s.threads > 1
-    handed = batch + 2 if crossing else 0
     # A loop's steps: frees, then of a batch received, then allocations, then a batch made.
     begins = np.cumsum([0, batch, handed, batch, handed])
     loop_length = int(begins[-1])
@@ -92,7 +99,7 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
         died.append(ends[allocates])
         by.append(np.full((2, len(order)), thread))
     sizes = [draw_sizes(s, random, s.threads * len(order))]
-    if crossing:
+    if handed:
         loop, made = steps(3, handed)
         freed = steps(1, handed)[1] + loop_length
         chosen = np.flatnonzero(loop % s.cross == 0)

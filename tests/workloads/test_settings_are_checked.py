@@ -85,6 +85,7 @@ WRONG = [
     ({"name": "malloc_thread", "threads": 1024, "slots": 1 << 20}, "more than 2**28 slots"),
     ({"name": "mstress", "threads": 1024, "scale": 1 << 20}, "more than 2**28 blocks in a round"),
     ({"name": "rptest", "low": 9000}, "low=9000 is above high=8000"),
+    ({"name": "rptest", "blocks": 90}, "turn=100: must be at most 20, half of a loop"),
     ({"name": "rptest", "falloff": "steep"}, "falloff=steep: choose one of even, linear"),
     ({"name": "sh6bench", "blocks": 19}, "blocks=19: must be at least 20, 5 a thread"),
     ({"name": "alloc_test", "largest": 1000}, "largest=1000: must be a power of two"),
