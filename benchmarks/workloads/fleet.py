@@ -18,7 +18,7 @@ is spread evenly: births take sizes at equal steps of the cumulated rate, and in
 the quantiles of lifetimes, of large objects also the times of birth, follow a sequence that fills
 the plane evenly.  All other times of birth are at random.
 
-Profiles: google/fleetbench, fleetbench/libc or tcmalloc, CSV of size, rate, live.  Little, "A proof
+Profiles: google/fleetbench (tcmalloc), CSV of size, rate, live.  Little, "A proof
 for the queuing formula L = λW", Operations Research 9(3), 1961.  Sequences that
 fill the plane by the plastic number: Roberts, "The unreasonable effectiveness of quasirandom
 sequences", 2018.
