@@ -12,7 +12,8 @@ from benchmarks.events import FREE, MALLOC, THREAD_END, TOUCH_WRITE
 from benchmarks.ledger import Ledger
 from benchmarks.native import verify
 from benchmarks.workloads import alloc_test, pieces, robson, sh6bench
-from kernel.jit import build, jit
+from kernel.jit import build
+from tests.workloads.driver import BASE, drive_bump
 
 
 def events_of(name, **settings):
@@ -197,36 +198,12 @@ def test_sawtooth_falls_at_once():
 
 
 ROBSON = {"name": "robson", "budget": 1 << 14, "doublings": 5, "steps": 2}
-BASE = 1 << 20
-
-
-@jit
-def next_event(g, last):
-    raise NotImplementedError  # bound to the workload's
-
-
-@jit
-def drive_bump(g, log):
-    """Answer a program by a pointer that only moves up; log (op, slot, request), return events."""
-    last = 0
-    top = BASE
-    n = 0
-    while n < log.shape[0] and next_event(g, last):
-        log[n, 0] = g.op
-        log[n, 1] = g.slot
-        log[n, 2] = g.request
-        n += 1
-        last = 0
-        if g.op == MALLOC:
-            last = top + 8
-            top += 8 + g.request
-    return n
 
 
 def test_robson_compiled_and_plain_agree_on_pinned_events():
     w = workloads.load(ROBSON)
     log = np.zeros((w.program.length + 1, 3), "i8")
-    n = build(drive_bump, cache=False, next_event=w.program.next_event)(w.program.state(), log)
+    n = build(drive_bump, cache=False, next_event=w.program.next_event)(w.program.state(), log, 8)
     assert n <= w.program.length
     g, last, top = w.program.state(), 0, BASE
     holes, blocks, previous = [], {}, None
