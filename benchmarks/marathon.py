@@ -13,11 +13,10 @@ resident set (VmHWM), of which Python and the compiler take some hundred MB befo
 
 import argparse
 import json
-import multiprocessing
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -128,14 +127,19 @@ def measure(allocator: str, events: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             for i, side in enumerate(SIDES):
                 progress((2 * number + i) / (2 * rounds), side)
-                # A process of its own, so that memory is what this side takes.
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    arguments = (directory, side, allocator, events)
-                    found[side].append(pool.submit(run_side, *arguments).result())
+                found[side].append(_run_apart(directory, side, allocator, events))
         stored = (directory / "period.parquet").stat().st_size / PERIOD
     return {"allocator": allocator, "events": events, "bytes_per_event": stored} | compared(
         found, events
     )
+
+
+def _run_apart(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
+    """:func:`run_side` in a process of its own, so that its memory is what this side takes."""
+    command = [sys.executable, "-m", "benchmarks.marathon", "--side", side, str(directory)]
+    command += ["--allocator", allocator, "--events", str(events)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def compared(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, Any]:
@@ -161,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=100_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--allocator", default="first_fit", metavar="NAME")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    # How the command starts itself.
+    parser.add_argument("--side", nargs=2, metavar=("SIDE", "DIRECTORY"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     try:
         if args.events < 1 or args.rounds < 1:
@@ -170,8 +176,26 @@ def main(arguments: list[str] | None = None) -> int:
     except PluginError as error:
         print(f"marathon: {error}", file=sys.stderr)
         return 2
-    result = measure(args.allocator, args.events, args.rounds)
+    if args.side:
+        return _tell_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
+    try:
+        result = measure(args.allocator, args.events, args.rounds)
+    except subprocess.CalledProcessError:
+        return 1  # it has said why
     print(json.dumps(result, indent=2)) if args.json else _print_table(result)
+    return 0
+
+
+def _tell_side(directory: Path, side: str, allocator: str, events: int) -> int:
+    """Print what :func:`run_side` returns as JSON; returns the exit code."""
+    from benchmarks.simulation import AllocatorFailure
+    from kernel.watchdog import SoftLockup
+
+    try:
+        print(json.dumps(run_side(directory, side, allocator, events)))
+    except (AllocatorFailure, SoftLockup) as error:
+        print(f"marathon: {allocator}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,9 +1,11 @@
 """The marathon's two sides replay the same events, and its table tells of both."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from allocators import bump
 from benchmarks import marathon, native
 from benchmarks.marathon import compared, main, run_side, write_parts
 
@@ -56,3 +58,16 @@ def test_medians_and_ratios():
     found["stream"][1]["checksum"] = 2
     with pytest.raises(RuntimeError, match="did not get the same addresses"):
         compared(found, 10**9)
+
+
+def test_an_allocator_that_fails(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(marathon, "PERIOD", 40_000)
+    path = tmp_path / "broken.py"
+    text = Path(bump.__file__).read_text()
+    path.write_text(
+        text.replace("def malloc(k, a, size):", "def malloc(k, a, size):\n    size.x", 1)
+    )
+    assert main(["--events", "1000", "--rounds", "1", "--allocator", str(path)]) == 1
+    said = capfd.readouterr().err
+    assert f"marathon: {path}: the plugin does not compile: " in said
+    assert "Traceback" not in said
