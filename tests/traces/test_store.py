@@ -135,6 +135,24 @@ def test_the_fingerprint_does_not_depend_on_pieces():
         assert whole.hexdigest() == fingerprint(events)
 
 
+def test_the_fingerprint_tells_columns_apart():
+    events = workloads.load({"name": "churn", "operations": 5000, "live": 50}).events
+    ones, zeros = np.ones(5000, "i4"), np.zeros(5000, "i4")
+    variants = [events, events._replace(thread=ones), events._replace(site=ones)]
+    assert len({fingerprint(variant) for variant in variants}) == 3
+    assert fingerprint(events._replace(thread=zeros)) == fingerprint(events)
+
+
+@pytest.mark.parametrize(("offset", "size", "fits"), [(3, 5, True), (3, 6, False), (-1, 1, False)])
+def test_touches_stay_inside(offset, size, fits):
+    wrong = Audit().add(make_events([MALLOC, TOUCH_WRITE], [0, 0], [8, size], offset=[0, offset]))
+    assert (wrong is None) == fits
+    if not fits:
+        assert (
+            wrong == f"event 1: touch_write of bytes {offset} to {offset + size} of an object of 8"
+        )
+
+
 # --- The audit against the ledger ----------------------------------------------------------------
 
 
