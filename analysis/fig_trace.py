@@ -7,7 +7,6 @@ itself with ``--plot``.  Exits with 1 and one line on the standard error when it
 import argparse
 import json
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,28 +145,18 @@ def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
     ax.set(title="Requests by thread", xlabel="%", ylabel="thread")
 
 
-def _save(fig: Figure, out: Path) -> None:
-    """Write ``fig``; ``out`` appears whole or not at all."""
-    scratch = out.with_name(f".{uuid.uuid4().hex[:12]}{out.suffix}")
-    try:
-        fig.savefig(scratch, metadata={"Date": None} if out.suffix == ".svg" else None)
-        scratch.replace(out)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.fig_trace", description="Draw what trace info --json printed."
     )
     parser.add_argument("info", type=Path, metavar="INFO.json")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT.png|svg")
+    parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
     try:
         about = json.loads(options.info.read_text(encoding="utf-8"))
         with style.publication():
-            _save(draw(about), options.out)
+            style.save_as(draw(about), options.out)
     except OSError as error:
         print(f"fig_trace: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,9 @@
 """How every figure looks: colours, units, panels, remarks, captions, files."""
 
+import argparse
 import math
 import textwrap
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,8 @@ DOT = {"markersize": 7.5, "markeredgecolor": "white", "markeredgewidth": 0.5, "z
 #: The sentence of a caption on intervals under them.
 HIDDEN = "Intervals narrower than their point are hidden by it."
 
+#: Kinds of files that figures are written as.
+PICTURES = (".png", ".svg")
 #: Dots per inch of the PNG.
 DPI = 200
 #: Largest over smallest value from which an axis is logarithmic.
@@ -352,5 +356,22 @@ def caption(fig: Figure, *sentences: str) -> None:
 
 def save(fig: Figure, directory: Path, name: str) -> None:
     """Write ``fig`` as PNG and SVG into ``directory``."""
-    fig.savefig(directory / f"{name}.png")
-    fig.savefig(directory / f"{name}.svg", metadata={"Date": None})
+    for suffix in PICTURES:
+        save_as(fig, directory / f"{name}{suffix}")
+
+
+def save_as(fig: Figure, out: Path) -> None:
+    """Write ``fig`` as ``out``, of one of PICTURES; it appears whole or not at all."""
+    scratch = out.with_name(f".{uuid.uuid4().hex[:12]}{out.suffix}")
+    try:
+        fig.savefig(scratch, metadata={"Date": None} if out.suffix == ".svg" else None)
+        scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def picture(text: str) -> Path:
+    """The path of a picture, of a command line.  Raises argparse.ArgumentTypeError."""
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png or .svg")
+    return Path(text)

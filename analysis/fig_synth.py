@@ -1,0 +1,177 @@
+"""``python -m analysis.fig_synth RESULT_DIRECTORY… -o OUT.png|svg``: how true synthetic traces are.
+
+Draws memory and faults of ``workload=synth`` over those of ``workload=trace`` of the same file, and
+the same for the null model, ``workload.shuffle=true``, from results of all three; two sweeps leave
+them:
+
+    python bench.py -m experiment=synth
+    python bench.py -m experiment=synth workload=synth workload.shuffle=true
+
+Exits with 1 and one line on the standard error when it cannot be drawn.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis import style
+from analysis.load import ResultError, Results, load
+
+#: What is compared, and how rows are named.
+METRICS = {
+    "peak_heap": "peak heap",
+    "mean_heap": "mean heap",
+    "peak_rss": "peak RSS",
+    "mean_rss": "mean RSS",
+    "faults": "page faults",
+}
+#: Ratios from 1 / (1 + BAND) to 1 + BAND count as true.
+BAND = 0.1
+#: Labels of a trace, and of models of one; a trace that is shipped is called by its name alone.
+_ORIGINAL = re.compile(r"(?:trace\()?([^,()]+)\)?")
+_MODEL = re.compile(r"synth\(([^,()]+)(, shuffle=true)?\)")
+#: What the two models are called and how they look.
+KINDS = {
+    "synth": ("synthetic: sizes, lifetimes and phases of the trace", style.PALETTE[0], "o"),
+    "null": ("null model: lifetimes shuffled", style.PALETTE[5], "D"),
+}
+ROW = 0.155
+
+
+def ratios(results: Results) -> pd.DataFrame:
+    """A row per trace, label, kind (a key of KINDS), seed and metric: ``ratio`` to the original.
+
+    Raises ResultError when an original or a model is missing.
+    """
+    runs = results.runs.copy()
+    named = [_named(run) for run in runs.itertuples()]
+    runs["trace"], runs["kind"] = zip(*named, strict=True)
+    long = runs.melt(
+        ["trace", "label", "kind", "seed"], list(METRICS), var_name="metric", value_name="value"
+    )
+    cells = ["trace", "label", "metric"]
+    original = long[long["kind"] == "original"].groupby(cells)["value"].mean()
+    models = long[long["kind"] != "original"].copy()
+    for kind in KINDS:
+        for trace in sorted(long["trace"].unique()):
+            if not ((models["trace"] == trace) & (models["kind"] == kind)).any():
+                what = "shuffle=true" if kind == "null" else "its default settings"
+                raise ResultError(f"no run of synth of {trace} with {what}")
+    models = models.join(original.rename("original"), on=cells)
+    for row in models[models["original"].isna()].itertuples():
+        raise ResultError(f"no run of {row.label} on the trace {row.trace} itself")
+    for row in models[(models["original"] <= 0) | (models["value"] <= 0)].itertuples():
+        raise ResultError(f"{row.label} on {row.trace}: {row.metric} is 0: no ratio can be drawn")
+    models["ratio"] = models["value"] / models["original"]
+    return models
+
+
+def _named(run: Any) -> tuple[str, str]:
+    """The trace that a run is about, and whether it is the "original" or a key of KINDS."""
+    model = _MODEL.fullmatch(run.workload)
+    if model:
+        return model[1], "null" if model[2] else "synth"
+    original = _ORIGINAL.fullmatch(run.workload)
+    if run.workload_name != "trace" or not original:
+        raise ResultError(f"{run.directory}: {run.workload} is no trace and no model of one")
+    return original[1], "original"
+
+
+def draw(results: Results) -> Figure:
+    """A panel per trace, with a row per allocator and metric; all panels share their axis."""
+    frame = ratios(results)
+    traces, labels = sorted(frame["trace"].unique()), results.labels
+    rows = [(label, metric) for label in labels for metric in METRICS]
+    names = 1.0 + style.names_width(labels)
+    fig, axes = style.panel_grid(
+        len(traces), 2, panel=(2.6, 0.5 + ROW * len(rows)), margin=(names, 1.1)
+    )
+    low, high = min(frame["ratio"].min(), 1 / 1.5), max(frame["ratio"].max(), 1.5)
+    for trace, ax in zip(traces, axes, strict=True):
+        _panel(ax, frame[frame["trace"] == trace], rows)
+        style.set_range(ax.xaxis, low / 1.15, high * 1.15, log=True)
+        ax.set_title(trace)
+    style.label_bottom(axes, "ratio to the trace itself, logarithmic")
+    fig.legend(
+        handles=[
+            *(
+                Line2D([], [], ls="", marker=marker, color=color, label=text, **style.DOT)
+                for text, color, marker in KINDS.values()
+            ),
+            Patch(color="0.9", label=f"within {BAND:.0%}".replace("%", " %")),
+        ],
+        loc="outside upper left",
+        ncols=2,
+    )
+    style.caption(
+        fig,
+        f"A point per seed ({', '.join(str(seed) for seed in sorted(frame['seed'].unique()))}).",
+        "The traces themselves know no seed.",
+        style.describe_conditions(results.conditions),
+    )
+    return fig
+
+
+def _panel(ax: Axes, frame: pd.DataFrame, rows: list[tuple[str, str]]) -> None:
+    ax.axvspan(1 / (1 + BAND), 1 + BAND, color="0.9", linewidth=0, zorder=0)
+    for kind, (_, color, marker) in reversed(KINDS.items()):
+        mine = frame[frame["kind"] == kind]
+        at = [rows.index(pair) for pair in zip(mine["label"], mine["metric"], strict=True)]
+        ax.plot(
+            mine["ratio"], at, ls="", marker=marker, color=color, **style.DOT | {"markersize": 5}
+        )
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    count = len(METRICS)
+    for group in range(count, len(rows), count):
+        ax.axhline(group - 0.5, color="0.6", linewidth=0.7)
+    if ax.get_subplotspec().is_first_col():
+        ax.set_yticks(range(len(rows)), [METRICS[metric] for _, metric in rows], fontsize=7)
+        for group, (label, _) in enumerate(rows[::count]):
+            ax.annotate(
+                style.wrapped(label),
+                (0, group * count + (count - 1) / 2),
+                xycoords=ax.get_yaxis_transform(),
+                xytext=(-60, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+            )
+    else:
+        ax.set_yticks([])
+    ax.grid(visible=False, axis="y")
+    sns.despine(ax=ax)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.fig_synth", description="Draw how true synthetic traces are."
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT_DIRECTORY")
+    parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
+    options = parser.parse_args(arguments)
+    try:
+        results = load(
+            options.results, timing=False, timelines=False, metrics=list(METRICS), gaps=True
+        )
+        with style.publication():
+            style.save_as(draw(results), options.out)
+    except (ResultError, OSError) as error:
+        print(f"fig_synth: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

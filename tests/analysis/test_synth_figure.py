@@ -1,0 +1,83 @@
+"""analysis.fig_synth draws the ratios of models to their trace, or says what is missing."""
+
+import json
+import shutil
+
+import pytest
+
+from analysis import fig_synth
+
+NULL = ", shuffle=true"
+
+
+def change(path, **values):
+    """Set entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def results(make, tmp_path):
+    """Two traces, one of them shipped: each model is off by a known factor, growing with seeds."""
+    for trace, original in (("git", "git"), ("a.txt", "trace(a.txt)")):
+        workloads = [(original, 1.0), (f"synth({trace})", 1.05), (f"synth({trace}{NULL})", 2.0)]
+        for label in ("buddy", "first_fit(fit=best)"):
+            for workload, factor in workloads:
+                for seed in (1, 2):
+                    path = make(
+                        tmp_path / "r" / f"{label}-{workload}-{seed}", label, workload, seed
+                    )
+                    name = "trace" if workload == original else "synth"
+                    change(path / "run.json", workload=name)
+                    value = 1000 * factor * (1 if name == "trace" else 1 + seed / 100)
+                    change(path / "metrics.json", **dict.fromkeys(fig_synth.METRICS, value))
+    return tmp_path / "r"
+
+
+def drawn(results, *more):
+    return fig_synth.main([str(results), "-o", str(results.parent / "out.png"), *more])
+
+
+def test_ratios(results):
+    loaded = fig_synth.load([results], timing=False, timelines=False, metrics=fig_synth.METRICS)
+    frame = fig_synth.ratios(loaded)
+    assert len(frame) == 2 * 2 * 2 * 2 * len(fig_synth.METRICS)
+    assert set(frame["trace"]) == {"git", "a.txt"}
+    for row in frame.itertuples():
+        factor = {"synth": 1.05, "null": 2.0}[row.kind]
+        assert row.ratio == pytest.approx(factor * (1 + row.seed / 100))
+
+
+def test_drawing(results, capsys):
+    assert drawn(results) == 0
+    out = results.parent / "out.png"
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("*shuffle*", "no run of synth of a.txt with shuffle=true"),
+        ("*synth(git)*", "no run of synth of git with its default settings"),
+        ("buddy-git*", "no run of buddy on the trace git itself"),
+    ],
+)
+def test_what_is_missing_is_told(results, capsys, pattern, complaint):
+    for run in list(results.glob(pattern)):
+        shutil.rmtree(run)
+    assert drawn(results) == 1
+    assert capsys.readouterr().err == f"fig_synth: {complaint}\n"
+    assert not (results.parent / "out.png").exists()
+
+
+def test_other_workloads_are_refused(results, make, capsys):
+    make(results / "other", "buddy", "churn", 1)
+    assert drawn(results) == 1
+    assert "churn is no trace and no model of one" in capsys.readouterr().err
+
+
+def test_nothing_to_divide_by(results, capsys):
+    for run in results.glob("buddy-git-*"):
+        change(run / "metrics.json", faults=0)
+    assert drawn(results) == 1
+    assert "buddy on git: faults is 0" in capsys.readouterr().err
