@@ -28,11 +28,11 @@ def trace(tmp_path):
         large = 2000 <= i < 4000 and i % 100 == 0
         slot = spare.pop()
         rows.append((MALLOC, slot, 200_000 if large else int(rng.integers(16, 200)), i % 3))
+        live.append(slot)
         if i % 7 == 0:
-            rows.append((REALLOC, slot, 300, 1))
+            rows.append((REALLOC, live[-int(rng.integers(1, 1 + min(len(live), 300)))], 300, 1))
         if i % 11 == 0:
             rows.append((TOUCH_WRITE, slot, 8, 1))
-        live.append(slot)
         for _ in range(2 if i > 4000 else int(rng.integers(0, 2))):
             if live:
                 gone = live.pop(-min(int(rng.integers(1, 40)), len(live)))
@@ -104,6 +104,8 @@ def test_events_could_have_happened(trace, settings):
     w = load(trace, **settings)
     for _ in native.verify("synth", iter([w.events])):
         pass
+    # What is reallocated is there: a realloc that came after the free would allocate anew.
+    assert (Ledger().follow(w.events).before[w.events.op == REALLOC] >= 0).all()
     assert w.slots == w.events.slot.max() + 1
     assert load(trace, **settings).fingerprint == w.fingerprint
     assert load(trace, **settings | {"seed": 77}).fingerprint != w.fingerprint
