@@ -19,6 +19,7 @@ import ctypes
 import functools
 import mmap
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -460,14 +461,22 @@ def _constants() -> dict[str, int]:
 @functools.cache
 def assemble() -> tuple[bytes, dict[str, int]]:
     """Return the machine code and the offsets of its entries (``child``, ``parent``)."""
+    return assembled(_ASSEMBLY, _constants())
+
+
+def assembled(assembly: str, constants: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
+    """Return machine code of x86-64 and the offsets of its global symbols.
+
+    The code must refer to nothing outside itself but ``constants``.
+    """
     import llvmlite.binding as llvm  # late: nothing else of the host needs it
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
     triple = "x86_64-unknown-linux-gnu"
-    equations = [f".set {name}, {value}" for name, value in _constants().items()]
-    lines = "\n".join([*equations, *_ASSEMBLY.splitlines()]).splitlines()
+    equations = [f".set {name}, {value}" for name, value in constants.items()]
+    lines = "\n".join([*equations, *assembly.splitlines()]).splitlines()
     quoted = [f'module asm "{line}"' for line in lines]
     module = llvm.parse_assembly("\n".join([f'target triple = "{triple}"', *quoted]))
     machine = llvm.Target.from_triple(triple).create_target_machine()
@@ -487,7 +496,7 @@ class Program:
     def __init__(self, *, libc: bool) -> None:
         text, places = assemble()
         image = program(text, places["child"], CODE, libc=libc)
-        self.fd = _executable_memfd()
+        self.fd = executable_memfd()
         os.write(self.fd, image)
         self._map = mmap.mmap(
             self.fd, PAGE_SIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC
@@ -506,7 +515,7 @@ def the_program(*, libc: bool = False) -> Program:
     return Program(libc=libc)
 
 
-def _executable_memfd() -> int:
+def executable_memfd() -> int:
     """Open a memfd that may be executed.  Raises OSError where the system forbids it."""
     mfd_exec = 0x10  # since Linux 6.3, where a sysctl may take the right away by default
     try:

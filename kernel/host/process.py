@@ -23,7 +23,7 @@ import resource
 import signal
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -107,7 +107,8 @@ class HostProcess:
     Linux 6.18 an unlimited stack alone leaves them top-down, from a sixth of the address space.
     ``limits``: soft limits in bytes by RLIMIT number; hard limits stay, and the stack's is 8 MiB
     unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
-    ``libc``: load the system's C library too, with these environment variables (``{}`` for none).
+    ``libc``: load the system's C library too, with these environment variables (``{}`` for none);
+    LD_PRELOAD among them names libraries, by path, whose functions come before the C library's.
 
     ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
     ``.maps``: the text of /proc/PID/maps at the start; ``.start_brk``.
@@ -186,48 +187,71 @@ class HostProcess:
         self._spins = count
         self._control["spin"] = count
 
-    def run(self, ops: np.ndarray, *, faults: bool = True) -> np.ndarray:
+    def run(
+        self,
+        ops: np.ndarray,
+        *,
+        faults: bool = True,
+        waiting: Callable[[], None] | None = None,
+    ) -> np.ndarray:
         """Execute ``ops`` (dtype OP, any number) in order; return an array of RESULT.
 
         Without ``faults`` the fault counts stay 0 and an operation costs one system call less.
-        Raises HostError when the process dies; what it has answered by then is lost.
+        ``waiting`` is called every so often while there is no answer; when it raises, the process
+        ends.  Raises HostError when the process dies; what it has answered by then is lost.
         """
         if self._status >= 0:
             raise HostError(f"the host process {_in_words(self._status)}")
         self._options.value = 0 if faults else OPTION_NO_FAULTS
         total = len(ops)
         if total <= CHUNK:
-            return self._batch(ops, total)
+            return self._batch(ops, total, waiting)
         results = np.empty(total, RESULT)
         for first in range(0, total, CHUNK):
             part = ops[first : first + CHUNK]
-            results[first : first + CHUNK] = self._batch(part, len(part))
+            results[first : first + CHUNK] = self._batch(part, len(part), waiting)
         return results
 
     def function(self, name: str) -> int:
-        """Return the address of a function of the C library, for OP_CALL.
+        """Return the address of a function, for OP_CALL: a preloaded library's, else libc's.
 
-        Raises HostError when the process has no C library or that has no such function.
+        Raises HostError when the process has no C library, when a library was not preloaded, and
+        when none has such a function.
         """
+        return self.provider(name)[1]
+
+    def provider(self, name: str) -> tuple[str, int]:
+        """Path of the library whose function ``name`` is called, and the function's address.
+
+        Libraries come in the loader's order: the preloaded ones, then the C library.  Raises
+        HostError as :meth:`function` does.
+        """
+        if self._environment is None:
+            raise HostError("the host process was made without a C library")
+        loaded: dict[str, int] = {}
         for line in self.maps.splitlines():
             span, _rights, offset, _device, _inode, *path = line.split(maxsplit=5)
-            if path and path[0].endswith("/libc.so.6") and not int(offset, 16):
-                break
-        else:
-            raise HostError("the host process was made without a C library")
-        value, kind = _library(path[0]).get(name, (0, 0))
-        if not value:
-            raise HostError(f"{path[0]} has no {name}")
-        if kind == STT_GNU_IFUNC:
-            raise HostError(f"{name} of {path[0]} is chosen when it is loaded: no fixed address")
-        return int(span.split("-")[0], 16) + value
+            if path and not int(offset, 16):
+                loaded.setdefault(path[0], int(span.split("-")[0], 16))
+        preloaded = self._environment.get("LD_PRELOAD", "").split(":")
+        order = [os.path.realpath(path) for path in preloaded if path]
+        if absent := [path for path in order if path not in loaded]:
+            raise HostError(f"{absent[0]} was not preloaded: the loader refused it")
+        order += [path for path in loaded if path.endswith("/libc.so.6")]
+        for path in order:
+            value, kind = _library(path).get(name, (0, 0))
+            if kind == STT_GNU_IFUNC:
+                raise HostError(f"{name} of {path} is chosen when it is loaded: no fixed address")
+            if value:
+                return path, loaded[path] + value
+        raise HostError(f"{order[-1] if order else 'the host process'} has no {name}")
 
     def close(self) -> None:
         """End the process; more than once does no harm."""
         if self._finalizer.detach():
             self._status = max(_reap(self.pid, self._owner), 0)
 
-    def _batch(self, ops: np.ndarray, count: int) -> np.ndarray:
+    def _batch(self, ops: np.ndarray, count: int, waiting: Callable[[], None] | None) -> np.ndarray:
         self._ops[: count * OP.itemsize] = np.ascontiguousarray(ops, OP).view("u1")
         self._count.value = count
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
@@ -235,6 +259,8 @@ class HostProcess:
         try:
             while call(self._address, self._sequence, self._spins, self._timeout_address):
                 self._check_alive()
+                if waiting:
+                    waiting()
         except BaseException:  # such as Ctrl-C: nobody may write operations while it reads them
             self.close()
             raise
