@@ -26,18 +26,22 @@ from benchmarks import events as ev
 from benchmarks.formats.objects import Records
 from kernel.jit import build_once, jit
 
-#: Bytes of a chunk, and the first word of a header: as in recorder.c.
-CHUNK = 65536
-MAGIC = 0x3152434552424D4D
-_HEAD = 4
+#: Bytes of a chunk and of a header, and a header's first word: as in recorder.c.
+CHUNK = 131072
+HEADER = 65536
+MAGIC = 0x3252434552424D4D
+#: Words before a chunk's records.
+HEAD = 2
 #: Operations in the files: those of benchmarks.events plus one, and these.
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED = (
     op + 1 for op in (ev.MALLOC, ev.FREE, ev.REALLOC, ev.CALLOC, ev.ALIGNED)
 )
 THREAD_END = ev.THREAD_END + 1
 BEGIN, ORIGIN, TIME = 9, 10, 11
+#: Added to an allocation that is all in one word.
+SHORT = 11
 #: Only in windows: a realloc that has no end, and one that was given its place.
-UNFINISHED, PLACED = 12, 13
+UNFINISHED, PLACED = 16, 17
 
 #: Numbers that are looked at together.
 WINDOW = 1 << 20
@@ -56,6 +60,7 @@ ROW = np.dtype(
     align=True,
 )
 
+_SHORT_ADDRESS, _SHORT_SIZE = ((1 << 44) - 1) << 4, (1 << 12) - 1
 _ADDRESS, _SIZE, _TICKS = (1 << 52) - 1, (1 << 56) - 1, (1 << 60) - 1
 
 
@@ -72,10 +77,11 @@ def fill(row, op, align, thread, pointer, old, size, time):
 
 
 @jit
-def decode(words, used, first, window):
-    """Enter the records of a chunk, ``used`` words, whose numbers lie in ``window``.
+def decode(words, first, window):
+    """Enter the records of a chunk whose numbers lie in ``window``.
 
-    ``window``: (n,) ROW, of the numbers from ``first`` on.  Returns the last number of the chunk.
+    ``words``: int64, 0 from where nothing was written.  ``window``: (n,) ROW, of the numbers from
+    ``first`` on.  Returns the last number of the chunk.
     """
     n = window.shape[0]
     thread = 0
@@ -85,7 +91,7 @@ def decode(words, used, first, window):
     begin = -1
     old = 0
     i = 0
-    while i < used:
+    while i < words.shape[0]:
         word = int(words[i])
         op = (word >> 60) & 15
         i += 1
@@ -101,14 +107,20 @@ def decode(words, used, first, window):
         if op == TIME:
             now = origin + (word & _TICKS)
             continue
-        number += (word >> 52) & 255
-        pointer = word & _ADDRESS
         size = 0
         align = 0
-        if op in (MALLOC, REALLOC, CALLOC, ALIGNED):
-            size = int(words[i]) & _SIZE
-            align = (int(words[i]) >> 56) & 255
-            i += 1
+        if op > SHORT:
+            op -= SHORT
+            number += (word >> 56) & 15
+            pointer = (word >> 8) & _SHORT_ADDRESS
+            size = word & _SHORT_SIZE
+        else:
+            number += (word >> 52) & 255
+            pointer = word & _ADDRESS
+            if op in (MALLOC, REALLOC, CALLOC, ALIGNED):
+                size = int(words[i]) & _SIZE
+                align = (int(words[i]) >> 56) & 255
+                i += 1
         at = number - first
         if op == BEGIN:
             begin = at
@@ -194,9 +206,9 @@ class Image:
         self.buffers = buffers
         self._chunks = buffers.with_suffix(".chunks")
         with buffers.open("rb") as file:
-            header = file.read(CHUNK)
+            header = file.read(HEADER)
         words = np.frombuffer(header[:64], "<i8")
-        if len(header) < CHUNK or words[0] != MAGIC:
+        if len(header) < HEADER or words[0] != MAGIC:
             raise ValueError("no header")
         #: Process numbers; start in ns since the epoch, and by the recorder's clock.
         self.pid, self.parent, self.started, self.start_ticks = map(int, words[1:5])
@@ -216,28 +228,27 @@ class Image:
             with path.open("rb") as file:
                 for slot in range(path is self.buffers, -(-path.stat().st_size // CHUNK)):
                     file.seek(slot * CHUNK)
-                    head = np.frombuffer(file.read(8 * (_HEAD + 2)), "<i8")
-                    if len(head) == _HEAD + 2 and head[0] > 0:
-                        used, last = int(head[0]), int(head[2])
-                        found.append((path, slot, used, int(head[_HEAD + 1]), last))
+                    head = np.frombuffer(file.read(8 * (HEAD + 2)), "<i8")
+                    if len(head) == HEAD + 2 and head[HEAD] != 0:
+                        found.append((path, slot, int(head[HEAD + 1]), int(head[1])))
         # A kill may leave a chunk half written; its buffer is then still whole.
-        whole = {first for path, _, _, first, _ in found if path is self.buffers}
-        self._places = [c for c in found if c[0] is self.buffers or c[3] not in whole]
+        whole = {first for path, _, first, _ in found if path is self.buffers}
+        self._places = [c for c in found if c[0] is self.buffers or c[2] not in whole]
         nowhere = np.zeros(0, ROW).view(np.recarray)
         last = []
-        for path, slot, used, _, told in self._places:
+        for path, slot, _, told in self._places:
             if path is self.buffers:  # not told yet
-                told = build_once(decode)(self._read(path, slot, used), used, 0, nowhere)
+                told = build_once(decode)(self._read(path, slot), 0, nowhere)
             last.append(told)
-        self._first = np.array([c[3] for c in self._places], "i8")
+        self._first = np.array([c[2] for c in self._places], "i8")
         self._last = np.array(last, "i8")
 
-    def _read(self, path: Path, slot: int, used: int) -> np.ndarray:
-        """The words of a chunk, at least ``used``, zero where the file has none."""
+    def _read(self, path: Path, slot: int) -> np.ndarray:
+        """The words of a chunk, zero where the file has none."""
+        n = CHUNK - 8 * HEAD
         with path.open("rb") as file:
-            file.seek(slot * CHUNK + 8 * _HEAD)
-            data = file.read(8 * used)
-        return np.frombuffer(data.ljust(8 * used, b"\0"), "<i8").astype("i8")
+            file.seek(slot * CHUNK + 8 * HEAD)
+            return np.frombuffer(file.read(n).ljust(n, b"\0"), "<i8").astype("i8")
 
     @property
     def numbers(self) -> int:
@@ -252,8 +263,8 @@ class Image:
             n = min(WINDOW, self.numbers - first)
             window = np.zeros(n, ROW).view(np.recarray)
             for i in np.flatnonzero((self._first < first + n) & (self._last >= first)):
-                path, slot, used, _, _ = self._places[i]
-                build_once(decode)(self._read(path, slot, used), used, first, window)
+                path, slot, _, _ = self._places[i]
+                build_once(decode)(self._read(path, slot), first, window)
             self.missing += int(np.count_nonzero(window.op == 0))
             m = len(pending)
             room = m + int(np.count_nonzero(window.op == BEGIN))

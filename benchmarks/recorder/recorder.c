@@ -9,17 +9,24 @@
    memory which passes from one to the other does so in the order of the numbers.  A realloc takes
    two, one for the release and one for the acquisition.
 
-   An *image* is a process from its start, fork or exec on; each has files of its own.  Its state is
-   wiped by the kernel when the process forks (MADV_WIPEONFORK), so a child begins anew at its first
-   event, without handlers, and never sees its parent's chunks (MADV_DONTFORK).  No descriptor stays
-   open, since programs close and reuse what they did not open themselves.
+   An *image* is a process from its start, fork or exec on; each has files of its own.  Its state, and
+   that of its threads, is wiped by the kernel when the process forks (MADV_WIPEONFORK), so a child
+   begins anew at its first event, without handlers, and never sees its parent's chunks
+   (MADV_DONTFORK).  No descriptor stays open, since programs close and reuse what they did not open
+   themselves.
 
-   A chunk is CHUNK bytes: used, first, last, next, then words of 8 bytes.  A record is one of
+   A chunk is CHUNK bytes: first, last, then words of 8 bytes, zero where nothing was written yet.
+   The first word of a record is written last, so that it is whole.  A record is one of
 
        operation:4 step:8 address:52                  step: from the number of the record above
        operation:4 step:8 address:52, alignment:8 size:56            allocations, realloc's end
+       SHORT + operation:4 step:4 address / 16:44 size:12            the same where all of it fits
        ORIGIN:4 thread:60, number, ticks              the first of a chunk; step counts from here
        TIME:4 ticks:60                                since the last ORIGIN
+
+   Cost.  Half of it is the bytes, half the instructions.  So what is common is one word, and a call
+   asks one thing only: whether its thread's stop is reached.  There is more to do at a stop: the
+   clock is read, or the chunk is full, or this is a new image or thread.
 */
 
 #define _GNU_SOURCE
@@ -47,21 +54,23 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
+#define RARE __attribute__((noinline, cold))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Bytes of a chunk, and the format of the files; benchmarks/recorder/raw.py knows both. */
-#define CHUNK 65536
-#define MAGIC 0x3152434552424d4dL /* "MMBRECR1" */
-/* Events, of all threads, that share a reading of the clock: it costs as much as all the rest. */
-#define CLOCK_EVERY 8
+/* Bytes of a chunk and of a header, and the files' format; benchmarks/recorder/raw.py knows all. */
+#define CHUNK 131072
+#define HEADER 65536
+#define MAGIC 0x3252434552424d4dL /* "MMBRECR2" */
+/* Words of a thread that share a reading of the clock, which costs as much as all the rest; and the
+   ticks a word above which the program has time for one at every event. */
+#define CLOCK_WORDS 32
+#define SLOW 2048
 #define VARIABLE "MALLOC_BENCH_RECORDING"
 
-/* Operations: benchmarks.events, plus one. */
-enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN };
-#define ORIGIN (uint64_t)10
-#define TIME (uint64_t)11
+/* Operations: benchmarks.events, plus one; SHORT is added to MALLOC, REALLOC or CALLOC. */
+enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN, ORIGIN, TIME, SHORT = 11 };
 
-#define WORDS ((CHUNK - 4 * 8) / 8)
+#define WORDS (CHUNK / 8 - 2)
 /* The most words that one call writes: two records, each with an ORIGIN. */
 #define RESERVE 16
 /* How often destructors are called while there are values (PTHREAD_DESTRUCTOR_ITERATIONS). */
@@ -72,35 +81,37 @@ enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN };
 #define TICKS (((uint64_t)1 << 60) - 1)
 
 struct chunk {
-    uint64_t used; /* words; stored after the record is whole */
     uint64_t first, last; /* numbers; filled when the chunk is written */
-    struct chunk *next; /* in the list of chunks without a thread */
     uint64_t words[WORDS];
 };
+
+/* A thread that records: in an image, with a chunk.  All zero in the child of a fork. */
+struct thread {
+    uint64_t *at; /* where its next word goes; NULL: not ready */
+    uint64_t *stop; /* there is more to do than to record; NULL: always, or inside of a call */
+    uint64_t number; /* of its last record; NONE: an ORIGIN comes first */
+    uint64_t id;
+    struct chunk *chunk;
+    uint64_t ticks; /* of its last ORIGIN */
+    uint64_t clock, *clocked; /* when the clock was last read: ticks, and the next word then */
+    struct thread *next; /* in the list of those without a thread, with their chunks */
+} __attribute__((aligned(64)));
+
+/* Threads that are made at a time. */
+#define THREADS 32
 
 /* What the image is; all zero in the child of a fork. */
 struct image {
     uint64_t id; /* 0: not begun */
     int beginning;
-    int lock; /* of the buffers file and the list of spare chunks */
-    struct chunk *spare;
+    int lock; /* of the buffers file and of these two */
+    struct thread *spare, *fresh;
+    int left; /* of the fresh ones, which have no chunk yet */
     uint64_t buffers, chunks; /* slots used in the two files */
     uint64_t threads;
     char path[4096]; /* without the suffix */
     size_t length;
     uint64_t number __attribute__((aligned(64))); /* of the next event */
-};
-
-/* What a thread knows. */
-struct thread {
-    uint64_t image; /* in which the rest is valid */
-    uint64_t named; /* the image in which thread is valid */
-    uint64_t thread;
-    struct chunk *chunk;
-    uint64_t number; /* of its last record; NONE: an ORIGIN comes first */
-    uint64_t ticks; /* of its last ORIGIN */
-    int rounds; /* of destructors seen */
-    int busy; /* inside of the recorder, or of the allocator */
 };
 
 static struct image not_begun;
@@ -109,7 +120,13 @@ static uint64_t images; /* begun in this process and its ancestors */
 static int off; /* nothing is to be recorded */
 static pthread_key_t key;
 static int has_key;
-static __thread struct thread self __attribute__((tls_model("initial-exec"))) = {.image = NONE};
+
+#define OWN static __thread __attribute__((tls_model("initial-exec")))
+static struct thread nobody;
+OWN struct thread *self = &nobody;
+OWN int busy; /* in what happens at a stop */
+OWN int rounds; /* of destructors seen */
+OWN uint64_t named, name; /* the thread's number, and the image in which it has it */
 
 static struct {
     void *(*malloc)(size_t);
@@ -143,15 +160,11 @@ static void *bootstrap_alloc(size_t size)
 
 static int is_bootstrap(const void *p)
 {
-    return (const char *)p >= bootstrap && (const char *)p < bootstrap + sizeof bootstrap;
+    return (uintptr_t)p - (uintptr_t)bootstrap < sizeof bootstrap;
 }
 
-/* Find the real functions; false while that is under way further up the stack. */
-static int resolve(void)
+static void resolve(void)
 {
-    if (self.busy)
-        return 0;
-    self.busy = 1;
     real.free = dlsym(RTLD_NEXT, "free");
     real.calloc = dlsym(RTLD_NEXT, "calloc");
     real.realloc = dlsym(RTLD_NEXT, "realloc");
@@ -161,11 +174,13 @@ static int resolve(void)
     real.valloc = dlsym(RTLD_NEXT, "valloc");
     real.pvalloc = dlsym(RTLD_NEXT, "pvalloc");
     __atomic_store_n(&real.malloc, dlsym(RTLD_NEXT, "malloc"), __ATOMIC_RELEASE);
-    self.busy = 0;
-    return 1;
 }
 
-#define RESOLVED (!UNLIKELY(!__atomic_load_n(&real.malloc, __ATOMIC_ACQUIRE)) || resolve())
+/* Whether the real functions are known; not while they are looked for further up the stack. */
+static inline int resolved(void)
+{
+    return __atomic_load_n(&real.malloc, __ATOMIC_ACQUIRE) != NULL;
+}
 
 /* --- Files ------------------------------------------------------------------------------------- */
 
@@ -247,7 +262,7 @@ static int begin_image(void)
         if (fd < 0 && errno != EEXIST)
             return 0;
     }
-    static char header[CHUNK];
+    static char header[HEADER];
     uint64_t *words = (uint64_t *)header;
     char *text = header + 8 * 8;
     words[0] = MAGIC;
@@ -257,10 +272,10 @@ static int begin_image(void)
     words[4] = ticks();
     ssize_t program = readlink("/proc/self/exe", text, 4096);
     words[5] = program < 0 ? 0 : program;
-    words[6] = slurp("/proc/self/cmdline", text + words[5], header + CHUNK - text - words[5]);
-    ssize_t written = pwrite(fd, header, CHUNK, 0);
+    words[6] = slurp("/proc/self/cmdline", text + words[5], header + HEADER - text - words[5]);
+    ssize_t written = pwrite(fd, header, HEADER, 0);
     close(fd);
-    if (written != CHUNK)
+    if (written != HEADER)
         return 0;
     if (!has_key) {
         void thread_end(void *);
@@ -271,80 +286,101 @@ static int begin_image(void)
     return 1;
 }
 
-/* A chunk for this thread: a spare one, or a new one in the buffers file; NULL on failure. */
-static struct chunk *take_chunk(void)
+/* Memory of this size that a fork wipes; NULL on failure. */
+static void *wiped(size_t size)
 {
-    lock();
-    struct chunk *chunk = image->spare;
-    if (chunk) {
-        image->spare = chunk->next;
-    } else {
-        int fd = open_file(".buffers", O_RDWR);
-        off_t at = (off_t)image->buffers * CHUNK;
-        /* Allocated, not only enlarged: on a full disk a touch would end the program. */
-        if (fd >= 0 && posix_fallocate(fd, at, CHUNK) == 0) {
-            void *p = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
-            if (p != MAP_FAILED) {
-                madvise(p, CHUNK, MADV_DONTFORK);
-                image->buffers++;
-                chunk = p;
-            }
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED || madvise(p, size, MADV_WIPEONFORK) ? NULL : p;
+}
+
+/* A new chunk in the buffers file; NULL on failure. */
+static struct chunk *make_chunk(void)
+{
+    struct chunk *chunk = NULL;
+    int fd = open_file(".buffers", O_RDWR);
+    off_t at = (off_t)image->buffers * CHUNK;
+    /* Allocated, not only enlarged: on a full disk a touch would end the program. */
+    if (fd >= 0 && posix_fallocate(fd, at, CHUNK) == 0) {
+        void *p = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+        if (p != MAP_FAILED) {
+            madvise(p, CHUNK, MADV_DONTFORK);
+            image->buffers++;
+            chunk = p;
         }
-        if (fd >= 0)
-            close(fd);
     }
-    unlock();
+    if (fd >= 0)
+        close(fd);
     return chunk;
 }
 
-/* Make this thread ready to record in the image that the process is now; false: it cannot. */
-static __attribute__((noinline)) int attach(void)
+/* State and chunk for this thread, spare or new; NULL on failure. */
+static struct thread *take(void)
 {
-    int saved = errno, ready = 0;
+    lock();
+    struct thread *taken = image->spare;
+    if (taken) {
+        image->spare = taken->next;
+    } else {
+        if (!image->left && (image->fresh = wiped(THREADS * sizeof *taken)))
+            image->left = THREADS;
+        struct chunk *chunk = image->left ? make_chunk() : NULL;
+        if (chunk) {
+            taken = image->fresh + --image->left;
+            taken->chunk = chunk;
+            taken->at = chunk->words;
+        }
+    }
+    unlock();
+    return taken;
+}
+
+/* Make this thread ready to record in the image that the process is now; false: it cannot. */
+static int attach(void)
+{
     if (!environ)
         return 0; /* too early: the C library is not initialised */
     if (image == &not_begun) {
-        void *p = mmap(NULL, sizeof *image, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED || madvise(p, sizeof *image, MADV_WIPEONFORK)) {
+        struct image *p = wiped(sizeof *image);
+        if (!p) {
             off = 1;
-            goto done;
+            return 0;
         }
         image = p;
     }
     if (!__atomic_load_n(&image->id, __ATOMIC_ACQUIRE)) {
         if (__atomic_exchange_n(&image->beginning, 1, __ATOMIC_ACQ_REL))
-            goto done;
+            return 0;
         if (!begin_image()) {
             off = 1;
-            goto done;
+            return 0;
         }
     }
-    if (self.named != image->id) {
-        self.named = image->id;
-        self.thread = __atomic_fetch_add(&image->threads, 1, __ATOMIC_RELAXED);
-        self.rounds = 0;
+    if (named != image->id) {
+        named = image->id;
+        name = __atomic_fetch_add(&image->threads, 1, __ATOMIC_RELAXED);
+        rounds = 0;
         if (has_key)
             pthread_setspecific(key, &self);
     }
-    self.chunk = take_chunk();
-    self.number = NONE;
-    if (self.chunk) {
-        self.image = image->id;
-        ready = 1;
-    }
-done:
-    errno = saved;
-    return ready;
+    struct thread *taken = take();
+    if (!taken)
+        return 0;
+    taken->id = name;
+    taken->number = NONE;
+    self = taken;
+    return 1;
 }
 
+/* What comes before is in memory before what follows, whenever the process is killed. */
+#define IN_ORDER __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
 /* Append this thread's chunk to the chunks file, and begin it anew. */
-static __attribute__((noinline)) void flush(struct chunk *chunk)
+static void flush(struct thread *me)
 {
-    int saved = errno;
+    struct chunk *chunk = me->chunk;
     off_t at = (off_t)__atomic_fetch_add(&image->chunks, 1, __ATOMIC_RELAXED) * CHUNK;
     chunk->first = chunk->words[1];
-    chunk->last = self.number;
+    chunk->last = me->number;
     int fd = open_file(".chunks", O_WRONLY | O_CREAT);
     if (fd >= 0) {
         char *from = (char *)chunk;
@@ -356,9 +392,12 @@ static __attribute__((noinline)) void flush(struct chunk *chunk)
         }
         close(fd);
     }
-    __atomic_store_n(&chunk->used, 0, __ATOMIC_RELEASE);
-    self.number = NONE;
-    errno = saved;
+    IN_ORDER;
+    chunk->words[0] = 0; /* from here on the chunk is empty */
+    IN_ORDER;
+    memset(chunk->words, 0, (char *)me->at - (char *)chunk->words);
+    me->at = chunk->words;
+    me->number = NONE;
 }
 
 /* --- Records ----------------------------------------------------------------------------------- */
@@ -371,140 +410,233 @@ static inline uint64_t next_number(void)
     return __atomic_fetch_add(&image->number, 1, __ATOMIC_RELAXED);
 }
 
-/* Append a record of one word, or of two when there is a ``second``. */
-static inline void put(uint64_t operation, const void *p, int has_second, uint64_t second)
+/* Append any record; ``second`` is there in that of an allocation. */
+static RARE void put_any(
+    struct thread *me, uint64_t operation, const void *p, int allocation, uint64_t second,
+    uint64_t number)
 {
-    struct chunk *chunk = self.chunk;
-    uint64_t number = next_number();
-    uint64_t step = number - self.number;
-    uint64_t *words = chunk->words + chunk->used;
-    if (UNLIKELY(step > 255)) {
-        self.ticks = ticks();
-        *words++ = ORIGIN << 60 | self.thread;
-        *words++ = number;
-        *words++ = self.ticks;
+    uint64_t step = number - me->number;
+    if (step > 255) {
+        me->ticks = me->clock = ticks();
+        me->at[1] = number;
+        me->at[2] = me->ticks;
+        IN_ORDER;
+        me->at[0] = (uint64_t)ORIGIN << 60 | me->id;
+        me->at += 3;
         step = 0;
-    } else if (number % CLOCK_EVERY == 0) {
-        uint64_t passed = ticks() - self.ticks;
-        if (passed <= TICKS)
-            *words++ = TIME << 60 | passed;
     }
-    self.number = number;
-    *words++ = operation << 60 | step << 52 | ((uint64_t)(uintptr_t)p & ADDRESS);
-    if (has_second)
-        *words++ = second;
-    __atomic_store_n(&chunk->used, words - chunk->words, __ATOMIC_RELEASE);
+    me->number = number;
+    if (allocation)
+        me->at[1] = second;
+    IN_ORDER;
+    me->at[0] = operation << 60 | step << 52 | ((uintptr_t)p & ADDRESS);
+    me->at += 1 + allocation;
 }
 
-/* Room for what one call records; false: nothing is recorded. */
-static inline int ready(void)
+/* Append the record of a release. */
+static inline void put(struct thread *me, uint64_t operation, const void *p)
 {
-    if (UNLIKELY(self.image != image->id) && !attach())
-        return 0;
-    if (UNLIKELY(self.chunk->used > WORDS - RESERVE))
-        flush(self.chunk);
-    return 1;
+    uint64_t number = next_number(), step = number - me->number;
+    if (UNLIKELY(step > 255)) {
+        put_any(me, operation, p, 0, 0, number);
+        return;
+    }
+    me->number = number;
+    *me->at++ = operation << 60 | step << 52 | ((uintptr_t)p & ADDRESS);
 }
 
-static inline void allocated(uint64_t operation, const void *p, uint64_t size, uint64_t alignment)
+/* Append the record of an allocation that says no alignment. */
+static inline void put_allocation(
+    struct thread *me, uint64_t operation, const void *p, uint64_t size)
 {
-    if (ready())
-        put(operation, p, 1, (size > SIZE ? SIZE : size) | alignment << 56);
+    uint64_t number = next_number(), step = number - me->number, address = (uintptr_t)p;
+    if (UNLIKELY(step >> 4 | size >> 12 | address >> 48 | (address & 15))) {
+        put_any(me, operation, p, 1, size > SIZE ? SIZE : size, number);
+        return;
+    }
+    me->number = number;
+    *me->at++ = (SHORT + operation) << 60 | step << 56 | address << 8 | size;
+}
+
+/* Note what time it is, and how far the next stop is. */
+static void read_clock(struct thread *me)
+{
+    uint64_t now = ticks(), passed = now - me->ticks;
+    int slow = now - me->clock > (uint64_t)(me->at - me->clocked) * SLOW;
+    if (passed <= TICKS)
+        *me->at++ = (uint64_t)TIME << 60 | passed;
+    me->clock = now;
+    me->clocked = me->at;
+    me->stop = me->at + (slow ? 1 : CLOCK_WORDS);
+}
+
+/* A call that comes at a stop, or in the midst of another.  Returns what leave needs, with room for
+   what the call records; NULL: nothing is to be recorded. */
+static RARE uint64_t *prepare(void)
+{
+    if (busy || off || (self->at && !self->stop && rounds < ROUNDS))
+        return NULL;
+    int saved = errno;
+    busy = 1;
+    if (!resolved())
+        resolve();
+    if (!self->at && !attach()) {
+        busy = 0;
+        errno = saved;
+        return NULL;
+    }
+    struct thread *me = self;
+    uint64_t *last = me->chunk->words + WORDS - RESERVE;
+    if (me->at > last)
+        flush(me);
+    if (me->number == NONE) {
+        me->clocked = me->at;
+        me->stop = me->at + CLOCK_WORDS;
+    } else {
+        read_clock(me);
+    }
+    uint64_t *stop = me->stop < last ? me->stop : last + 1;
+    me->stop = NULL;
+    busy = rounds == ROUNDS; /* a thread that has ended has no other mark of being in a call */
+    errno = saved;
+    return stop;
+}
+
+/* A call begins; returns what prepare does. */
+static inline uint64_t *enter(void)
+{
+    struct thread *me = self;
+    uint64_t *stop = me->stop;
+    if (UNLIKELY(me->at >= stop))
+        return prepare();
+    me->stop = NULL;
+    return stop;
 }
 
 /* The call is over.  What a thread still does after its end gets a chunk for that call only. */
-static inline void leave(void)
+static inline void leave(uint64_t *stop)
 {
-    if (UNLIKELY(self.rounds == ROUNDS) && self.image == image->id) {
+    struct thread *me = self;
+    if (UNLIKELY(rounds == ROUNDS)) {
+        self = &nobody;
         lock();
-        self.chunk->next = image->spare;
-        image->spare = self.chunk;
-        self.image = NONE;
+        me->next = image->spare;
+        image->spare = me;
         unlock();
+        busy = 0;
+    } else {
+        me->stop = stop;
     }
-    self.busy = 0;
 }
 
 /* A thread ends: when the destructors of all others have had their turns, so has it. */
 void thread_end(void *value)
 {
-    if (self.busy || off)
+    if (busy || off)
         return;
-    if (++self.rounds < ROUNDS) {
+    if (rounds + 1 < ROUNDS) {
+        rounds++;
         pthread_setspecific(key, value);
         return;
     }
-    self.busy = 1;
-    if (self.named == image->id && ready())
-        put(THREAD_END, NULL, 0, 0);
-    leave();
+    uint64_t *stop = named == image->id ? enter() : NULL;
+    if (!stop)
+        return;
+    rounds = ROUNDS;
+    put(self, THREAD_END, NULL);
+    leave(stop);
 }
 
 /* --- What the program calls -------------------------------------------------------------------- */
 
+static RARE void *malloc_at_stop(size_t size)
+{
+    uint64_t *stop = prepare();
+    if (!stop)
+        return resolved() ? real.malloc(size) : bootstrap_alloc(size);
+    void *p = real.malloc(size);
+    put_allocation(self, MALLOC, p, size);
+    leave(stop);
+    return p;
+}
+
 EXPORT void *malloc(size_t size)
 {
-    if (!RESOLVED)
-        return bootstrap_alloc(size);
-    if (UNLIKELY(self.busy | off))
-        return real.malloc(size);
-    self.busy = 1;
+    struct thread *me = self;
+    uint64_t *stop = me->stop;
+    if (UNLIKELY(me->at >= stop))
+        return malloc_at_stop(size);
+    me->stop = NULL;
     void *p = real.malloc(size);
-    allocated(MALLOC, p, size, 0);
-    leave();
+    put_allocation(me, MALLOC, p, size);
+    me->stop = stop;
     return p;
+}
+
+static RARE void free_at_stop(void *p)
+{
+    uint64_t *stop = prepare();
+    if (!stop) {
+        if (resolved())
+            real.free(p);
+        return;
+    }
+    /* The C library ends a thread with free(NULL), which is nothing that the thread did. */
+    if (p || rounds < ROUNDS)
+        put(self, FREE, p);
+    real.free(p);
+    leave(stop);
 }
 
 EXPORT void free(void *p)
 {
-    if (UNLIKELY(is_bootstrap(p)) || !RESOLVED)
+    struct thread *me = self;
+    uint64_t *stop = me->stop;
+    if (UNLIKELY(is_bootstrap(p)))
         return;
-    /* The C library ends a thread with free(NULL), which is nothing that the thread did. */
-    if (UNLIKELY(self.busy | off) || (!p && UNLIKELY(self.rounds == ROUNDS))) {
-        real.free(p);
+    if (UNLIKELY(me->at >= stop)) {
+        free_at_stop(p);
         return;
     }
-    self.busy = 1;
-    if (ready())
-        put(FREE, p, 0, 0);
+    me->stop = NULL;
+    put(me, FREE, p);
     real.free(p);
-    leave();
+    me->stop = stop;
 }
 
 EXPORT void *calloc(size_t n, size_t size)
 {
-    if (!RESOLVED)
-        return bootstrap_alloc(n * size);
-    if (UNLIKELY(self.busy | off))
-        return real.calloc(n, size);
-    self.busy = 1;
+    uint64_t *stop = enter();
+    if (UNLIKELY(!stop))
+        return resolved() ? real.calloc(n, size) : bootstrap_alloc(n * size);
     void *p = real.calloc(n, size);
-    allocated(CALLOC, p, n * size, 0);
-    leave();
+    put_allocation(self, CALLOC, p, n * size);
+    leave(stop);
+    return p;
+}
+
+/* A block of dlsym's moves to the allocator when there is one. */
+static RARE void *bootstrap_realloc(void *old, size_t size)
+{
+    void *p = malloc(size);
+    size_t had = old ? *(size_t *)((char *)old - 16) : 0;
+    if (p && old)
+        memcpy(p, old, had < size ? had : size);
     return p;
 }
 
 EXPORT void *realloc(void *old, size_t size)
 {
-    if (UNLIKELY(is_bootstrap(old)) || !RESOLVED) {
-        void *p = malloc(size);
-        size_t had = old ? *(size_t *)((char *)old - 16) : 0;
-        if (p && old)
-            memcpy(p, old, had < size ? had : size);
-        return p;
-    }
-    if (UNLIKELY(self.busy | off))
-        return real.realloc(old, size);
-    self.busy = 1;
-    int begun = old && ready();
-    if (begun)
-        put(BEGIN, old, 0, 0);
+    if (UNLIKELY(is_bootstrap(old)))
+        return bootstrap_realloc(old, size);
+    uint64_t *stop = enter();
+    if (UNLIKELY(!stop))
+        return resolved() ? real.realloc(old, size) : bootstrap_realloc(old, size);
+    if (old)
+        put(self, BEGIN, old);
     void *p = real.realloc(old, size);
-    if (begun)
-        put(REALLOC, p, 1, size > SIZE ? SIZE : size); /* in the same chunk */
-    else if (!old)
-        allocated(REALLOC, p, size, 0);
-    leave();
+    put_allocation(self, REALLOC, p, size); /* in the same chunk */
+    leave(stop);
     return p;
 }
 
@@ -514,57 +646,61 @@ static uint64_t log2_of(size_t alignment)
     return alignment < 2 ? 0 : 64 - __builtin_clzll((unsigned long long)alignment - 1);
 }
 
+static inline void put_aligned(const void *p, size_t size, uint64_t alignment)
+{
+    put_any(self, ALIGNED, p, 1, (size > SIZE ? SIZE : size) | alignment << 56, next_number());
+}
+
 EXPORT int posix_memalign(void **out, size_t alignment, size_t size)
 {
-    if (!RESOLVED)
-        return ENOMEM;
-    if (UNLIKELY(self.busy | off))
-        return real.posix_memalign(out, alignment, size);
-    self.busy = 1;
+    uint64_t *stop = enter();
+    if (UNLIKELY(!stop))
+        return resolved() ? real.posix_memalign(out, alignment, size) : ENOMEM;
     int error = real.posix_memalign(out, alignment, size);
-    allocated(ALIGNED, error ? NULL : *out, size, log2_of(alignment));
-    leave();
+    put_aligned(error ? NULL : *out, size, log2_of(alignment));
+    leave(stop);
     return error;
 }
 
-static inline void *aligned(void *(*function)(size_t, size_t), size_t alignment, size_t size)
+static inline void *aligned(
+    void *(*const *function)(size_t, size_t), size_t alignment, size_t size)
 {
-    if (UNLIKELY(self.busy | off))
-        return function(alignment, size);
-    self.busy = 1;
-    void *p = function(alignment, size);
-    allocated(ALIGNED, p, size, log2_of(alignment));
-    leave();
+    uint64_t *stop = enter();
+    if (UNLIKELY(!stop))
+        return resolved() ? (*function)(alignment, size) : NULL;
+    void *p = (*function)(alignment, size);
+    put_aligned(p, size, log2_of(alignment));
+    leave(stop);
     return p;
 }
 
 EXPORT void *aligned_alloc(size_t alignment, size_t size)
 {
-    return RESOLVED ? aligned(real.aligned_alloc, alignment, size) : NULL;
+    return aligned(&real.aligned_alloc, alignment, size);
 }
 
 EXPORT void *memalign(size_t alignment, size_t size)
 {
-    return RESOLVED ? aligned(real.memalign, alignment, size) : NULL;
+    return aligned(&real.memalign, alignment, size);
 }
 
-static inline void *paged(void *(*function)(size_t), size_t size)
+static inline void *paged(void *(*const *function)(size_t), size_t size)
 {
-    if (UNLIKELY(self.busy | off))
-        return function(size);
-    self.busy = 1;
-    void *p = function(size);
-    allocated(ALIGNED, p, size, log2_of(sysconf(_SC_PAGESIZE)));
-    leave();
+    uint64_t *stop = enter();
+    if (UNLIKELY(!stop))
+        return resolved() ? (*function)(size) : NULL;
+    void *p = (*function)(size);
+    put_aligned(p, size, log2_of(sysconf(_SC_PAGESIZE)));
+    leave(stop);
     return p;
 }
 
 EXPORT void *valloc(size_t size)
 {
-    return RESOLVED ? paged(real.valloc, size) : NULL;
+    return paged(&real.valloc, size);
 }
 
 EXPORT void *pvalloc(size_t size)
 {
-    return RESOLVED ? paged(real.pvalloc, size) : NULL;
+    return paged(&real.pvalloc, size);
 }

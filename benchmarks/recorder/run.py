@@ -28,7 +28,7 @@ from benchmarks.native import TraceError
 from benchmarks.recorder import build, raw
 
 #: Version of the recorder and of the conversion, in the provenance of traces.
-VERSION = 1
+VERSION = 2
 #: The environment variable that tells the recorder its directory: as in recorder.c.
 VARIABLE = "MALLOC_BENCH_RECORDING"
 

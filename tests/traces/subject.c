@@ -123,6 +123,12 @@ int main(int count, char **arguments)
         threads();
     if (!strcmp(what, "churn"))
         churn(n);
+    if (!strcmp(what, "sizes"))
+        for (long i = n - 2; i < n + 2; i++) {
+            mark(i);
+            free(calloc(1, i));
+            free(realloc(malloc(1), i));
+        }
     if (!strcmp(what, "many"))
         for (long i = 0; i < n; i++) {
             pthread_t thread;

@@ -61,7 +61,8 @@ def rows(events, begin=START, end=STOP):
     first = np.flatnonzero(events.size == begin)[0] + 2
     last = np.flatnonzero(events.size == end)[0]
     names = [OP_NAMES[op] for op in events.op[first:last]]
-    columns = (events.slot, events.size, events.align)
+    align = events.align if len(events.align) else np.zeros_like(events.size)
+    columns = (events.slot, events.size, align)
     return list(zip(names, *(c[first:last].tolist() for c in columns), strict=True))
 
 
@@ -110,6 +111,15 @@ def test_every_call(subject, tmp_path):
     assert provenance["arguments"] == [subject, "calls"]
     assert provenance["events"] == len(events.op)
     assert provenance["exit"] == 0
+
+
+def test_sizes_of_one_word_and_of_two(subject, tmp_path):
+    _, events, _ = recorded(tmp_path, subject, "sizes", 4096)
+    expected = []
+    for size in (4094, 4095, 4096, 4097):
+        expected += [("malloc", size), ("free", 0), ("calloc", size), ("free", 0)]
+        expected += [("malloc", 1), ("realloc", size), ("free", 0)]
+    assert [(name, size) for name, _, size, _ in rows(events)] == expected
 
 
 def test_threads_share_memory_in_a_possible_order(subject, tmp_path, monkeypatch):
@@ -245,7 +255,7 @@ def test_killed_while_a_chunk_is_written(subject, tmp_path, written):
     # What the last chunk looked like when it had reached its file, in whole or in part.
     chunk = bytearray(image.buffers.read_bytes()[raw.CHUNK :][: raw.CHUNK])
     words = np.frombuffer(chunk, "<i8").copy()
-    words[1:3] = words[5], image.numbers - 1
+    words[: raw.HEAD] = words[raw.HEAD + 1], image.numbers - 1
     with image.buffers.with_suffix(".chunks").open("ab") as file:
         file.write(words.tobytes()[:written])
     again = raw.images(directory)[0]
@@ -459,5 +469,7 @@ def test_operations_have_the_recorder_s_numbers():
         name, _, given = item.partition(" = ")
         number = int(given) if given else number + 1
         assert getattr(raw, name) == number
-    assert re.search(r"#define CHUNK (\d+)", text)[1] == str(raw.CHUNK)
+    assert f"#define CHUNK {raw.CHUNK}\n" in text
+    assert f"#define HEADER {raw.HEADER}\n" in text
+    assert f"#define MAGIC {raw.MAGIC:#x}L " in text
     assert FREE + 1 == raw.FREE
