@@ -1,0 +1,1627 @@
+"""Ptmalloc: glibc's malloc (version 2.36) on the kernel model, address for address.
+
+    alignment 16 · overhead 8 bytes a block · smallest chunk 32 (24 usable)
+    malloc: tcache, fast and small bins O(1); unsorted list, large bins O(free chunks)
+
+    chunk                                                         next chunk
+    │ prev_size │ head │ payload …          (a free chunk: fd, bk, │ prev_size │ head …
+                         ▲ returned           fd_nextsize, bk_nextsize … size)
+    head: bytes of the chunk | NON_MAIN | MMAPPED | PREV_INUSE
+
+    free ──► tcache (7 a size, per thread) ──► fastbins ──► unsorted ──► bins ──► top
+                                                  └── consolidate ──┘
+
+A freed chunk goes to the thread's tcache, else to a fastbin, else merges with its free neighbours
+and enters the unsorted list; malloc sorts that list into bins as it searches it.  The rest of the
+heap is the top chunk, which the break (main arena) or mprotect (the others) extends, and which is
+trimmed.  From the mmap threshold on a request gets a mapping of its own; freeing one raises the
+threshold.  Threads after the first have arenas in heaps of 64 MiB reserved with PROT_NONE.
+
+STATE holds what libc has in its data segment and thread-local storage: the arenas' bins too, whose
+heads are list nodes with small numbers instead of addresses (``forward``, ``backward``).
+
+Written from the manual ("The GNU allocator", "Memory allocation tunables"), the wiki page
+"MallocInternals" and observations of a running glibc, with which ``python -m benchmarks.verify``
+compares it after every operation.  Names of fields and steps are glibc's, so that both can be read
+side by side.  Origin: Lea, "A memory allocator", 1996; Gloger, ptmalloc, 2006.
+"""
+
+import numpy as np
+
+from allocators.contract import (
+    ALIGNMENT,
+    BLOCK_FREE,
+    BLOCK_HEADER,
+    BLOCK_USED,
+    Promises,
+    align_up,
+    emit,
+)
+from allocators.settings import choice, number
+from allocators.settings import size as size_setting
+from kernel.access import clear, copy, fold, load, store
+from kernel.bits import trailing_zeros
+from kernel.brk import brk as brk_call
+from kernel.jit import jit
+from kernel.madvise import madvise
+from kernel.memory import load_word
+from kernel.mmap import mmap, munmap, page_align
+from kernel.mprotect import mprotect
+from kernel.mremap import mremap
+from kernel.switches import PAGE_SHIFT
+from kernel.task import abort
+from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PTE_READ
+from kernel.uapi import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MREMAP_MAYMOVE,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+# --- Settings: glibc.malloc.* tunables by their names ---------------------------------------------
+
+TCACHE_COUNT = number(7, high=65535, text="chunks of a size that a tcache keeps")
+TCACHE_MAX = size_setting(1032, low=0, high=1032, text="largest request that a tcache serves")
+TCACHE_UNSORTED_LIMIT = number(0, text="chunks sorted while a tcache can serve already; 0: all")
+MXFAST = size_setting(128, low=0, high=160, text="largest request that fastbins serve")
+MMAP_THRESHOLD = size_setting(
+    128 << 10, low=0, high=32 << 20, text="requests of this and more are mapped"
+)
+TRIM_THRESHOLD = size_setting(128 << 10, low=0, text="size of the top at which it is trimmed")
+TOP_PAD = size_setting(128 << 10, low=0, text="bytes asked beyond what is needed")
+MMAP_MAX = number(65536, text="most blocks that are mapped at a time")
+ARENA_MAX = number(0, high=127, text="most arenas; 0: eight for each of cores")
+CORES = number(2, low=1, high=15, text="processors that the machine has, as glibc sees it")
+#: glibc fixes the thresholds as soon as one of mmap_threshold, trim_threshold, top_pad and
+#: mmap_max is given, were it with its default.
+DYNAMIC = choice(
+    "auto", "off", text="the mmap threshold follows what is freed, unless one of the four is set"
+)
+
+_DEFAULTS = {
+    "mmap_threshold": 128 << 10,
+    "trim_threshold": 128 << 10,
+    "top_pad": 128 << 10,
+    "mmap_max": 65536,
+}
+AUTO = 0
+MMAP_THRESHOLD_MAX = 32 << 20
+
+# --- Chunks ---------------------------------------------------------------------------------------
+
+#: Offsets in a chunk.
+HEAD, FD, BK, FD_NEXTSIZE, BK_NEXTSIZE, HEADER = 8, 16, 24, 32, 40, 16
+PREV_INUSE, MMAPPED, NON_MAIN = 1, 2, 4
+FLAGS = 7
+MINSIZE = 32
+#: A chunk on its way through walk that some cache holds: a bit that no size has.
+CACHED = 8
+#: Sizes from here on have large bins.
+MIN_LARGE = 1024
+#: A free that makes a chunk as large as this consolidates the fastbins and may trim.
+CONSOLIDATION_THRESHOLD = 64 << 10
+#: What is asked by mmap when the break cannot grow, at least.
+MMAP_AS_MORECORE = 1 << 20
+#: Whether memory that the break gave back and got again counts as used before.
+CLEARS_RETURNED = False
+#: Most chunks of the unsorted list that one search sorts.
+MAX_ITERS = 10_000
+
+# --- Static variables -----------------------------------------------------------------------------
+
+FASTBINS = 10
+#: Bins of an arena: 1 the unsorted list, 2 to 63 of one size, 64 to 126 of a range.
+BINS = 128
+UNSORTED = 1
+ARENAS = 128
+#: Nodes below this are heads of bins: arena * BINS + bin.  No chunk lies so low.
+HEADS = ARENAS * BINS
+MAPS = 4
+#: Threads whose numbers have a tcache of their own.
+THREADS = 4096
+TCACHE_BINS = 64
+#: The tcache: counts of 2 bytes, then first entries; 0x280 bytes.
+TCACHE_ENTRIES = 2 * TCACHE_BINS
+TCACHE_SIZE = TCACHE_ENTRIES + 8 * TCACHE_BINS
+#: What marks an entry of a tcache; glibc draws it at random.
+KEY = 0x5DEECE66D1CE4E5B
+
+#: Heaps of the arenas of threads: a header, in the first one the arena's own record, chunks.
+HEAP_MAX = 64 << 20
+HEAP_MIN = 32 << 10
+HEAP_AR, HEAP_PREV, HEAP_BYTES, HEAP_PROTECTED, HEAP_PAGESIZE = 0, 8, 16, 24, 32
+HEAP_INFO = 48
+#: Bytes of the arena's record, which STATE holds: its place is kept.
+ARENA_RECORD = 2200
+
+STATE = np.dtype(
+    [
+        ("fd", "i8", (HEADS,)),  # of the heads of bins
+        ("bk", "i8", (HEADS,)),
+        ("fastbins", "i8", (ARENAS * FASTBINS,)),
+        ("binmap", "i8", (ARENAS * MAPS,)),  # 32 bits each
+        ("top", "i8", (ARENAS,)),  # 0: none yet
+        ("last_remainder", "i8", (ARENAS,)),
+        ("have_fastchunks", "i8", (ARENAS,)),
+        ("system_mem", "i8", (ARENAS,)),
+        ("max_system_mem", "i8", (ARENAS,)),
+        ("attached", "i8", (ARENAS,)),  # threads
+        ("next_arena", "i8", (ARENAS,)),
+        ("next_free", "i8", (ARENAS,)),  # arena + 1 in the list of those without threads
+        ("narenas", "i8"),
+        ("free_list", "i8"),  # arena + 1
+        ("next_to_use", "i8"),
+        ("aligned_heap_area", "i8"),
+        ("tcache", "i8", (THREADS,)),  # 0: none yet
+        ("arena", "i8", (THREADS,)),  # arena + 1; 0: none yet
+        ("multiple", "i8"),  # there has been a second thread
+        ("noncontiguous", "i8"),
+        ("curbrk", "i8"),  # sbrk's record; 0: not asked yet
+        ("sbrk_base", "i8"),
+        ("mmap_threshold", "i8"),
+        ("trim_threshold", "i8"),
+        ("n_mmaps", "i8"),
+    ]
+)
+CHECKS = {
+    1: "the chunks do not tile the heap",
+    2: "PREV_INUSE is not what the chunk before says",
+    3: "a free chunk's foot is not its size",
+    4: "a bin's links are broken",
+    5: "a chunk is in a bin that is not its size's",
+    6: "a large bin is not in order of size",
+    7: "the bins do not hold the free chunks",
+}
+
+
+def check_settings(s):
+    """The thresholds must let a mapping's length be computed."""
+    if s["top_pad"] > 1 << 40:
+        raise ValueError(f"top_pad={s['top_pad']}: must be at most {1 << 40}")
+
+
+def promises(settings):
+    """What glibc's checks see depends on what became of the chunk: nothing is promised."""
+    return Promises()
+
+
+@jit
+def init(k, a):
+    """Set what libc's data segment holds before the first request."""
+    a.narenas = 1
+    a.attached[0] = 1
+    empty_bins(a, 0)
+    a.mmap_threshold = MMAP_THRESHOLD
+    a.trim_threshold = TRIM_THRESHOLD
+
+
+@jit
+def empty_bins(a, av):
+    """Let the arena's bins be empty rings."""
+    for node in range(av * BINS, av * BINS + BINS):
+        a.fd[node] = node
+        a.bk[node] = node
+
+
+@jit(inline=True)
+def is_dynamic():
+    """Whether the thresholds follow what is freed."""
+    return (
+        DYNAMIC == AUTO
+        and MMAP_THRESHOLD == 128 << 10
+        and TRIM_THRESHOLD == 128 << 10
+        and TOP_PAD == 128 << 10
+        and MMAP_MAX == 65536
+    )
+
+
+# --- Lists ----------------------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def forward(k, a, node):
+    """The next node of a bin's ring."""
+    return a.fd[node] if node < HEADS else load(k, node + FD)
+
+
+@jit(inline=True)
+def backward(k, a, node):
+    """The node before in a bin's ring."""
+    return a.bk[node] if node < HEADS else load(k, node + BK)
+
+
+@jit(inline=True)
+def set_forward(k, a, node, to):
+    """Let ``to`` follow ``node``."""
+    if node < HEADS:
+        a.fd[node] = to
+    else:
+        store(k, node + FD, to)
+
+
+@jit(inline=True)
+def set_backward(k, a, node, to):
+    """Let ``to`` precede ``node``."""
+    if node < HEADS:
+        a.bk[node] = to
+    else:
+        store(k, node + BK, to)
+
+
+@jit(inline=True)
+def chunk_size(k, p):
+    """Bytes of a chunk."""
+    return load(k, p + HEAD) & ~FLAGS
+
+
+@jit(inline=True)
+def chunk_for(size):
+    """Bytes of a chunk for a request; a request beyond all memory stays one."""
+    return max(align_up(min(size, 1 << 62) + 8, ALIGNMENT), MINSIZE)
+
+
+@jit(inline=True)
+def is_small(size):
+    """Whether chunks of this size have a bin of their own."""
+    return size < MIN_LARGE
+
+
+@jit(inline=True)
+def bin_of(size):
+    """The bin of chunks of ``size`` bytes."""
+    if size < MIN_LARGE:
+        return size >> 4
+    if size >> 6 <= 48:
+        return 48 + (size >> 6)
+    if size >> 9 <= 20:
+        return 91 + (size >> 9)
+    if size >> 12 <= 10:
+        return 110 + (size >> 12)
+    if size >> 15 <= 4:
+        return 119 + (size >> 15)
+    if size >> 18 <= 2:
+        return 124 + (size >> 18)
+    return 126
+
+
+@jit(inline=True)
+def max_fast():
+    """Largest chunk that fastbins hold."""
+    return (MXFAST + 8) & -ALIGNMENT if MXFAST else 16
+
+
+@jit(inline=True)
+def flag_of(av):
+    """What the heads of an arena's chunks are marked with."""
+    return NON_MAIN if av else 0
+
+
+@jit(inline=True)
+def set_prev_inuse(k, p):
+    """Mark the chunk before ``p`` as used."""
+    store(k, p + HEAD, load(k, p + HEAD) | PREV_INUSE)
+
+
+@jit
+def unlink_chunk(k, a, p):
+    """Take a free chunk out of its bin, and out of the list of sizes of a large one."""
+    head = load(k, p + HEAD)
+    size = head & ~FLAGS
+    if load(k, p + size) != size:
+        abort(k, ABORT_CORRUPT, p)
+    fd = load(k, p + FD)
+    bk = load(k, p + BK)
+    if backward(k, a, fd) != p or forward(k, a, bk) != p:
+        abort(k, ABORT_CORRUPT, p)
+    set_backward(k, a, fd, bk)
+    set_forward(k, a, bk, fd)
+    if not is_small(size):
+        next_size = load(k, p + FD_NEXTSIZE)
+        if next_size:
+            unlink_size(k, p, fd, next_size)
+
+
+@jit
+def unlink_size(k, p, fd, next_size):
+    """Take ``p`` out of its large bin's list of sizes, where the chunk behind it may replace it."""
+    prev_size = load(k, p + BK_NEXTSIZE)
+    if fd >= HEADS and load(k, fd + FD_NEXTSIZE) == 0:
+        if next_size == p:
+            store(k, fd + FD_NEXTSIZE, fd)
+            store(k, fd + BK_NEXTSIZE, fd)
+            return
+        store(k, fd + FD_NEXTSIZE, next_size)
+        store(k, fd + BK_NEXTSIZE, prev_size)
+        store(k, next_size + BK_NEXTSIZE, fd)
+        store(k, prev_size + FD_NEXTSIZE, fd)
+        return
+    store(k, next_size + BK_NEXTSIZE, prev_size)
+    store(k, prev_size + FD_NEXTSIZE, next_size)
+
+
+@jit
+def add_unsorted(k, a, av, p, size):
+    """Put a free chunk first into the unsorted list; its head is the caller's."""
+    unsorted = av * BINS + UNSORTED
+    first = a.fd[unsorted]
+    store(k, p + FD, first)
+    store(k, p + BK, unsorted)
+    if not is_small(size):
+        store(k, p + FD_NEXTSIZE, 0)
+        store(k, p + BK_NEXTSIZE, 0)
+    a.fd[unsorted] = p
+    set_backward(k, a, first, p)
+
+
+@jit
+def sort_chunk(k, a, av, p, size):
+    """Put a chunk from the unsorted list into its bin; in a large one by size."""
+    number_ = bin_of(size)
+    bk = av * BINS + number_
+    fd = a.fd[bk]
+    if not is_small(size):
+        if fd == bk:
+            store(k, p + FD_NEXTSIZE, p)
+            store(k, p + BK_NEXTSIZE, p)
+        elif size < chunk_size(k, a.bk[bk]):
+            # The smallest: last of the bin, and of the list of sizes, which is a ring.
+            largest = fd
+            fd = bk
+            bk = a.bk[bk]
+            smallest = load(k, largest + BK_NEXTSIZE)
+            store(k, p + FD_NEXTSIZE, largest)
+            store(k, p + BK_NEXTSIZE, smallest)
+            store(k, largest + BK_NEXTSIZE, p)
+            store(k, smallest + FD_NEXTSIZE, p)
+        else:
+            other = chunk_size(k, fd)
+            while size < other:
+                fd = load(k, fd + FD_NEXTSIZE)
+                other = chunk_size(k, fd)
+            if size == other:
+                # Second of its size, so that the list of sizes need not change.
+                fd = load(k, fd + FD)
+            else:
+                before = load(k, fd + BK_NEXTSIZE)
+                store(k, p + FD_NEXTSIZE, fd)
+                store(k, p + BK_NEXTSIZE, before)
+                store(k, fd + BK_NEXTSIZE, p)
+                store(k, before + FD_NEXTSIZE, p)
+            bk = backward(k, a, fd)
+    a.binmap[av * MAPS + (number_ >> 5)] |= 1 << (number_ & 31)
+    store(k, p + BK, bk)
+    store(k, p + FD, fd)
+    set_backward(k, a, fd, p)
+    set_forward(k, a, bk, p)
+
+
+# --- The tcache -----------------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def tcache_index(chunk):
+    """Which list of a tcache holds chunks of this size."""
+    return (chunk - MINSIZE) >> 4
+
+
+@jit(inline=True)
+def tcache_serves(index):
+    """Whether there is such a list."""
+    return index <= tcache_index(chunk_for(TCACHE_MAX))
+
+
+@jit(inline=True)
+def tcache_count(k, t, index):
+    """Chunks in a list of tcache ``t``."""
+    return (load(k, t + ((index >> 2) << 3)) >> ((index & 3) << 4)) & 0xFFFF
+
+
+@jit(inline=True)
+def tcache_add(k, t, index, change):
+    """Change the count of a list by 1 or -1."""
+    word = t + ((index >> 2) << 3)
+    store(k, word, load(k, word) + (change << ((index & 3) << 4)))
+
+
+@jit(inline=True)
+def tcache_put(k, t, index, p):
+    """Put the block at ``p`` first into a list."""
+    entry = t + TCACHE_ENTRIES + 8 * index
+    store(k, p + 8, KEY)
+    store(k, p, load(k, entry))
+    store(k, entry, p)
+    tcache_add(k, t, index, 1)
+
+
+@jit(inline=True)
+def tcache_get(k, t, index):
+    """Take the first block of a list."""
+    entry = t + TCACHE_ENTRIES + 8 * index
+    p = load(k, entry)
+    store(k, entry, load(k, p))
+    tcache_add(k, t, index, -1)
+    store(k, p + 8, 0)
+    return p
+
+
+@jit(cold=True)
+def tcache_init(k, a):
+    """Make the running thread's tcache in its arena; 0 when there is no memory for it."""
+    av = arena_get(k, a, TCACHE_SIZE)
+    t = int_malloc(k, a, av, 0, chunk_for(TCACHE_SIZE))
+    if t == 0 and av >= 0:
+        t = int_malloc(k, a, arena_get_retry(k, a, av, TCACHE_SIZE), 0, chunk_for(TCACHE_SIZE))
+    if t:
+        clear(k, t, TCACHE_SIZE)
+        for offset in range(0, TCACHE_SIZE, 8):
+            store(k, t + offset, 0)
+        a.tcache[k.task.tid] = t
+    return t
+
+
+@jit(inline=True)
+def thread_cache(k, a):
+    """The running thread's tcache, made if need be."""
+    if k.task.tid >= THREADS:
+        abort(k, ABORT_CORRUPT, k.task.tid)
+    t = a.tcache[k.task.tid]
+    return t if t else tcache_init(k, a)
+
+
+@jit(cold=True)
+def refuse_double(k, t, index, p):
+    """End the process when ``p``, which looks like an entry of the tcache, is one."""
+    q = load(k, t + TCACHE_ENTRIES + 8 * index)
+    while q:
+        if q == p:
+            abort(k, ABORT_DOUBLE_FREE, p)
+        q = load(k, q)
+
+
+# --- malloc within an arena -----------------------------------------------------------------------
+
+
+@jit
+def take_fast(k, a, av, t, nb):
+    """Take a chunk from its fastbin, and fill the tcache from there; 0 if it is empty."""
+    place = av * FASTBINS + (nb >> 4) - 2
+    p = a.fastbins[place]
+    if p == 0:
+        return 0
+    a.fastbins[place] = load(k, p + FD)
+    if chunk_size(k, p) != nb:
+        abort(k, ABORT_CORRUPT, p)
+    index = tcache_index(nb)
+    if t and tcache_serves(index):
+        count = tcache_count(k, t, index)
+        while count < TCACHE_COUNT and a.fastbins[place]:
+            q = a.fastbins[place]
+            a.fastbins[place] = load(k, q + FD)
+            tcache_put(k, t, index, q + HEADER)
+            count += 1
+    return p + HEADER
+
+
+@jit
+def take_last(k, a, av, head, nb):
+    """Take the last chunk of a small bin."""
+    p = a.bk[head]
+    before = load(k, p + BK)
+    set_prev_inuse(k, p + nb)
+    a.bk[head] = before
+    set_forward(k, a, before, head)
+    if av:
+        store(k, p + HEAD, load(k, p + HEAD) | NON_MAIN)
+    return p
+
+
+@jit
+def take_small(k, a, av, t, nb):
+    """Take a chunk from its small bin, and fill the tcache from there; 0 if it is empty."""
+    head = av * BINS + (nb >> 4)
+    if a.bk[head] == head:
+        return 0
+    p = take_last(k, a, av, head, nb)
+    index = tcache_index(nb)
+    if t and tcache_serves(index):
+        count = tcache_count(k, t, index)
+        while count < TCACHE_COUNT and a.bk[head] != head:
+            tcache_put(k, t, index, take_last(k, a, av, head, nb) + HEADER)
+            count += 1
+    return p + HEADER
+
+
+@jit
+def split_chunk(k, a, av, p, size, nb):
+    """Use ``nb`` bytes of a chunk that is in no list; returns what is left, 0 if that is nothing.
+
+    What is left goes first into the unsorted list.
+    """
+    rest = size - nb
+    if rest < MINSIZE:
+        set_prev_inuse(k, p + size)
+        if av:
+            store(k, p + HEAD, load(k, p + HEAD) | NON_MAIN)
+        return 0
+    remainder = p + nb
+    add_unsorted(k, a, av, remainder, rest)
+    store(k, p + HEAD, nb | PREV_INUSE | flag_of(av))
+    store(k, remainder + HEAD, rest | PREV_INUSE)
+    store(k, remainder + rest, rest)
+    return remainder
+
+
+@jit
+def take_unsorted(k, a, av, t, nb):
+    """Sort the unsorted list until it has a chunk of the right size, or is empty; 0 if none."""
+    unsorted = av * BINS + UNSORTED
+    index = tcache_index(nb)
+    fills = t != 0 and tcache_serves(index)
+    found = False
+    sorted_ = 0
+    iters = 0
+    while a.bk[unsorted] != unsorted:
+        p = a.bk[unsorted]
+        before = load(k, p + BK)
+        size = chunk_size(k, p)
+        after = p + size
+        if load(k, after + HEAD) & PREV_INUSE or load(k, after) != size:
+            abort(k, ABORT_CORRUPT, p)
+        # The last remainder serves small requests in a row from neighbouring places.
+        if (
+            is_small(nb)
+            and before == unsorted
+            and p == a.last_remainder[av]
+            and size > nb + MINSIZE
+        ):
+            remainder = p + nb
+            rest = size - nb
+            a.fd[unsorted] = remainder
+            a.bk[unsorted] = remainder
+            a.last_remainder[av] = remainder
+            store(k, remainder + FD, unsorted)
+            store(k, remainder + BK, unsorted)
+            if not is_small(rest):
+                store(k, remainder + FD_NEXTSIZE, 0)
+                store(k, remainder + BK_NEXTSIZE, 0)
+            store(k, p + HEAD, nb | PREV_INUSE | flag_of(av))
+            store(k, remainder + HEAD, rest | PREV_INUSE)
+            store(k, remainder + rest, rest)
+            return p + HEADER
+        a.bk[unsorted] = before
+        set_forward(k, a, before, unsorted)
+        if size == nb:
+            set_prev_inuse(k, after)
+            if av:
+                store(k, p + HEAD, load(k, p + HEAD) | NON_MAIN)
+            if fills and tcache_count(k, t, index) < TCACHE_COUNT:
+                tcache_put(k, t, index, p + HEADER)
+                found = True
+                continue
+            return p + HEADER
+        sort_chunk(k, a, av, p, size)
+        sorted_ += 1
+        if found and TCACHE_UNSORTED_LIMIT > 0 and sorted_ > TCACHE_UNSORTED_LIMIT:
+            return tcache_get(k, t, index)
+        iters += 1
+        if iters >= MAX_ITERS:
+            break
+    return tcache_get(k, t, index) if found else 0
+
+
+@jit
+def take_large(k, a, av, nb):
+    """Take the smallest chunk that fits from the request's own large bin; 0 if there is none."""
+    head = av * BINS + bin_of(nb)
+    p = a.fd[head]
+    if p == head or chunk_size(k, p) < nb:
+        return 0
+    p = load(k, p + BK_NEXTSIZE)
+    size = chunk_size(k, p)
+    while size < nb:
+        p = load(k, p + BK_NEXTSIZE)
+        size = chunk_size(k, p)
+    # Not the one that stands for its size in the list of sizes, if there is another.
+    if p != a.bk[head]:
+        after = load(k, p + FD)
+        if load(k, p + HEAD) == load(k, after + HEAD):
+            p = after
+    unlink_chunk(k, a, p)
+    split_chunk(k, a, av, p, size, nb)
+    return p + HEADER
+
+
+@jit
+def take_larger(k, a, av, nb):
+    """Split the best chunk of the larger bins, which the map of bins finds; 0 if there is none."""
+    number_ = bin_of(nb) + 1
+    block = number_ >> 5
+    bits = a.binmap[av * MAPS + block] >> (number_ & 31) << (number_ & 31) if block < MAPS else 0
+    while True:
+        while bits == 0:
+            block += 1
+            if block >= MAPS:
+                return 0
+            bits = a.binmap[av * MAPS + block]
+        bit = trailing_zeros(bits)
+        head = av * BINS + (block << 5) + bit
+        p = a.bk[head]
+        if p != head:
+            break
+        # The map learns only now that the bin is empty.
+        bits &= ~(1 << bit)
+        a.binmap[av * MAPS + block] &= ~(1 << bit)
+    size = chunk_size(k, p)
+    unlink_chunk(k, a, p)
+    remainder = split_chunk(k, a, av, p, size, nb)
+    if remainder and is_small(nb):
+        a.last_remainder[av] = remainder
+    return p + HEADER
+
+
+@jit(inline=True)
+def top_size(k, a, av):
+    """Bytes of the top chunk."""
+    top = a.top[av]
+    return chunk_size(k, top) if top else 0
+
+
+@jit(inline=True)
+def take_top(k, a, av, nb):
+    """Cut a chunk off the top; 0 if it is too small."""
+    size = top_size(k, a, av)
+    if size < nb + MINSIZE:
+        return 0
+    p = a.top[av]
+    a.top[av] = p + nb
+    store(k, p + HEAD, nb | PREV_INUSE | flag_of(av))
+    store(k, p + nb + HEAD, (size - nb) | PREV_INUSE)
+    return p + HEADER
+
+
+@jit
+def int_malloc(k, a, av, t, nb):
+    """Serve ``nb`` bytes from arena ``av`` (-1: none), filling tcache ``t`` (0: none)."""
+    if av < 0:
+        return mmap_chunk(k, a, nb)
+    if nb <= max_fast():
+        p = take_fast(k, a, av, t, nb)
+        if p:
+            return p
+    if is_small(nb):
+        p = take_small(k, a, av, t, nb)
+        if p:
+            return p
+    elif a.have_fastchunks[av]:
+        malloc_consolidate(k, a, av)
+    while True:
+        p = take_unsorted(k, a, av, t, nb)
+        if p == 0 and not is_small(nb):
+            p = take_large(k, a, av, nb)
+        if p == 0:
+            p = take_larger(k, a, av, nb)
+        if p == 0:
+            p = take_top(k, a, av, nb)
+        if p:
+            return p
+        if not a.have_fastchunks[av]:
+            return sysmalloc(k, a, av, nb)
+        malloc_consolidate(k, a, av)
+
+
+# --- free within an arena -------------------------------------------------------------------------
+
+
+@jit
+def int_free(k, a, av, t, p, head):
+    """Free chunk ``p`` of arena ``av``, whose head is ``head``; first choice is tcache ``t``."""
+    size = head & ~FLAGS
+    if p & (ALIGNMENT - 1) or size < MINSIZE or size & (ALIGNMENT - 1):
+        abort(k, ABORT_BAD_POINTER, p + HEADER)
+    index = tcache_index(size)
+    if t and tcache_serves(index):
+        if load(k, p + HEADER + 8) == KEY:
+            refuse_double(k, t, index, p + HEADER)
+        if tcache_count(k, t, index) < TCACHE_COUNT:
+            tcache_put(k, t, index, p + HEADER)
+            return
+    if size <= max_fast():
+        if load(k, p + size + HEAD) <= HEADER:
+            abort(k, ABORT_CORRUPT, p + size)
+        a.have_fastchunks[av] = 1
+        place = av * FASTBINS + (size >> 4) - 2
+        first = a.fastbins[place]
+        if first == p:
+            abort(k, ABORT_DOUBLE_FREE, p + HEADER)
+        store(k, p + FD, first)
+        a.fastbins[place] = p
+        return
+    free_normal(k, a, av, p, head)
+
+
+@jit
+def free_normal(k, a, av, p, head):
+    """Merge chunk ``p`` with its free neighbours into the unsorted list or the top; trim."""
+    size = head & ~FLAGS
+    after = p + size
+    top = a.top[av]
+    if p == top or (av == 0 and not a.noncontiguous and after >= top + chunk_size(k, top)):
+        abort(k, ABORT_DOUBLE_FREE, p + HEADER)
+    after_head = load(k, after + HEAD)
+    if not after_head & PREV_INUSE:
+        abort(k, ABORT_DOUBLE_FREE, p + HEADER)
+    size = merge(k, a, av, p, head, after, after_head)
+    if size >= CONSOLIDATION_THRESHOLD:
+        if a.have_fastchunks[av]:
+            malloc_consolidate(k, a, av)
+        if av:
+            heap_trim(k, a, av)
+        elif top_size(k, a, 0) >= a.trim_threshold:
+            systrim(k, a, TOP_PAD)
+
+
+@jit
+def merge(k, a, av, p, head, after, after_head):
+    """Merge chunk ``p`` with its free neighbours, the next one ``after``; returns its size then."""
+    size = head & ~FLAGS
+    after_size = after_head & ~FLAGS
+    if not head & PREV_INUSE:
+        before = load(k, p)
+        size += before
+        p -= before
+        if chunk_size(k, p) != before:
+            abort(k, ABORT_CORRUPT, p)
+        unlink_chunk(k, a, p)
+    if after == a.top[av]:
+        size += after_size
+        store(k, p + HEAD, size | PREV_INUSE)
+        a.top[av] = p
+        return size
+    if load(k, after + after_size + HEAD) & PREV_INUSE:
+        store(k, after + HEAD, after_head & ~PREV_INUSE)
+    else:
+        unlink_chunk(k, a, after)
+        size += after_size
+    add_unsorted(k, a, av, p, size)
+    store(k, p + HEAD, size | PREV_INUSE)
+    store(k, p + size, size)
+    return size
+
+
+@jit(cold=True)
+def malloc_consolidate(k, a, av):
+    """Merge all chunks of the fastbins with their neighbours."""
+    a.have_fastchunks[av] = 0
+    for place in range(av * FASTBINS, av * FASTBINS + FASTBINS):
+        p = a.fastbins[place]
+        a.fastbins[place] = 0
+        while p:
+            following = load(k, p + FD)
+            head = load(k, p + HEAD)
+            after = p + (head & ~FLAGS)
+            merge(k, a, av, p, head, after, load(k, after + HEAD))
+            p = following
+
+
+# --- Memory from the kernel -----------------------------------------------------------------------
+
+
+@jit(cold=True)
+def morecore(k, a, increment):
+    """sbrk: move the break; the old one, or -1.  The first call of a process asks where it is."""
+    if a.curbrk == 0:
+        a.curbrk = brk_call(k, 0)
+    old = a.curbrk
+    if increment:
+        if old + increment < 0 or brk_call(k, old + increment) != old + increment:
+            return -1
+        a.curbrk = old + increment
+    return old
+
+
+@jit(cold=True)
+def mmap_chunk(k, a, nb):
+    """A block in a mapping of its own; 0 when the kernel refuses."""
+    length = page_align(nb + 8)
+    start = mmap(k, 0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+    if start < 0:
+        return 0
+    store(k, start, 0)
+    store(k, start + HEAD, length | MMAPPED)
+    a.n_mmaps += 1
+    return start + HEADER
+
+
+@jit(cold=True)
+def munmap_chunk(k, a, p):
+    """Unmap the mapping of chunk ``p``."""
+    lead = load(k, p)
+    length = lead + chunk_size(k, p)
+    if (p - lead | length) & (page_align(1) - 1):
+        abort(k, ABORT_BAD_POINTER, p + HEADER)
+    a.n_mmaps -= 1
+    munmap(k, p - lead, length)
+
+
+@jit(cold=True)
+def sysmalloc(k, a, av, nb):
+    """Serve what the arena cannot: by a mapping, or from a larger top; 0 if refused."""
+    tried = nb >= a.mmap_threshold and a.n_mmaps < MMAP_MAX
+    if tried:
+        p = mmap_chunk(k, a, nb)
+        if p:
+            return p
+    if av:
+        if not grow_arena(k, a, av, nb):
+            return 0 if tried else mmap_chunk(k, a, nb)
+    else:
+        grow_main(k, a, nb)
+    a.max_system_mem[av] = max(a.max_system_mem[av], a.system_mem[av])
+    return take_top(k, a, av, nb)
+
+
+@jit(cold=True)
+def grow_main(k, a, nb):
+    """Extend the top of the main arena by the break; where that is refused, by a mapping."""
+    old_top = a.top[0]
+    old_size = top_size(k, a, 0)
+    old_end = old_top + old_size
+    size = nb + TOP_PAD + MINSIZE
+    if not a.noncontiguous:
+        size -= old_size
+    size = page_align(size)
+    start = morecore(k, a, size) if size > 0 else -1
+    end = -1
+    if start < 0:
+        if not a.noncontiguous:
+            size = page_align(size + old_size)
+        size = max(size, MMAP_AS_MORECORE)
+        if size > nb:
+            start = mmap(k, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+        if start < 0:
+            return
+        # The break may be anywhere from now on: chunks are no longer expected to follow it.
+        a.noncontiguous = 1
+        end = start + size
+    if a.sbrk_base == 0:
+        a.sbrk_base = start
+    a.system_mem[0] += size
+    if old_top and start == old_end and end < 0:
+        store(k, old_top + HEAD, (size + old_size) | PREV_INUSE)
+        return
+    if not a.noncontiguous and old_size and start < old_end:
+        abort(k, ABORT_CORRUPT, start)
+    begin = align_up(start, ALIGNMENT)
+    correction = 0
+    if not a.noncontiguous:
+        if old_size:
+            a.system_mem[0] += start - old_end
+        correction = begin - start + old_size
+        correction += page_align(start + size + correction) - (start + size + correction)
+        end = morecore(k, a, correction)
+        if end < 0:
+            correction = 0
+            end = morecore(k, a, 0)
+    elif end < 0:
+        end = morecore(k, a, 0)
+    a.top[0] = begin
+    store(k, begin + HEAD, (end - begin + correction) | PREV_INUSE)
+    a.system_mem[0] += correction
+    if old_size:
+        # Two used chunks fence off the old top, so that nothing merges across the gap.
+        old_size = (old_size - 2 * HEADER) & -ALIGNMENT
+        store(k, old_top + HEAD, old_size | PREV_INUSE)
+        store(k, old_top + old_size + HEAD, HEADER | PREV_INUSE)
+        store(k, old_top + old_size + HEADER + HEAD, HEADER | PREV_INUSE)
+        if old_size >= MINSIZE:
+            int_free(k, a, 0, a.tcache[k.task.tid], old_top, old_size | PREV_INUSE)
+
+
+@jit(cold=True)
+def systrim(k, a, pad):
+    """Give the top of the main arena back, but for ``pad`` bytes; whether any went."""
+    size = top_size(k, a, 0)
+    area = size - MINSIZE - 1
+    if area <= pad:
+        return False
+    extra = (area - pad) & -page_align(1)
+    if extra == 0:
+        return False
+    end = morecore(k, a, 0)
+    if end != a.top[0] + size:
+        return False
+    morecore(k, a, -extra)
+    released = end - morecore(k, a, 0)
+    if released == 0:
+        return False
+    a.system_mem[0] -= released
+    store(k, a.top[0] + HEAD, (size - released) | PREV_INUSE)
+    return True
+
+
+# --- Arenas of threads ----------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def heap_of(p):
+    """The heap in which ``p`` lies."""
+    return p & -HEAP_MAX
+
+
+@jit(inline=True)
+def arena_of(k, p, head):
+    """The arena of a chunk."""
+    return load(k, heap_of(p) + HEAP_AR) if head & NON_MAIN else 0
+
+
+@jit(cold=True)
+def reserve_heap(k, a):
+    """Reserve the address space of a heap; 0 when the kernel refuses."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    if a.aligned_heap_area:
+        heap = mmap(k, a.aligned_heap_area, HEAP_MAX, PROT_NONE, flags)
+        a.aligned_heap_area = 0
+        if heap >= 0:
+            if heap & (HEAP_MAX - 1) == 0:
+                return heap
+            munmap(k, heap, HEAP_MAX)
+    raw = mmap(k, 0, 2 * HEAP_MAX, PROT_NONE, flags)
+    if raw >= 0:
+        heap = align_up(raw, HEAP_MAX)
+        if heap > raw:
+            munmap(k, raw, heap - raw)
+        else:
+            a.aligned_heap_area = heap + HEAP_MAX
+        munmap(k, heap + HEAP_MAX, HEAP_MAX - (heap - raw))
+        return heap
+    # Twice as much was not to be had: it may lie right by chance.
+    heap = mmap(k, 0, HEAP_MAX, PROT_NONE, flags)
+    if heap < 0:
+        return 0
+    if heap & (HEAP_MAX - 1):
+        munmap(k, heap, HEAP_MAX)
+        return 0
+    return heap
+
+
+@jit(cold=True)
+def new_heap(k, a, size):
+    """Make a heap for ``size`` bytes and the pad; 0 when it would be too large or is refused."""
+    if size + TOP_PAD < HEAP_MIN:
+        size = HEAP_MIN
+    elif size + TOP_PAD <= HEAP_MAX:
+        size += TOP_PAD
+    elif size > HEAP_MAX:
+        return 0
+    else:
+        size = HEAP_MAX
+    size = page_align(size)
+    heap = reserve_heap(k, a)
+    if heap == 0:
+        return 0
+    if mprotect(k, heap, size, PROT_READ | PROT_WRITE) < 0:
+        munmap(k, heap, HEAP_MAX)
+        return 0
+    store(k, heap + HEAP_BYTES, size)
+    store(k, heap + HEAP_PROTECTED, size)
+    store(k, heap + HEAP_PAGESIZE, page_align(1))
+    return heap
+
+
+@jit(cold=True)
+def grow_heap(k, heap, more):
+    """Make ``more`` bytes of a heap's reservation usable; False when there are none."""
+    size = load(k, heap + HEAP_BYTES) + page_align(more)
+    if size > HEAP_MAX:
+        return False
+    usable = load(k, heap + HEAP_PROTECTED)
+    if size > usable:
+        if mprotect(k, heap + usable, size - usable, PROT_READ | PROT_WRITE) < 0:
+            return False
+        store(k, heap + HEAP_PROTECTED, size)
+    store(k, heap + HEAP_BYTES, size)
+    return True
+
+
+@jit(cold=True)
+def grow_arena(k, a, av, nb):
+    """Extend the top of a thread's arena in its heap, or begin another heap; False if refused."""
+    old_top = a.top[av]
+    old_size = top_size(k, a, av)
+    heap = heap_of(old_top)
+    bytes_ = load(k, heap + HEAP_BYTES)
+    if MINSIZE + nb - old_size > 0 and grow_heap(k, heap, MINSIZE + nb - old_size):
+        now = load(k, heap + HEAP_BYTES)
+        a.system_mem[av] += now - bytes_
+        store(k, old_top + HEAD, (heap + now - old_top) | PREV_INUSE)
+        return True
+    new = new_heap(k, a, nb + MINSIZE + HEAP_INFO)
+    if new == 0:
+        return False
+    store(k, new + HEAP_AR, av)
+    store(k, new + HEAP_PREV, heap)
+    now = load(k, new + HEAP_BYTES)
+    a.system_mem[av] += now
+    a.top[av] = new + HEAP_INFO
+    store(k, new + HEAP_INFO + HEAD, (now - HEAP_INFO) | PREV_INUSE)
+    # A used chunk of no bytes ends the old heap.
+    old_size = (old_size - MINSIZE) & -ALIGNMENT
+    store(k, old_top + old_size + HEADER + HEAD, PREV_INUSE)
+    if old_size >= MINSIZE:
+        store(k, old_top + old_size + HEAD, HEADER | PREV_INUSE)
+        store(k, old_top + old_size + HEADER, HEADER)
+        head = old_size | PREV_INUSE | NON_MAIN
+        store(k, old_top + HEAD, head)
+        int_free(k, a, av, a.tcache[k.task.tid], old_top, head)
+    else:
+        store(k, old_top + HEAD, (old_size + HEADER) | PREV_INUSE)
+        store(k, old_top + old_size + HEADER, old_size + HEADER)
+    return True
+
+
+@jit(cold=True)
+def heap_trim(k, a, av):
+    """Give back heaps of nothing but top, then the top's own end."""
+    heap = heap_of(a.top[av])
+    while a.top[av] == heap + HEAP_INFO:
+        before = load(k, heap + HEAP_PREV)
+        bytes_ = load(k, before + HEAP_BYTES)
+        fence = before + bytes_ - HEADER
+        misalign = fence & (ALIGNMENT - 1)
+        fence -= misalign
+        p = fence - load(k, fence)
+        head = load(k, p + HEAD)
+        size = (head & ~FLAGS) + HEADER + misalign
+        if not head & PREV_INUSE:
+            size += load(k, p)
+        if size + HEAP_MAX - bytes_ < TOP_PAD + MINSIZE + page_align(1):
+            break
+        a.system_mem[av] -= load(k, heap + HEAP_BYTES)
+        if heap + HEAP_MAX == a.aligned_heap_area:
+            a.aligned_heap_area = 0
+        munmap(k, heap, HEAP_MAX)
+        heap = before
+        if not head & PREV_INUSE:
+            p -= load(k, p)
+            unlink_chunk(k, a, p)
+        a.top[av] = p
+        store(k, p + HEAD, size | PREV_INUSE)
+    size = top_size(k, a, av)
+    area = size - MINSIZE - 1
+    if size < a.trim_threshold or area <= TOP_PAD:
+        return
+    extra = (area - TOP_PAD) & -page_align(1)
+    if extra == 0:
+        return
+    shrink_heap(k, heap, extra)
+    a.system_mem[av] -= extra
+    store(k, a.top[av] + HEAD, (size - extra) | PREV_INUSE)
+
+
+@jit(cold=True)
+def shrink_heap(k, heap, less):
+    """Let the kernel take the last ``less`` bytes of a heap; they stay mapped."""
+    size = load(k, heap + HEAP_BYTES) - less
+    madvise(k, heap + size, less, MADV_DONTNEED)
+    store(k, heap + HEAP_BYTES, size)
+
+
+@jit(cold=True)
+def new_arena(k, a, size):
+    """Make an arena in a heap of its own, with room for ``size`` bytes; -1 if refused."""
+    heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + size + ALIGNMENT)
+    if heap == 0:
+        heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + ALIGNMENT)
+        if heap == 0:
+            return -1
+    av = a.narenas
+    a.narenas += 1
+    store(k, heap + HEAP_AR, av)
+    empty_bins(a, av)
+    bytes_ = load(k, heap + HEAP_BYTES)
+    a.system_mem[av] = bytes_
+    a.max_system_mem[av] = bytes_
+    top = align_up(heap + HEAP_INFO + ARENA_RECORD, ALIGNMENT)
+    a.top[av] = top
+    store(k, top + HEAD, (heap + bytes_ - top) | PREV_INUSE)
+    a.next_arena[av] = a.next_arena[0]
+    a.next_arena[0] = av
+    return av
+
+
+@jit(cold=True)
+def attach_arena(k, a, size, avoid):
+    """An arena for the running thread: one that no thread uses, a new one, or one in turn."""
+    if a.free_list:
+        av = a.free_list - 1
+        a.free_list = a.next_free[av]
+        a.attached[av] = 1
+        return av
+    limit = min(ARENA_MAX if ARENA_MAX else 8 * CORES, ARENAS)
+    if a.narenas < limit:
+        av = new_arena(k, a, size)
+        if av >= 0:
+            a.attached[av] = 1
+        return av
+    av = a.next_to_use
+    if av == avoid:
+        av = a.next_arena[av]
+    a.next_to_use = a.next_arena[av]
+    a.attached[av] += 1
+    return av
+
+
+@jit
+def arena_get(k, a, size):
+    """The running thread's arena, -1 if there is none to be had; the first has the main one."""
+    tid = k.task.tid
+    if a.arena[tid] == 0:
+        if a.arena[0] == 0 and a.sbrk_base == 0 and not a.multiple:
+            a.multiple = 1 + tid  # who began
+            a.arena[tid] = 1
+        else:
+            a.multiple = -1
+            a.arena[tid] = attach_arena(k, a, size, -1) + 1
+    return a.arena[tid] - 1
+
+
+@jit(cold=True)
+def arena_get_retry(k, a, av, size):
+    """Another arena when ``av`` could not serve; the main one first."""
+    if a.multiple > 0:
+        return av
+    if av:
+        return 0
+    tid = k.task.tid
+    other = attach_arena(k, a, size, 0)
+    if other >= 0:
+        a.arena[tid] = other + 1
+    return other
+
+
+# --- The contract ---------------------------------------------------------------------------------
+
+
+@jit
+def arena_malloc(k, a, t, nb):
+    """Serve a chunk from the thread's arena, or another one."""
+    av = arena_get(k, a, nb)
+    p = int_malloc(k, a, av, t, nb)
+    if p == 0 and av >= 0 and a.multiple < 0:
+        p = int_malloc(k, a, arena_get_retry(k, a, av, nb), t, nb)
+    return p
+
+
+@jit
+def malloc(k, a, size):
+    """Take a chunk from the tcache, else from the thread's arena."""
+    if size < 0:
+        return 0
+    nb = chunk_for(size)
+    t = thread_cache(k, a)
+    index = tcache_index(nb)
+    if t and tcache_serves(index) and tcache_count(k, t, index):
+        return tcache_get(k, t, index)
+    return arena_malloc(k, a, t, nb)
+
+
+@jit
+def free(k, a, p):
+    """Give a chunk to the tcache or its arena, or unmap it."""
+    chunk = p - HEADER
+    head = load(k, chunk + HEAD)
+    if head & MMAPPED:
+        free_mapped(k, a, chunk, head)
+        return
+    t = thread_cache(k, a)
+    int_free(k, a, arena_of(k, chunk, head), t, chunk, head)
+
+
+@jit(cold=True)
+def free_mapped(k, a, p, head):
+    """Unmap chunk ``p``; chunks of its size come from the heap from now on."""
+    if is_dynamic() and a.mmap_threshold < head <= MMAP_THRESHOLD_MAX:
+        a.mmap_threshold = head & ~FLAGS
+        a.trim_threshold = 2 * a.mmap_threshold
+    munmap_chunk(k, a, p)
+
+
+@jit
+def usable_size(k, a, p):
+    """The chunk but for its head, with the next chunk's first word unless it is mapped."""
+    head = load(k, p - HEADER + HEAD)
+    return (head & ~FLAGS) - (HEADER if head & MMAPPED else 8)
+
+
+@jit
+def realloc(k, a, p, size):
+    """Grow the chunk into the top or its free neighbour, cut it, remap it, or move it."""
+    if size < 0:
+        return 0
+    chunk = p - HEADER
+    head = load(k, chunk + HEAD)
+    old = head & ~FLAGS
+    nb = chunk_for(size)
+    if head & MMAPPED:
+        return realloc_mapped(k, a, p, old, size, nb)
+    t = thread_cache(k, a)
+    av = arena_of(k, chunk, head)
+    q = int_realloc(k, a, av, t, chunk, head, nb)
+    if q == 0 and a.multiple < 0:
+        q = malloc(k, a, size)
+        if q:
+            copy(k, q, p, old - 8)
+            int_free(k, a, av, t, chunk, head)
+    return q
+
+
+@jit(cold=True)
+def realloc_mapped(k, a, p, old, size, nb):
+    """Remap the mapping of the block at ``p``, or move the block."""
+    chunk = p - HEADER
+    lead = load(k, chunk)
+    length = page_align(nb + lead + 8)
+    if lead + old == length:
+        return p
+    start = mremap(k, chunk - lead, lead + old, length, MREMAP_MAYMOVE, 0)
+    if start >= 0:
+        store(k, start + lead + HEAD, (length - lead) | MMAPPED)
+        return start + lead + HEADER
+    if old - 8 >= nb:
+        return p
+    q = malloc(k, a, size)
+    if q:
+        copy(k, q, p, old - HEADER)
+        munmap_chunk(k, a, chunk)
+    return q
+
+
+@jit
+def int_realloc(k, a, av, t, p, head, nb):
+    """Make chunk ``p`` hold ``nb`` bytes; the block's address then, 0 when memory is exhausted."""
+    old = head & ~FLAGS
+    flag = flag_of(av)
+    size = old
+    after = p + old
+    after_size = chunk_size(k, after)
+    if old < nb:
+        if after == a.top[av] and old + after_size >= nb + MINSIZE:
+            store(k, p + HEAD, nb | head & FLAGS)
+            a.top[av] = p + nb
+            store(k, p + nb + HEAD, (old + after_size - nb) | PREV_INUSE)
+            return p + HEADER
+        if (
+            after != a.top[av]
+            and not load(k, after + after_size + HEAD) & PREV_INUSE
+            and old + after_size >= nb
+        ):
+            unlink_chunk(k, a, after)
+            size = old + after_size
+        else:
+            q = int_malloc(k, a, av, t, nb)
+            if q == 0:
+                return 0
+            if q - HEADER != after:
+                copy(k, q, p + HEADER, old - 8)
+                int_free(k, a, av, t, p, load(k, p + HEAD))
+                return q
+            # The new chunk happens to follow: together they are large enough.
+            size = old + chunk_size(k, after)
+    rest = size - nb
+    if rest < MINSIZE:
+        store(k, p + HEAD, size | head & FLAGS)
+        set_prev_inuse(k, p + size)
+        return p + HEADER
+    store(k, p + HEAD, nb | head & FLAGS)
+    store(k, p + nb + HEAD, rest | PREV_INUSE | flag)
+    set_prev_inuse(k, p + size)
+    int_free(k, a, av, t, p + nb, rest | PREV_INUSE | flag)
+    return p + HEADER
+
+
+@jit
+def calloc(k, a, size):
+    """Take a chunk past the tcache and clear it, but for what comes fresh from the kernel."""
+    if size < 0:
+        return 0
+    t = thread_cache(k, a)
+    av = arena_get(k, a, size)
+    old_top = a.top[av] if av >= 0 else 0
+    old_size = chunk_size(k, old_top) if old_top else 0
+    if old_top:
+        if av:
+            heap = heap_of(old_top)
+            old_size = max(old_size, heap + load(k, heap + HEAP_PROTECTED) - old_top)
+        elif CLEARS_RETURNED:
+            old_size = max(old_size, a.sbrk_base + a.max_system_mem[0] - old_top)
+    p = int_malloc(k, a, av, t, chunk_for(size))
+    if p == 0 and av >= 0 and a.multiple < 0:
+        p = int_malloc(k, a, arena_get_retry(k, a, av, size), t, chunk_for(size))
+    if p == 0:
+        return 0
+    head = load(k, p - HEADER + HEAD)
+    if not head & MMAPPED:
+        length = head & ~FLAGS
+        if p - HEADER == old_top and length > old_size:
+            length = old_size
+        clear(k, p, length - 8)
+    return p
+
+
+@jit
+def aligned_alloc(k, a, alignment, size):
+    """Take a chunk with room to move up to the alignment, and free both ends."""
+    if alignment <= ALIGNMENT:
+        return malloc(k, a, size)
+    if size < 0 or alignment > 1 << 46:
+        return 0
+    alignment = max(alignment, MINSIZE)
+    nb = chunk_for(size)
+    room = chunk_for(nb + alignment + MINSIZE)
+    av = arena_get(k, a, room)
+    t = a.tcache[k.task.tid]
+    q = int_malloc(k, a, av, t, room)
+    if q == 0 and av >= 0 and a.multiple < 0:
+        av = arena_get_retry(k, a, av, room)
+        q = int_malloc(k, a, av, t, room)
+    if q == 0:
+        return 0
+    p = q - HEADER
+    head = load(k, p + HEAD)
+    if q & (alignment - 1):
+        place = align_up(q, alignment) - HEADER
+        if place - p < MINSIZE:
+            place += alignment
+        lead = place - p
+        left = (head & ~FLAGS) - lead
+        if head & MMAPPED:
+            store(k, place, load(k, p) + lead)
+            store(k, place + HEAD, left | MMAPPED)
+            return place + HEADER
+        store(k, place + HEAD, left | PREV_INUSE | flag_of(av))
+        set_prev_inuse(k, place + left)
+        store(k, p + HEAD, lead | head & FLAGS)
+        int_free(k, a, av, t, p, lead | head & FLAGS)
+        p = place
+        head = load(k, p + HEAD)  # freeing the lead may have cleared PREV_INUSE
+    if not head & MMAPPED:
+        had = head & ~FLAGS
+        if had > nb + MINSIZE:
+            rest = (had - nb) | PREV_INUSE | flag_of(av)
+            store(k, p + nb + HEAD, rest)
+            store(k, p + HEAD, nb | head & FLAGS)
+            int_free(k, a, av, t, p + nb, rest)
+    return p + HEADER
+
+
+@jit
+def thread_exit(k, a):
+    """Free what the thread's tcache holds, and the tcache; leave the arena to others."""
+    tid = k.task.tid
+    if tid >= THREADS:
+        abort(k, ABORT_CORRUPT, tid)
+    t = a.tcache[tid]
+    if t:
+        for index in range(TCACHE_BINS):
+            q = load(k, t + TCACHE_ENTRIES + 8 * index)
+            while q:
+                following = load(k, q)
+                head = load(k, q - HEADER + HEAD)
+                int_free(k, a, arena_of(k, q - HEADER, head), 0, q - HEADER, head)
+                q = following
+        head = load(k, t - HEADER + HEAD)
+        int_free(k, a, arena_of(k, t - HEADER, head), 0, t - HEADER, head)
+        a.tcache[tid] = 0
+    if a.arena[tid]:
+        av = a.arena[tid] - 1
+        a.arena[tid] = 0
+        a.attached[av] -= 1
+        if a.attached[av] == 0:
+            a.next_free[av] = a.free_list
+            a.free_list = av + 1
+
+
+@jit
+def trim(k, a):
+    """malloc_trim(0): consolidate, drop whole pages inside free chunks, give back the top."""
+    for av in range(a.narenas):
+        malloc_consolidate(k, a, av)
+        for number_ in range(1, BINS - 1):
+            if number_ == UNSORTED or number_ >= bin_of(page_align(1)):
+                drop_pages(k, a, av * BINS + number_)
+    systrim(k, a, 0)
+
+
+@jit
+def drop_pages(k, a, head):
+    """Give the whole pages inside the chunks of a bin back, which stay mapped."""
+    page = page_align(1)
+    p = a.bk[head]
+    while p != head:
+        size = chunk_size(k, p)
+        if size > page - 1 + BK_NEXTSIZE + 8:
+            start = page_align(p + BK_NEXTSIZE + 8)
+            length = size - (start - p)
+            if length > page - 1:
+                madvise(k, start, length & -page, MADV_DONTNEED)
+        p = load(k, p + BK)
+
+
+# --- What the heap holds --------------------------------------------------------------------------
+
+
+@jit
+def mark_cached(k, a, bit):
+    """Set (``bit`` = CACHED) or take off (0) the mark of the chunks that fastbins and tcaches hold.
+
+    Tcaches themselves are marked too.
+    """
+    for place in range(a.narenas * FASTBINS):
+        p = a.fastbins[place]
+        while p:
+            store(k, p + HEAD, load(k, p + HEAD) & ~CACHED | bit)
+            p = load(k, p + FD)
+    for tid in range(THREADS):
+        t = a.tcache[tid]
+        if t:
+            store(k, t - 8, load(k, t - 8) & ~CACHED | bit)
+            for index in range(TCACHE_BINS):
+                q = load(k, t + TCACHE_ENTRIES + 8 * index)
+                while q:
+                    store(k, q - 8, load(k, q - 8) & ~CACHED | bit)
+                    q = load(k, q)
+
+
+@jit
+def is_tcache(a, p):
+    """Whether chunk ``p`` is a tcache."""
+    for tid in range(THREADS):
+        if a.tcache[tid] == p + HEADER:
+            return True
+    return False
+
+
+@jit
+def walk_chunks(k, a, rows, n, p, end):
+    """List the chunks of [p, end) from row ``n`` on; returns the next row."""
+    while p < end:
+        head = load(k, p + HEAD)
+        size = head & ~FLAGS & ~CACHED
+        if size < MINSIZE:  # fences
+            return emit(rows, n, p + 8, end - p - 8, BLOCK_HEADER)
+        n = emit(rows, n, p + 8, 8, BLOCK_HEADER)
+        used = p + size >= end or load(k, p + size + HEAD) & PREV_INUSE
+        kind = BLOCK_USED if used and not head & CACHED else BLOCK_FREE
+        if head & CACHED and size == chunk_for(TCACHE_SIZE) and is_tcache(a, p):
+            kind = BLOCK_HEADER
+        n = emit(rows, n, p + HEADER, size - 8, kind)
+        p += size
+    return n
+
+
+@jit
+def walk_top(k, a, rows, n, av):
+    """List the top chunk of an arena."""
+    top = a.top[av]
+    return emit(rows, n, top + 8, chunk_size(k, top) - 8, BLOCK_FREE)
+
+
+@jit
+def mapped_chunk(k, start, end):
+    """The chunk in the mapping that begins at ``start``; 0 if no chunk's mapping begins there.
+
+    Looks only at pages that are there: nothing faults.
+    """
+    if not k.pte[fold(start) >> PAGE_SHIFT] & PTE_READ:
+        return 0
+    head = load_word(k.window, fold(start + HEAD) >> 3)
+    length = head & ~FLAGS
+    if head & FLAGS != MMAPPED or length == 0 or start + length > end:
+        return 0
+    # An aligned chunk knows how far it was moved up.
+    p = start
+    while p < start + length:
+        if k.pte[fold(p) >> PAGE_SHIFT] & PTE_READ:
+            lead = load_word(k.window, fold(p) >> 3)
+            head = load_word(k.window, fold(p + HEAD) >> 3)
+            if lead == p - start and head == (length - lead) | MMAPPED:
+                return p
+            p += ALIGNMENT
+        else:
+            p = ((p >> PAGE_SHIFT) + 1) << PAGE_SHIFT
+    return 0
+
+
+@jit
+def walk(k, a, rows):
+    """Step through the heaps, then find the mapped chunks among the process's areas."""
+    n = 0
+    mark_cached(k, a, CACHED)
+    if a.top[0] and not a.noncontiguous:
+        n = walk_chunks(k, a, rows, n, align_up(a.sbrk_base, ALIGNMENT), a.top[0])
+        n = walk_top(k, a, rows, n, 0)
+    for av in range(1, a.narenas):
+        heap = heap_of(a.top[av])
+        end = a.top[av]
+        n = walk_top(k, a, rows, n, av)
+        while heap:
+            before = load(k, heap + HEAP_PREV)
+            first = heap + HEAP_INFO
+            if before == 0:
+                first = align_up(first + ARENA_RECORD, ALIGNMENT)
+            n = walk_chunks(k, a, rows, n, first, end)
+            heap = before
+            end = heap + load(k, heap + HEAP_BYTES) - HEADER if heap else 0
+    mark_cached(k, a, 0)
+    for i in range(k.mm.map_count):
+        start = k.vma[i].vm_start
+        end = k.vma[i].vm_end
+        while start < end and k.vma[i].vm_file == 0:
+            p = mapped_chunk(k, start, end)
+            if p == 0:
+                break
+            size = chunk_size(k, p)
+            n = emit(rows, n, start, p + HEADER - start, BLOCK_HEADER)
+            n = emit(rows, n, p + HEADER, size - HEADER, BLOCK_USED)
+            start = p + size
+    return n
+
+
+@jit
+def check_bins(k, a, av):
+    """Count the chunks in an arena's bins; a negative key of CHECKS for what is wrong with them."""
+    count = 0
+    for number_ in range(UNSORTED, BINS - 1):
+        head = av * BINS + number_
+        before = head
+        last = 1 << 62
+        p = a.fd[head]
+        while p != head:
+            if load(k, p + BK) != before:
+                return -4
+            size = chunk_size(k, p)
+            if number_ != UNSORTED and bin_of(size) != number_:
+                return -5
+            if number_ != UNSORTED and not is_small(size) and size > last:
+                return -6
+            last = size
+            count += 1
+            before = p
+            p = load(k, p + FD)
+        if a.bk[head] != before:
+            return -4
+    return count
+
+
+@jit
+def check(k, a):
+    """The main arena's chunks tile its heap, and its bins hold exactly the free ones."""
+    listed = check_bins(k, a, 0)
+    if listed < 0:
+        return -listed
+    if a.top[0] == 0 or a.noncontiguous:
+        return 0
+    p = align_up(a.sbrk_base, ALIGNMENT)
+    used = True
+    while p < a.top[0]:
+        head = load(k, p + HEAD)
+        size = head & ~FLAGS
+        if size == HEADER:  # a fence: what follows is not the heap's
+            return 0
+        if size < MINSIZE or size & (ALIGNMENT - 1):
+            return 1
+        if used != (head & PREV_INUSE != 0):
+            return 2
+        used = load(k, p + size + HEAD) & PREV_INUSE != 0
+        if not used:
+            if load(k, p + size) != size:
+                return 3
+            listed -= 1
+        p += size
+    if p != a.top[0]:
+        return 1
+    return 7 if listed else 0
