@@ -161,10 +161,20 @@ def compared(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, A
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.marathon", description=__doc__)
-    parser.add_argument("--events", type=int, default=100_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--allocator", default="first_fit", metavar="NAME")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.marathon",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--events", type=int, default=100_000_000, metavar="N", help="to replay (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="of both sides (%(default)s)"
+    )
+    parser.add_argument(
+        "--allocator", default="first_fit", metavar="NAME", help="its name (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     # How the command starts itself.
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "DIRECTORY"), help=argparse.SUPPRESS)

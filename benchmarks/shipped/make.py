@@ -5,6 +5,7 @@ returns its command; inputs are the same every time.  The programs are the machi
 recording is not the old one to the last event: the golden values in tests/traces go with it.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -505,14 +506,21 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Record the subjects named, or all; returns the exit code."""
-    unknown = [name for name in arguments if name not in SUBJECTS]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shipped.make",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (all)")
+    names = parser.parse_args(arguments).names
+    unknown = [name for name in names if name not in SUBJECTS]
     if unknown:
         print(f"error: no subject {unknown[0]!r}: {', '.join(SUBJECTS)}", file=sys.stderr)
         return 2
     failed = 0
-    for name in arguments or SUBJECTS:
+    for name in names or SUBJECTS:
         try:
             path = make(name)
         except TraceError as error:
@@ -530,4 +538,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

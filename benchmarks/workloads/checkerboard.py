@@ -18,12 +18,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from allocators.settings import number, size
-from benchmarks.events import FREE, MALLOC
 from benchmarks.prng import Random
-from kernel.boot import record
+from benchmarks.workloads import budget
+from benchmarks.workloads.budget import allocate, note, release
 from kernel.jit import jit
 
-BUDGET = size(1 << 20, low=64, high=1 << 30, text="bytes that its live blocks occupy at most")
+BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a power of two")
 ROUNDS = number(8, low=1, high=20, text="times that the block size doubles")
 OVERHEAD = size(16, low=0, high=4096, text="bytes of a block that are taken to be the allocator's")
@@ -33,15 +33,10 @@ def check_settings(s: SimpleNamespace) -> None:
     """Units are a power of two, larger than the overhead, and the budget holds the last block."""
     if s.unit & (s.unit - 1):
         raise ValueError(f"unit={s.unit}: must be a power of two")
-    if s.overhead >= s.unit:
-        raise ValueError(f"overhead={s.overhead}: must be less than unit={s.unit}")
-    if s.unit << s.rounds > s.budget:
-        raise ValueError(f"budget={s.budget}: the last round's block takes {s.unit << s.rounds}")
+    budget.check(s, s.rounds)
 
 
-def slots(s: SimpleNamespace) -> int:
-    """No more blocks than units live at a time."""
-    return s.budget // s.unit
+slots = budget.slots
 
 
 def length(s: SimpleNamespace) -> int:
@@ -51,33 +46,16 @@ def length(s: SimpleNamespace) -> int:
 
 def start(s: SimpleNamespace, random: Random) -> np.record:
     """The generator's record at the start; nothing is random."""
-    g = record(
-        np.dtype(
-            [
-                ("op", "i8"),  # the event: what the replay loop reads
-                ("slot", "i8"),
-                ("request", "i8"),
-                ("align", "i8"),
-                ("offset", "i8"),
-                ("budget", "i8"),  # bytes, as the settings say
-                ("unit_shift", "i8"),
-                ("rounds", "i8"),
-                ("overhead", "i8"),
-                ("slots", "i8"),
-                ("level", "i8"),  # number of the round
-                ("freeing", "i8"),  # 1 while the round frees, 0 while it allocates
-                ("residue", "i8"),  # f: kept blocks lie on units ≡ f (mod 2**level)
-                ("cursor", "i8"),  # next slot to look at
-                ("occupied", "i8"),  # bytes of the budget in use
-                ("pending", "i8"),  # slot whose address comes with the next call, or -1
-                ("origin", "i8"),  # address of the first block; units are counted from it
-                ("address", "i8", (slots(s),)),  # of each slot's block, 0 if none
-                ("units", "i8", (slots(s),)),  # of each slot's block
-            ]
-        )
+    g = budget.program(
+        s,
+        {
+            "unit_shift": (),
+            "rounds": (),
+            "residue": (),  # f: kept blocks lie on units ≡ f (mod 2**level)
+            "origin": (),  # address of the first block; units are counted from it
+        },
     )
-    g.budget, g.unit_shift, g.rounds = s.budget, s.unit.bit_length() - 1, s.rounds
-    g.overhead, g.slots, g.pending = s.overhead, slots(s), -1
+    g.unit_shift, g.rounds = s.unit.bit_length() - 1, s.rounds
     return g
 
 
@@ -86,54 +64,38 @@ def lies_on(g, slot, residue):
     """Whether the block in ``slot`` covers a unit ≡ ``residue`` (mod 2**level)."""
     begin = g.address[slot] - g.origin
     first = begin >> g.unit_shift
-    last = (begin + (g.units[slot] << g.unit_shift) - g.overhead - 1) >> g.unit_shift
+    last = (begin + g.bytes[slot] - g.overhead - 1) >> g.unit_shift
     return ((residue - first) & ((1 << g.level) - 1)) <= last - first
 
 
 @jit
 def spoiled(g, residue):
-    """Units that blocks kept for ``residue`` deny to blocks of this round, beyond their own."""
+    """Bytes that blocks kept for ``residue`` deny to blocks of this round, beyond their own."""
     total = 0
     for slot in range(g.slots):
         if g.address[slot] != 0 and lies_on(g, slot, residue):
-            total += (1 << g.level) - g.units[slot]
+            total += (1 << (g.unit_shift + g.level)) - g.bytes[slot]
     return total
 
 
 @jit
 def next_event(g, last):
     """Take note of the address, then free or allocate the next block; False at the end."""
-    if g.pending >= 0:
-        if last == 0:
-            return False  # out of memory
-        if g.origin == 0:
-            g.origin = last
-        g.address[g.pending] = last
-        g.pending = -1
+    if not note(g, last):
+        return False
+    if g.origin == 0:
+        g.origin = last
     while True:
         if g.freeing:
             while g.cursor < g.slots:
                 slot = g.cursor
                 g.cursor += 1
                 if g.address[slot] != 0 and not lies_on(g, slot, g.residue):
-                    g.occupied -= g.units[slot] << g.unit_shift
-                    g.address[slot] = 0
-                    g.op = FREE
-                    g.slot = slot
-                    g.request = 0
+                    release(g, slot)
                     return True
             g.freeing = 0
             g.cursor = 0
-        footprint = 1 << (g.unit_shift + g.level)
-        if g.occupied + footprint <= g.budget:
-            while g.address[g.cursor] != 0:
-                g.cursor += 1
-            g.occupied += footprint
-            g.units[g.cursor] = 1 << g.level
-            g.pending = g.cursor
-            g.op = MALLOC
-            g.slot = g.cursor
-            g.request = footprint - g.overhead
+        if allocate(g, 1 << (g.unit_shift + g.level)):
             return True
         if g.level == g.rounds:
             return False

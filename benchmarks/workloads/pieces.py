@@ -83,25 +83,29 @@ def lives(
     births = order < n
     who = np.concatenate([np.arange(n), mortal])[order]
     columns = {"op": np.where(births, MALLOC, FREE), "size": np.where(births, size[who], 0)}
-    columns["slot"] = _slots_in_turn(who, births, n)
+    columns["slot"] = slots_in_turn(who, births, ~births)
     if threads is not None:
         columns["thread"] = np.where(births, threads[0][who], threads[1][who])
     return make_events(**columns)
 
 
-def _slots_in_turn(who: np.ndarray, births: np.ndarray, n: int) -> np.ndarray:
-    """A slot for each event of object ``who`` < n: as few as can be, the longest empty one first.
+def slots_in_turn(who: np.ndarray, births: np.ndarray, deaths: np.ndarray) -> np.ndarray:
+    """A slot for each event: as few as can be, the longest empty one first; (n,) int32.
+
+    ``who`` (n,): object of each event, numbers from 0, or -1 for nobody, whose slot is -1.
+    ``births``, ``deaths`` (n,) bool: each object has one birth and at most one death.
 
     Birth m takes the slot that death m - slots emptied, which belongs to an earlier birth, and so
     on back to one of the first births: found for all at once by doubling the steps.
     """
-    live = np.cumsum(np.where(births, 1, -1))
+    live = np.cumsum(births.astype("i8") - deaths)
     slots = int(live.max(initial=0))
-    born, dead = who[births], who[~births]
-    rank = np.empty(n, "i4")
+    born, dead = who[births], who[deaths]
+    rank = np.full(int(who.max(initial=-1)) + 2, -1, "i4")  # the last is nobody's
     rank[born] = np.arange(len(born))
-    slot = np.arange(len(born), dtype="i4")
-    slot[slots:] = rank[dead[: max(len(born) - slots, 0)]]
+    slot = np.arange(len(born) + 1, dtype="i4")
+    slot[-1] = -1
+    slot[slots:-1] = rank[dead[: max(len(born) - slots, 0)]]
     while (slot >= slots).any():
         slot = slot[slot]
     return slot[rank[who]]

@@ -23,7 +23,7 @@ from benchmarks.stream import Stream
 from kernel.jit import is_jit
 
 #: Modules of this folder that are not workloads.
-_SUPPORT = {"__init__", "pieces", "registry"}
+_SUPPORT = {"__init__", "budget", "pieces", "registry"}
 #: What the program does with its memory where a workload's settings do not say.
 DEFAULT_TOUCH = "all"
 #: Fields of a program's record that tell the replay loop the next event.

@@ -26,12 +26,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from allocators.settings import number, size
-from benchmarks.events import FREE, MALLOC
 from benchmarks.prng import Random
-from kernel.boot import record
+from benchmarks.workloads import budget
+from benchmarks.workloads.budget import allocate, note, release
 from kernel.jit import jit
 
-BUDGET = size(1 << 20, low=64, high=1 << 30, text="bytes that its live blocks occupy at most")
+BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a multiple of 16")
 DOUBLINGS = number(10, low=1, high=20, text="times that the block size doubles")
 STEPS = number(4, low=1, high=16, text="rounds for each doubling")
@@ -70,15 +70,10 @@ def check_settings(s: SimpleNamespace) -> None:
     """Units are larger than the overhead, and the budget holds the last block."""
     if s.unit % _GRAIN:
         raise ValueError(f"unit={s.unit}: must be a multiple of {_GRAIN}")
-    if s.overhead >= s.unit:
-        raise ValueError(f"overhead={s.overhead}: must be less than unit={s.unit}")
-    if s.unit << s.doublings > s.budget:
-        raise ValueError(f"budget={s.budget}: the last round's block takes {s.unit << s.doublings}")
+    budget.check(s, s.doublings)
 
 
-def slots(s: SimpleNamespace) -> int:
-    """No more blocks than units live at a time."""
-    return s.budget // s.unit
+slots = budget.slots
 
 
 def length(s: SimpleNamespace) -> int:
@@ -89,34 +84,17 @@ def length(s: SimpleNamespace) -> int:
 def start(s: SimpleNamespace, random: Random) -> np.record:
     """The generator's record at the start; nothing is random."""
     series = sizes(s)
-    g = record(
-        np.dtype(
-            [
-                ("op", "i8"),  # the event: what the replay loop reads
-                ("slot", "i8"),
-                ("request", "i8"),
-                ("align", "i8"),
-                ("offset", "i8"),
-                ("budget", "i8"),  # bytes, as the settings say
-                ("overhead", "i8"),
-                ("slots", "i8"),
-                ("rounds", "i8"),
-                ("level", "i8"),  # number of the round
-                ("freeing", "i8"),  # 1 while the round frees, 0 while it allocates
-                ("cursor", "i8"),  # freeing: next in ``order``; allocating: next slot to look at
-                ("barrier", "i8"),  # freeing: where the last survivor ends
-                ("live", "i8"),  # blocks in ``order``
-                ("occupied", "i8"),  # bytes of the budget in use
-                ("pending", "i8"),  # slot whose address comes with the next call, or -1
-                ("series", "i8", (len(series),)),  # bytes of a block by round
-                ("address", "i8", (slots(s),)),  # of each slot's block, 0 if none
-                ("bytes", "i8", (slots(s),)),  # of each slot's block
-                ("order", "i8", (slots(s),)),  # slots by address
-            ]
-        )
+    g = budget.program(
+        s,
+        {
+            "rounds": (),
+            "barrier": (),  # freeing: where the last survivor ends
+            "live": (),  # blocks in ``order``
+            "order": (slots(s),),  # slots by address
+            "series": (len(series),),  # bytes of a block by round
+        },
     )
-    g.budget, g.overhead, g.slots = s.budget, s.overhead, slots(s)
-    g.rounds, g.pending = len(series), -1
+    g.rounds = len(series)
     g.series[:] = series
     return g
 
@@ -160,33 +138,17 @@ def next_victim(g):
 @jit
 def next_event(g, last):
     """Take note of the address, then free or allocate the next block; False at the end."""
-    if g.pending >= 0:
-        if last == 0:
-            return False  # out of memory
-        g.address[g.pending] = last
-        g.pending = -1
+    if not note(g, last):
+        return False
     while True:
         if g.freeing:
             slot = next_victim(g)
             if slot >= 0:
-                g.occupied -= g.bytes[slot]
-                g.address[slot] = 0
-                g.op = FREE
-                g.slot = slot
-                g.request = 0
+                release(g, slot)
                 return True
             g.freeing = 0
             g.cursor = 0
-        size = g.series[g.level]
-        if g.occupied + size <= g.budget:
-            while g.address[g.cursor] != 0:
-                g.cursor += 1
-            g.occupied += size
-            g.bytes[g.cursor] = size
-            g.pending = g.cursor
-            g.op = MALLOC
-            g.slot = g.cursor
-            g.request = size - g.overhead
+        if allocate(g, g.series[g.level]):
             return True
         if g.level == g.rounds - 1:
             return False

@@ -38,6 +38,7 @@ from benchmarks.events import Events, make_events
 from benchmarks.formats import load, recognise
 from benchmarks.ledger import Ledger
 from benchmarks.prng import Random
+from benchmarks.workloads.pieces import slots_in_turn
 from benchmarks.workloads.registry import path
 from kernel.jit import build_once, jit
 
@@ -285,29 +286,6 @@ def _waiting(births: Schedule, others: Schedule) -> Schedule:
     return others
 
 
-@jit
-def assign(born, dies, who, slot_of, spare, slot):
-    """Fill ``slot`` (n,) for events in order; ``slot_of``, ``spare``: room for all objects."""
-    free = 0
-    used = 0
-    for i in range(who.shape[0]):
-        o = who[i]
-        if o < 0:
-            slot[i] = -1
-            continue
-        if born[i]:
-            if free > 0:
-                free -= 1
-                slot_of[o] = spare[free]
-            else:
-                slot_of[o] = used
-                used += 1
-        slot[i] = slot_of[o]
-        if dies[i]:
-            spare[free] = slot_of[o]
-            free += 1
-
-
 def performed(events: Events, trace: Lives, schedule: Schedule) -> Events:
     """The events that ``schedule`` says; times have no meaning any more and are left out."""
     n = len(events.op)
@@ -315,10 +293,7 @@ def performed(events: Events, trace: Lives, schedule: Schedule) -> Events:
     born[trace.birth] = True
     dies[trace.later[trace.dies]] = True
     born, dies = born[schedule.event], dies[schedule.event]
-    objects = int(np.count_nonzero(born))
-    slot = np.empty(len(born), "i4")
-    room = np.empty((2, max(objects, 1)), "i4")
-    build_once(assign)(born, dies, schedule.object, room[0], room[1], slot)
+    slot = slots_in_turn(schedule.object, born, dies)
     columns = {
         name: column[schedule.event]
         for name, column in events._asdict().items()
