@@ -11,11 +11,13 @@ alignment, thread.  What becomes of an object in the phase of its birth (realloc
 at the same age again, so size and lifetime keep their joint distribution in every phase.  What
 becomes of it in a later phase comes with the block that saw it: what died together does so again.
 
-    longer=L    every phase lasts L times as long; what outlives its phase is not born more often,
-                so there are fewer than L times the events where that is much
+    longer=L    L times as many events at the same live bytes: what outlives its phase is not born
+                more often, so what lives within one comes that much more than L times as often
     larger=R    R times as many objects live at every moment, each for R times as many births
     shuffle     the lifetimes of all objects are dealt out anew, whatever their size and phase: the
                 null model, in which sizes, order of births and lifetimes are true each by itself
+
+A thread ends once, after all else that it does.
 
 Blocks of one birth keep nothing of the order in which a program allocates; the longer they are, the
 more of it.  An allocator that frees whole regions (arena) needs blocks of some hundreds, others
@@ -34,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from allocators.settings import Setting, choice, number
-from benchmarks.events import Events, make_events
+from benchmarks.events import THREAD_END, Events, column, make_events
 from benchmarks.formats import load, recognise
 from benchmarks.ledger import Ledger
 from benchmarks.prng import Random
@@ -67,7 +69,7 @@ class Factor(Setting):
 
 PATH = path()
 STRICT = choice("false", "true", default="true", text="impossible events are errors, else dropped")
-LONGER = Factor(1000, 1000, 1_000_000, text="times as long")
+LONGER = Factor(1000, 1000, 1_000_000, text="times as many events")
 LARGER = Factor(1000, 1000, 1_000_000, text="times as many live objects")
 BLOCK = number(64, low=1, high=1 << 30, text="births that keep their order")
 SHUFFLE = choice("false", "true", text="lifetimes are dealt out anew: the null model")
@@ -149,7 +151,7 @@ class Schedule(NamedTuple):
 def drawn(
     trace: Lives, longer: float, larger: float, births_of_block: int, random: Random
 ) -> Schedule:
-    """Draw the blocks of each phase, ``longer`` times ``larger`` times each."""
+    """Draw the blocks of each phase, for ``longer`` times ``larger`` times the events."""
     n = len(trace.birth)
     phase = trace.phase
     within = np.arange(n) - np.searchsorted(phase, phase)
@@ -166,8 +168,12 @@ def drawn(
     lasting[trace.object[owned & ~inside]] = True
 
     # Copies of each block, and how many of them bear its lasting objects; copies of each object.
+    # Lasting objects come ``larger`` times with all their events, so the rest makes up for them.
     blocks = len(begin) - 1
-    copies = _spread(longer * larger, blocks, random)
+    fixed = int(np.count_nonzero(lasting)) + int(np.count_nonzero(owned & lasting[owner]))
+    others = n + len(trace.object) - fixed
+    often = longer + (longer - 1) * fixed / others if others else longer
+    copies = _spread(often * larger, blocks, random)
     bearing = np.minimum(_spread(larger, blocks, random), copies)
     copies_of = np.where(lasting, bearing[block], copies[block])
 
@@ -191,12 +197,12 @@ def drawn(
     aged = position(owner[row], np.where(owned[row], copy, 0))
     aged += ((place - owner)[row] * larger).astype("i8")
     carried = position(place[row], np.minimum(copy, copies[block[place[row]]] - 1))
-    others = Schedule(
+    later = Schedule(
         np.where(inside[row], aged, carried),
         trace.later[row],
         np.where(owned[row], names[owner[row]] + copy, -1),
     )
-    return _joined(births, _waiting(births, others))
+    return _joined(births, _waiting(births, later))
 
 
 def shuffled(trace: Lives, random: Random) -> Schedule:
@@ -289,14 +295,28 @@ def _waiting(births: Schedule, others: Schedule) -> Schedule:
 def performed(events: Events, trace: Lives, schedule: Schedule) -> Events:
     """The events that ``schedule`` says; times have no meaning any more and are left out."""
     n = len(events.op)
+    event, object_ = _ended(events, schedule)
     born, dies = np.zeros(n, bool), np.zeros(n, bool)
     born[trace.birth] = True
     dies[trace.later[trace.dies]] = True
-    born, dies = born[schedule.event], dies[schedule.event]
-    slot = slots_in_turn(schedule.object, born, dies)
+    born, dies = born[event], dies[event]
+    slot = slots_in_turn(object_, born, dies)
     columns = {
-        name: column[schedule.event]
-        for name, column in events._asdict().items()
-        if len(column) == n and name != "time"
+        name: values[event]
+        for name, values in events._asdict().items()
+        if len(values) == n and name != "time"
     }
     return make_events(**columns | {"slot": slot})
+
+
+def _ended(events: Events, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Events and objects of ``schedule``, each thread's end once and after its last event."""
+    ends = np.flatnonzero(events.op == THREAD_END)
+    kept = events.op[schedule.event] != THREAD_END
+    event, object_ = schedule.event[kept], schedule.object[kept]
+    thread = column(events, "thread")
+    ending, first = np.unique(thread[ends], return_index=True)
+    acting, behind = np.unique(thread[event][::-1], return_index=True)
+    after = dict(zip(acting.tolist(), (len(event) - behind).tolist(), strict=True))
+    place = [after.get(t, len(event)) for t in ending.tolist()]
+    return np.insert(event, place, ends[first]), np.insert(object_, place, -1)

@@ -104,6 +104,10 @@ def test_events_could_have_happened(trace, settings):
     w = load(trace, **settings)
     for _ in native.verify("synth", iter([w.events])):
         pass
+    # A thread ends once, and does nothing more.
+    ends = np.flatnonzero(w.events.op == THREAD_END)
+    assert w.events.thread[ends].tolist() == [2]
+    assert (w.events.thread[ends[0] + 1 :] != 2).all()
     # What is reallocated is there: a realloc that came after the free would allocate anew.
     assert (Ledger().follow(w.events).before[w.events.op == REALLOC] >= 0).all()
     assert w.slots == w.events.slot.max() + 1
@@ -153,6 +157,19 @@ def test_longer_and_larger(simple, longer, larger):
     for part in (0.25, 0.5, 0.75):
         expected = larger * counts[int(len(counts) * part)]
         assert many[int(len(many) * part)] == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["jq", "python", "pythreads", "gdb"])
+def test_longer_is_as_long_as_it_says(name):
+    """Up to half of what these programs allocate outlives its phase."""
+    path = f"shipped:{name}"
+    original = workloads.load({"name": "trace", "path": path}).events
+    events = load(path, longer=3).events
+    assert len(events.op) == pytest.approx(3 * len(original.op), rel=0.05)
+    assert live(events)[0].max() == pytest.approx(live(original)[0].max(), rel=0.05)
+    for column in (original, events):
+        ends = column.thread[column.op == THREAD_END] if len(column.thread) else []
+        assert len(ends) == len(set(ends))
 
 
 def test_phases_follow_live_bytes(monkeypatch):
