@@ -56,7 +56,7 @@ FORMATS: tuple[ModuleType, ...] = (
 #: What is recognised only to say why it cannot be read.
 _REFUSED = (heaptrack.INTERPRETED,)
 #: Version of the importers: raise it when the same file gives other events.
-VERSION = 2
+VERSION = 3
 
 #: Told the fraction done and what is being done.
 Progress = Callable[[float, str], None]
@@ -138,8 +138,11 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
 
 def _until(records: Records, line: int) -> Records:
     """The records above ``line``, and that line as the only bad one."""
-    n = int(np.searchsorted(records.line, line))
-    above = {name: column[:n] for name, column in records._asdict().items() if name != "bad"}
+    above = {
+        name: column[records.line < line] if len(column) else column
+        for name, column in records._asdict().items()
+        if name != "bad"
+    }
     return Records(**above, bad=records.bad[:1])
 
 

@@ -1,11 +1,14 @@
 """fragmetrics JSONL: one JSON object a line.
 
-    {"ts": 0.5, "op": "alloc", "id": "a7", "size": 64, "addr": 4096}
-    {"ts": 0.6, "op": "free", "id": "a7"}
+    {"ts": 0, "op": "alloc", "id": 140234567890, "size": 64, "addr": 140234567890}
+    {"ts": 1, "op": "free", "id": 140234567890}
 
-``op``: a name in OPERATIONS.  ``id``: a number or a string.  ``size``: bytes; a free may have it.
-``ts``: seconds where it has a fraction, else nanoseconds; ``addr`` and other keys are not used.
-A realloc keeps its id.
+``op``: alloc or free; its recorder writes a realloc as a free and an alloc.  ``id``: a whole
+number, which may come again when its object is dead.  ``size``: bytes, more than 0, of an alloc
+only.  ``ts``: a whole number that says nothing but the order.  Threads write their lines in another
+order now and then, so within a piece of some megabytes ``ts`` decides, where every line has one.
+``addr`` and other keys are not used.
+Source: emeryberger/fragmetrics, fragmetrics/trace.py and shim/README.md.
 """
 
 import json
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import CALLOC, FREE, MALLOC, REALLOC
+from benchmarks.events import FREE, MALLOC
 from benchmarks.formats.objects import Records
 from benchmarks.formats.packing import Source, whole_lines
 from benchmarks.formats.piece import Piece, line_of
@@ -24,165 +27,117 @@ from benchmarks.formats.piece import Piece, line_of
 NAME = "fragmetrics JSONL"
 PATTERN = re.compile(rb'\A\s*\{[^\n]*"op"\s*:')
 
-OPERATIONS = {
-    "alloc": MALLOC,
-    "malloc": MALLOC,
-    "calloc": CALLOC,
-    "realloc": REALLOC,
-    "free": FREE,
-    "dealloc": FREE,
-}
-_KEYS = ("ts", "op", "id", "size")
-_SECOND = 1_000_000_000
+OPERATIONS = {"alloc": MALLOC, "free": FREE}
 _LARGEST = 1 << 62
 
 
 def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
     """Yield the pieces of a trace, and the fraction read."""
-    reader = Reader()
     for text, fraction in whole_lines(source):
 
         def explain(row: int, text: bytes = text) -> str:
-            return reader.explain(line_of(text, row))
+            wrong = _row(line_of(text, row))
+            return wrong if isinstance(wrong, str) else "a line that cannot be read"
 
         def spell(row: int, _pointer: int, text: bytes = text) -> str:
-            return f"id {json.loads(line_of(text, row))['id']!r}"
+            return f"id {json.loads(line_of(text, row))['id']}"
 
         rows = text.count(b"\n") + (not text.endswith(b"\n"))
-        yield Piece(reader.read(text), rows, explain, spell), fraction
+        yield Piece(_read(text), rows, explain, spell), fraction
 
 
-class Reader:
-    """Reads one trace, piece by piece."""
-
-    def __init__(self) -> None:
-        #: Strings that name objects get numbers below 0.
-        self._names: dict[str, int] = {}
-        self._start: int | None = None
-        self._now = 0
-
-    def read(self, text: bytes) -> Records:
-        """Return the records of whole lines."""
-        columns = self._at_once(text) or self._line_by_line(text)
-        line, op, pointer, size, time, bad = columns
-        if self._start is None and len(time):
-            self._start = int(time[0])
-        if len(time):
-            time = np.maximum(np.maximum.accumulate(time - self._start), self._now)
-            self._now = int(time[-1])
-        return Records(
-            line=line,
-            op=op.astype("u1"),
-            pointer=pointer,
-            old=np.where(op == REALLOC, pointer, 0),
-            size=size,
-            align=np.zeros(len(op), "u1"),
-            thread=np.empty(0, "i8"),
-            time=time,
-            bad=bad,
-        )
-
-    def _at_once(self, text: bytes) -> tuple[np.ndarray, ...] | None:
-        """Columns by pyarrow's parser; None when anything about a line is out of the ordinary."""
-        import pyarrow as pa
-        from pyarrow import compute, json
-
-        try:
-            table = json.read_json(BytesIO(text))
-        except pa.ArrowInvalid:
-            return None
-        n = table.num_rows
-        if n != text.count(b"\n") + (not text.endswith(b"\n")) or not {"op", "id"} <= set(
-            table.column_names
-        ):
-            return None
-        ids, ops = (table.column(name) for name in ("id", "op"))
-        if not pa.types.is_string(ops.type) or ops.null_count or ids.null_count:
-            return None
-        op = compute.index_in(ops, pa.array(OPERATIONS)).combine_chunks()
-        if op.null_count:
-            return None
-        op = np.array(list(OPERATIONS.values()), "i8")[op.to_numpy(zero_copy_only=False)]
-
-        if pa.types.is_string(ids.type):
-            encoded = ids.combine_chunks().dictionary_encode()
-            numbers = np.array([self._number(name) for name in encoded.dictionary.to_pylist()])
-            pointer = numbers[encoded.indices.to_numpy(zero_copy_only=False)]
-        elif pa.types.is_int64(ids.type):
-            pointer = ids.to_numpy() + 1
-        else:
-            return None
-        size = _whole(table, "size", pa.types.is_int64)
-        time = _whole(table, "ts", lambda kind: pa.types.is_int64(kind) or kind == pa.float64())
-        if size is None or time is None or (pointer <= 0).any() != pa.types.is_string(ids.type):
-            return None
-        sized = table.column("size").is_valid().to_numpy() if "size" in table.column_names else 0
-        if ((size < 0) | ((op != FREE) & ~np.broadcast_to(np.bool_(sized), n))).any():
-            return None
-        return np.arange(n), op, pointer, size, time, np.empty(0, "i8")
-
-    def _line_by_line(self, text: bytes) -> tuple[np.ndarray, ...]:
-        """Columns of lines of which some are not as they should be, or blank."""
-        rows, bad = [], []
-        for i, line in enumerate(text.split(b"\n")):
-            if line.strip():
-                row = self._row(line)
-                if isinstance(row, str):
-                    bad.append(i)
-                else:
-                    rows.append((i, *row))
-        columns = np.array(rows, "i8").reshape(-1, 5).T
-        return *(np.ascontiguousarray(c) for c in columns), np.array(bad, "i8")
-
-    def _row(self, line: bytes) -> tuple[int, int, int, int] | str:
-        """Operation, pointer, size and time of a line, or what is wrong with it."""
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            return f"no JSON: {error}"
-        if not isinstance(event, dict):
-            return f"expected a JSON object, found {event!r}"
-        ts, op, name, size = (event.get(key) for key in _KEYS)
-        if not isinstance(op, str) or op not in OPERATIONS:
-            return f"unknown op {op!r} (known: {', '.join(OPERATIONS)})"
-        frees = OPERATIONS[op] == FREE
-        number = isinstance(name, int) and not isinstance(name, bool) and 0 <= name < _LARGEST
-        if not number and not isinstance(name, str):
-            return f"expected a number or a string as id, found {name!r}"
-        if not (frees and size is None) and not _is_size(size):
-            return f"expected a number of bytes as size of {op}, found {size!r}"
-        if ts is not None and (isinstance(ts, bool) or not isinstance(ts, int | float)):
-            return f"expected a number as ts, found {ts!r}"
-        pointer = name + 1 if number else self._number(name)
-        return OPERATIONS[op], pointer, size or 0, _nanoseconds(ts)
-
-    def _number(self, name: str) -> int:
-        return self._names.setdefault(name, -1 - len(self._names))
-
-    def explain(self, line: bytes) -> str:
-        """What is wrong with a line."""
-        wrong = self._row(line)
-        return wrong if isinstance(wrong, str) else "a line that cannot be read"
+def _read(text: bytes) -> Records:
+    """The records of whole lines, in the order of their times."""
+    columns, bad = _at_once(text) or _line_by_line(text)
+    if len(columns[4]) and columns[4].min() >= 0:
+        columns = columns[:, np.argsort(columns[4], kind="stable")]
+    line, op, number, size, _ = columns
+    none = np.zeros(len(op), "i8")
+    return Records(
+        line=line,
+        op=op.astype("u1"),
+        pointer=np.where(number < 0, number, number + 1),
+        old=none,
+        size=size,
+        align=none.astype("u1"),
+        thread=np.empty(0, "i8"),
+        time=np.empty(0, "i8"),
+        bad=bad,
+    )
 
 
-def _is_size(size: Any) -> bool:
-    return isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _LARGEST
+def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Columns by pyarrow's parser; None when anything about a line is out of the ordinary.
 
-
-def _nanoseconds(ts: int | float | None) -> int:
-    return round(ts * _SECOND) if isinstance(ts, float) else int(ts or 0)
-
-
-def _whole(table: Any, name: str, fits: Any) -> np.ndarray | None:
-    """A column of numbers as int64 with 0 for null; None when its type does not fit."""
+    (5, n) int64: line, operation, id, size, ts (-1: none); and bad lines.
+    """
     import pyarrow as pa
+    from pyarrow import compute, json
 
-    if name not in table.column_names:
-        return np.zeros(table.num_rows, "i8")
-    column = table.column(name)
-    if pa.types.is_null(column.type):
-        return np.zeros(table.num_rows, "i8")
-    if not fits(column.type):
+    try:
+        table = json.read_json(BytesIO(text))
+    except pa.ArrowInvalid:
         return None
-    numbers = column.fill_null(0).to_numpy()
-    return numbers if numbers.dtype == np.int64 else np.rint(numbers * _SECOND).astype("i8")
+    n = table.num_rows
+    if n != text.count(b"\n") + (not text.endswith(b"\n")):
+        return None
+
+    def whole(name: str) -> np.ndarray | None:
+        """A column of whole numbers, -1 where there is none; None when it is something else."""
+        if name not in table.column_names:
+            return np.full(n, -1)
+        column = table.column(name)
+        if not pa.types.is_int64(column.type) or compute.any(compute.less(column, 0)).as_py():
+            return None
+        return column.fill_null(-1).to_numpy()
+
+    number, size, ts = whole("id"), whole("size"), whole("ts")
+    if number is None or size is None or ts is None or "op" not in table.column_names:
+        return None
+    index = compute.index_in(table.column("op"), pa.array(OPERATIONS)).fill_null(-1).to_numpy()
+    op = np.array([*OPERATIONS.values(), -1], "i8")[index]
+    good = (op >= 0) & (number >= 0) & np.where(op == FREE, size < 0, size > 0)
+    good &= (number < _LARGEST) & (size < _LARGEST)
+    if not good.all():
+        return None
+    return np.stack([np.arange(n), op, number, np.maximum(size, 0), ts]), np.empty(0, "i8")
+
+
+def _line_by_line(text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`_at_once` returns, of lines of which some are not as they should be, or blank."""
+    rows, bad = [], []
+    for i, line in enumerate(text.split(b"\n")):
+        if line.strip():
+            row = _row(line)
+            if isinstance(row, str):
+                bad.append(i)
+            else:
+                rows.append((i, *row))
+    return np.ascontiguousarray(np.array(rows, "i8").reshape(-1, 5).T), np.array(bad, "i8")
+
+
+def _row(line: bytes) -> tuple[int, int, int, int] | str:
+    """Operation, id, size and ts of a line, or what is wrong with it."""
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        return f"no JSON: {error}"
+    if not isinstance(event, dict):
+        return f"expected a JSON object, found {event!r}"
+    ts, op, number, size = (event.get(key) for key in ("ts", "op", "id", "size"))
+    if not isinstance(op, str) or op not in OPERATIONS:
+        return f"unknown op {op!r} (known: {', '.join(OPERATIONS)})"
+    if not _is_whole(number):
+        return f"expected a whole number as id, found {number!r}"
+    if op == "free":
+        if size is not None:
+            return f"a free has no size, found {size!r}"
+    elif not _is_whole(size) or size <= 0:
+        return f"expected a number of bytes as size of {op}, found {size!r}"
+    if ts is not None and (not _is_whole(ts) or ts < 0):
+        return f"expected a whole number as ts, found {ts!r}"
+    return OPERATIONS[op], number, size or 0, -1 if ts is None else ts
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -9,10 +9,11 @@
     A                         attached to a running program: earlier objects are freed too
 
 A realloc is written as a free and an allocation and is read as such (realloc(p, 0) not at all);
-calloc and aligned allocations are as malloc.  memalign(3) is not seen, and a thread may use a block
-before the realloc that gave it back is written: lenient reading drops and counts these.  The number
-of the backtrace becomes the call site.
-Source: heaptrack, src/track/libheaptrack.cpp (behaviour observed on recordings made here).
+calloc and aligned allocations are as malloc.  Failed requests and free(NULL) are not written, nor
+memalign(3) and pvalloc(3), nor what a forked child does; and a thread may use a block before the
+realloc that gave it back is written: lenient reading drops and counts what then does not fit.  The
+number of the backtrace becomes the call site.
+Source: heaptrack, src/track/libheaptrack.cpp and heaptrack_preload.cpp; recordings made here.
 """
 
 import re

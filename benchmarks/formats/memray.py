@@ -66,7 +66,7 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
     except ImportError:
         raise TraceError(
             f"{source.path}: reading a memray capture needs the package memray: "
-            "pip install 'malloc-bench[memray]'"
+            "pip install -e '.[memray]'"
         ) from None
     with complaints(source.path):
         try:
