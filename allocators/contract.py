@@ -69,12 +69,14 @@ class Promises:
     """What a design detects and gives back; allocators.verify holds it to this.
 
     ``retains`` is the largest number of bytes still mapped after the last object was freed (and
-    after ``trim``); None where the design never gives memory back.
+    after ``trim``); None where the design never gives memory back.  ``settles`` is False where the
+    design moves its own limits, so that the heap may grow while the same work is repeated.
     """
 
     double_free: bool = False
     wild_free: bool = False
     retains: int | None = None
+    settles: bool = True
 
 
 @jit(inline=True)

@@ -33,6 +33,7 @@ from allocators.contract import (
     BLOCK_FREE,
     BLOCK_HEADER,
     BLOCK_USED,
+    MAX_REQUEST,
     Promises,
     align_up,
     emit,
@@ -100,11 +101,13 @@ FLAGS = 7
 MINSIZE = 32
 #: A chunk on its way through walk that some cache holds: a bit that no size has.
 CACHED = 8
+#: No request is larger.
+PTRDIFF_MAX = (1 << 63) - 1
 #: Sizes from here on have large bins.
 MIN_LARGE = 1024
 #: A free that makes a chunk as large as this consolidates the fastbins and may trim.
 CONSOLIDATION_THRESHOLD = 64 << 10
-#: What is asked by mmap when the break cannot grow, at least.
+#: What the first mapping is a multiple of when the break cannot grow; later ones are whole pages.
 MMAP_AS_MORECORE = 1 << 20
 #: Whether memory that the break gave back and got again counts as used before.
 CLEARS_RETURNED = False
@@ -121,6 +124,8 @@ ARENAS = 128
 #: Nodes below this are heads of bins: arena * BINS + bin.  No chunk lies so low.
 HEADS = ARENAS * BINS
 MAPS = 4
+#: Segments of the main arena that walk and check know.
+SEGMENTS = 256
 #: Threads whose numbers have a tcache of their own.
 THREADS = 4096
 TCACHE_BINS = 64
@@ -158,10 +163,13 @@ STATE = np.dtype(
         ("aligned_heap_area", "i8"),
         ("tcache", "i8", (THREADS,)),  # 0: none yet
         ("arena", "i8", (THREADS,)),  # arena + 1; 0: none yet
-        ("multiple", "i8"),  # there has been a second thread
+        ("threads", "i8"),  # that had a tcache: their numbers are less
+        ("multiple", "i8"),  # 0: no thread yet, -1: several; else who began, plus 1
         ("noncontiguous", "i8"),
         ("curbrk", "i8"),  # sbrk's record; 0: not asked yet
         ("sbrk_base", "i8"),
+        ("segments", "i8"),  # of the main arena: 1, until something is in the break's way
+        ("segment", "i8", (SEGMENTS,)),  # where each begins, for walk and check
         ("mmap_threshold", "i8"),
         ("trim_threshold", "i8"),
         ("n_mmaps", "i8"),
@@ -171,10 +179,8 @@ CHECKS = {
     1: "the chunks do not tile the heap",
     2: "PREV_INUSE is not what the chunk before says",
     3: "a free chunk's foot is not its size",
-    4: "a bin's links are broken",
-    5: "a chunk is in a bin that is not its size's",
-    6: "a large bin is not in order of size",
-    7: "the bins do not hold the free chunks",
+    4: "a bin's links are broken, or its sizes are not its own or not in order",
+    5: "the bins do not hold the free chunks",
 }
 
 
@@ -185,8 +191,13 @@ def check_settings(s):
 
 
 def promises(settings):
-    """What glibc's checks see depends on what became of the chunk: nothing is promised."""
-    return Promises()
+    """What glibc's checks see depends on what became of the chunk: no bad free is promised to be.
+
+    While the mmap threshold follows what is freed, what was mapped in one round comes from the heap
+    in the next, and the trim threshold rises with it.
+    """
+    fixed = settings["dynamic"] != AUTO or any(settings[n] != v for n, v in _DEFAULTS.items())
+    return Promises(settles=fixed)
 
 
 @jit
@@ -460,6 +471,7 @@ def tcache_init(k, a):
         for offset in range(0, TCACHE_SIZE, 8):
             store(k, t + offset, 0)
         a.tcache[k.task.tid] = t
+        a.threads = max(a.threads, k.task.tid + 1)
     return t
 
 
@@ -850,6 +862,8 @@ def munmap_chunk(k, a, p):
 @jit(cold=True)
 def sysmalloc(k, a, av, nb):
     """Serve what the arena cannot: by a mapping, or from a larger top; 0 if refused."""
+    if nb > MAX_REQUEST:  # the kernel would refuse it three times
+        return 0
     tried = nb >= a.mmap_threshold and a.n_mmaps < MMAP_MAX
     if tried:
         p = mmap_chunk(k, a, nb)
@@ -859,6 +873,9 @@ def sysmalloc(k, a, av, nb):
         if not grow_arena(k, a, av, nb):
             return 0 if tried else mmap_chunk(k, a, nb)
     else:
+        end = a.top[0] + top_size(k, a, 0)
+        if end & (page_align(1) - 1):  # once the break could not be aligned, there is no way on
+            abort(k, ABORT_CORRUPT, a.top[0])
         grow_main(k, a, nb)
     a.max_system_mem[av] = max(a.max_system_mem[av], a.system_mem[av])
     return take_top(k, a, av, nb)
@@ -878,8 +895,7 @@ def grow_main(k, a, nb):
     end = -1
     if start < 0:
         if not a.noncontiguous:
-            size = page_align(size + old_size)
-        size = max(size, MMAP_AS_MORECORE)
+            size = align_up(size + old_size, MMAP_AS_MORECORE)
         if size > nb:
             start = mmap(k, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
         if start < 0:
@@ -909,6 +925,9 @@ def grow_main(k, a, nb):
     elif end < 0:
         end = morecore(k, a, 0)
     a.top[0] = begin
+    if a.segments < SEGMENTS:
+        a.segment[a.segments] = begin
+    a.segments += 1
     store(k, begin + HEAD, (end - begin + correction) | PREV_INUSE)
     a.system_mem[0] += correction
     if old_size:
@@ -1161,19 +1180,18 @@ def arena_get(k, a, size):
     tid = k.task.tid
     if a.arena[tid] == 0:
         if a.arena[0] == 0 and a.sbrk_base == 0 and not a.multiple:
-            a.multiple = 1 + tid  # who began
+            a.multiple = 1 + tid
             a.arena[tid] = 1
         else:
             a.multiple = -1
             a.arena[tid] = attach_arena(k, a, size, -1) + 1
-    return a.arena[tid] - 1
+    # A lone thread keeps to the main arena, also when its tcache had to come from another.
+    return 0 if a.multiple > 0 else a.arena[tid] - 1
 
 
 @jit(cold=True)
 def arena_get_retry(k, a, av, size):
-    """Another arena when ``av`` could not serve; the main one first."""
-    if a.multiple > 0:
-        return av
+    """Another arena when ``av`` could not serve, -1 if there is none; the main one first."""
     if av:
         return 0
     tid = k.task.tid
@@ -1240,7 +1258,7 @@ def usable_size(k, a, p):
 @jit
 def realloc(k, a, p, size):
     """Grow the chunk into the top or its free neighbour, cut it, remap it, or move it."""
-    if size < 0:
+    if size < 0 or (size > PTRDIFF_MAX - 7 and not load(k, p - HEADER + HEAD) & MMAPPED):
         return 0
     chunk = p - HEADER
     head = load(k, chunk + HEAD)
@@ -1305,9 +1323,10 @@ def int_realloc(k, a, av, t, p, head, nb):
             q = int_malloc(k, a, av, t, nb)
             if q == 0:
                 return 0
+            head = load(k, p + HEAD)  # the chunk before may have become free
             if q - HEADER != after:
                 copy(k, q, p + HEADER, old - 8)
-                int_free(k, a, av, t, p, load(k, p + HEAD))
+                int_free(k, a, av, t, p, head)
                 return q
             # The new chunk happens to follow: together they are large enough.
             size = old + chunk_size(k, after)
@@ -1360,6 +1379,8 @@ def aligned_alloc(k, a, alignment, size):
     if size < 0 or alignment > 1 << 46:
         return 0
     alignment = max(alignment, MINSIZE)
+    if size > PTRDIFF_MAX - 55 - alignment:  # nothing is searched for what cannot be
+        return 0
     nb = chunk_for(size)
     room = chunk_for(nb + alignment + MINSIZE)
     av = arena_get(k, a, room)
@@ -1413,9 +1434,12 @@ def thread_exit(k, a):
                 head = load(k, q - HEADER + HEAD)
                 int_free(k, a, arena_of(k, q - HEADER, head), 0, q - HEADER, head)
                 q = following
-        head = load(k, t - HEADER + HEAD)
-        int_free(k, a, arena_of(k, t - HEADER, head), 0, t - HEADER, head)
         a.tcache[tid] = 0
+        head = load(k, t - HEADER + HEAD)
+        if head & MMAPPED:
+            free_mapped(k, a, t - HEADER, head)
+        else:
+            int_free(k, a, arena_of(k, t - HEADER, head), 0, t - HEADER, head)
     if a.arena[tid]:
         av = a.arena[tid] - 1
         a.arena[tid] = 0
@@ -1465,7 +1489,7 @@ def mark_cached(k, a, bit):
         while p:
             store(k, p + HEAD, load(k, p + HEAD) & ~CACHED | bit)
             p = load(k, p + FD)
-    for tid in range(THREADS):
+    for tid in range(a.threads):
         t = a.tcache[tid]
         if t:
             store(k, t - 8, load(k, t - 8) & ~CACHED | bit)
@@ -1479,7 +1503,7 @@ def mark_cached(k, a, bit):
 @jit
 def is_tcache(a, p):
     """Whether chunk ``p`` is a tcache."""
-    for tid in range(THREADS):
+    for tid in range(a.threads):
         if a.tcache[tid] == p + HEADER:
             return True
     return False
@@ -1487,14 +1511,14 @@ def is_tcache(a, p):
 
 @jit
 def walk_chunks(k, a, rows, n, p, end):
-    """List the chunks of [p, end) from row ``n`` on; returns the next row."""
-    while p < end:
+    """List the chunks from ``p`` to ``end`` or a fence, from row ``n`` on; returns the next row."""
+    while p != end:
         head = load(k, p + HEAD)
         size = head & ~FLAGS & ~CACHED
-        if size < MINSIZE:  # fences
-            return emit(rows, n, p + 8, end - p - 8, BLOCK_HEADER)
+        if size < MINSIZE:
+            return emit(rows, n, p + 8, 8, BLOCK_HEADER)
         n = emit(rows, n, p + 8, 8, BLOCK_HEADER)
-        used = p + size >= end or load(k, p + size + HEAD) & PREV_INUSE
+        used = load(k, p + size + HEAD) & PREV_INUSE
         kind = BLOCK_USED if used and not head & CACHED else BLOCK_FREE
         if head & CACHED and size == chunk_for(TCACHE_SIZE) and is_tcache(a, p):
             kind = BLOCK_HEADER
@@ -1522,8 +1546,8 @@ def mapped_chunk(k, start, end):
     length = head & ~FLAGS
     if head & FLAGS != MMAPPED or length == 0 or start + length > end:
         return 0
-    # An aligned chunk knows how far it was moved up.
-    p = start
+    # An aligned chunk was moved up and knows how far; the head at the start is still there too.
+    p = start + ALIGNMENT
     while p < start + length:
         if k.pte[fold(p) >> PAGE_SHIFT] & PTE_READ:
             lead = load_word(k.window, fold(p) >> 3)
@@ -1533,7 +1557,7 @@ def mapped_chunk(k, start, end):
             p += ALIGNMENT
         else:
             p = ((p >> PAGE_SHIFT) + 1) << PAGE_SHIFT
-    return 0
+    return start
 
 
 @jit
@@ -1541,8 +1565,9 @@ def walk(k, a, rows):
     """Step through the heaps, then find the mapped chunks among the process's areas."""
     n = 0
     mark_cached(k, a, CACHED)
-    if a.top[0] and not a.noncontiguous:
-        n = walk_chunks(k, a, rows, n, align_up(a.sbrk_base, ALIGNMENT), a.top[0])
+    for i in range(min(a.segments, SEGMENTS)):
+        n = walk_chunks(k, a, rows, n, a.segment[i], a.top[0])
+    if a.top[0]:
         n = walk_top(k, a, rows, n, 0)
     for av in range(1, a.narenas):
         heap = heap_of(a.top[av])
@@ -1555,7 +1580,7 @@ def walk(k, a, rows):
                 first = align_up(first + ARENA_RECORD, ALIGNMENT)
             n = walk_chunks(k, a, rows, n, first, end)
             heap = before
-            end = heap + load(k, heap + HEAP_BYTES) - HEADER if heap else 0
+            end = 0
     mark_cached(k, a, 0)
     for i in range(k.mm.map_count):
         start = k.vma[i].vm_start
@@ -1566,7 +1591,8 @@ def walk(k, a, rows):
                 break
             size = chunk_size(k, p)
             n = emit(rows, n, start, p + HEADER - start, BLOCK_HEADER)
-            n = emit(rows, n, p + HEADER, size - HEADER, BLOCK_USED)
+            kind = BLOCK_HEADER if is_tcache(a, p) else BLOCK_USED
+            n = emit(rows, n, p + HEADER, size - HEADER, kind)
             start = p + size
     return n
 
@@ -1585,9 +1611,9 @@ def check_bins(k, a, av):
                 return -4
             size = chunk_size(k, p)
             if number_ != UNSORTED and bin_of(size) != number_:
-                return -5
+                return -4
             if number_ != UNSORTED and not is_small(size) and size > last:
-                return -6
+                return -4
             last = size
             count += 1
             before = p
@@ -1598,30 +1624,39 @@ def check_bins(k, a, av):
 
 
 @jit
+def check_segment(k, p, top):
+    """Count the free chunks from ``p`` to ``top`` or a fence; a negative key of CHECKS if wrong."""
+    count = 0
+    used = True
+    while p != top:
+        head = load(k, p + HEAD)
+        size = head & ~FLAGS
+        if size == HEADER:
+            return count
+        if size < MINSIZE or size & (ALIGNMENT - 1):
+            return -1
+        if used != (head & PREV_INUSE != 0):
+            return -2
+        used = load(k, p + size + HEAD) & PREV_INUSE != 0
+        if not used:
+            if load(k, p + size) != size:
+                return -3
+            count += 1
+        p += size
+    return count
+
+
+@jit
 def check(k, a):
     """The main arena's chunks tile its heap, and its bins hold exactly the free ones."""
     listed = check_bins(k, a, 0)
     if listed < 0:
         return -listed
-    if a.top[0] == 0 or a.noncontiguous:
+    if a.segments > SEGMENTS:
         return 0
-    p = align_up(a.sbrk_base, ALIGNMENT)
-    used = True
-    while p < a.top[0]:
-        head = load(k, p + HEAD)
-        size = head & ~FLAGS
-        if size == HEADER:  # a fence: what follows is not the heap's
-            return 0
-        if size < MINSIZE or size & (ALIGNMENT - 1):
-            return 1
-        if used != (head & PREV_INUSE != 0):
-            return 2
-        used = load(k, p + size + HEAD) & PREV_INUSE != 0
-        if not used:
-            if load(k, p + size) != size:
-                return 3
-            listed -= 1
-        p += size
-    if p != a.top[0]:
-        return 1
-    return 7 if listed else 0
+    for i in range(a.segments):
+        found = check_segment(k, a.segment[i], a.top[0])
+        if found < 0:
+            return -found
+        listed -= found
+    return 5 if listed else 0

@@ -22,7 +22,9 @@ TRIED = 12
 SETTINGS = {
     "arena": {"region_size": 4096, "mmap_threshold": 2048},
     "first_fit": {"fit": "next", "order": "address"},
+    "ptmalloc": {"tcache_count": 0, "mxfast": 0, "dynamic": "off"},
     "segregated": {"run_size": 4096, "chunk_size": 262144, "mmap_threshold": 512},
+    "tlsf": {"sli": 1},
 }
 #: What one word alone cannot break: an order of the free list, whose links go both ways.
 NEEDS_TWO = {"first_fit": {7}}
