@@ -10,8 +10,10 @@ allocates at once the long-lived objects that only more time would have brought,
 steady state.
 
 The profile's live heap is scaled to ``live`` bytes, and its rates with it, so that lifetimes keep
-their ratios.  Objects above ``largest`` are asked for in pieces of that size: in a heap scaled down
-a thousand times there is no other way to keep the bytes of an object that is as large as the heap.
+their ratios.  With ``live=0`` it is as large as the server's heap, which ``heap_size.csv`` beside
+the profile tells (number of the profile, MiB), or without that file as its rows come to.  Objects
+above ``largest`` are asked for in pieces of that size: in a heap scaled down a thousand times there
+is no other way to keep the bytes of an object that is as large as the heap.
 
 A run of seconds must have the profile's shares although they hang on few large objects.  So chance
 is spread evenly: births take sizes at equal steps of the cumulated rate, and in the order of sizes
@@ -41,7 +43,7 @@ from benchmarks.workloads.registry import path
 PATH = path()
 PHASE = choice("steady", "startup", "both", text="what is played")
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all, about")
-LIVE = size(64 << 20, low=0, high=1 << 46, text="bytes live in the steady state; 0: the profile's")
+LIVE = size(64 << 20, low=0, high=1 << 46, text="bytes live in the steady state; 0: the server's")
 LARGEST = size(128 << 10, low=8193, high=1 << 46, text="larger objects come in pieces of this")
 
 STEADY, STARTUP, BOTH = 0, 1, 2
@@ -105,6 +107,33 @@ def _row(line: str) -> tuple[float, float, float]:
     return row[0], row[1], row[2]
 
 
+def read_heap_size(file: Path) -> int:
+    """Bytes of the heap of the server whose profile ``file`` is; 0 where nothing tells them.
+
+    Raises ValueError with one line that names the file and the line.
+    """
+    sizes, number = file.with_name("heap_size.csv"), file.stem.rpartition("_")[2]
+    try:
+        lines = sizes.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{sizes}: {getattr(error, 'strerror', 'not a text file')}") from None
+    for i, line in enumerate(lines, 1):
+        fields = [field.strip() for field in line.split(",")]
+        if fields[0] == number:
+            if len(fields) != 2 or not fields[1].isdecimal() or not 0 < int(fields[1]) < 1 << 26:
+                raise ValueError(f"{sizes}: line {i}: expected profile, MiB; found {line!r}")
+            return int(fields[1]) << 20
+    return 0
+
+
+def _played(s: SimpleNamespace) -> Profile:
+    """The profile as the settings want it."""
+    file = Path(s.path)
+    return scaled(read_profile(file), s.live or read_heap_size(file), s.largest)
+
+
 def scaled(profile: Profile, live: int, largest: int) -> Profile:
     """The profile with ``live`` bytes alive (0: as many as it says), in pieces of ``largest``."""
     factor = live / math.fsum(profile.size * profile.live) if live else 1.0
@@ -114,7 +143,7 @@ def scaled(profile: Profile, live: int, largest: int) -> Profile:
 
 def check_settings(s: SimpleNamespace) -> None:
     """The profile can be read, and the operations reach beyond its live objects."""
-    profile = scaled(read_profile(Path(s.path)), s.live, s.largest)
+    profile = _played(s)
     alive = math.ceil(math.fsum(profile.live))
     need = alive + 1 if s.phase == STEADY else 2 * alive + 2 if s.phase == BOTH else 1
     if s.operations < need:
@@ -126,7 +155,7 @@ def check_settings(s: SimpleNamespace) -> None:
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
     """Births and deaths of the phases, put in the order of time."""
-    profile = scaled(read_profile(Path(s.path)), s.live, s.largest)
+    profile = _played(s)
     lifetime = profile.live / np.where(profile.rate > 0, profile.rate, 1)
     startup = s.operations if s.phase == STARTUP else s.operations // 2 * (s.phase == BOTH)
     begin = _seconds(profile, lifetime, startup)

@@ -78,6 +78,18 @@ def test_the_start_up_is_what_the_profile_brings(traces, number):
         assert abs(seen[-len(seen) // 10 :].mean() - expected) < 2 * noise + 0.02 * expected
 
 
+def test_the_server_s_heap_is_the_profile_s(traces):
+    """Of the second profile; the others' heaps are larger."""
+    path = traces / "fleetbench" / "TCMALLOC_1.csv"
+    settings = {"name": "fleet", "path": str(path), "live": 0, "operations": 1_500_000}
+    events = workloads.load(settings).events
+    first = int(np.argmax(events.op == FREE))
+    total, in_large = live_bytes(events)
+    assert total[first:].mean() == pytest.approx(93 << 20, rel=0.02)
+    large = truth(fleet.read_profile(path))[2]
+    assert in_large[first:].sum() / total[first:].sum() == pytest.approx(large, rel=0.02)
+
+
 @pytest.fixture
 def profile(tmp_path):
     """Two sizes: the first lives 2 s and the second 500 s."""
@@ -126,6 +138,24 @@ def test_larger_objects_come_in_pieces(tmp_path):
     first = 1000
     for events in (whole, pieces):
         assert live_bytes(events)[0][first + 20] == pytest.approx(64_000 + (1 << 20), rel=0.01)
+
+
+def test_heap_sizes_beside_the_profile(profile, tmp_path):
+    sizes = tmp_path / "heap_size.csv"
+    settings = {"name": "fleet", "path": profile, "operations": 40_000, "live": 0}
+    rows = 16 * 2000 + 256 * 1000
+    for text, live in (("7,5\n", rows), ("7,5\nprofile, 1\n", 1 << 20)):
+        sizes.write_text(text)
+        total, _ = live_bytes(workloads.load(settings).events)
+        assert total[-5000:].mean() == pytest.approx(live, rel=0.02)
+    for text in ("profile\n", "profile,0\n", "profile,x\n", "profile,1,2\n"):
+        sizes.write_text("1,1\n" + text)
+        with pytest.raises(WorkloadError, match=r"heap_size.csv: line 2: expected profile, MiB"):
+            workloads.validate(settings)
+        workloads.validate(settings | {"live": 1 << 20})
+    sizes.write_bytes(b"\xff")
+    with pytest.raises(WorkloadError, match=r"heap_size.csv: not a text file"):
+        workloads.validate(settings)
 
 
 WRONG = [
