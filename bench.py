@@ -28,6 +28,8 @@ EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 OmegaConf.register_new_resolver(
     "unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
 )
+# A choice such as native/glibc in the name of one directory.
+OmegaConf.register_new_resolver("flat", lambda choice: choice.replace("/", "-"), replace=True)
 
 
 def _say(text: str) -> None:

@@ -8,11 +8,11 @@ from analysis import spread, style
 from analysis.load import Results
 from benchmarks.metrics import BY_NAME
 
-#: Metrics that the figure reads: the parts of these totals.  Calls that failed are no kind of their
-#: own.
+#: Metrics that the figure reads: the parts of the totals, and the faults of real libraries, whose
+#: kind nobody tells.  Calls that failed are no kind of their own.
 METRICS = tuple(
     name
-    for total in ("faults_", "syscalls_")
+    for total in ("faults", "syscalls_")
     for name in BY_NAME
     if name.startswith(total) and name != "syscalls_failed"
 )
@@ -25,12 +25,16 @@ def draw(results: Results) -> Figure:
     """A row of panels per workload, a column per cause or kind, in each a row per allocator.
 
     From ``results.runs`` label, workload, seed and METRICS (counts).  What never occurs has no
-    column.  A column has dots on a logarithmic axis in place of bars where an allocator's count is
-    more than style.WIDE_RANGE times another's on the same workload.
+    column, and the faults in all have one only where a real library is shown.  A column has dots
+    on a logarithmic axis in place of bars where an allocator's count is more than style.WIDE_RANGE
+    times another's on the same workload.
     """
     labels, workloads, runs = results.labels, results.workloads, results.runs
-    names = [name for name in METRICS if (runs[name] > 0).any()] or list(METRICS)
-    absent = [name for name in METRICS if name not in names]
+    whole = "faults"  # of which the kinds are known, but for real libraries
+    real = bool(runs[f"{whole}_write"].isna().any())
+    known = [name for name in METRICS if runs[name].notna().any() and (real or name != whole)]
+    names = [name for name in known if (runs[name] > 0).any()] or known
+    absent = [name for name in known if name not in names]
     width = max(0.4 + style.names_width(labels) + (WIDTH + 0.1) * len(names), style.LEAST_WIDTH)
     height = 0.35 + max(style.rows_height(labels), style.names_width(workloads))
     fig = Figure(figsize=(width, 1.2 + height * len(workloads)), layout="constrained")
@@ -42,7 +46,9 @@ def draw(results: Results) -> Figure:
             ax = grid[i, j]
             mine = runs[runs["workload"] == workload]
             notes = results.remarks(workload)
-            _panel(ax, mine, name, labels, notes, log=log, spelled=j == 0)
+            _panel(ax, mine.dropna(subset=[name]), name, labels, notes, log=log, spelled=j == 0)
+            for label in set(mine.loc[mine[name].isna(), "label"]):
+                style.remark(ax, None, labels.index(label), "–", color="0.2")
             style.name_rows(ax, labels, named=j == 0)
             ax.set(title="" if i else name, xlabel="")
             if j == 0:
@@ -53,6 +59,7 @@ def draw(results: Results) -> Figure:
         "Each panel has a scale of its own.",
         "; ".join(f"{n}: {BY_NAME[n].meaning}" for n in names if BY_NAME[n].meaning not in n) + ".",
         f"None in any run: {', '.join(absent)}." if absent else "",
+        "–: not known of a real library, whose counts may differ from run to run." if real else "",
         spread.describe_counts(runs),
         style.describe_cells(results),
         style.describe_conditions(results.conditions),

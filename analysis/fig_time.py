@@ -24,7 +24,8 @@ def draw(results: Results) -> Figure:
     From ``results.times`` label, workload, seed and ns_per_op (ns); from ``results.runs`` label,
     workload and kernel_ns_per_op (ns), averaged over seeds.  Bars start at zero; where one would
     be more than style.WIDE_RANGE times another of its panel, dots on a logarithmic axis replace
-    them in all panels, because a bar has no honest foot there.
+    them in all panels, because a bar has no honest foot there.  A real library (NaN for
+    kernel_ns_per_op) is marked: its kernel work is in what was measured.
     """
     labels, workloads = results.labels, results.workloads
     observed = spread.time_observations(results.times)
@@ -32,6 +33,8 @@ def draw(results: Results) -> Figure:
         measured=("ns_per_op", "mean"), over=("over", "first")
     )
     means["kernel"] = results.runs.groupby(["workload", "label"])["kernel_ns_per_op"].mean()
+    real = means["kernel"].isna()
+    means["kernel"] = means["kernel"].fillna(0.0)
     means["total"] = means["measured"] + means["kernel"]
     log = any(
         style.is_wide([*cell["measured"], *cell["total"]])
@@ -50,6 +53,8 @@ def draw(results: Results) -> Figure:
         remarks = results.remarks(workload)
         for label in mine.index[mine["over"] == "values"] if mixed else ():
             remarks[label] = f"† {remarks.get(label, '')}"
+        for label in mine.index[real.loc[workload]]:
+            remarks[label] = f"‡ {remarks.get(label, '')}"
         (_dots if log else _bars)(ax, mine, points, labels)
         ends = points.groupby("label")["ns_per_op"].agg(spread.mark_end).clip(lower=mine["total"])
         low = style.log_start([*mine["measured"], *ends]) if log else 0.0
@@ -65,6 +70,7 @@ def draw(results: Results) -> Figure:
         fig,
         f"Whiskers, of the measured part: {spread.describe_time(observed)}",
         "†: one seed only." if mixed else "",
+        "‡: a real library, whose work in the kernel is in the measured part." if any(real) else "",
         style.HIDDEN if log else "",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),

@@ -50,7 +50,7 @@ class Results:
     ``runs``: a row per finished run with directory, allocator and workload_name (without settings),
     label and workload (with settings), seed, status, ns_per_op and ns_per_op_sd (mean and standard
     deviation over the timed values in ns; NaN without timing) and a column per metric of
-    metrics.json, in the units of benchmarks.metrics.
+    metrics.json, in the units of benchmarks.metrics; NaN for what a real library's run cannot tell.
     ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
     ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
     (bytes), of one run per cell.
@@ -121,9 +121,11 @@ def load(
     """Read every run under ``directories``.
 
     ``timing`` and ``timelines`` demand bench.json and timeline.parquet of every finished run,
-    ``metrics`` are names that its metrics.json must have.  Unless ``gaps``, every allocator must
-    have a result on every workload, or a failed run that explains why it has none.
-    ``progress(what, done, total)`` is called after each run.  Raises :class:`ResultError`.
+    ``metrics`` are names that its metrics.json must have; of a run on a real library only those
+    that are not the model's alone, and system calls may be null where they could not be seen.
+    Unless ``gaps``, every allocator must have a result on every workload, or a failed run that
+    explains why it has none.  ``progress(what, done, total)`` is called after each run.  Raises
+    :class:`ResultError`.
     """
     metrics = tuple(metrics)
     described = [(path, _read_description(path)) for path in _find_runs(directories)]
@@ -136,7 +138,7 @@ def load(
 
     runs, times = [], []
     for done, (path, run) in enumerate(finished, 1):
-        row = _identity(path, run) | _read_metrics(path / "metrics.json", metrics)
+        row = _identity(path, run) | _read_metrics(path / "metrics.json", metrics, run)
         bench = path / "bench.json"
         if timing or bench.exists():
             values = _read_times(bench, run["workload_label"])
@@ -282,17 +284,24 @@ def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
 # --- Reading the files of a run ------------------------------------------------------------------
 
 
-def _read_metrics(path: Path, needed: Iterable[str]) -> dict[str, float]:
-    """metrics.json; the ``needed`` names must be there, any other may be null."""
+def _read_metrics(path: Path, needed: Iterable[str], run: dict[str, Any]) -> dict[str, float]:
+    """metrics.json; the ``needed`` names must be there, any other may be null.
+
+    NaN stands for one that a run on a real library need not have.
+    """
     metrics = _read_json(path)
     for name in needed:
         if metrics.get(name) is None:
-            raise ResultError(f"{path}: no {name}")
+            unknowable = name in metrics or (name in BY_NAME and BY_NAME[name].modelled)
+            if "library" not in run or not unknowable:
+                raise ResultError(f"{path}: no {name}")
     for name, value in metrics.items():
         number = isinstance(value, int | float) and math.isfinite(value)
         if value is not None and not number:
             raise ResultError(f"{path}: {name} is {value!r}, not a finite number")
-    return metrics
+    return dict.fromkeys(needed, math.nan) | {
+        name: math.nan if value is None else value for name, value in metrics.items()
+    }
 
 
 def _read_times(path: Path, benchmark: str) -> "pd.Series[float]":

@@ -12,6 +12,8 @@ from typing import Any
 from allocators import registry
 from allocators.registry import Plugin, PluginError
 from benchmarks import shipped, workloads
+from benchmarks.real import library as real
+from benchmarks.real.library import Library, LibraryError
 from benchmarks.workloads import WorkloadError
 from kernel.boot import KernelConfig
 
@@ -82,16 +84,22 @@ class Measure:
 class Job:
     """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
 
-    ``check_frames``: whether the untimed run checks physical memory after every event.
+    ``plugin``: the simulated allocator, or a real library.  ``check_frames``: whether the
+    untimed run checks physical memory after every event.
     """
 
-    plugin: Plugin
+    plugin: Plugin | Library
     workload: Mapping[str, Any]
     kernel: KernelConfig
     cost: Mapping[str, float]
     check_frames: bool
     measure: Measure
     seed: int
+
+    @property
+    def library(self) -> Library | None:
+        """The real library that the job measures, if it does."""
+        return self.plugin if isinstance(self.plugin, Library) else None
 
     @property
     def workload_label(self) -> str:
@@ -120,11 +128,15 @@ def check_job(config: Mapping[str, Any]) -> Job:
         if not isinstance(settings.get("name"), str):
             raise JobError(f"{section}.name is missing: it names the {section}'s file")
     try:
-        plugin = registry.load(allocator.pop("name"), allocator)
+        name = allocator.pop("name")
+        load = real.find if real.is_native(name) else registry.load
+        plugin = load(name, allocator)
         workloads.validate(workload)
-    except (PluginError, WorkloadError) as error:
+    except (PluginError, LibraryError, WorkloadError) as error:
         raise JobError(str(error)) from None
     kernel_config, check_frames = _kernel(kernel)
+    if isinstance(plugin, Library):
+        _check_host(plugin, kernel_config)
     _known("kernel.cost.", cost, COSTS)
     for name in COSTS:
         value = cost.get(name)
@@ -154,6 +166,18 @@ def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
     if check_frames and not kernel.frames:
         raise JobError("kernel.check_frames=True: there is nothing to check without kernel.frames")
     return kernel, check_frames
+
+
+def _check_host(library: Library, kernel: KernelConfig) -> None:
+    """Refuse a kernel that is not the one which runs."""
+    usual = KernelConfig()
+    for setting in fields(KernelConfig):
+        value = getattr(kernel, setting.name)
+        if setting.name != "window_bits" and value != getattr(usual, setting.name):
+            raise JobError(
+                f"kernel.{setting.name}={value}: {library.name} runs on this machine's own "
+                "kernel, of which that cannot be asked"
+            )
 
 
 def _measure(config: Mapping[str, Any]) -> Measure:
@@ -194,7 +218,7 @@ def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any
     """Return ``config`` with the files it names made absolute.
 
     A relative plugin file is looked for in ``folders`` (the working directory first, then the
-    configuration directories), a relative trace in the working directory only.
+    configuration directories), a relative trace or library in the working directory only.
     """
     config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     for section in ("allocator", "workload"):
@@ -203,7 +227,8 @@ def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any
             found = [folder / name for folder in folders if (folder / name).is_file()]
             if found:
                 config[section]["name"] = str(found[0].resolve())
-    path = config.get("workload", {}).get("path")
-    if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-        config["workload"]["path"] = str(folders[0].joinpath(path).resolve())
+    for section in ("allocator", "workload"):
+        path = config.get(section, {}).get("path")
+        if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
+            config[section]["path"] = str(folders[0].joinpath(path).resolve())
     return config

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +20,8 @@ from benchmarks import results
 from benchmarks.job import Job
 
 _ROOT = Path(__file__).resolve().parent.parent
+#: The line of a traceback that says what was raised.
+_ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
 _PROGRESS = re.compile(r"@ ([\d.]+) (.*)")
 
 #: Called with a fraction done and what is being done.
@@ -67,21 +69,23 @@ def shown_progress(title: str, after: float = 2.0) -> Iterator[Progress]:
             bar.stop()
 
 
-def _environment() -> dict[str, str]:
+def _environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment of children: they import the project wherever they are started."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path}
+    path = os.pathsep.join(filter(None, (str(_ROOT), base.get("PYTHONPATH"))))
+    return {**base, "PYTHONPATH": path}
 
 
 @contextmanager
-def _child(command: list[str], stderr: object) -> Iterator[subprocess.Popen]:
+def _child(
+    command: list[str], stderr: object, environment: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen]:
     """Start a child in its own session; on the way out nothing of it is left running."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env=_environment(),
+        env=_environment(environment),
         start_new_session=True,
     )
     try:
@@ -122,6 +126,11 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
     output = directory / "bench.json"
     output.unlink(missing_ok=True)
     inherited = [n for n in os.environ if n.startswith("NUMBA_") or n in ("XDG_CACHE_HOME", "HOME")]
+    environment: Mapping[str, str] = os.environ
+    if job.library is not None:
+        # Every process is on the library, and has one thread as long as the workload has.
+        environment = job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
+        inherited += [*job.library.environment, "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"]
     command = [
         *(sys.executable, "-m", "benchmarks.worker"),
         *("--directory", str(directory), "-o", str(output)),
@@ -129,7 +138,7 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
         *("--inherit-environ", ",".join(inherited)),
     ]
     progress(0.0, "timing")
-    with TemporaryFile() as errors, _child(command, errors) as process:
+    with TemporaryFile() as errors, _child(command, errors, environment) as process:
         done = 0
         while chunk := process.stdout.read1(64):
             done += chunk.count(b".") if b"\n" not in chunk else 0
@@ -139,7 +148,9 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
         complaint = errors.read().decode(errors="replace").strip()
     if code != 0 or not output.exists():
         output.unlink(missing_ok=True)
-        last = complaint.splitlines()[-1] if complaint else f"exit code {code}"
+        # A worker's own error comes before that of the process which waited for it.
+        named = [line for line in complaint.splitlines() if _ERROR.match(line)]
+        last = [*named[:1], *complaint.splitlines()[-1:], f"exit code {code}"][0]
         results.update_run(directory, status=results.FAILED, reason=f"timing failed: {last}")
 
 

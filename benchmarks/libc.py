@@ -8,7 +8,7 @@ import ctypes
 from types import SimpleNamespace
 from typing import Any
 
-from allocators.contract import NO_STATE
+from allocators.contract import ALIGNMENT, NO_STATE
 from allocators.registry import Plugin
 from kernel.jit import disabled, jit
 from kernel.memory import store_word
@@ -23,6 +23,24 @@ def libc_malloc(size):
 @jit
 def libc_free(p):
     """The C library's free; bound by :func:`bindings`."""
+    raise NotImplementedError
+
+
+@jit
+def libc_realloc(p, size):
+    """The C library's realloc; bound by :func:`bindings`."""
+    raise NotImplementedError
+
+
+@jit
+def libc_calloc(count, size):
+    """The C library's calloc; bound by :func:`bindings`."""
+    raise NotImplementedError
+
+
+@jit
+def libc_aligned_alloc(alignment, size):
+    """The C library's aligned_alloc; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
@@ -44,8 +62,26 @@ def free(k, a, p):
 
 
 @jit
+def realloc(k, a, p, size):
+    """Call the C library."""
+    return libc_realloc(p, size)
+
+
+@jit
+def calloc(k, a, size):
+    """Call the C library."""
+    return libc_calloc(1, size)
+
+
+@jit
+def aligned_alloc(k, a, alignment, size):
+    """Call the C library; it knows no alignment below a pointer's, and malloc gives 16 anyway."""
+    return libc_aligned_alloc(max(alignment, ALIGNMENT), size)
+
+
+@jit
 def usable_size(k, a, p):
-    """Claim nothing: it is asked only to realloc, which no speed comparison does."""
+    """Claim nothing: it is asked only to realloc, which the C library does itself."""
     return 0
 
 
@@ -55,31 +91,50 @@ def touch(k, addr, length, write):
     store_word(addr, 0, length)
 
 
+@jit
+def leave(k, addr, length, write):
+    """The program leaves its memory alone."""
+
+
+#: Functions of the C library by their bindings: name, number of arguments, whether one returns.
+_FUNCTIONS = {
+    "libc_malloc": ("malloc", 1, True),
+    "libc_free": ("free", 1, False),
+    "libc_realloc": ("realloc", 2, True),
+    "libc_calloc": ("calloc", 2, True),
+    "libc_aligned_alloc": ("aligned_alloc", 2, True),
+}
+
+
 def _functions() -> dict[str, Any]:
-    """malloc and free of this process, callable from the loop."""
+    """The functions of this process, callable from the loop."""
     if disabled():
-        library = ctypes.CDLL(None)
-        library.malloc.restype, library.malloc.argtypes = ctypes.c_ssize_t, [ctypes.c_ssize_t]
-        library.free.restype, library.free.argtypes = None, [ctypes.c_ssize_t]
-        return {"libc_malloc": library.malloc, "libc_free": library.free}
+        library, found = ctypes.CDLL(None), {}
+        for binding, (name, count, returns) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.argtypes = [ctypes.c_ssize_t] * count
+            function.restype = ctypes.c_ssize_t if returns else None
+            found[binding] = function
+        return found
     from numba import types
 
     return {
-        "libc_malloc": types.ExternalFunction("malloc", types.intp(types.intp)),
-        "libc_free": types.ExternalFunction("free", types.void(types.intp)),
+        binding: types.ExternalFunction(
+            name, (types.intp if returns else types.void)(*[types.intp] * count)
+        )
+        for binding, (name, count, returns) in _FUNCTIONS.items()
     }
 
 
-def bindings() -> dict[str, Any]:
-    """What makes the plugin real: the C library's functions, and a touch that writes."""
-    return {"touch": touch} | _functions()
+def bindings(*, touches: bool = True) -> dict[str, Any]:
+    """What makes the plugin real: the C library's functions, and a touch that writes, or not."""
+    return {"touch": touch if touches else leave} | _functions()
 
 
 def plugin() -> Plugin:
     """The C library's malloc in the form of a plugin; bind :func:`bindings` over its own."""
-    module = SimpleNamespace(
-        STATE=NO_STATE, init=init, malloc=malloc, free=free, usable_size=usable_size
-    )
+    functions = (init, malloc, free, realloc, calloc, aligned_alloc, usable_size)
+    module = SimpleNamespace(STATE=NO_STATE, **{f.__name__: f for f in functions})
     return Plugin("libc", module, {})
 
 

@@ -13,7 +13,8 @@ class Metric(NamedTuple):
 
     ``better`` is "lower", "higher" or "" (neither); ``timed`` marks what bench.json holds, all else
     is deterministic and stands in metrics.json.  ``part``: written only when that part of the
-    kernel model is on, kernel.frames or kernel.tlb.
+    kernel model is on, kernel.frames or kernel.tlb.  ``modelled``: only the model can tell, so that
+    runs on a real library lack it.
     """
 
     name: str
@@ -22,19 +23,24 @@ class Metric(NamedTuple):
     meaning: str
     timed: bool = False
     part: str = ""
+    modelled: bool = False
+
+
+def _modelled(name: str, unit: str, better: str, meaning: str, part: str = "") -> Metric:
+    return Metric(name, unit, better, meaning, part=part, modelled=True)
 
 
 def _frames(name: str, unit: str, better: str, meaning: str) -> Metric:
-    return Metric(name, unit, better, meaning, part="frames")
+    return _modelled(name, unit, better, meaning, "frames")
 
 
 def _tlb(name: str, unit: str, better: str, meaning: str) -> Metric:
-    return Metric(name, unit, better, meaning, part="tlb")
+    return _modelled(name, unit, better, meaning, "tlb")
 
 
 METRICS = (
     Metric("ns_per_op", "ns", "lower", "measured time of one allocator event", timed=True),
-    Metric("kernel_ns_per_op", "ns", "lower", "modelled time in the kernel per allocator event"),
+    _modelled("kernel_ns_per_op", "ns", "lower", "modelled time in the kernel per allocator event"),
     Metric("operations", "events", "", "malloc, calloc, realloc, aligned allocation and free"),
     Metric("failed", "events", "lower", "requests answered with NULL"),
     Metric("skipped", "events", "lower", "events of objects whose allocation had failed"),
@@ -43,7 +49,7 @@ METRICS = (
     Metric("peak_live_objects", "objects", "", "largest number of live objects"),
     Metric("peak_heap", "bytes", "lower", "largest heap"),
     Metric("peak_rss", "bytes", "lower", "largest RSS"),
-    Metric("peak_page_tables", "bytes", "lower", "largest size of the page tables"),
+    _modelled("peak_page_tables", "bytes", "lower", "largest size of the page tables"),
     Metric("mean_live", "bytes", "", "live, averaged over events"),
     Metric("mean_heap", "bytes", "lower", "heap, averaged over events"),
     Metric("mean_rss", "bytes", "lower", "RSS, averaged over events"),
@@ -64,26 +70,28 @@ METRICS = (
     Metric("syscalls_mlock", "calls", "lower", "mlock and munlock"),
     Metric("syscalls_failed", "calls", "lower", "system calls that returned an error"),
     Metric("faults", "faults", "lower", "minor page faults in all"),
-    Metric("faults_write", "faults", "lower", "first touch is a write: a zeroed frame"),
-    Metric("faults_read", "faults", "lower", "first touch is a read: the shared zero page"),
-    Metric("faults_cow", "faults", "lower", "write to a page that showed the zero page"),
-    Metric("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
-    Metric("faults_huge", "faults", "lower", "a huge page, mapped on touch or ahead"),
-    Metric("faults_file", "faults", "lower", "a page of a file or of shared memory"),
+    _modelled("faults_write", "faults", "lower", "first touch is a write: a zeroed frame"),
+    _modelled("faults_read", "faults", "lower", "first touch is a read: the shared zero page"),
+    _modelled("faults_cow", "faults", "lower", "write to a page that showed the zero page"),
+    _modelled("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
+    _modelled("faults_huge", "faults", "lower", "a huge page, mapped on touch or ahead"),
+    _modelled("faults_file", "faults", "lower", "a page of a file or of shared memory"),
     Metric("faults_major", "faults", "lower", "major: brought back from the swap area"),
-    Metric("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
-    Metric("loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"),
-    Metric(
+    _modelled("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
+    _modelled(
+        "loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"
+    ),
+    _modelled(
         "stores_per_op", "stores", "lower", "8-byte stores to the allocator's metadata per event"
     ),
-    Metric("steps_mean", "steps", "lower", "loads + stores per event, mean"),
-    Metric("steps_p50", "steps", "lower", "loads + stores per event, median"),
-    Metric("steps_p90", "steps", "lower", "loads + stores per event, 90th percentile"),
-    Metric("steps_p99", "steps", "lower", "loads + stores per event, 99th percentile"),
-    Metric("steps_p999", "steps", "lower", "loads + stores per event, 99.9th percentile"),
-    Metric("steps_max", "steps", "lower", "loads + stores of the costliest event"),
-    Metric("payload_loads", "loads", "", "8-byte loads by the program and by realloc's copying"),
-    Metric("payload_stores", "stores", "", "8-byte stores by the program, copying and clearing"),
+    _modelled("steps_mean", "steps", "lower", "loads + stores per event, mean"),
+    _modelled("steps_p50", "steps", "lower", "loads + stores per event, median"),
+    _modelled("steps_p90", "steps", "lower", "loads + stores per event, 90th percentile"),
+    _modelled("steps_p99", "steps", "lower", "loads + stores per event, 99th percentile"),
+    _modelled("steps_p999", "steps", "lower", "loads + stores per event, 99.9th percentile"),
+    _modelled("steps_max", "steps", "lower", "loads + stores of the costliest event"),
+    _modelled("payload_loads", "loads", "", "8-byte loads by the program and by realloc's copying"),
+    _modelled("payload_stores", "stores", "", "8-byte stores by the program, copying and clearing"),
     _frames("swap_outs", "pages", "lower", "moved to the swap area"),
     _frames("peak_swap", "bytes", "lower", "largest use of the swap area"),
     _frames("pages_lazyfreed", "pages", "", "dropped by reclaim after MADV_FREE"),
@@ -111,6 +119,10 @@ METRICS = (
 
 #: The table by name.
 BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+#: What a run on a real library measures too.
+NATIVE = tuple(m.name for m in METRICS if not m.modelled)
 
 
 def markdown() -> str:

@@ -8,11 +8,14 @@ takes only this process with it.  Exit code: 0 ok, 3 out of memory, 1 failed.
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import results
-from benchmarks.job import JobError, check_job
-from benchmarks.workloads import WorkloadError
+from benchmarks.job import Job, JobError, check_job
+from benchmarks.real.library import LibraryError
+from benchmarks.workloads import Workload, WorkloadError
 from kernel.watchdog import SoftLockup
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM = 0, 1, 3
@@ -26,7 +29,8 @@ def report(fraction: float, what: str) -> None:
 def observe(directory: Path) -> None:
     """Run the job of ``directory`` and write its results.
 
-    Raises JobError, WorkloadError, AllocatorFailure or SoftLockup.
+    Raises JobError, WorkloadError, AllocatorFailure, SoftLockup, or for a real library
+    LibraryError or HostError.
     """
     import yaml
 
@@ -34,55 +38,94 @@ def observe(directory: Path) -> None:
     job = check_job(config)
     report(0.0, "preparing the workload")
     workload = job.load_workload(report)
+    report(0.0, "compiling")
+    run = (_on_model if job.library is None else _on_library)(job, workload)
+    results.write_timeline(directory / "timeline.parquet", run.timeline)
+    results.write_json(directory / "metrics.json", run.metrics)
+    run.entries["hashes"]["workload"] = workload.fingerprint
+    results.update_run(
+        directory,
+        status=results.OOM if run.reason else results.OK,
+        reason=run.reason,
+        workload_provenance=workload.provenance,
+        **run.entries,
+    )
 
+
+@dataclass(frozen=True)
+class _Observed:
+    """What a run left: its files, entries of run.json, and why memory ran out, if it did."""
+
+    metrics: dict[str, Any]
+    timeline: dict[str, Any]
+    entries: dict[str, Any]
+    reason: str
+
+
+def _failures(r: Any) -> str:
+    """How many requests of a replay (benchmarks.replay.RUN) got nothing, in words."""
+    failed, first = int(r.failed), int(r.first_failure)
+    return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
+
+
+def _on_model(job: Job, workload: Workload) -> _Observed:
+    """The simulated allocator on the kernel model."""
     from benchmarks.simulation import (
         OBSERVED,
         Simulation,
     )  # after the checks: it brings the compiler
     from kernel.jit import source_hash as code_hash
 
-    report(0.0, "compiling")
     switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
     simulation = Simulation(job.plugin, workload, job.kernel, switches)
     length = max(simulation.length, 1)
     seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
     simulation.verify_end()
-
     stopped = simulation.stopped_at
-    oom = simulation.out_of_memory
-    reason = ""
-    if stopped >= 0:
-        reason = f"killed at event {stopped}: out of memory on a page fault"
-    elif oom:
-        failed, first = int(simulation.r.failed), int(simulation.r.first_failure)
-        reason = f"{failed} requests answered with NULL, the first at event {first}"
-    results.write_timeline(directory / "timeline.parquet", simulation.timeline())
-    results.write_json(directory / "metrics.json", simulation.metrics(job.cost))
-    results.update_run(
-        directory,
-        status=results.OOM if oom else results.OK,
-        reason=reason,
-        events=stopped if stopped >= 0 else simulation.length,
-        workload_provenance=workload.provenance,
-        replay_seconds=seconds,
-        waited_seconds=simulation.waited,
-        address_checksum=int(simulation.r.checksum),
-        hashes={
+    entries = {
+        "events": stopped if stopped >= 0 else simulation.length,
+        "replay_seconds": seconds,
+        "waited_seconds": simulation.waited,
+        "address_checksum": int(simulation.r.checksum),
+        "hashes": {
             "kernel": results.source_hash("kernel"),
             "plugin": results.file_hash(job.plugin.module.__file__),
             "loop": code_hash(simulation.loop_function, **simulation.loop_bindings()),
-            "workload": workload.fingerprint,
         },
-    )
+    }
+    reason = _failures(simulation.r)
+    if stopped >= 0:
+        reason = f"killed at event {stopped}: out of memory on a page fault"
+    return _Observed(simulation.metrics(job.cost), simulation.timeline(), entries, reason)
+
+
+def _on_library(job: Job, workload: Workload) -> _Observed:
+    """The real library in a process of its own."""
+    from benchmarks.real.memory import RealRun, clean_seconds, length
+
+    events = max(length(workload), 1)
+    run = RealRun(job.library, workload, lambda event: report(event / events, "replaying"))
+    # What a replay takes without being watched tells how much timing is affordable.
+    seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
+    entries = {
+        "events": run.events,
+        "replay_seconds": seconds,
+        "address_checksum": int(run.r.checksum),
+        "library": job.library.identity() | run.conditions(),
+        "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
+    }
+    return _Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
 
 
 def main(directory: Path) -> int:
     """Observe and record the outcome; returns the exit code."""
     from benchmarks.simulation import AllocatorFailure
+    from kernel.host.process import HostError
 
+    told = (JobError, WorkloadError, AllocatorFailure, SoftLockup, LibraryError, HostError)
     try:
         observe(directory)
-    except (JobError, WorkloadError, AllocatorFailure, SoftLockup) as error:
+    except told as error:
         results.update_run(directory, status=results.FAILED, reason=str(error))
         return EXIT_FAILED
     except Exception as error:

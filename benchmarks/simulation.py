@@ -167,13 +167,18 @@ class Simulation:
                         return
 
     def replay(
-        self, end: int | None = None, progress: Callable[[int], None] | None = None
+        self,
+        end: int | None = None,
+        progress: Callable[[int], None] | None = None,
+        *,
+        watch: bool = True,
     ) -> float:
         """Replay events up to ``end`` from a fresh start; returns the seconds of the loop alone.
 
         Of a stream too: what the loop waits for the next piece is in ``waited``.  A process killed
-        for lack of memory ends the replay early (``stopped_at``).  Raises AllocatorFailure for any
-        other death, WorkloadError for a stream that breaks off, and kernel.watchdog.SoftLockup.
+        for lack of memory ends the replay early (``stopped_at``).  Without ``watch`` the loop runs
+        in the calling thread, and nobody notices if it does not end.  Raises AllocatorFailure for
+        any other death, WorkloadError for a stream that breaks off, and kernel.watchdog.SoftLockup.
         """
         self.start()
         last = self.length if end is None else end
@@ -192,7 +197,7 @@ class Simulation:
             return seconds
 
         try:
-            return watched(self.k, run, progress=progress)
+            return watched(self.k, run, progress=progress) if watch else run()
         except SimulatedSignal:
             event = int(self.k.task.now)
             if self.k.task.sig != SIGKILL:
@@ -242,24 +247,31 @@ class Simulation:
 
     def timeline(self) -> dict[str, np.ndarray]:
         """Columns of the timeline, (rows,) int64 each; the last row is the end of the run."""
-        mm, r = self.k.mm, self.r
-        page = self.machine.config.page_size
-        rows = r.timeline[: r.rows]
-        last = int(self.k.task.now)
-        if len(rows) == 0 or rows[-1, 0] < last:
-            end = [
-                last,
-                r.live,
-                (mm.total_vm - mm.reserved_vm - mm.start_vm) * page,
-                mm.rss * page,
-                mm.reserved_vm * page,
-                (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) * page,
-                mm.minflt,
-                system_calls(self.k),
-                mm.loads + mm.stores,
-            ]
-            rows = np.vstack([rows, np.array([end], "i8")])
-        return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray(rows.T), strict=True))
+        return timeline(self.k, self.r, self.machine.config.page_size)
+
+
+def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
+    """Columns of the timeline in ``r``, (rows,) int64 each, and a row for the end of the run.
+
+    ``page``: bytes of a base page.
+    """
+    mm = k.mm
+    rows = r.timeline[: r.rows]
+    last = int(k.task.now)
+    if len(rows) == 0 or rows[-1, 0] < last:
+        end = [
+            last,
+            r.live,
+            (mm.total_vm - mm.reserved_vm - mm.start_vm) * page,
+            mm.rss * page,
+            mm.reserved_vm * page,
+            (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) * page,
+            mm.minflt,
+            system_calls(k),
+            mm.loads + mm.stores,
+        ]
+        rows = np.vstack([rows, np.array([end], "i8")])
+    return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray(rows.T), strict=True))
 
 
 def percentile(histogram: np.ndarray, q: float) -> int:

@@ -15,7 +15,8 @@ _RARE_CALLS = ("syscalls_mremap", "syscalls_mprotect", "syscalls_mlock")
 _RARE_FAULTS = ("faults_huge", "faults_file", "faults_major")
 _RARE = _RARE_CALLS + _RARE_FAULTS
 #: Rows of the summary of one run: title, and the metrics beside it.  Those of a part that is off
-#: (kernel.frames, kernel.tlb) are left out, and so are those of _RARE that are 0.
+#: (kernel.frames, kernel.tlb) are left out, and so are those of _RARE that are 0, and on a real
+#: library those that only the model has.
 _ROWS = (
     ("events", ("operations", "failed")),
     ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
@@ -34,7 +35,7 @@ _ROWS = (
     ),
     (
         "page faults",
-        ("faults_write", "faults_read", "faults_cow", "faults_populate", *_RARE_FAULTS),
+        ("faults", "faults_write", "faults_read", "faults_cow", "faults_populate", *_RARE_FAULTS),
     ),
     ("physical memory", tuple(m.name for m in METRICS if m.part == "frames")),
     ("TLB", tuple(m.name for m in METRICS if m.part == "tlb")),
@@ -55,8 +56,10 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 132)
 
 
-def spell(name: str, value: float) -> str:
-    """Return a metric's value with its unit, as a person reads it."""
+def spell(name: str, value: float | None) -> str:
+    """Return a metric's value with its unit, as a person reads it; a dash for None."""
+    if value is None:
+        return "–"
     unit = BY_NAME[name].unit
     if unit == "bytes":
         for prefix, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
@@ -96,18 +99,21 @@ def print_run(directory: Path, console: Console) -> None:
     def row(title: str, name: str, value: str, meaning: str) -> None:
         table.add_row(title, name, value, *([meaning] if wide else []))
 
-    modelled = metrics["kernel_ns_per_op"]
+    modelled = metrics.get("kernel_ns_per_op")
     time = timing(directory)
     if time:
         mean, spread, count = time
-        row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", f"measured, over {count} values")
-    cell = spell("kernel_ns_per_op", modelled)
-    row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
-    if time:
-        row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
+        within = "" if modelled is not None else ", the kernel's work included"
+        meaning = f"measured, over {count} values{within}"
+        row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", meaning)
+    if modelled is not None:
+        cell = spell("kernel_ns_per_op", modelled)
+        row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
+        if time:
+            row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
     for title, names in _ROWS:
         table.add_section()
-        shown = [n for n in names if n in metrics and (metrics[n] or n not in _RARE)]
+        shown = [n for n in names if n in metrics and (metrics[n] != 0 or n not in _RARE)]
         for i, name in enumerate(shown):
             row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
     console.print(table)
@@ -149,7 +155,7 @@ def print_sweep(directory: Path, console: Console) -> bool:
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
             time = timing(path)
             cells.append(f"{time[0]:.2f} ± {time[1]:.2f}" if time else "")
-            cells += [spell(name, metrics[name]) for name in columns]
+            cells += [spell(name, metrics.get(name)) for name in columns]
         else:
             failures.append((path, run))
         table.add_row(*cells)

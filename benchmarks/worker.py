@@ -19,7 +19,9 @@ def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
 
 def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
     """What compare_to and hist show about a suite: one-line strings and integers."""
-    return {
+    library = run.get("library")
+    known = {"library": f"{library['file']}, sha256 {library['sha256']}"} if library else {}
+    return known | {
         "allocator": run["label"],
         "seed": run["seed"],
         "page_size": run["page_size"],
@@ -29,13 +31,17 @@ def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
 
 @functools.cache
 def _simulation(directory: Path):
-    """The compiled timed simulation; made once in each worker process, never in the master."""
+    """What is timed, compiled; made once in each worker process, never in the master."""
     import yaml
 
     from benchmarks.job import check_job
     from benchmarks.simulation import TIMED, Simulation
 
     job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
+    if job.library is not None:
+        from benchmarks.real.timed import Timed
+
+        return Timed(job.library, job.load_workload())
     return Simulation(job.plugin, job.load_workload(), job.kernel, TIMED)
 
 

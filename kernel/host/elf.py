@@ -48,6 +48,16 @@ class ElfFile:
                 found.setdefault(_string(strings, at), (value, info & 15))
         return found
 
+    def build_id(self) -> str:
+        """Return what the linker named this build by, hex digits; '' if it did not."""
+        name = ".note.gnu.build-id"
+        if not self.has(name):
+            return ""
+        note = self.section(name)
+        owner, length = struct.unpack_from("<II", note)
+        begin = 12 + owner + -owner % 4
+        return note[begin : begin + length].hex()
+
 
 def _string(table: bytes, at: int) -> str:
     return table[at : table.index(b"\0", at)].decode()

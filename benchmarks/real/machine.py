@@ -1,0 +1,511 @@
+"""The machine code that plays a program in a process which holds nothing else.
+
+The host process (kernel.host) maps this code and one shared memory, and is told to call ``play``.
+It does with the library's functions what benchmarks.replay does with a plugin's, in the same
+order, from a table of objects of its own: addresses go from malloc to free without leaving it::
+
+    COMMON     functions, switches                       parent ──► play
+    TABLE      an OBJECT for each slot                              play
+    a block for each thread:
+      CONTROL  where its events, answers and log are     parent ◄─► play
+      STACKS   its signal stack, its stack
+      EVENTS   what to do                                parent ──► play
+      ANSWERS  what each allocation returned             parent ◄── play
+      LOG      a RECORD for each change of memory        parent ◄── play
+
+Every system call of the library that concerns memory ends in ``trapped`` (a seccomp filter makes it
+a SIGSYS): it writes down the call and what /proc/self/statm says before it, makes the call, and
+lets the library go on with the result.  After an event that made a call or caused a page fault
+``play`` writes down statm once more.  Between two records nothing can have changed, so peaks,
+means and counts are exact for every event.
+
+With several threads an event waits until the events before it of the same object are done, whoever
+does them: OBJECT.turn counts them.
+"""
+
+import functools
+import os
+
+import numpy as np
+
+from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, TOUCH_READ, TOUCH_WRITE
+from benchmarks.replay import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
+from kernel.host.code import assembled, executable_memfd
+from kernel.host.elf import PAGE_SIZE
+
+#: What to do.  ``extra``: an alignment, or a touch's offset, in bytes.  ``turn``: events of the
+#: object that come before, -1 where nobody else can be ahead.
+EVENT = np.dtype([("op", "i8"), ("slot", "i8"), ("size", "i8"), ("extra", "i8"), ("turn", "i8")])
+
+#: ``address``: what the program got, else 0.  ``place``: how many events of all threads had ended.
+ANSWER = np.dtype([("address", "i8"), ("place", "i8")])
+
+#: An object of the program: its block (0: none), its size (with no block, -1: the allocation
+#: failed), and how many of its events are done.
+OBJECT = np.dtype([("block", "i8"), ("size", "i8"), ("turn", "i8"), ("unused", "i8")])
+
+#: Bytes kept of /proc/self/statm.
+TEXT = 168
+#: A change of memory.  ``nr``: the system call that is about to be made, or AFTER an event;
+#: ``event``: which of the thread's in this batch; ``args`` and ``result`` of the call; ``minflt``
+#: and ``majflt``: faults since the last record of the kind AFTER; ``statm``: (length,) characters.
+RECORD = np.dtype(
+    [
+        ("nr", "i8"),
+        ("event", "i8"),
+        ("place", "i8"),
+        ("args", "i8", (4,)),
+        ("result", "i8"),
+        ("minflt", "i8"),
+        ("majflt", "i8"),
+        ("length", "i8"),
+        ("statm", "S", TEXT),
+    ]
+)
+AFTER = -1
+
+#: The functions that are called, in the order of COMMON.
+FUNCTIONS = ("malloc", "calloc", "realloc", "aligned_alloc", "free")
+
+#: ``place``: events that have ended.  ``statm``: a descriptor.  ``touch``: what the program does
+#: with a new block (benchmarks.replay).
+COMMON = np.dtype(
+    [
+        *((name, "i8") for name in FUNCTIONS),
+        ("table", "i8"),
+        ("place", "i8"),
+        ("statm", "i8"),
+        ("options", "i8"),
+        ("touch", "i8"),
+        ("stop", "i8"),
+        ("ready", "i8"),
+        ("scratch", "u1", (1024,)),
+    ]
+)
+#: Options: write down changes of memory at all; after every event, whatever it did (for where
+#: system calls cannot be seen).
+OPTION_LOG, OPTION_EVERY = 1, 2
+
+#: A thread's block; ``own`` is its address, where the thread's gs register points.  ``count``
+#: events are to be done, ``done`` are; ``lost`` calls found no room in the log.  ``go`` and
+#: ``finished`` count batches.
+CONTROL = np.dtype(
+    [
+        ("own", "i8"),
+        ("events", "i8"),
+        ("answers", "i8"),
+        ("count", "i8"),
+        ("done", "i8"),
+        ("log", "i8"),
+        ("log_end", "i8"),
+        ("lost", "i8"),
+        ("minflt", "i8"),
+        ("majflt", "i8"),
+        ("go", "i8"),
+        ("finished", "i8"),
+        ("ended", "i8"),
+        ("stack_t", "i8", (3,)),
+        ("rusage", "i8", (18,)),
+        ("spare", RECORD),
+    ]
+)
+
+#: Where the code and the shared memory are mapped: nothing of a process is near.
+CODE = 0x1F00_0000_0000
+SHARED = 0x2000_0000_0000
+
+#: Events in a batch, and records in a log.
+BATCH = 1 << 16
+LOG_ROOM = 1 << 15
+#: So many records must be free before an event begins: what one call of the library may do.
+MARGIN = 1 << 12
+
+SIGNAL_STACK_SIZE = 1 << 16
+STACK_SIZE = 1 << 18
+
+#: Memory calls of x86-64, by number.
+WATCHED = {
+    9: "mmap",
+    10: "mprotect",
+    11: "munmap",
+    12: "brk",
+    25: "mremap",
+    28: "madvise",
+    149: "mlock",
+    150: "munlock",
+    325: "mlock2",
+}
+
+_ASSEMBLY = """
+.intel_syntax noprefix
+.text
+
+# long play(CONTROL *): do its events; the number done, which is less when the log is full
+# r15 COMMON, r12 CONTROL, r13 event, rbx object, rbp end of the log before the event
+
+.globl play
+play:
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, 8
+    mov r12, rdi
+    movabs r15, offset COMMON
+    mov r13, [r12 + EVENTS]
+    mov qword ptr [r12 + DONE], 0
+    call usage
+    mov [r12 + MINFLT], rax
+    mov [r12 + MAJFLT], rdx
+
+next:
+    mov rcx, [r12 + DONE]
+    cmp rcx, [r12 + COUNT]
+    jae played
+    mov rbp, [r12 + LOG]
+    lea rdx, [rbp + MARGIN * RECORD_SIZE]
+    cmp rdx, [r12 + LOG_END]
+    ja played
+    mov rbx, [r13 + EVENT_SLOT]
+    test rbx, rbx
+    js turned
+    shl rbx, 5
+    add rbx, [r15 + TABLE]
+    mov rdx, [r13 + EVENT_TURN]
+    test rdx, rdx
+    js turned
+wait_turn:
+    cmp [rbx + OBJECT_TURN], rdx
+    je turned
+    cmp qword ptr [r15 + STOP], 0
+    jne played
+    mov eax, 24                         # sched_yield
+    syscall
+    mov rdx, [r13 + EVENT_TURN]
+    jmp wait_turn
+
+turned:
+    mov rax, [r13 + EVENT_OP]
+    cmp eax, MALLOC
+    je do_malloc
+    cmp eax, FREE
+    je do_free
+    cmp eax, REALLOC
+    je do_realloc
+    cmp eax, CALLOC
+    je do_calloc
+    cmp eax, ALIGNED
+    je do_aligned
+    cmp eax, TOUCH_READ
+    je do_touch
+    cmp eax, TOUCH_WRITE
+    je do_touch
+    jmp nothing                         # the end of a thread
+
+do_malloc:
+    mov rdi, [r13 + EVENT_SIZE]
+    call [r15 + F_MALLOC]
+    call born
+    xor esi, esi
+    jmp use
+do_calloc:
+    mov edi, 1
+    mov rsi, [r13 + EVENT_SIZE]
+    call [r15 + F_CALLOC]
+    call born
+    jmp answer
+do_aligned:
+    mov rdi, [r13 + EVENT_EXTRA]
+    mov rsi, [r13 + EVENT_SIZE]
+    call [r15 + F_ALIGNED_ALLOC]
+    call born
+    xor esi, esi
+    jmp use
+do_free:
+    test rbx, rbx
+    js nothing                          # free(NULL)
+    mov rdi, [rbx]
+    mov qword ptr [rbx], 0
+    test rdi, rdi
+    jz forget
+    call [r15 + F_FREE]
+    jmp nothing
+forget:
+    mov qword ptr [rbx + OBJECT_BYTES], 0
+    jmp nothing
+do_realloc:
+    mov rdi, [rbx]
+    mov rsi, [r13 + EVENT_SIZE]
+    test rdi, rdi
+    jz realloc_none
+    test rsi, rsi
+    jz do_free
+    call [r15 + F_REALLOC]
+    test rax, rax
+    jz answer                           # the old block stays
+    mov rsi, [rbx + OBJECT_BYTES]
+    mov rcx, [r13 + EVENT_SIZE]
+    mov [rbx], rax
+    mov [rbx + OBJECT_BYTES], rcx
+    cmp rcx, rsi
+    jle answer
+    jmp use
+realloc_none:
+    cmp qword ptr [rbx + OBJECT_BYTES], 0
+    jl nothing
+    jmp do_malloc
+do_touch:
+    mov rdi, [rbx]
+    test rdi, rdi
+    jz nothing
+    add rdi, [r13 + EVENT_EXTRA]
+    mov rsi, [r13 + EVENT_SIZE]
+    xor edx, edx
+    cmp dword ptr [r13 + EVENT_OP], TOUCH_WRITE
+    sete dl
+    call touch
+    jmp nothing
+
+born:                                   # rax: the block of the object, 0 if there is none
+    mov [rbx], rax
+    mov rcx, [r13 + EVENT_SIZE]
+    test rax, rax
+    jnz born_well
+    mov rcx, -1
+born_well:
+    mov [rbx + OBJECT_BYTES], rcx
+    ret
+
+use:                                    # rax: the block, rsi: where its new bytes begin
+    test rax, rax
+    jz answer
+    mov r14, rax
+    mov rcx, [r15 + TOUCH]
+    xor edx, edx
+    cmp ecx, TOUCH_ALL_READ
+    je use_all
+    mov edx, 1
+    cmp ecx, TOUCH_ALL
+    je use_all
+    cmp ecx, TOUCH_FIRST
+    jne used
+    test rsi, rsi
+    jnz used
+    cmp qword ptr [r13 + EVENT_SIZE], 0
+    jle used
+    mov rdi, rax
+    mov esi, 1
+    call touch
+    jmp used
+use_all:
+    lea rdi, [rax + rsi]
+    neg rsi
+    add rsi, [r13 + EVENT_SIZE]
+    call touch
+used:
+    mov rax, r14
+    jmp answer
+
+touch:                                  # rsi bytes at rdi, a byte of each page; rdx: write
+    test rsi, rsi
+    jle touched
+    add rsi, rdi
+touch_page:
+    test edx, edx
+    jz touch_read
+    mov byte ptr [rdi], 1
+    jmp touch_next
+touch_read:
+    mov al, [rdi]
+touch_next:
+    and rdi, -PAGE_SIZE
+    add rdi, PAGE_SIZE
+    cmp rdi, rsi
+    jb touch_page
+touched:
+    ret
+
+nothing:
+    xor eax, eax
+answer:
+    mov rdx, [r12 + DONE]
+    shl rdx, 4
+    add rdx, [r12 + ANSWERS]
+    mov [rdx], rax
+    mov eax, 1
+    lock xadd [r15 + PLACE], rax
+    mov [rdx + 8], rax
+    test qword ptr [r15 + OPTIONS], OPTION_LOG
+    jz account_done
+    mov r14, rax
+    call usage
+    mov r9, rax
+    mov r10, rdx
+    sub r9, [r12 + MINFLT]
+    sub r10, [r12 + MAJFLT]
+    mov rcx, r9
+    or rcx, r10
+    jnz account
+    cmp rbp, [r12 + LOG]
+    jne account
+    test qword ptr [r15 + OPTIONS], OPTION_EVERY
+    jz account_done
+account:
+    mov [r12 + MINFLT], rax
+    mov [r12 + MAJFLT], rdx
+    mov rdi, [r12 + LOG]
+    mov qword ptr [rdi + RECORD_NR], -1
+    mov [rdi + RECORD_MINFLT], r9
+    mov [rdi + RECORD_MAJFLT], r10
+    mov [rdi + RECORD_PLACE], r14
+    mov rcx, [r12 + DONE]
+    mov [rdi + RECORD_EVENT], rcx
+    call state
+    add qword ptr [r12 + LOG], RECORD_SIZE
+account_done:
+    cmp qword ptr [r13 + EVENT_SLOT], 0
+    jl turn_done
+    inc qword ptr [rbx + OBJECT_TURN]   # from now on another thread may go on
+turn_done:
+    inc qword ptr [r12 + DONE]
+    add r13, EVENT_BYTES
+    jmp next
+
+played:
+    mov rax, [r12 + DONE]
+    add rsp, 8
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+
+usage:                                  # faults of this thread until now: rax minor, rdx major
+    xor eax, eax
+    xor edx, edx
+    test qword ptr [r15 + OPTIONS], OPTION_LOG
+    jz no_usage
+    mov edi, 1                          # RUSAGE_THREAD
+    lea rsi, [r12 + RUSAGE]
+    mov eax, 98                         # getrusage
+    syscall
+    mov rax, [r12 + RUSAGE + 64]
+    mov rdx, [r12 + RUSAGE + 72]
+no_usage:
+    ret
+
+state:                                  # write what statm says into the record at rdi
+    mov r8, rdi
+    lea rsi, [rdi + RECORD_STATM]
+    mov rdi, [r15 + STATM]
+    mov edx, TEXT
+    xor r10d, r10d
+    mov eax, 17                         # pread64
+    syscall
+    mov [r8 + RECORD_LENGTH], rax
+    ret
+
+# rdi SIGSYS, rsi siginfo_t, rdx ucontext_t: a memory call; all registers are restored afterwards
+
+.globl trapped
+trapped:
+    mov rbx, rdx
+    mov r12, gs:[0]
+    movabs r15, offset COMMON
+    mov r14d, [rsi + 24]                # si_syscall
+    mov r13, [r12 + LOG]
+    cmp r13, [r12 + LOG_END]
+    jae trap_lost
+    add qword ptr [r12 + LOG], RECORD_SIZE
+    jmp trap_record
+trap_lost:
+    inc qword ptr [r12 + LOST]
+    lea r13, [r12 + SPARE]
+trap_record:
+    mov [r13 + RECORD_NR], r14
+    mov rcx, [r12 + DONE]
+    mov [r13 + RECORD_EVENT], rcx
+    mov rcx, [r15 + PLACE]
+    mov [r13 + RECORD_PLACE], rcx
+    xor ecx, ecx
+    mov [r13 + RECORD_MINFLT], rcx
+    mov [r13 + RECORD_MAJFLT], rcx
+    mov rdi, r13
+    call state
+    mov rdi, [rbx + 104]                # the registers of the interrupted code
+    mov rsi, [rbx + 112]
+    mov rdx, [rbx + 136]
+    mov r10, [rbx + 56]
+    mov r8, [rbx + 40]
+    mov r9, [rbx + 48]
+    mov [r13 + RECORD_ARGS], rdi
+    mov [r13 + RECORD_ARGS + 8], rsi
+    mov [r13 + RECORD_ARGS + 16], rdx
+    mov [r13 + RECORD_ARGS + 24], r10
+    mov rax, r14
+    syscall
+    mov [r13 + RECORD_RESULT], rax
+    mov [rbx + 144], rax                # what the library finds in rax
+    ret
+
+.globl restorer
+restorer:
+    mov eax, 15                         # rt_sigreturn
+    syscall
+"""
+
+
+def _offsets(prefix: str, dtype: np.dtype) -> dict[str, int]:
+    """Where the fields of a record are, as the assembly names them."""
+    return {f"{prefix}{name.upper()}": at for name, (_type, at) in dtype.fields.items()}
+
+
+def _constants() -> dict[str, int]:
+    """The numbers that the assembly names."""
+    common = {
+        f"F_{name}" if name.lower() in FUNCTIONS else name: at
+        for name, at in _offsets("", COMMON).items()
+    }
+    event = _offsets("EVENT_", EVENT)
+    object_ = _offsets("OBJECT_", OBJECT)
+    object_["OBJECT_BYTES"] = object_.pop("OBJECT_SIZE")
+    return {
+        **common,
+        **_offsets("", CONTROL),
+        **event,
+        **object_,
+        **_offsets("RECORD_", RECORD),
+        "COMMON": SHARED,
+        "EVENT_BYTES": EVENT.itemsize,
+        "RECORD_SIZE": RECORD.itemsize,
+        "MARGIN": MARGIN,
+        "TEXT": TEXT,
+        "PAGE_SIZE": PAGE_SIZE,
+        "MALLOC": MALLOC,
+        "FREE": FREE,
+        "REALLOC": REALLOC,
+        "CALLOC": CALLOC,
+        "ALIGNED": ALIGNED,
+        "TOUCH_READ": TOUCH_READ,
+        "TOUCH_WRITE": TOUCH_WRITE,
+        "TOUCH_ALL": TOUCH_ALL,
+        "TOUCH_ALL_READ": TOUCH_ALL_READ,
+        "TOUCH_FIRST": TOUCH_FIRST,
+        "OPTION_LOG": OPTION_LOG,
+        "OPTION_EVERY": OPTION_EVERY,
+    }
+
+
+@functools.cache
+def the_code() -> tuple[int, dict[str, int]]:
+    """A descriptor of the code, one page, and the addresses of its entries in the process."""
+    text, entries = assembled(_ASSEMBLY, _constants())
+    if len(text) > PAGE_SIZE:
+        raise AssertionError("the code has outgrown its page")
+    fd = executable_memfd()
+    os.write(fd, text.ljust(PAGE_SIZE, b"\0"))
+    return fd, {name: CODE + place for name, place in entries.items()}
