@@ -10,8 +10,9 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kernel.jit import _global_names, is_jit
 from kernel.switches import NAMES
@@ -132,23 +133,31 @@ def _counted_code(function: Callable, branches: list[Branch]) -> types.CodeType:
     return next(c for c in module.co_consts if isinstance(c, types.CodeType))
 
 
-def instrument(function: Callable) -> tuple[Callable, list[Branch]]:
+def instrument(function: Callable, **bindings: Any) -> tuple[Callable, list[Branch]]:
     """Return a counting copy of ``function`` and all that it reaches, and what is counted.
 
-    The copy is marked as ``function`` is.  Raises ValueError when ``k.hits`` has no room.
+    The copy is marked as ``function`` is, and has ``bindings`` (see :func:`kernel.jit.build`) in
+    it.  Raises ValueError when ``k.hits`` has no room.
     """
     branches: list[Branch] = []
-    return _copy(function, {}, branches), branches
+    return _copy(function, bindings, {}, branches), branches
 
 
-def _copy(function: Callable, done: dict[Callable, Callable], branches: list[Branch]) -> Callable:
+def _copy(
+    function: Callable,
+    bindings: Mapping[str, Any],
+    done: dict[Callable, Callable],
+    branches: list[Branch],
+) -> Callable:
     if function in done:
         return done[function]
     scope = dict(function.__globals__)
     code = _counted_code(function, branches) if _takes_kernel(function) else function.__code__
     for name in _global_names(function.__code__):
+        if name in bindings:
+            scope[name] = bindings[name]
         if is_jit(scope.get(name)):
-            scope[name] = _copy(scope[name], done, branches)
+            scope[name] = _copy(scope[name], bindings, done, branches)
     copy = types.FunctionType(code, scope, function.__name__, function.__defaults__)
     copy.__module__ = function.__module__
     copy.__qualname__ = function.__qualname__

@@ -126,6 +126,19 @@ def _touches(protected, start, end):
 
 
 @jit
+def _within(protected, start, end):
+    """Whether [start, end) lies in the harness.
+
+    An area that only begins or ends there has grown out of it: what is beyond counts, and in the
+    harness's part the model has no pages.
+    """
+    for i in range(len(protected)):
+        if protected[i, 0] <= start and end <= protected[i, 1]:
+            return True
+    return False
+
+
+@jit
 def put_area(protected, rows, ids, n, start, end, prot, shared, offset, file, heap):
     """Write area row ``n``; ``file`` is an id of either side, numbered anew through ``ids``."""
     row = rows[n]
@@ -205,7 +218,7 @@ def model_regions(k, protected, rows):
     for i in range(k.mm.map_count):
         end = k.vma[i].vm_end
         start = k.vma[i].vm_start
-        if _touches(protected, start, end):
+        if _within(protected, start, end):
             continue
         start = next_slot(k, start, end)
         while start < end:

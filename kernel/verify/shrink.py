@@ -1,28 +1,36 @@
 """Make a program that shows a difference shorter: first without some operations, then simpler."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from kernel.uapi import MADV_DONTNEED, NR_MADVISE, NR_MMAP, NR_MPROTECT, NR_MREMAP, NR_MUNMAP
 from kernel.verify.operation import OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 
 #: Runs a program; the operations up to the first difference, or None where there is none.
-Shows = Callable[[list[Op]], list[Op] | None]
+Shows = Callable[[list[Any]], list[Any] | None]
+#: Simpler forms of an operation, the simplest first; each is strictly simpler.
+Variants = Callable[[Any], Iterable[Any]]
 
 _PAGE = 4096
 #: Which argument of a call is a length in bytes.
 _LENGTHS = {NR_MMAP: (1,), NR_MUNMAP: (1,), NR_MPROTECT: (1,), NR_MADVISE: (1,), NR_MREMAP: (1, 2)}
 
 
-def shrink(ops: list[Op], shows: Shows, seconds: float = 60) -> list[Op]:
-    """The shortest program found in ``seconds`` that shows a difference; ``ops`` does."""
+def shrink(
+    ops: list[Any], shows: Shows, seconds: float = 60, variants: Variants | None = None
+) -> list[Any]:
+    """The shortest program found in ``seconds`` that shows a difference; ``ops`` does.
+
+    Operations are Op unless ``variants`` knows others.
+    """
     deadline = time.monotonic() + seconds
     ops = _fewer(ops, shows, deadline)
-    ops = _simpler(ops, shows, deadline)
+    ops = _simpler(ops, shows, variants or _variants, deadline)
     return _fewer(ops, shows, deadline)
 
 
-def _fewer(ops: list[Op], shows: Shows, deadline: float) -> list[Op]:
+def _fewer(ops: list[Any], shows: Shows, deadline: float) -> list[Any]:
     """Leave out runs of operations, half of them at first, in the end one."""
     size = max(len(ops) // 2, 1)
     while True:
@@ -44,14 +52,14 @@ def _fewer(ops: list[Op], shows: Shows, deadline: float) -> list[Op]:
             return ops
 
 
-def _simpler(ops: list[Op], shows: Shows, deadline: float) -> list[Op]:
+def _simpler(ops: list[Any], shows: Shows, variants: Variants, deadline: float) -> list[Any]:
     """Replace arguments by simpler ones where the difference stays."""
     n = len(ops) - 1
     while n >= 0:
         changed = True
         while changed and n < len(ops):
             changed = False
-            for op in _variants(ops[n]):
+            for op in variants(ops[n]):
                 if time.monotonic() > deadline:
                     return ops
                 found = shows([*ops[:n], op, *ops[n + 1 :]])
