@@ -922,6 +922,8 @@ def grow_main(k, a, nb):
         if end < 0:
             correction = 0
             end = morecore(k, a, 0)
+    elif start != begin:  # a break that others moved, with nothing to align it by
+        abort(k, ABORT_CORRUPT, start)
     elif end < 0:
         end = morecore(k, a, 0)
     a.top[0] = begin
