@@ -16,6 +16,7 @@ three bytes an event, threads and nanoseconds included.
 """
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,17 +89,18 @@ class Writer:
         self._fingerprint.add(events)
         self._wrong = self._audit.add(events)
         table = pa.table({name: column[:rows] for name, column in columns.items()})
-        if self._file is None:
-            self._file = parquet.ParquetWriter(
-                self._temporary,
-                table.schema,
-                compression="zstd",
-                compression_level=_LEVEL,
-                use_dictionary=False,
-                column_encoding={name: _ENCODINGS[name] for name in columns},
-                write_page_checksum=True,
-            )
-        self._file.write_table(table, row_group_size=ROW_GROUP)
+        with _short_errors():
+            if self._file is None:
+                self._file = parquet.ParquetWriter(
+                    self._temporary,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=_LEVEL,
+                    use_dictionary=False,
+                    column_encoding={name: _ENCODINGS[name] for name in columns},
+                    write_page_checksum=True,
+                )
+            self._file.write_table(table, row_group_size=ROW_GROUP)
 
     def __exit__(
         self,
@@ -118,11 +120,23 @@ class Writer:
                     content["facts"] = vars(facts)
                 self._file.add_key_value_metadata({_METADATA: json.dumps(content)})
             if self._file is not None:
-                self._file.close()
+                with _short_errors():
+                    self._file.close()
             if error is None:
                 self._temporary.replace(self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """Let the errors of the system be told in its own words, without pyarrow's around them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            raise OSError(error.errno, os.strerror(error.errno)) from None
+        raise
 
 
 def _dtypes() -> list[tuple[str, str]]:

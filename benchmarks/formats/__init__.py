@@ -165,11 +165,18 @@ def _error(path: Path, problem: tuple[int, str], unit: str) -> TraceError:
     return TraceError(f"{path}{where}{what}")
 
 
-def check_output(path: Path, out: Path) -> None:
-    """Raise TraceError when ``out`` cannot be written or is the trace ``path`` itself."""
-    if not out.parent.is_dir():
+def check_output(out: Path, *inputs: Path) -> None:
+    """Raise TraceError when ``out`` cannot be a new file or is one of the ``inputs``.
+
+    Outputs take the place of what is there when they are whole, so it must not be a device.
+    """
+    if not out.absolute().parent.is_dir():
         raise TraceError(f"{out}: there is no directory {out.parent}")
-    if out.exists() and out.samefile(path):
+    if out.is_dir():
+        raise TraceError(f"{out}: is a directory")
+    if out.exists() and not out.is_file():
+        raise TraceError(f"{out}: is no file that could be replaced")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise TraceError(f"{out}: would overwrite the trace that is read")
 
 
@@ -181,7 +188,7 @@ def convert(
     ``out`` appears whole or not at all.  Raises TraceError.
     """
     source = recognise(path)
-    check_output(path, out)
+    check_output(out, path)
     try:
         with native.Writer(out) as writer:
             if source.format is None:

@@ -49,7 +49,7 @@ def export(
     whole or not at all.  Raises TraceError.
     """
     formats.recognise(path)
-    formats.check_output(path, out)
+    formats.check_output(out, path)
     writer = WRITERS[form].Writer()
     with formats.native_file(path, strict, progress) as (reader, checked):
         survey = getattr(writer, "survey", None)

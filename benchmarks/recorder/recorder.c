@@ -334,6 +334,14 @@ static struct thread *take(void)
     return taken;
 }
 
+/* The next number.  A locked instruction waits for all stores before it: not while alone. */
+static inline uint64_t next_number(void)
+{
+    if (ALONE)
+        return image->number++;
+    return __atomic_fetch_add(&image->number, 1, __ATOMIC_RELAXED);
+}
+
 /* Make this thread ready to record in the image that the process is now; false: it cannot. */
 static int attach(void)
 {
@@ -363,8 +371,10 @@ static int attach(void)
             pthread_setspecific(key, &self);
     }
     struct thread *taken = take();
-    if (!taken)
+    if (!taken) {
+        next_number(); /* which nobody has: it will tell of the loss */
         return 0;
+    }
     taken->id = name;
     taken->number = NONE;
     self = taken;
@@ -401,14 +411,6 @@ static void flush(struct thread *me)
 }
 
 /* --- Records ----------------------------------------------------------------------------------- */
-
-/* The next number.  A locked instruction waits for all stores before it: not while alone. */
-static inline uint64_t next_number(void)
-{
-    if (ALONE)
-        return image->number++;
-    return __atomic_fetch_add(&image->number, 1, __ATOMIC_RELAXED);
-}
 
 /* Append any record; ``second`` is there in that of an allocation. */
 static RARE void put_any(

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import native
 from benchmarks.events import ALLOCATOR_OPS, make_events
-from benchmarks.formats import Progress
+from benchmarks.formats import Progress, check_output
 from benchmarks.formats.objects import PROBLEM_NAMES, Objects
 from benchmarks.native import TraceError
 from benchmarks.recorder import build, raw
@@ -66,7 +66,7 @@ def record(
     ``resolution``: nanoseconds; times are multiples of it.  Waits for the children as well, until
     interrupted.  Raises TraceError.
     """
-    _check(out)
+    check_output(out)
     library = build.library()
     directory = out.resolve().with_name(f"{out.name}.raw")
     if shutil.which(command[0]) is None:
@@ -141,13 +141,6 @@ def _running(directory: Path) -> set[int]:
     return found
 
 
-def _check(out: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        raise TraceError(f"{out}: there is no directory {out.parent}")
-    if out.is_dir():
-        raise TraceError(f"{out}: is a directory")
-
-
 def recover(
     directory: Path,
     out: Path,
@@ -159,7 +152,7 @@ def recover(
 
     ``code``: the program's exit code, where it is known.
     """
-    _check(out)
+    check_output(out)
     about_path = directory / _ABOUT
     try:
         about = json.loads(about_path.read_text())
@@ -171,12 +164,17 @@ def recover(
     alive = _running(directory)
     running = [image.program for image in chosen if image.pid in alive]
     if not chosen:
+        began = any(directory.glob("*.buffers"))
         if code is not None:
             shutil.rmtree(directory)
-        raise TraceError(
-            f"{about['command'][0]}: no allocation was recorded; is it statically linked, setuid, "
-            "or a program with a malloc of its own?" + ("" if code is None else told_exit(code))
+        why = (
+            f"the recorder could not write to {directory}; is the disk full?"
+            if began
+            else "did it make any, or is it statically linked, setuid, or a program with a malloc "
+            "of its own?"
         )
+        told = "" if code is None else told_exit(code)
+        raise TraceError(f"{about['command'][0]}: no allocation was recorded; {why}{told}")
     names = [out, *(out.with_suffix(f".{i}{out.suffix}") for i in range(1, len(chosen)))]
     traces = []
     try:

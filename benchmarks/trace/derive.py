@@ -72,11 +72,7 @@ def written(given: argparse.Namespace, inputs: list[Path], **facts: Any) -> Iter
     ``inputs``: what must not be overwritten.  Raises TraceError where nothing can be written.
     """
     out = given.output
-    if not out.parent.is_dir():
-        raise TraceError(f"{out}: there is no directory {out.parent}")
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise TraceError(f"{out}: would overwrite the trace that is read")
+    formats.check_output(out, *inputs)
     try:
         with native.Writer(out) as writer:
             writer.provenance = {

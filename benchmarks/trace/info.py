@@ -434,6 +434,8 @@ def _plot_path(text: str) -> Path:
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
     """Read the trace; returns what prints the answer."""
+    if given.plot:
+        formats.check_output(given.plot, given.file)
     about = describe(given.file, not given.lenient, progress)
     if given.plot:
         plot(about, given.plot)

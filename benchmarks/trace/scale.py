@@ -59,6 +59,8 @@ def _factor(text: str) -> float:
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
     """Scale; returns what prints where it went."""
+    if given.copies == given.sizes == 1:
+        raise TraceError("scale takes --copies N, --sizes F, or both")
     if not 1 <= given.copies <= _MOST:
         raise TraceError(f"--copies {given.copies}: must be 1 to {_MOST}")
     with (

@@ -1,5 +1,6 @@
 """cat, head, slice, merge and scale do what their first paragraphs say."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -276,8 +277,10 @@ def test_sizes(rows, tmp_path, capsys):
     [
         (["scale", "IN", "OUT", "--copies", "0"], 1, "--copies 0: must be 1 to"),
         (["scale", "IN", "OUT", "--sizes", "1e13"], 1, "event 0: 100 bytes times 1e+13"),
-        (["scale", "IN", "IN"], 1, "would overwrite the trace that is read"),
+        (["scale", "IN", "OUT"], 1, "scale takes --copies N, --sizes F, or both"),
+        (["scale", "IN", "IN", "--copies", "2"], 1, "would overwrite the trace that is read"),
         (["merge", "none/OUT", "IN", "IN"], 1, "there is no directory none"),
+        (["slice", "IN", "."], 1, ".: is a directory"),
         (["merge", "OUT", "IN", "missing"], 1, "missing: No such file"),
         (["cat", "missing"], 1, "missing: No such file"),
     ],
@@ -289,6 +292,25 @@ def test_one_line_for_what_cannot_be_done(rows, tmp_path, capsys, arguments, cod
     assert complaint in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == [rows]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "IN", "OUT"],
+        ["convert", "IN", "OUT", "--to", "rep"],
+        ["slice", "IN", "OUT"],
+        ["record", "-o", "OUT", "--", "true"],
+    ],
+)
+def test_a_device_is_not_replaced(rows, tmp_path, capsys, arguments):
+    """/dev/null, say; here a pipe, on which nothing else depends."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    names = {"IN": str(rows), "OUT": str(pipe)}
+    assert main([names.get(a, a) for a in arguments]) == 1
+    assert capsys.readouterr().err == f"error: {pipe}: is no file that could be replaced\n"
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1.5", "²"])

@@ -138,7 +138,7 @@ def test_no_plot(trace, tmp_path, capsys):
     assert main(["info", str(trace[0]), "--plot", str(tmp_path / "none" / "x.png")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "No such file or directory" in said
+    assert f"x.png: there is no directory {tmp_path / 'none'}" in said
     with pytest.raises(SystemExit, match="2"):
         main(["info", str(trace[0]), "--plot", "x.pdf"])
     assert "expected a name that ends in .png or .svg" in capsys.readouterr().err
