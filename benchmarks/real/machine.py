@@ -20,7 +20,8 @@ lets the library go on with the result.  After an event that made a call or caus
 means and counts are exact for every event.
 
 With several threads an event waits until the events before it of the same object are done, whoever
-does them: OBJECT.turn counts them.
+does them: OBJECT.turn counts them.  ``lead`` is then called in place of ``play``: it sends off the
+other threads, which are in ``thread``, plays for its own, and waits for all.
 """
 
 import functools
@@ -67,8 +68,12 @@ AFTER = -1
 #: The functions that are called, in the order of COMMON.
 FUNCTIONS = ("malloc", "calloc", "realloc", "aligned_alloc", "free")
 
+#: Threads that a process can have.
+MOST_THREADS = 256
+
 #: ``place``: events that have ended.  ``statm``: a descriptor.  ``touch``: what the program does
-#: with a new block (benchmarks.replay).
+#: with a new block (benchmarks.replay).  ``stop``: nobody may wait any longer.  ``other``: the
+#: blocks of the (``others``) threads that ``lead`` sends off; ``ready``: how many have come back.
 COMMON = np.dtype(
     [
         *((name, "i8") for name in FUNCTIONS),
@@ -79,6 +84,8 @@ COMMON = np.dtype(
         ("touch", "i8"),
         ("stop", "i8"),
         ("ready", "i8"),
+        ("others", "i8"),
+        ("other", "i8", (MOST_THREADS,)),
         ("scratch", "u1", (1024,)),
     ]
 )
@@ -88,7 +95,8 @@ OPTION_LOG, OPTION_EVERY = 1, 2
 
 #: A thread's block; ``own`` is its address, where the thread's gs register points.  ``count``
 #: events are to be done, ``done`` are; ``lost`` calls found no room in the log.  ``go`` and
-#: ``finished`` count batches.
+#: ``finished`` count batches; ``ended``: the thread leaves after this one.  ``stack_t``: of
+#: sigaltstack(2); ``thread``: its pthread_t.
 CONTROL = np.dtype(
     [
         ("own", "i8"),
@@ -105,6 +113,7 @@ CONTROL = np.dtype(
         ("finished", "i8"),
         ("ended", "i8"),
         ("stack_t", "i8", (3,)),
+        ("thread", "i8"),
         ("rusage", "i8", (18,)),
         ("spare", RECORD),
     ]
@@ -145,6 +154,7 @@ _ASSEMBLY = """
 
 .globl play
 play:
+play_here:
     push rbx
     push rbp
     push r12
@@ -167,7 +177,7 @@ next:
     mov rbp, [r12 + LOG]
     lea rdx, [rbp + MARGIN * RECORD_SIZE]
     cmp rdx, [r12 + LOG_END]
-    ja played
+    ja full
     mov rbx, [r13 + EVENT_SLOT]
     test rbx, rbx
     js turned
@@ -202,7 +212,8 @@ turned:
     je do_touch
     cmp eax, TOUCH_WRITE
     je do_touch
-    jmp nothing                         # the end of a thread
+    mov qword ptr [r12 + ENDED], 1      # the end of a thread
+    jmp nothing
 
 do_malloc:
     mov rdi, [r13 + EVENT_SIZE]
@@ -373,6 +384,8 @@ turn_done:
     add r13, EVENT_BYTES
     jmp next
 
+full:                                   # who waits for events of this thread must not
+    mov qword ptr [r15 + STOP], 1
 played:
     mov rax, [r12 + DONE]
     add rsp, 8
@@ -407,6 +420,101 @@ state:                                  # write what statm says into the record 
     mov eax, 17                         # pread64
     syscall
     mov [r8 + RECORD_LENGTH], rax
+    ret
+
+# long lead(CONTROL *): a batch of all threads; returns when all have come back
+# rbx other threads left to send off
+
+.globl lead
+lead:
+    push rbx
+    push r12
+    push r15
+    mov r12, rdi
+    movabs r15, offset COMMON
+    mov rbx, [r15 + OTHERS]
+lead_next:
+    dec rbx
+    js lead_play
+    mov rdi, [r15 + OTHER + 8 * rbx]
+    lea rdi, [rdi + GO]
+    lock inc qword ptr [rdi]
+    mov esi, 1                          # FUTEX_WAKE
+    mov edx, 1
+    mov eax, 202
+    syscall
+    jmp lead_next
+lead_play:
+    mov rdi, r12
+    call play_here                      # a global name would be a linker's
+lead_wait:
+    mov rdx, [r15 + READY]
+    cmp rdx, [r15 + OTHERS]
+    jae lead_done
+    lea rdi, [r15 + READY]
+    xor esi, esi                        # FUTEX_WAIT
+    xor r10d, r10d
+    mov eax, 202
+    syscall
+    jmp lead_wait
+lead_done:
+    xor eax, eax
+    pop r15
+    pop r12
+    pop rbx
+    ret
+
+# void *thread(CONTROL *): what pthread_create starts; one batch after the other
+# rbx batches finished
+
+.globl thread
+thread:
+    push rbx
+    push r12
+    push r15
+    mov r12, rdi
+    movabs r15, offset COMMON
+    mov eax, 158                        # arch_prctl
+    mov edi, 0x1001                     # ARCH_SET_GS
+    mov rsi, r12
+    syscall
+    lea rdi, [r12 + STACK_T]
+    xor esi, esi
+    mov eax, 131                        # sigaltstack
+    syscall
+    mov rbx, [r12 + FINISHED]
+thread_wait:
+    cmp [r12 + GO], rbx
+    jne thread_go
+    lea rdi, [r12 + GO]
+    xor esi, esi                        # FUTEX_WAIT
+    mov edx, ebx
+    xor r10d, r10d
+    mov eax, 202
+    syscall
+    jmp thread_wait
+thread_go:
+    inc rbx
+    mov rdi, r12
+    call play_here                      # a global name would be a linker's
+    mov [r12 + FINISHED], rbx
+    mov rdi, [r12 + ENDED]
+    push rdi
+    push rdi
+    lock inc qword ptr [r15 + READY]
+    lea rdi, [r15 + READY]
+    mov esi, 1                          # FUTEX_WAKE
+    mov edx, 1
+    mov eax, 202
+    syscall
+    pop rdi
+    pop rdi
+    test rdi, rdi
+    jz thread_wait
+    xor eax, eax
+    pop r15
+    pop r12
+    pop rbx
     ret
 
 # rdi SIGSYS, rsi siginfo_t, rdx ucontext_t: a memory call; all registers are restored afterwards

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, perf_counter
 from types import TracebackType
@@ -36,6 +36,9 @@ from kernel.host.process import (
     HostProcess,
 )
 
+PAGE = mmap.PAGESIZE
+#: Where in the shared memory arguments of system calls are laid out.
+SCRATCH = machine.COMMON.fields["scratch"][1]
 #: Seconds that one event may take.
 PATIENCE = 20.0
 
@@ -71,6 +74,47 @@ def prepare(events: Events) -> np.ndarray:
     return todo
 
 
+class Block:
+    """What one thread of the process and this one share: see benchmarks.real.machine.
+
+    ``address``: in the process.  ``signal_stack`` and ``stack``: offsets of a thread's own.
+    """
+
+    def __init__(self, memory: mmap.mmap, offset: int, batch: int, log_room: int) -> None:
+        parts, self.size = _parts(batch, log_room)
+        self.memory, self.offset = memory, offset
+        self.address = machine.SHARED + offset
+        self.control = np.frombuffer(memory, machine.CONTROL, 1, offset)[0]
+        self.events = np.frombuffer(memory, machine.EVENT, batch, offset + parts["events"])
+        self.answers = np.frombuffer(memory, machine.ANSWER, batch, offset + parts["answers"])
+        self.log = np.frombuffer(memory, machine.RECORD, log_room, offset + parts["log"])
+        self.signal_stack = self.address + parts["signal_stack"]
+        self.stack = self.address + parts["stack"]
+        self._parts = parts
+
+    def set_up(self) -> None:
+        """Fill in what stays; the memory is all zeros before."""
+        control, parts = self.control, self._parts
+        control["own"] = self.address
+        control["events"] = self.address + parts["events"]
+        control["answers"] = self.address + parts["answers"]
+        control["log"] = self.address + parts["log"]
+        control["log_end"] = int(control["log"]) + self.log.nbytes
+
+    def give(self, todo: np.ndarray) -> None:
+        """Lay out events (EVENT, at most a batch) and an empty log."""
+        self.events[: len(todo)] = todo
+        self.control["count"] = len(todo)
+        self.control["done"] = 0
+        self.control["log"] = self.address + self._parts["log"]
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the answers and of the log."""
+        done = int(self.control["done"])
+        used = int(self.control["log"]) - self.address - self._parts["log"]
+        return self.answers[:done].copy(), self.log[: used // self.log.itemsize].copy()
+
+
 class RealProcess:
     """One process with ``library``, and a table of ``slots`` objects.
 
@@ -82,15 +126,16 @@ class RealProcess:
     Raises LibraryError when the library is not what runs, HostError where no process can be made.
     """
 
+    #: Threads that there is room for, events in a batch of one, records in its log.
+    THREADS, BATCH, LOG_ROOM = 1, machine.BATCH, machine.LOG_ROOM
+
     def __init__(self, library: Library, *, slots: int, touch: str, observe: bool = True) -> None:
         self.library, self.seconds = library, 0.0
-        self._begun, self._event_base = 0, 0
-        code, entries = machine.the_code()
-        self._entries = entries
-        self._table = PAGE
-        self._block = _whole_pages(self._table + max(slots, 1) * machine.OBJECT.itemsize)
-        parts = _block_parts()
-        total = self._block + parts["end"]
+        self._begun = 0
+        code, self._entries = machine.the_code()
+        first = PAGE + _whole_pages(max(slots, 1) * machine.OBJECT.itemsize)
+        size = _parts(self.BATCH, self.LOG_ROOM)[1]
+        total = first + self.THREADS * size
         shared = os.memfd_create("real", os.MFD_CLOEXEC)
         try:
             os.ftruncate(shared, total)
@@ -100,12 +145,13 @@ class RealProcess:
             os.close(shared)
         self.pid = self._host.pid
         try:
-            self._common = self._records(machine.COMMON, 0, 1)[0]
-            self._control = self._records(machine.CONTROL, self._block, 1)[0]
-            self._events = self._records(machine.EVENT, self._block + parts["events"], BATCH)
-            self._answers = self._records(machine.ANSWER, self._block + parts["answers"], BATCH)
-            self._log = self._records(machine.RECORD, self._block + parts["log"], LOG_ROOM)
-            self._set_up(total, parts, touch, observe)
+            self.common = np.frombuffer(self._memory, machine.COMMON, 1)[0]
+            self.table = np.frombuffer(self._memory, machine.OBJECT, max(slots, 1), PAGE)
+            self.blocks = [
+                Block(self._memory, first + n * size, self.BATCH, self.LOG_ROOM)
+                for n in range(self.THREADS)
+            ]
+            self._set_up(total, first + size, touch, observe)
             self.start, self.own = self.state(), self._own()
         except BaseException:
             self.close()
@@ -152,41 +198,34 @@ class RealProcess:
                 private += int(re.search(r"Anonymous:\s*(\d+)", area)[1]) * 1024 // PAGE
         return State(total, writable, private)
 
-    def play(self, todo: np.ndarray, stuck: Callable[[], None] | None = None):
-        """Do the events ``todo`` (EVENT, at most BATCH); yields pieces (answers, log records).
+    def play(self, todo: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Do the events ``todo`` (EVENT, any number); yields pieces (answers, log records).
 
-        The pieces are copies, in order; RECORD.event counts from the beginning of the piece.
-        Raises LibraryError when the library crashes, aborts or does not return.
+        The pieces are in order; RECORD.event counts from the beginning of the piece.  Raises
+        LibraryError when the library crashes, aborts or does not return.
         """
-        first = 0
+        block, first = self.blocks[0], 0
         while first < len(todo):
-            part = todo[first : first + BATCH]
-            self._events[: len(part)] = part
-            self._control["count"] = len(part)
-            self._control["log"] = self._log_address
-            done = self._run(len(part))
-            used = (int(self._control["log"]) - self._log_address) // machine.RECORD.itemsize
-            if self._control["lost"]:
-                raise LibraryError(
-                    f"{self.library.name}: event {self._begun + done} made more than "
-                    f"{machine.MARGIN} system calls"
-                )
-            self._begun += done
-            first += done
-            yield self._answers[:done].copy(), self._log[:used].copy()
+            block.give(todo[first : first + self.BATCH])
+            self._run("play")
+            self._check_lost()
+            answers, log = block.take()
+            first += len(answers)
+            yield answers, log
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _records(self, dtype: np.dtype, at: int, count: int) -> np.ndarray:
-        return np.frombuffer(self._memory, dtype, count, at)
+    def _done(self) -> int:
+        """Events done in the running batch."""
+        return sum(int(block.control["done"]) for block in self.blocks)
 
-    def _run(self, count: int) -> int:
-        """Let the process do a batch; returns the number of events done."""
+    def _run(self, entry: str) -> None:
+        """Let the main thread do a batch by ``entry`` of the code."""
         seen, since = -1, monotonic()
 
         def watch() -> None:
             nonlocal seen, since
-            done = int(self._control["done"])
+            done = self._done()
             if done != seen:
                 seen, since = done, monotonic()
             elif monotonic() - since > PATIENCE:
@@ -195,27 +234,39 @@ class RealProcess:
                     f"{PATIENCE:g} s"
                 )
 
-        call = np.array(
-            [(OP_CALL, 0, (self._entries["play"], self._place(self._block), 0, 0, 0, 0))], OP
-        )
         begin = perf_counter()
         try:
-            result = self._host.run(call, faults=False, waiting=watch)[0]
+            result = self._call(self._entries[entry], self.blocks[0].address, waiting=watch)
         except HostError as error:
-            event = self._begun + int(self._control["done"])
+            event = self._begun + self._done()
             raise LibraryError(f"{self.library.name}: event {event}: {error}") from None
         self.seconds += perf_counter() - begin
+        self._begun += self._done()
         if result["sig"]:
-            event = self._begun + int(self._control["done"])
             name = signal.Signals(int(result["sig"])).name
             raise LibraryError(
-                f"{self.library.name}: event {event}: {name} at address {int(result['si_addr']):#x}"
+                f"{self.library.name}: event {self._begun}: {name} at address "
+                f"{int(result['si_addr']):#x}"
             )
-        return int(result["value"])
 
-    def _place(self, offset: int) -> int:
-        """The address in the process of an offset in the shared memory."""
-        return machine.SHARED + offset
+    def _check_lost(self) -> None:
+        """Raise LibraryError when a log had no room for all calls of an event."""
+        if any(int(block.control["lost"]) for block in self.blocks):
+            raise LibraryError(
+                f"{self.library.name}: event {self._begun} made more than {machine.MARGIN} "
+                "system calls"
+            )
+
+    def _call(
+        self, function: int, *args: int, waiting: Callable[[], None] | None = None
+    ) -> np.void:
+        op = np.array([(OP_CALL, 0, (function, *args, *(0,) * (5 - len(args))))], OP)
+        return self._host.run(op, faults=False, waiting=waiting)[0]
+
+    def _touch(self, first: int, last: int) -> None:
+        """Write zeros to shared memory, so that no page of it is a fault later; offsets."""
+        op = np.array([(OP_TOUCH, 0, (machine.SHARED + first, last - first, 1, 0, 0, 0))], OP)
+        self._host.run(op, faults=False)
 
     def _syscall(self, number: int, *args: int) -> int:
         op = np.array([(OP_SYSCALL, number, (*args, *(0,) * (6 - len(args))))], OP)
@@ -227,77 +278,64 @@ class RealProcess:
             raise HostError(f"{what}: {os.strerror(-value)}")
         return value
 
-    def _set_up(self, total: int, parts: dict[str, int], touch: str, observe: bool) -> None:
+    def _set_up(self, total: int, touched: int, touch: str, observe: bool) -> None:
         fixed = machine.CODE, PAGE, mmap.PROT_READ | mmap.PROT_EXEC, _PRIVATE_FIXED, FIRST_FILE, 0
         self._must("mapping the code", _MMAP, *fixed)
         fixed = machine.SHARED, total, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED
         self._must("mapping shared memory", _MMAP, *fixed, FIRST_FILE + 1, 0)
-        all_pages = np.array([(OP_TOUCH, 0, (machine.SHARED, total, 1, 0, 0, 0))], OP)
-        self._host.run(all_pages, faults=False)
-
-        common, control = self._common, self._control
+        self._touch(0, touched)
+        common, main = self.common, self.blocks[0]
         for name in machine.FUNCTIONS:
             path, common[name] = self._host.provider(name)
             if not self.library.is_file(path):
                 raise LibraryError(f"{self.library.name}: {name} would come from {path}")
-        common["table"] = self._place(self._table)
+        common["table"] = machine.SHARED + PAGE
         common["touch"] = TOUCH_NAMES.index(touch)
-        control["own"] = self._place(self._block)
-        control["events"] = self._place(self._block + parts["events"])
-        control["answers"] = self._place(self._block + parts["answers"])
-        self._log_address = self._place(self._block + parts["log"])
-        control["log"] = self._log_address
-        control["log_end"] = self._log_address + LOG_ROOM * machine.RECORD.itemsize
-        scratch = machine.COMMON.fields["scratch"][1]
-        self._must("setting a register", _ARCH_PRCTL, _ARCH_SET_GS, self._place(self._block))
+        main.set_up()
+        self._must("setting a register", _ARCH_PRCTL, _ARCH_SET_GS, main.address)
         self.sees_calls = False
         if not observe:
             return
         name = b"/proc/self/statm\0"
-        self._memory[scratch : scratch + len(name)] = name
-        statm = self._must("/proc/self/statm", _OPENAT, _AT_FDCWD, self._place(scratch), 0)
-        common["statm"] = statm
-        self.sees_calls = self._trap_calls(scratch)
+        self._memory[SCRATCH : SCRATCH + len(name)] = name
+        scratch = machine.SHARED + SCRATCH
+        common["statm"] = self._must("/proc/self/statm", _OPENAT, _AT_FDCWD, scratch, 0)
+        self.sees_calls = self._trap_calls()
         common["options"] = machine.OPTION_LOG | (0 if self.sees_calls else machine.OPTION_EVERY)
 
-    def _trap_calls(self, scratch: int) -> bool:
+    def _trap_calls(self) -> bool:
         """Have memory calls end in ``trapped``; False where that is refused."""
-        action = struct.pack(
-            "=4Q", self._entries["trapped"], _SIGNAL_FLAGS, self._entries["restorer"], 0
-        )
-        self._memory[scratch : scratch + len(action)] = action
-        if self._syscall(_SIGACTION, signal.SIGSYS, self._place(scratch), 0, 8):
+        scratch = machine.SHARED + SCRATCH
+        trapped, restorer = self._entries["trapped"], self._entries["restorer"]
+        action = struct.pack("=4Q", trapped, _SIGNAL_FLAGS, restorer, 0)
+        self._memory[SCRATCH : SCRATCH + len(action)] = action
+        if self._syscall(_SIGACTION, signal.SIGSYS, scratch, 0, 8):
             return False
         code = _filter()
-        header = struct.pack("=H6xQ", len(code) // 8, self._place(scratch + 16))
-        self._memory[scratch : scratch + 16] = header
-        self._memory[scratch + 16 : scratch + 16 + len(code)] = code
-        return not self._syscall(
-            _PRCTL, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._place(scratch)
-        )
-
-
-PAGE = mmap.PAGESIZE
-BATCH, LOG_ROOM = machine.BATCH, machine.LOG_ROOM
+        header = struct.pack("=H6xQ", len(code) // 8, scratch + 16)
+        self._memory[SCRATCH : SCRATCH + 16 + len(code)] = header + code
+        return not self._syscall(_PRCTL, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, scratch)
 
 
 def _whole_pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def _block_parts() -> dict[str, int]:
-    """Where the parts of a thread's block are, from its beginning."""
+def _parts(batch: int, log_room: int) -> tuple[dict[str, int], int]:
+    """Where the parts of a thread's block are, from its beginning, and how large it is."""
     sizes = {
         "control": machine.CONTROL.itemsize,
-        "events": BATCH * machine.EVENT.itemsize,
-        "answers": BATCH * machine.ANSWER.itemsize,
-        "log": LOG_ROOM * machine.RECORD.itemsize,
+        "events": batch * machine.EVENT.itemsize,
+        "answers": batch * machine.ANSWER.itemsize,
+        "log": log_room * machine.RECORD.itemsize,
+        "signal_stack": machine.SIGNAL_STACK_SIZE,
+        "stack": machine.STACK_SIZE,
     }
     at, parts = 0, {}
     for name, size in sizes.items():
         parts[name] = at
         at += _whole_pages(size)
-    return parts | {"end": at}
+    return parts, at
 
 
 def _filter() -> bytes:

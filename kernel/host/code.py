@@ -264,6 +264,7 @@ do_call:
     mov rdi, [r12 + 24]
     mov rsi, [r12 + 32]
     mov rdx, [r12 + 40]
+    mov rcx, [r12 + 48]
     call rax
     jmp answer
 

@@ -16,7 +16,7 @@ from benchmarks.events import (
     slot_count,
 )
 from benchmarks.metrics import NATIVE
-from benchmarks.real import memory, process
+from benchmarks.real import machine, memory
 from benchmarks.real.memory import RealRun, clean_seconds
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.workloads import Workload
@@ -124,7 +124,7 @@ def test_glibc_does_the_same_twice(glibc):
 def test_without_sight_of_calls_only_they_are_missing(glibc, monkeypatch):
     grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
     seen = RealRun(glibc, grow)
-    monkeypatch.setattr(RealProcess, "_trap_calls", lambda self, scratch: False)
+    monkeypatch.setattr(RealProcess, "_trap_calls", lambda self: False)
     unseen = RealRun(glibc, grow)
     assert seen.sees_calls
     assert not unseen.sees_calls
@@ -137,8 +137,8 @@ def test_without_sight_of_calls_only_they_are_missing(glibc, monkeypatch):
 def test_batches_and_full_logs_change_nothing(glibc, monkeypatch):
     grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
     whole = RealRun(glibc, grow).metrics()
-    monkeypatch.setattr(process, "BATCH", 1000)
-    monkeypatch.setattr(process, "LOG_ROOM", process.machine.MARGIN + 3)
+    monkeypatch.setattr(RealProcess, "BATCH", 1000)
+    monkeypatch.setattr(RealProcess, "LOG_ROOM", machine.MARGIN + 3)
     assert RealRun(glibc, grow).metrics() == whole
 
 

@@ -1,0 +1,217 @@
+"""The compiled loop beside the same loop in C: ``python -m benchmarks.real.loop``.
+
+Both call this process's malloc for the same stored events, in turns: what the loop of
+benchmarks.real.timed adds to what it measures shows as the ratio of their medians.  The C program
+is made here and compiled by ``cc -O2``; what LD_PRELOAD names is measured in place of the C
+library.  Exit code 77 where there is no compiler.
+"""
+
+import argparse
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks import libc, workloads
+from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from benchmarks.workloads import Workload, WorkloadError
+
+#: The workload of benchmarks.speed: about 25,000 live objects, mean ≈ 140 bytes.
+CHURN = {"name": "churn", "live": 25_000, "seed": 1}
+IMPOSSIBLE = 77
+
+_C = """
+#include <stdint.h>
+#include <stdlib.h>
+
+typedef struct { int64_t block, size; } object;
+typedef struct { int64_t now, checksum, failed, skipped, first_failure; } run;
+
+static __attribute__((noinline)) void fail(run *r, object *o) {
+    if (r->failed == 0) r->first_failure = r->now;
+    r->failed++;
+    o->block = 0;
+    o->size = -1;
+}
+
+static inline void born(run *r, object *o, void *p, int64_t size) {
+    o->block = (int64_t)p;
+    o->size = size;
+    if (o->block <= 0) { fail(r, o); return; }
+    r->checksum += o->block;
+}
+
+static __attribute__((noinline)) void rare(run *r, object *o, int op, int64_t size, int align) {
+    if (op == CALLOC) { born(r, o, calloc(1, size), size); return; }
+    if (op == ALIGNED) {
+        size_t alignment = (size_t)1 << align;
+        born(r, o, aligned_alloc(alignment < 16 ? 16 : alignment, size), size);
+        return;
+    }
+    if (op != REALLOC) return;
+    if (o->block == 0) {
+        if (o->size < 0) { r->skipped++; return; }
+        born(r, o, malloc(size), size);
+        return;
+    }
+    if (size == 0) {
+        void *p = (void *)o->block;
+        o->block = 0;
+        free(p);
+        return;
+    }
+    void *q = realloc((void *)o->block, size);
+    if (q == NULL) { r->failed++; return; }
+    r->checksum += (int64_t)q;
+    o->block = (int64_t)q;
+    o->size = size;
+}
+
+void replay(run *r, object *objects, const uint8_t *op, const int32_t *slot, const int64_t *size,
+            const uint8_t *align, int64_t events) {
+    for (int64_t i = 0; i < events; i++) {
+        object *o = &objects[slot[i]];
+        *(volatile int64_t *)&r->now = i;
+        if (op[i] == MALLOC) {
+            born(r, o, malloc(size[i]), size[i]);
+        } else if (op[i] == FREE) {
+            if (slot[i] < 0) continue;
+            void *p = (void *)o->block;
+            if (p == NULL) { r->skipped++; o->size = 0; continue; }
+            o->block = 0;
+            free(p);
+        } else {
+            rare(r, o, op[i], size[i], align ? align[i] : 0);
+        }
+    }
+}
+"""
+
+
+class LoopError(RuntimeError):
+    """The C program cannot be made: one line that says why."""
+
+
+class CLoop:
+    """The C loop for stored events, compiled and loaded into this process.  Raises LoopError."""
+
+    def __init__(self, workload: Workload) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise LoopError("there is no C compiler (cc)")
+        names = {"MALLOC": MALLOC, "FREE": FREE, "REALLOC": REALLOC}
+        names |= {"CALLOC": CALLOC, "ALIGNED": ALIGNED}
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "loop.c"), Path(folder, "loop.so")
+            source.write_text(_C)
+            # No builtins: the compiler must not know that a block is forgotten.
+            options = ["-O2", "-fno-builtin", "-shared", "-fPIC"]
+            options += [f"-D{name}={value}" for name, value in names.items()]
+            command = [compiler, *options, "-o", str(target), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+                raise LoopError(f"{compiler} failed: {reason}")
+            self._replay = ctypes.CDLL(str(target)).replay
+        self._replay.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
+        self._replay.restype = None
+
+        self._events = workload.events
+        self._objects = np.zeros((max(workload.slots, 1), 2), "i8")
+
+    def replay(self) -> tuple[float, int]:
+        """Seconds of one replay, and the sum of all addresses.
+
+        What is left is freed afterwards, outside the clock.
+        """
+        e, objects = self._events, self._objects
+        run = np.zeros(5, "i8")
+        columns = [e.op, e.slot, e.size, e.align]
+        places = [column.ctypes.data if len(column) else None for column in columns]
+        begin = perf_counter()
+        self._replay(run.ctypes.data, objects.ctypes.data, *places, len(e.op))
+        seconds = perf_counter() - begin
+        libc.release(objects[:, 0])
+        objects.fill(0)
+        return seconds, int(run[1])
+
+
+def compare(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Replay in turns; medians in ns per event, and the compiled loop's over C's as ``ratio``.
+
+    Raises LoopError where there is no C compiler.
+    """
+    from benchmarks.simulation import TIMED, Simulation
+    from kernel.boot import KernelConfig
+
+    c = CLoop(workload)
+    bindings = TIMED | libc.bindings(touches=False)
+    compiled = Simulation(libc.plugin(), workload, KernelConfig(), bindings)
+
+    def replay_compiled() -> float:
+        seconds = compiled.replay(watch=False)
+        libc.release(compiled.objects[:, 0])
+        compiled.objects.fill(0)
+        return seconds
+
+    ours, theirs = [], []
+    for number in range(rounds + 1):
+        # Who goes first changes: neither always finds what the other one has left.
+        for is_ours in (True, False) if number % 2 else (False, True):
+            if is_ours:
+                ours.append(replay_compiled())
+            else:
+                theirs.append(c.replay()[0])
+    events = compiled.length
+    first, second = median(ours[1:]), median(theirs[1:])  # the first round warmed the heap
+    return {
+        "events": events,
+        "rounds": rounds,
+        "compiled_ns": first / events * 1e9,
+        "c_ns": second / events * 1e9,
+        "ratio": first / second,
+    }
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real.loop", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--trace", metavar="FILE", help="a trace in place of the churn")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.events < 1 or args.rounds < 1:
+        parser.error("--events and --rounds must be positive")
+    trace = {"name": "trace", "path": args.trace, "stream": "never"}
+    try:
+        workload = workloads.load(trace if args.trace else CHURN | {"operations": args.events})
+        found = compare(workload, args.rounds)
+    except WorkloadError as error:
+        print(f"loop: {error}", file=sys.stderr)
+        return 1
+    except LoopError as error:
+        print(f"loop: {error}", file=sys.stderr)
+        return IMPOSSIBLE
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{found['events']} events, medians of {found['rounds']} rounds in turns")
+    print(f"compiled loop {found['compiled_ns']:8.2f} ns per event")
+    print(f"loop in C     {found['c_ns']:8.2f} ns per event")
+    print(f"ratio         {found['ratio']:8.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
