@@ -1,0 +1,593 @@
+"""TLSF: two-level segregated fit, whose every operation is bounded by a constant.
+
+    alignment 16 · overhead 8 bytes a block · smallest block 32 (24 usable) · nothing is mapped, the
+    pool grows by sbrk and shrinks by trim only · malloc and free O(1), in the worst case too
+
+    control                       first                                                end
+    │ fl │ sl[0] sl[1] … │ heads … │ tag │ payload … │ tag │ next │ prev │ … │ size │ … │ end tag │
+      bit maps             lists     used              free
+
+    tag: magic << 48 | bytes of the block | PREV_USED | USED                 payload at block + 8
+
+Free blocks are kept on lists of similar sizes.  The first level splits sizes by powers of two, the
+second each power into 2**sli lists of equal width; sizes below 16 * 2**sli, for which that width
+would be less than the alignment, have a list for each size.  Bit i of ``fl`` says that ``sl[i]`` is
+not zero, bit j of ``sl[i]`` that list (i, j) is not empty: so two scans for the lowest bit find the
+lowest list that is not empty, whatever the heap holds.
+
+malloc rounds the request up to the smallest size of the next list, so that the first block of any
+list found fits ("good fit"): no list is ever searched.  The block is cut, and what is left goes to
+the list of its size.  When no list fits, the last block of the heap is extended by sbrk.  free
+merges the block with its free neighbours at once, found by tags as in allocators.first_fit.
+Where the break was moved by others, the end tag becomes a *fence*: the tag, without magic, of a
+used block up to the pool's new part; where it was not, the old and the new part are one pool.
+
+The bound, in loads and stores of metadata, counted by hand at the worst branch of each function:
+
+    list_remove 7    links 2, head 1, sl 2, fl 2 (the only block of its list and of its power)
+    list_insert 8    head 2, links 2, sl 2, fl 2 (the first one)
+    claim      12    sl 1, fl 1, sl 1, head 1, the block's size 1, list_remove 7; or, when it grows:
+                     sl 1, fl 1, end tag 1, last block's size 1, list_remove 7, new end tag 1
+    carve      11    tag 1, the rest's tag and size 2, list_insert 8
+    give_block 27    tag 1; before: size 1, list_remove 7; behind: tag 1, list_remove 7;
+                     the whole: tag and size 2, list_insert 8
+
+    malloc         23 = claim + carve                         (calloc: the same, and its clearing)
+    free           28 = tag 1 + give_block
+    aligned_alloc  33 = claim + the gap's tag and size 2, list_insert 8 + carve
+    realloc        55 = tag 1 + tag behind 1 + growing refused 2 + malloc + free, when it moves; in
+                        place 23 at most; what it copies is payload and not counted
+
+MALLOC_STEPS and so on below are these sums.  They hold for every setting and include growing; what
+the kernel does in sbrk is counted apart, as one system call (two when the first is refused).
+
+Invariants: blocks tile [first, end) and no two free ones touch; a free block is on the list of its
+size; PREV_USED of a block = USED of the block before it; a bit is set where its list, or its word,
+is not empty.
+Masmano, Ripoll, Crespo and Real, "TLSF: a new dynamic memory allocator for real-time systems",
+ECRTS 2004 (the structure, mapping and search); Masmano, Ripoll, Real, Crespo and Wellings,
+"Implementation of a constant-time dynamic storage allocator", Software: Practice and Experience
+38(10), 2008 (good fit, the bound).  Theirs keeps the address of the block before in each header;
+here a free block repeats its size in its last word instead, which saves 8 bytes a used block.
+"""
+
+import numpy as np
+
+from allocators.contract import (
+    ALIGNMENT,
+    BLOCK_FREE,
+    BLOCK_HEADER,
+    BLOCK_USED,
+    MAX_REQUEST,
+    Promises,
+    align_up,
+    emit,
+    move,
+)
+from allocators.first_fit import (
+    MAGIC,
+    MAGIC_MASK,
+    NEXT,
+    PREV,
+    PREV_USED,
+    SIZE_MASK,
+    TAG,
+    USED,
+    block_size,
+    set_free,
+    set_prev_used,
+    used_tag,
+)
+from allocators.settings import number
+from allocators.settings import size as size_setting
+from kernel.access import load, store
+from kernel.bits import bit_length, trailing_zeros
+from kernel.brk import sbrk
+from kernel.jit import jit
+from kernel.mmap import page_align
+
+SLI = number(5, low=1, high=5, text="log2 of the lists for each power of two (second level index)")
+SMALLEST = size_setting(
+    32, low=32, high=4096, text="bytes of the smallest block, in multiples of 16"
+)
+GROWTH = size_setting(128 << 10, low=0, high=1 << 40, text="bytes asked beyond what is needed")
+
+#: Most loads and stores of metadata that a call can take, as derived above.
+MALLOC_STEPS, FREE_STEPS, ALIGNED_STEPS, REALLOC_STEPS = 23, 28, 33, 55
+
+#: log2 of the unit that sizes are counted in.
+UNIT_SHIFT = 4
+#: log2, in units, of the largest power that has lists: twice MAX_REQUEST is asked for at most.
+LAST_POWER = 43
+#: Offsets in the control structure.
+FL, SL = 0, 8
+
+STATE = np.dtype(
+    [
+        ("control", "i8"),  # address of the control structure, 0 while there is none
+        ("end", "i8"),  # end of the pool, behind its end tag; 0 while there is none
+    ]
+)
+CHECKS = {
+    1: "the blocks do not tile the heap up to its end",
+    2: "a tag's PREV_USED is not what the block before says",
+    3: "two free blocks touch",
+    4: "a free block's last word is not its size",
+    5: "a list holds what is no free block of its sizes",
+    6: "a list's backward link is broken",
+    7: "the bit maps do not say which lists are empty",
+    8: "the lists do not hold all free blocks",
+    9: "control < end <= the break does not hold",
+}
+
+
+def promises(settings):
+    """Bad frees are seen by their tag; trim gives back an empty pool, control and all."""
+    return Promises(double_free=True, wild_free=True, retains=0)
+
+
+@jit
+def init(k, a):
+    """Leave the control structure to the first request, which can report that memory is lacking."""
+
+
+# --- Where things are -----------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def powers():
+    """Number of words of the second level."""
+    return LAST_POWER - SLI + 2
+
+
+@jit(inline=True)
+def sl_address(a, index):
+    """Address of the second level's word for the list ``index``."""
+    return a.control + SL + 8 * (index >> SLI)
+
+
+@jit(inline=True)
+def head_address(a, index):
+    """Address of the first link of the list ``index``."""
+    return a.control + SL + 8 * (powers() + index)
+
+
+@jit
+def first_block(control):
+    """Address of the first block behind a control structure."""
+    return align_up(control + SL + 8 * (powers() + (powers() << SLI)) + TAG, ALIGNMENT) - TAG
+
+
+@jit(inline=True)
+def smallest():
+    """Bytes of the smallest block."""
+    return align_up(SMALLEST, ALIGNMENT)
+
+
+@jit(inline=True)
+def block_for(size):
+    """Bytes of a block for a request."""
+    return max(align_up(size + TAG, ALIGNMENT), smallest())
+
+
+@jit(inline=True)
+def list_of(size):
+    """Index of the list for blocks of ``size`` bytes: first level << SLI | second level."""
+    units = size >> UNIT_SHIFT
+    shift = max(bit_length(units) - 1 - SLI, 0)
+    return (shift << SLI) + (units >> shift)
+
+
+@jit(inline=True)
+def good_fit(need):
+    """The lowest size, not below ``need`` bytes, that is the smallest of its list."""
+    shift = max(bit_length(need >> UNIT_SHIFT) - 1 - SLI, 0)
+    return align_up(need, 1 << (shift + UNIT_SHIFT))
+
+
+# --- The lists ------------------------------------------------------------------------------------
+
+
+@jit
+def list_insert(k, a, block, size):
+    """Put a free block of ``size`` bytes first in the list of its size."""
+    index = list_of(size)
+    head = head_address(a, index)
+    after = load(k, head)
+    store(k, block + NEXT, after)
+    store(k, block + PREV, 0)
+    store(k, head, block)
+    if after:
+        store(k, after + PREV, block)
+        return
+    sl = load(k, sl_address(a, index))
+    if sl == 0:
+        store(k, a.control + FL, load(k, a.control + FL) | 1 << (index >> SLI))
+    store(k, sl_address(a, index), sl | 1 << (index & ((1 << SLI) - 1)))
+
+
+@jit
+def list_remove(k, a, block, size):
+    """Take a free block of ``size`` bytes off its list."""
+    after = load(k, block + NEXT)
+    before = load(k, block + PREV)
+    if after:
+        store(k, after + PREV, before)
+    if before:
+        store(k, before + NEXT, after)
+        return
+    index = list_of(size)
+    store(k, head_address(a, index), after)
+    if after == 0:
+        sl = load(k, sl_address(a, index)) & ~(1 << (index & ((1 << SLI) - 1)))
+        store(k, sl_address(a, index), sl)
+        if sl == 0:
+            store(k, a.control + FL, load(k, a.control + FL) & ~(1 << (index >> SLI)))
+
+
+@jit
+def find_fit(k, a, need):
+    """The first block of the lowest list whose blocks all have ``need`` bytes; 0 if all are empty.
+
+    The rest of the request's own power is looked at first, then the powers above it.
+    """
+    if a.control == 0:
+        return 0
+    index = list_of(good_fit(need))
+    fits = load(k, sl_address(a, index)) >> (index & ((1 << SLI) - 1))
+    if fits:
+        return load(k, head_address(a, index + trailing_zeros(fits)))
+    fits = load(k, a.control + FL) >> (index >> SLI) >> 1
+    if fits == 0:
+        return 0
+    index = ((index >> SLI) + 1 + trailing_zeros(fits)) << SLI
+    index += trailing_zeros(load(k, sl_address(a, index)))
+    return load(k, head_address(a, index))
+
+
+# --- The end of the pool --------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def end_tag(a):
+    """Address of the end tag, which is used and has neither magic nor size."""
+    return a.end - TAG
+
+
+@jit
+def last_free(k, a):
+    """The free block that reaches to the end tag, or the end tag where that block is used."""
+    block = end_tag(a)
+    if not load(k, block) & PREV_USED:
+        block -= load(k, block - 8)
+    return block
+
+
+@jit
+def set_end(k, a, end):
+    """Put the pool's end to ``end``, behind a free block or one about to be used."""
+    a.end = end
+    store(k, end_tag(a), USED)
+
+
+@jit(cold=True)
+def grow(k, a, need):
+    """Have ``need`` bytes free from the block returned to the end tag, on no list; 0 when refused.
+
+    Memory that follows the pool joins it and its last block; other memory is fenced off from it.
+    """
+    old = sbrk(k, 0)
+    control = a.control
+    last = 0
+    if control == 0:
+        control = align_up(old, ALIGNMENT)
+        block = first_block(control)
+    elif old > a.end:
+        block = align_up(old + TAG, ALIGNMENT) - TAG
+    else:
+        last = last_free(k, a)
+        block = last
+    end = page_align(block + need + TAG)
+    if end > a.end:
+        if sbrk(k, end + page_align(GROWTH) - old) >= 0:
+            end += page_align(GROWTH)
+        elif sbrk(k, end - old) < 0:
+            return 0
+    if last == 0 and a.control:
+        fence = load(k, end_tag(a)) & PREV_USED
+        store(k, end_tag(a), block - end_tag(a) | fence | USED)
+    elif last and last != end_tag(a):
+        list_remove(k, a, last, end_tag(a) - last)
+    a.control = control
+    if end > a.end:
+        set_end(k, a, end)
+    return block
+
+
+# --- Taking and giving blocks ---------------------------------------------------------------------
+
+
+@jit
+def claim(k, a, need):
+    """Take a free block of ``need`` bytes or more off its list, or from the kernel.
+
+    Returns its address, 0 when memory is exhausted, and its bytes.
+    """
+    block = find_fit(k, a, need)
+    if block:
+        size = block_size(k, block)
+        list_remove(k, a, block, size)
+        return block, size
+    block = grow(k, a, need)
+    return block, end_tag(a) - block
+
+
+@jit
+def carve(k, a, block, size, need, prev_used):
+    """Use ``need`` of the ``size`` bytes at ``block``, on no list, or all if little were left.
+
+    ``prev_used``: PREV_USED or 0, for its tag.  The block behind already knows of a free one.
+    """
+    rest = size - need
+    if rest < smallest():
+        store(k, block, MAGIC | size | prev_used | USED)
+        set_prev_used(k, block + size)
+        return
+    store(k, block, MAGIC | need | prev_used | USED)
+    set_free(k, block + need, rest)
+    list_insert(k, a, block + need, rest)
+
+
+@jit
+def give_block(k, a, block, tag):
+    """Free a used block whose tag is, or would be, ``tag``, merged with its free neighbours."""
+    size = tag & SIZE_MASK
+    if not tag & PREV_USED:
+        # The tag outlives the merge, for the sake of a second free.
+        store(k, block, tag & ~USED)
+        more = load(k, block - 8)
+        block -= more
+        size += more
+        list_remove(k, a, block, more)
+    after = block + size
+    tag = load(k, after)
+    if tag & USED:
+        store(k, after, tag & ~PREV_USED)
+    else:
+        list_remove(k, a, after, tag & SIZE_MASK)
+        size += tag & SIZE_MASK
+    set_free(k, block, size)
+    list_insert(k, a, block, size)
+
+
+@jit
+def shrink_block(k, a, block, tag, need):
+    """Free what a used block has beyond ``need`` bytes, if that makes a block."""
+    rest = (tag & SIZE_MASK) - need
+    if rest >= smallest():
+        store(k, block, tag - rest)
+        give_block(k, a, block + need, rest | PREV_USED)
+
+
+@jit
+def extend_block(k, a, block, tag, need):
+    """Grow a used block to ``need`` bytes into what is free behind it, or return False.
+
+    The end of the pool is free behind it, too, as long as the break is there.
+    """
+    size = tag & SIZE_MASK
+    after = block + size
+    room = 0
+    if after != end_tag(a):
+        tag_after = load(k, after)
+        if tag_after & USED:
+            return False
+        room = tag_after & SIZE_MASK
+    if size + room >= need:
+        list_remove(k, a, after, room)
+    elif after + room != end_tag(a) or sbrk(k, 0) != a.end or grow(k, a, need - size) == 0:
+        return False
+    else:
+        room = end_tag(a) - after
+    carve(k, a, block, size + room, need, tag & PREV_USED)
+    return True
+
+
+# --- The contract ---------------------------------------------------------------------------------
+
+
+@jit
+def malloc(k, a, size):
+    """Claim a free block and carve the request out of it."""
+    if size > MAX_REQUEST:
+        return 0
+    need = block_for(size)
+    block, found = claim(k, a, need)
+    if block == 0:
+        return 0
+    carve(k, a, block, found, need, PREV_USED)
+    return block + TAG
+
+
+@jit
+def free(k, a, p):
+    """Give the block back."""
+    give_block(k, a, p - TAG, used_tag(k, a, p))
+
+
+@jit
+def usable_size(k, a, p):
+    """The block less its tag."""
+    return (used_tag(k, a, p) & SIZE_MASK) - TAG
+
+
+@jit
+def realloc(k, a, p, size):
+    """Shrink or grow the block where it is, else move it."""
+    tag = used_tag(k, a, p)
+    old = tag & SIZE_MASK
+    if size <= MAX_REQUEST:
+        need = block_for(size)
+        if need <= old:
+            shrink_block(k, a, p - TAG, tag, need)
+            return p
+        if extend_block(k, a, p - TAG, tag, need):
+            return p
+    return move(k, a, p, old - TAG, size)
+
+
+@jit
+def aligned_alloc(k, a, alignment, size):
+    """Claim a block with room to move up to the alignment; the gap is a free block of its own."""
+    if alignment <= ALIGNMENT:
+        return malloc(k, a, size)
+    if size > MAX_REQUEST or alignment > MAX_REQUEST:
+        return 0
+    need = block_for(size)
+    block, found = claim(k, a, need + alignment + smallest())
+    if block == 0:
+        return 0
+    p = align_up(block + TAG, alignment)
+    gap = p - TAG - block
+    if 0 < gap < smallest():
+        more = align_up(smallest() - gap, alignment)
+        p += more
+        gap += more
+    if gap:
+        set_free(k, block, gap)
+        list_insert(k, a, block, gap)
+    carve(k, a, p - TAG, found - gap, need, 0 if gap else PREV_USED)
+    return p
+
+
+@jit
+def trim(k, a):
+    """Give the pages of a free last block back, and the control structure with the last of all."""
+    if a.control == 0 or sbrk(k, 0) != a.end:
+        return
+    block = last_free(k, a)
+    if block == end_tag(a):
+        return
+    size = end_tag(a) - block
+    list_remove(k, a, block, size)
+    if block == first_block(a.control):
+        # All its words are zero again, as those that the kernel will give.
+        if sbrk(k, a.control - a.end) >= 0:
+            a.control = 0
+            a.end = 0
+            return
+    else:
+        end = page_align(block + smallest() + TAG)
+        if end < a.end and sbrk(k, end - a.end) >= 0:
+            set_end(k, a, end)
+            size = end_tag(a) - block
+    set_free(k, block, size)
+    list_insert(k, a, block, size)
+
+
+# --- What the heap holds --------------------------------------------------------------------------
+
+
+@jit(inline=True)
+def is_fence(tag):
+    """Whether a tag is a fence or the end tag."""
+    return tag & MAGIC_MASK == 0
+
+
+@jit
+def walk(k, a, rows):
+    """List the control structure, then step from block to block."""
+    if a.control == 0:
+        return 0
+    block = first_block(a.control)
+    n = emit(rows, 0, a.control, block - a.control, BLOCK_HEADER)
+    while block < end_tag(a):
+        tag = load(k, block)
+        size = tag & SIZE_MASK
+        if tag & USED:
+            n = emit(rows, n, block, TAG, BLOCK_HEADER)
+            if not is_fence(tag):
+                n = emit(rows, n, block + TAG, size - TAG, BLOCK_USED)
+        else:
+            n = emit(rows, n, block, size, BLOCK_FREE)
+        block += size
+    return emit(rows, n, end_tag(a), TAG, BLOCK_HEADER)
+
+
+@jit
+def check_list(k, a, index):
+    """Count the blocks of a list; a negative key of CHECKS for what is wrong with it."""
+    count = 0
+    before = 0
+    block = load(k, head_address(a, index))
+    while block:
+        if not a.control < block < a.end:
+            return -5
+        tag = load(k, block)
+        if tag & USED or list_of(tag & SIZE_MASK) != index:
+            return -5
+        if load(k, block + PREV) != before:
+            return -6
+        count += 1
+        before = block
+        block = load(k, block + NEXT)
+    return count
+
+
+@jit
+def check_lists(k, a):
+    """Count the blocks of all lists; a negative key of CHECKS for what is wrong.
+
+    The lists of blocks larger than the pool have bits only: their heads are not looked at.
+    """
+    count = 0
+    largest = list_of(a.end - a.control) >> SLI
+    for first in range(powers()):
+        found = 0
+        for second in range(1 << SLI if first <= largest else 0):
+            listed = check_list(k, a, first << SLI | second)
+            if listed < 0:
+                return listed
+            count += listed
+            if listed:
+                found |= 1 << second
+        if load(k, sl_address(a, first << SLI)) != found:
+            return -7
+        if load(k, a.control + FL) >> first & 1 != (found != 0):
+            return -7
+    return count
+
+
+@jit
+def check(k, a):
+    """Bit maps agree with the lists, the lists with the tags, and tags with their neighbours."""
+    if a.control == 0 and a.end == 0:
+        return 0
+    if not 0 < a.control < a.end or a.end > sbrk(k, 0):
+        return 9
+    listed = check_lists(k, a)
+    if listed < 0:
+        return -listed
+    prev_used = PREV_USED
+    block = first_block(a.control)
+    while block < end_tag(a):
+        tag = load(k, block)
+        size = tag & SIZE_MASK
+        if size == 0 or tag & MAGIC_MASK not in (0, MAGIC):
+            return 1
+        if tag & PREV_USED != prev_used:
+            return 2
+        prev_used = PREV_USED
+        if not tag & USED:
+            if not tag & PREV_USED:
+                return 3
+            if load(k, block + size - 8) != size:
+                return 4
+            prev_used = 0
+            listed -= 1
+        block += size
+    if block != end_tag(a) or load(k, block) & ~PREV_USED != USED:
+        return 1
+    if load(k, block) & PREV_USED != prev_used:
+        return 2
+    return 8 if listed else 0
