@@ -30,8 +30,9 @@ from benchmarks.events import FREE, TOUCH_READ, Events, make_events, read_only
 from benchmarks.job import COSTS
 from benchmarks.metrics import NATIVE
 from benchmarks.real import machine
-from benchmarks.real.library import Library
+from benchmarks.real.library import REAL, Library
 from benchmarks.real.process import PAGE, RealProcess, prepare
+from benchmarks.real.threads import ThreadedProcess
 from benchmarks.replay import RUN, TIMELINE_ROWS, TOUCH_NAMES, replay_events
 from benchmarks.simulation import measured, timeline
 from benchmarks.workloads import Workload
@@ -204,7 +205,6 @@ class RealRun:
         self.threads = library.threads
         self.r.first_failure = -1
         self.r.stride = max(1, length(workload) // (TIMELINE_ROWS // 2))
-        self._objects = np.zeros((max(workload.slots, 1), 2), "i8")
         bindings = self._bindings(workload)
         loop, self.loop_hash = (
             build(replay_events, **bindings),
@@ -212,7 +212,8 @@ class RealRun:
         )
         nothing = record(np.dtype([("unused", "i8")]))
         self.events = 0
-        with RealProcess(library, slots=workload.slots, touch=workload.touch) as process:
+        with process_for(library, workload) as process:
+            self._objects = np.zeros((len(process.table), 2), "i8")
             self.start, self.sees_calls = process.start, process.sees_calls
             truth = self.k.truth
             truth.total0 = self.start.total - process.own.total
@@ -230,11 +231,13 @@ class RealRun:
                     if progress:
                         progress(self.events)
             self.end, self.seconds = process.state(), process.seconds
+            self.thread_count = len(getattr(process, "threads_seen", (0,)))
 
     def conditions(self) -> dict[str, Any]:
         """Plain values for run.json: how it was run, and where its memory began, bytes."""
         return {
             "threads": self.threads,
+            "thread_count": self.thread_count,
             "start_heap": self.own.writable * PAGE,
             "start_rss": self.own.private * PAGE,
             "system_calls_seen": self.sees_calls,
@@ -323,8 +326,7 @@ def clean_seconds(library: Library, workload: Workload, *, touch: str | None = N
     Faults and system calls are within.  ``touch``: what the program does with its blocks, if not
     the workload's own.  Raises LibraryError, HostError or WorkloadError.
     """
-    touch = touch or workload.touch
-    with RealProcess(library, slots=workload.slots, touch=touch, observe=False) as process:
+    with process_for(library, workload, touch=touch, observe=False) as process:
         for _ in played(process, workload):
             pass
         return process.seconds
@@ -335,8 +337,23 @@ def clean_seconds(library: Library, workload: Workload, *, touch: str | None = N
 Piece = tuple[Events, np.ndarray, np.ndarray]
 
 
+def process_for(
+    library: Library, workload: Workload, *, touch: str | None = None, observe: bool = True
+) -> RealProcess:
+    """A process for :func:`played`; with real threads where the library's settings say so.
+
+    A program that waits for addresses has but one thread.
+    """
+    threaded = library.threads == REAL and workload.program is None
+    kind = ThreadedProcess if threaded else RealProcess
+    return kind(library, slots=workload.slots, touch=touch or workload.touch, observe=observe)
+
+
 def played(process: RealProcess, workload: Workload) -> Iterator[Piece]:
-    """Play the workload in ``process``; yields pieces of at most BATCH events, answers and log."""
+    """Play the workload in ``process``; yields pieces of at most BATCH events, answers and log.
+
+    With real threads the events come in the order in which they ended.
+    """
     if workload.program is not None:
         yield from _played_program(process, workload)
         return
@@ -346,8 +363,11 @@ def played(process: RealProcess, workload: Workload) -> Iterator[Piece]:
         pieces = iter([read_only(workload.events)])
     with closing(pieces) if workload.stream is not None else nullcontext():
         for piece in pieces:
-            for first in range(0, len(piece.op), machine.BATCH):
-                events = _part(piece, first, first + machine.BATCH)
+            for first in range(0, len(piece.op), process.BATCH):
+                events = _part(piece, first, first + process.BATCH)
+                if isinstance(process, ThreadedProcess):
+                    yield process.play_threads(events)
+                    continue
                 done = 0
                 for answers, log in process.play(prepare(events)):
                     yield _part(events, done, done + len(answers)), answers, log

@@ -173,10 +173,13 @@ class RealProcess:
         self._host.close()
 
     def state(self) -> State:
-        """What /proc/PID/statm says now."""
-        text = Path(f"/proc/{self.pid}/statm").read_text()
-        size, resident, shared, _text, _lib, data, _dirty = map(int, text.split())
+        """The memory now."""
+        size, resident, shared, _text, _lib, data, _dirty = map(int, self.statm().split())
         return State(size, data, resident - shared)
+
+    def statm(self) -> str:
+        """What /proc/PID/statm says now."""
+        return Path(f"/proc/{self.pid}/statm").read_text()
 
     def _own(self) -> State:
         """What the library has mapped by now: the break, and large areas that no file asked for.
