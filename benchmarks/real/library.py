@@ -32,6 +32,7 @@ ONE, REAL = "one", "real"
 
 #: Variables by which the libraries are set.  None but the run's own reach it.
 _VARIABLES = re.compile(r"LD_PRELOAD|GLIBC_TUNABLES|MALLOC_.*|MIMALLOC_.*|TCMALLOC_.*")
+_MAY_BE_LEFT_OUT = re.compile(r"^(glibc\.malloc\.|MIMALLOC_|TCMALLOC_)")
 _LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 _FOLDERS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64")
 _FOLDERS += ("/usr/local/lib", "/usr/lib")
@@ -104,7 +105,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     if threads not in (ONE, REAL):
         raise LibraryError(f"allocator {name}: threads={threads}: choose one of {ONE}, {REAL}")
     path = given.pop("path", "")
-    values = given.pop(known.settings, {})
+    values = given.pop(known.settings, None) or {}
     for unknown in given:
         names = ", ".join(("path", known.settings, "threads"))
         raise LibraryError(f"allocator {name}: unknown setting {unknown!r} (it has: {names})")
@@ -120,7 +121,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     file = _file_at(name, path) if path else _installed(name, known)
     preload = {} if name == f"{PREFIX}glibc" else {"LD_PRELOAD": str(file)}
     changed = [file.name] if not known.sonames else []
-    changed += [f"{key}={value}" for key, value in values.items()]
+    changed += [f"{_MAY_BE_LEFT_OUT.sub('', key)}={value}" for key, value in values.items()]
     changed += [f"threads={threads}"] if threads != ONE else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pyperf
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from benchmarks.job import JobError, check_job
 from benchmarks.metrics import NATIVE
+from benchmarks.real import library
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("workload=churn", "workload.operations=20000", "workload.live=500")
@@ -33,9 +36,9 @@ def python(folder, *arguments):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """The directory of a sweep over real and simulated allocators, and its standard output."""
-    from .conftest import library
+    from .conftest import library as needed
 
-    library("native/glibc")
+    needed("native/glibc")
     folder = tmp_path_factory.mktemp("real")
     allocators = "allocator=native/glibc,bump"
     done = python(folder, ROOT / "bench.py", "-m", allocators, *SMALL, *TINY)
@@ -78,6 +81,29 @@ def test_one_run_is_summed_up(tmp_path, glibc):
     assert done.returncode == 0, done.stderr
     assert "peak_rss" in done.stdout
     assert "kernel_ns_per_op" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["glibc", "jemalloc", "mimalloc", "tcmalloc", "lib"])
+def test_a_yaml_spells_every_setting(name, monkeypatch, glibc):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", [f"allocator=native/{name}"]))
+    settings = config["allocator"]
+    assert settings.pop("name") == f"native/{name}"
+    here = str(glibc.path)
+    if name != "glibc":
+        settings["path"] = here
+    monkeypatch.setattr(library, "_try", lambda found: None)
+    found = library.find(f"native/{name}", settings)
+    assert found.label == ("native/lib(libc.so.6)" if name == "lib" else f"native/{name}")
+    assert set(settings) <= {"path", "threads", library._KNOWN[name].settings}
+
+
+def test_settings_on_the_command_line(tmp_path, glibc):
+    tunables = "allocator.tunables={glibc.malloc.tcache_count: 0}"
+    arguments = ("allocator=native/glibc", tunables, "allocator.threads=two")
+    done = python(tmp_path, ROOT / "bench.py", *arguments, *SMALL)
+    assert done.returncode == 1
+    assert "threads=two: choose one of one, real" in done.stderr
 
 
 def test_a_kernel_that_is_not_this_one_is_refused(glibc):

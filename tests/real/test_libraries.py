@@ -75,6 +75,8 @@ def test_settings_reach_the_library_and_its_label(glibc):
     without = find("native/glibc", {"tunables": {"tcache_count": 0}})
     assert without.label == "native/glibc(tcache_count=0)"
     assert without.environment == {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    spelled = find("native/glibc", {"tunables": {"glibc.malloc.tcache_count": 0}})
+    assert (spelled.label, spelled.environment) == (without.label, without.environment)
     churn = workloads.load(SMALL)
     assert RealRun(without, churn).r.checksum != RealRun(glibc, churn).r.checksum
 
