@@ -20,6 +20,7 @@ from benchmarks.verify.operation import (
     READ,
     REALLOC,
     SBRK,
+    STRAY,
     TRIM,
     UNBLOCK,
     USABLE,
@@ -100,7 +101,7 @@ def _put_call(functions, op, x, ops, n):
         return _put(ops, n, OP_CALL, 0, functions[2], x.p, x.size, 0, 0)
     if kind == ALIGNED:
         return _put(ops, n, OP_CALL, 0, functions[3], 1 << op.extra, x.size, 0, 0)
-    if kind == FREE:
+    if kind in (FREE, STRAY):
         return _put(ops, n, OP_CALL, 0, functions[4], x.p, 0, 0, 0)
     if kind == USABLE:
         return _put(ops, n, OP_CALL, 0, functions[5], x.p, 0, 0, 0)
@@ -149,7 +150,7 @@ def prepare(program, expected, functions, ops, first, begin, end):
 @jit(inline=True)
 def has_answer(kind):
     """Whether the call's value is compared: it has one, and both sides know it."""
-    return kind not in (FREE, TRIM, USE)
+    return kind not in (FREE, STRAY, TRIM, USE)
 
 
 @jit

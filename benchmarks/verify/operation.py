@@ -25,7 +25,8 @@ import numpy as np
     UNBLOCK,
     LIMIT_DATA,
     LIMIT_AS,
-) = range(13)
+    STRAY,
+) = range(14)
 NAMES = (
     "malloc",
     "calloc",
@@ -40,6 +41,7 @@ NAMES = (
     "unblock",
     "limit_data",
     "limit_as",
+    "stray",
 )
 #: Operations below this one are the allocator's.
 ALLOCATOR_OPS = USE
@@ -55,7 +57,8 @@ GROWN = -1
 #:
 #: sbrk: the program itself moves the break by ``size``.  block: a mapping comes into being ``size``
 #: bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the process
-#: may grow by ``size`` bytes more; without limit where negative.
+#: may grow by ``size`` bytes more; without limit where negative.  stray: a free that no program
+#: may do, of the address ``size`` bytes from the block that the slot held last.
 PROGRAM = np.dtype(
     [
         ("kind", "i8"),
@@ -109,6 +112,8 @@ class Op(NamedTuple):
                 which = "RLIMIT_DATA" if self.kind == LIMIT_DATA else "RLIMIT_AS"
                 more = "RLIM_INFINITY" if self.size < 0 else f"what there is + {self.size}"
                 call = f"setrlimit({which}, {more})"
+            case _ if self.kind == STRAY:
+                call = f"free(what {b} was last{f' + {self.size}' if self.size else ''})"
             case _:
                 call = ""
         if self.use == LEAVE:
@@ -153,7 +158,7 @@ def load(path: Path) -> tuple[dict, list[Op]]:
         if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
             raise ValueError(f"{path}: operation {n} has impossible numbers")
         op = Op(NAMES.index(name), *numbers)
-        fits = 0 <= op.extra <= 40 if op.kind == ALIGNED else op.extra >= 0
+        fits = 0 <= op.extra <= 62 if op.kind == ALIGNED else op.extra >= 0
         if not (fits and -1 <= op.slot < 1 << 24 and LEAVE <= op.use <= READ and op.begin >= GROWN):
             raise ValueError(f"{path}: operation {n} has impossible numbers")
         ops.append(op)

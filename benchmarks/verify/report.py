@@ -4,6 +4,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -129,7 +130,7 @@ class Run:
             with closing(run_programs(self.plan, self.options.jobs)) as reports:
                 for report in reports:
                     asked += report.tally.asked
-                    progress(asked / total, next(iter(report.tally.modes)))
+                    progress(min(asked / total, 1.0), next(iter(report.tally.modes), ""))
                     yield report
 
     def _replayed(self) -> Report:
@@ -181,14 +182,14 @@ class Run:
         equal = self.tally.operations - len(self.findings)
         return 100 * equal / self.tally.asked if self.tally.asked else 0.0
 
-    def _branches(self) -> tuple[list, list]:
-        """Branches of the allocator's file that were reached, and that were not."""
+    def _branches(self) -> tuple[list, list, list]:
+        """Branches of the allocator's file: reached, not reached, and out of reach with reasons."""
         runner = Runner(self.plan)
         module = registry.load(self.plan.allocator).module.__name__
         return branches_of(module, runner.twins.branches(), self.tally.hits)
 
     def _as_json(self, status: str) -> dict[str, Any]:
-        reached, missed = self._branches() if self.tally.hits is not None else ([], [])
+        reached, missed, apart = self._branches() if self.tally.hits is not None else ([], [], [])
         return {
             "status": status,
             "reason": self.wrong,
@@ -204,6 +205,7 @@ class Run:
                 "reached": len(reached),
                 "total": len(reached) + len(missed),
                 "never_reached": [str(b) for b in missed],
+                "out_of_reach": [f"{b}  ({why})" for b, why in apart],
             },
             "mismatches": len(self.findings),
             "findings": [
@@ -217,7 +219,7 @@ class Run:
         for name, found in self.traces.items():
             print(f"  {name}: {found['operations']:,} operations, {found['mismatches']} mismatches")
         if self.tally.hits is not None:
-            reached, missed = self._branches()
+            reached, missed, apart = self._branches()
             total = len(reached) + len(missed)
             share = 100 * len(reached) / total if total else 0.0
             print(
@@ -228,6 +230,8 @@ class Run:
                 print(f"  never: {branch}")
             if len(missed) > _MOST_LINES:
                 print(f"  and {len(missed) - _MOST_LINES} more (--json lists all)")
+            for why, count in Counter(why for _, why in apart).items():
+                print(f"  {count} more out of reach: {why}")
         rate = self.tally.operations / self.seconds if self.seconds else 0
         cut = ", interrupted" if status == "interrupted" else ""
         print(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.verify import directed
 from benchmarks.verify.compare import (
     Outcome,
     Pair,
@@ -70,7 +71,8 @@ class Report:
 class Plan:
     """What to run: ``operations`` of each mode.
 
-    ``tunables``: fixed ones; with ``vary`` others are drawn in every other program.
+    ``tunables``: fixed ones; with ``vary`` others are drawn in every other program.  ``by_hand``:
+    the directed programs come first.
     """
 
     allocator: str
@@ -81,6 +83,7 @@ class Plan:
     vary: bool = False
     count_branches: bool = True
     keep_going: bool = False
+    by_hand: bool = True  # the directed programs first
     shrink_seconds: float = 60
     bindings: dict[str, Any] = field(default_factory=dict)
 
@@ -113,6 +116,17 @@ class Runner:
         """Run program ``number`` of a mode, of at most ``most`` operations."""
         setting = self.plan.setting(mode, number)
         program = Generator(MODES[mode], setting.seed).program(most)
+        return self.checked(setting, program, number)
+
+    def directed(self, name: str) -> Report:
+        """Run a program written by hand."""
+        tunables = {**directed.PROGRAMS[name].tunables, **self.plan.tunables}
+        setting = Setting(name, directed.MODE, tunables)
+        return self.checked(setting, to_rows(directed.PROGRAMS[name].ops), 0)
+
+    def checked(self, setting: Setting, program: np.ndarray, number: int) -> Report:
+        """Run a program; again where the host may have interfered."""
+        mode = setting.mode
         tally = Tally()
         for reruns in range(RERUNS + 1):
             outcome = self.try_program(setting, program, tally if not reruns else None)
@@ -236,6 +250,11 @@ def run_programs(plan: Plan, jobs: int = 1) -> Iterator[Report]:
     runner = Runner(plan)
     runner.compile()  # the workers find it in the cache
     run = runner.program
+    for name in directed.PROGRAMS if plan.by_hand else ():
+        report = runner.directed(name)
+        yield report
+        if report.finding and not plan.keep_going:
+            return
     if jobs == 1:
         for mode in plan.modes:
             left, number = plan.operations, 0

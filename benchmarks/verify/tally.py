@@ -8,7 +8,9 @@ import numpy as np
 
 from benchmarks.verify.compare import Outcome
 from benchmarks.verify.operation import ALLOCATOR_OPS, NAMES
+from benchmarks.verify.reach import out_of_reach
 from kernel.branches import Branch
+from kernel.verify.tally import split_branches
 
 
 @dataclass
@@ -86,11 +88,11 @@ class Tally:
 
 def branches_of(
     module: str, branches: list[Branch], hits: np.ndarray | None
-) -> tuple[list[Branch], list[Branch]]:
-    """The branches of ``module`` that were reached, and those that were not.
+) -> tuple[list[Branch], list[Branch], list[tuple[Branch, str]]]:
+    """The branches of ``module`` that were reached; that were not; and those out of reach, and why.
 
     What only a switch lets be compiled is left out.
     """
-    taken = np.zeros(len(branches), "i8") if hits is None else hits
     own = [b for b in branches if b.module == module and not b.under]
-    return [b for b in own if taken[b.number]], [b for b in own if not taken[b.number]]
+    taken = np.zeros(len(branches), "i8") if hits is None else hits
+    return split_branches(taken, own, out_of_reach(own))

@@ -20,6 +20,7 @@ from benchmarks.verify.operation import (
     MALLOC,
     REALLOC,
     SBRK,
+    STRAY,
     TRIM,
     UNBLOCK,
     USABLE,
@@ -56,8 +57,8 @@ EXPECTED = np.dtype(
         ("use_minflt", "i8"),  # page faults of the use
     ]
 )
-#: Columns of the table of blocks: the address, 0 for none, and the bytes asked for.
-BLOCK_COLUMNS = 2
+#: Columns of the table of blocks: the address, 0 for none; the bytes asked for; the last address.
+BLOCK_COLUMNS = 3
 
 
 @jit
@@ -123,6 +124,7 @@ def _call(k, a, op, x, blocks):
         value = _make(k, a, op, x)
         blocks[slot, 0] = value
         blocks[slot, 1] = x.size
+        blocks[slot, 2] = value
         return value
     if kind == FREE:
         if x.p:
@@ -134,11 +136,16 @@ def _call(k, a, op, x, blocks):
         if value or x.size == 0:  # else refused: the block stays as it is
             blocks[slot, 0] = value
             blocks[slot, 1] = x.size
+            blocks[slot, 2] = value if value else x.p
         return value
     if kind == USABLE:
         return usable_size(k, a, x.p) if x.p else 0
     if kind == TRIM:
         trim(k, a)
+        return 0
+    if kind == STRAY:
+        x.p = blocks[slot, 2] + x.size
+        free(k, a, x.p)
         return 0
     if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
         return _change_world(k, a, op, x, blocks)

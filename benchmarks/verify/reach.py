@@ -1,0 +1,45 @@
+"""Branches of the twin that no program here can reach, and why: the one table of them."""
+
+import re
+
+from kernel.branches import Branch
+
+_CORRUPT = "programs do not write into malloc's own words"
+_THREADS = "needs a second thread"
+_KEY = "a block's words are the tcache's mark by chance only"
+_LIMITS = "the kernel refuses no shrinking"
+_ALIGNED = "a mapped block begins 16 bytes into a page: never aligned by itself"
+_OVERFLOW = "requests beyond all memory have been refused before"
+_FITS = "a mapping that need not grow is not remapped"
+_SWITCH = "a rule that glibc is built without"
+
+#: (function, pattern of the text, why); regular expressions that must match wholly.
+_OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
+    ("unlink_chunk|merge|take_unsorted|take_fast|munmap_chunk", r"if .*(!=|&).*", _CORRUPT),
+    ("int_free", r"if load\(k, p \+ size \+ HEAD\) <= HEADER:", _CORRUPT),
+    ("refuse_double", r"while q:  else", _KEY),
+    ("systrim", "if released == 0:", _LIMITS),
+    ("aligned_alloc", r"if not head & MMAPPED:  else", _ALIGNED),
+    ("grow_main", "if size > nb:  else", _OVERFLOW),
+    ("realloc_mapped", "if old - 8 >= nb:", _FITS),
+    ("calloc", "if CLEARS_RETURNED:", _SWITCH),
+    ("heap_trim|shrink_heap|grow_arena|grow_heap|thread_exit", ".*", _THREADS),
+    ("thread_cache", r"if k\.task\.tid >= THREADS:", _THREADS),
+    (".*", r"if av:|if .*a\.multiple.*|if av == avoid:.*|if not grow_arena.*", _THREADS),
+    ("arena_get|attach_arena|arena_get_retry", ".*", _THREADS),
+    ("reserve_heap|new_heap|new_arena", ".*", _THREADS),
+    ("realloc", "if q:.*", _THREADS),
+)
+
+
+def out_of_reach(branches: list[Branch]) -> dict[int, str]:
+    """Numbers of the branches that are out of reach, with the reason.
+
+    One that is reached all the same counts as reached.
+    """
+    return {
+        b.number: why
+        for b in reversed(branches)
+        for function, text, why in reversed(_OUT_OF_REACH)
+        if re.fullmatch(function, b.function) and re.fullmatch(text, b.text)
+    }
