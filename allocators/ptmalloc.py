@@ -1378,10 +1378,8 @@ def aligned_alloc(k, a, alignment, size):
     """Take a chunk with room to move up to the alignment, and free both ends."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
-    if size < 0 or alignment > 1 << 46:
-        return 0
     alignment = max(alignment, MINSIZE)
-    if size > PTRDIFF_MAX - 55 - alignment:  # nothing is searched for what cannot be
+    if size < 0 or size > PTRDIFF_MAX - 55 - alignment:  # nothing is searched for what cannot be
         return 0
     nb = chunk_for(size)
     room = chunk_for(nb + alignment + MINSIZE)
