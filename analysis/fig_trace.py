@@ -122,8 +122,9 @@ def _draw_lifetimes(ax: Axes, about: Mapping[str, Any]) -> None:
 
 def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
     rows = sorted(about["by_thread"], key=lambda row: -row["bytes"])
-    shown = [(f"{row['thread']}", row["requests"], row["bytes"]) for row in rows[:MOST_THREADS]]
-    rest = rows[MOST_THREADS:]
+    most = len(rows) if len(rows) == MOST_THREADS + 1 else MOST_THREADS  # one has a name
+    shown = [(f"{row['thread']}", row["requests"], row["bytes"]) for row in rows[:most]]
+    rest = rows[most:]
     if rest:
         others = [sum(row[name] for row in rest) for name in ("requests", "bytes")]
         shown.append((f"{len(rest)} others", *others))
