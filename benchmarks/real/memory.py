@@ -9,7 +9,7 @@ for the model, from the definitions in benchmarks.metrics:
     heap       writable private memory, which is what statm calls data: break and mappings
     reserved   all other memory that the library mapped: PROT_NONE
     RSS        resident less shared: anonymous frames, without the zero page and page tables
-    faults     by getrusage, the thread's own
+    faults     by getrusage, the thread's own; pages of libraries' code are mapped before
 
 What the loader and the C library took before the first event is subtracted.  What the library
 mapped when it was loaded is its heap (RealProcess.own); a page of its variables counts for RSS when
