@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 
+from kernel.boot import as_record
 from kernel.conservation import CHECKS, check_counts, check_frames
 from kernel.frames import (
     ACTIVE,
@@ -229,7 +230,7 @@ class Memory:
     """A machine of ``frames`` frames and ``swap`` slots; one writable area of 64 MiB at BASE."""
 
     def __init__(self, frames, *, boundary=1 << 22, min_free=0, percent=0, swap=0):
-        self.k = np.zeros(1, kernel_dtype(12, WINDOW_BITS, 64, frames=True)).view(np.recarray)[0]
+        self.k = as_record(np.zeros(1, kernel_dtype(12, WINDOW_BITS, 64, frames=True)))
         self._words = {}
         for name in ("pfn", "folio"):
             words = np.zeros(1 << (WINDOW_BITS - 12), "i8")

@@ -295,3 +295,20 @@ def test_record_refuses_names_that_numpy_uses():
     r = record(np.dtype([("length", "i8")]))
     r.length = 3
     assert r["length"] == 3
+
+
+@pytest.mark.parametrize("plain", ["0", "1"])
+def test_attributes_of_a_record_are_its_fields_and_nothing_else(monkeypatch, plain):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", plain)
+    inner = np.dtype([("word", "i4")], align=True)
+    r = record(np.dtype([("one", inner), ("many", inner, (2,)), ("row", "u1", (3,))], align=True))
+    r.one.word = -7
+    r.many[1].word = 8
+    r.row[2] = 9
+    assert (r["one"]["word"], r["many"]["word"].tolist(), bytes(r.row)) == (-7, [0, 8], b"\0\0\t")
+    assert bytes(r) == np.array([-7, 0, 8], "i4").tobytes() + b"\0\0\t\0"
+    for wrong in (lambda: r.two, lambda: setattr(r, "two", 1), lambda: r.one.words):
+        with pytest.raises(AttributeError):
+            wrong()
+    with pytest.raises(OverflowError):
+        r.one.word = 1 << 40

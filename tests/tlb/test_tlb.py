@@ -6,6 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
+from kernel.boot import as_record
 from kernel.jit import build_once, disabled, jit
 from kernel.tlb import (
     FLUSH_CEILING,
@@ -41,7 +42,7 @@ def compiled():
 
 class Tlb:
     def __init__(self, geometry):
-        self.k = np.zeros(1, np.dtype(tlb_fields(), align=True)).view(np.recarray)[0]
+        self.k = as_record(np.zeros(1, np.dtype(tlb_fields(), align=True)))
         init_tlb(self.k, geometry)
 
     def access(self, addr, huge=0):
