@@ -21,6 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 #: The model, in each way of running it.
 MODEL = ["tests/kernel", "tests/frames", "tests/tlb", "tests/verify"]
 CONTRACT = "tests/allocators/test_allocators_keep_their_contract.py"
+#: Plain Python in every lane, so that one is enough, with coverage.
+ALWAYS_PLAIN = [
+    "tests/allocators/test_check_notices_damage.py",
+    "tests/allocators/test_verify_command.py",
+]
 TRACES = ["tests/traces", "tests/workloads"]
 CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
@@ -38,7 +43,13 @@ LANES = {
     ),
     "traces": ({}, [[*PYTEST, *TRACES]]),
     "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
-    "core": ({}, [[*PYTEST, "-m", "once", *MODEL], [*PYTEST, *CORE, f"--ignore={CONTRACT}"]]),
+    "core": (
+        {},
+        [
+            [*PYTEST, "-m", "once", *MODEL, CONTRACT],
+            [*PYTEST, *CORE, *(f"--ignore={file}" for file in [CONTRACT, *ALWAYS_PLAIN])],
+        ],
+    ),
 }
 
 

@@ -88,6 +88,7 @@ def test_misuse_ends_well_or_by_a_signal(name):
             p.call(0, len(p.events))
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
 def test_large_pages(name):

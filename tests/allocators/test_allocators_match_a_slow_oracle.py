@@ -19,6 +19,8 @@ from kernel.jit import build
 SLOTS = 6
 #: Words at either end of a block that the program writes and reads.
 EDGE = 6
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("plain")]
+
 #: All but explaining, which takes minutes here.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
@@ -143,7 +145,6 @@ class Program:
         return {(int(p), int(size)) for p, size, kind in rows[:n] if kind == BLOCK_USED}
 
 
-@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
 def test_every_answer_is_right(name):
     forgets = name != "bump"  # whose dead blocks stay in the walk
@@ -161,7 +162,6 @@ def test_every_answer_is_right(name):
     run()
 
 
-@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
 def test_what_was_never_freed_is_there_to_the_end(name):
     """A long-lived block between all sorts of short-lived ones."""

@@ -16,6 +16,8 @@ from kernel.boot import KernelConfig
 from kernel.jit import build
 from kernel.types import SimulatedSignal
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 #: Pieces of each kind that are damaged, spread over the heap.
 TRIED = 12
 #: Settings under which a small heap has lists of several entries, and an order to keep.
@@ -115,7 +117,6 @@ def _timer():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
 def test_damage_is_noticed(name):
     patient = Patient(name, SETTINGS.get(name, {}))
@@ -129,7 +130,6 @@ def test_damage_is_noticed(name):
     assert not missing, [patient.checks[code] for code in missing]
 
 
-@pytest.mark.usefixtures("plain")
 def test_a_list_in_another_order_is_noticed():
     patient = Patient("first_fit", {"order": "lifo"})
     bindings = load("first_fit", {"order": "address"}).bindings()

@@ -1,4 +1,8 @@
-"""bench.py as a user starts it: a child process in a directory of its own."""
+"""bench.py as a user starts it, and the run that it starts within the test's own process.
+
+A child compiles all anew; what is compiled here for one allocator or kernel serves the next.  So a
+test that is about what comes of a run takes ``observed``, one about bench.py itself ``bench``.
+"""
 
 import os
 import subprocess
@@ -7,6 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import bench as _resolvers  # noqa: F401 - those that conf/ uses
+from benchmarks import observe, results
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Small enough for a second, large enough for every branch of an allocator.
@@ -38,6 +48,28 @@ def bench(python: Callable) -> Callable[..., subprocess.CompletedProcess]:
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         measure = () if any(a.startswith("measure=") for a in arguments) else ("measure=counters",)
         return python(ROOT / "bench.py", *arguments, *measure, **environment)
+
+    return run
+
+
+def composed(*overrides: str) -> dict:
+    """The configuration that bench.py makes of these arguments."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    config.pop("experiment", None)
+    return config
+
+
+@pytest.fixture
+def observed(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
+    """The untimed run of bench.py with some arguments: its exit code and directory."""
+
+    def run(*overrides: str) -> tuple[int, Path]:
+        directory = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+        directory.mkdir()
+        (directory / "config.yaml").write_text(yaml.safe_dump(composed(*overrides)))
+        results.write_json(directory / "run.json", {"status": results.RUNNING, "reason": ""})
+        return observe.main(directory), directory
 
     return run
 

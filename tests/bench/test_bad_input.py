@@ -81,15 +81,25 @@ CARVE = "    p = a.top + HEADER\n"
     ],
     ids=["raises", "outside", "misaligned", "wild load", "no such field", "corrupt heap"],
 )
-def test_a_broken_plugin_is_told_with_its_event(bench, tmp_path, old, new, message):
+def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old, new, message):
     path = plugin(tmp_path, old, new)
-    done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
-    assert done.returncode == 1
-    assert message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    run = json.loads((result_directory(done) / "run.json").read_text())
+    code, directory = observed("allocator=bump", f"allocator.name={path}", *SMALL)
+    assert code == 1
+    assert not capsys.readouterr().err
+    run = json.loads((directory / "run.json").read_text())
     assert run["status"] == "failed"
     assert message in run["reason"]
+
+
+def test_what_is_wrong_with_a_plugin_is_told_to_the_user(bench, tmp_path):
+    path = plugin(tmp_path, CARVE, "    p = a.topp + HEADER\n")
+    done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
+    assert done.returncode == 1
+    run = json.loads((result_directory(done) / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert "does not compile" in run["reason"]
+    assert run["reason"] in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_plugin_that_does_not_import_is_told_with_its_line(bench, tmp_path):

@@ -1,36 +1,20 @@
 """Is every YAML file complete, true to its plugin, and fit to run?"""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-import bench  # noqa: F401 - registers the resolvers that conf/ uses
 from allocators import registry
 from benchmarks import shipped
 from benchmarks.job import COSTS, check_job
 from benchmarks.metrics import BY_NAME, METRICS, markdown
-from tests.bench.conftest import ROOT
+from tests.bench.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
 
 
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
-def composed(*overrides: str) -> dict:
-    config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    config.pop("experiment", None)
-    return config
 
 
 @pytest.mark.parametrize("name", choices("allocator"))

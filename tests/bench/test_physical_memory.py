@@ -4,21 +4,18 @@ import json
 
 import pytest
 
-from tests.bench.conftest import result_directory
-
 MIB = 1 << 20
 SMALLER = ("workload.live=3000", "workload.operations=6500", f"kernel.memory={4 * MIB}")
 
 
 @pytest.fixture
-def experiment(bench):
+def experiment(observed):
     """Run an experiment; its exit code, run.json and metrics.json."""
 
     def run(name, *arguments):
-        done = bench(f"experiment={name}", *SMALLER, *arguments)
-        directory = result_directory(done)
+        code, directory = observed(f"experiment={name}", *SMALLER, *arguments)
         found = [json.loads((directory / f).read_text()) for f in ("run.json", "metrics.json")]
-        return done.returncode, *found
+        return code, *found
 
     return run
 
