@@ -286,7 +286,18 @@ def _small_tcache() -> list[Op]:
 
 @_program({"tcache_unsorted_limit": 1, "mxfast": 0})
 def _sorting_stops_when_the_tcache_can_serve() -> list[Op]:
-    """Two chunks of the right size before others in the unsorted list."""
+    """Chunks of the right size before and behind others in the unsorted list."""
     ops = [Op(MALLOC, slot, (104, 48, 300, 48)[slot % 4]) for slot in range(80)]
-    ops += [Op(FREE, slot) for slot in (*range(0, 36, 4), *range(2, 60, 4))]
-    return ops + _row(MALLOC, 200, 12, 104) + _row(MALLOC, 230, 12, 300)
+    ops += [Op(FREE, slot) for slot in (*range(0, 36, 4), *range(2, 60, 4), 36, 40)]
+    ops += _row(MALLOC, 200, 8, 104) + _row(CALLOC, 210, 2, 104)
+    return ops + _row(MALLOC, 220, 6, 104) + _row(MALLOC, 230, 12, 300)
+
+
+@_program()
+def _free_of_64_kib() -> list[Op]:
+    """Chunks of 64 KiB less 16, and of 64 KiB, are freed while fastbins hold chunks."""
+    ops: list[Op] = []
+    for size in (65512, 65528):
+        ops += [*_row(MALLOC, 0, 12, 40), Op(MALLOC, 20, size), Op(MALLOC, 21, 80_000)]
+        ops += [*_row(FREE, 0, 12), Op(FREE, 20), Op(MALLOC, 22, 100), *_row(MALLOC, 0, 12, 40)]
+    return ops
