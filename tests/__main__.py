@@ -27,7 +27,7 @@ ALWAYS_PLAIN = [
     "tests/allocators/test_verify_command.py",
 ]
 TRACES = ["tests/traces", "tests/workloads"]
-CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators"]
+CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators", "tests/glibc"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 

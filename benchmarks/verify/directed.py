@@ -54,14 +54,6 @@ def _row(kind: int, first: int, count: int, size: int = 0) -> list[Op]:
 
 
 @_program()
-def _ten_thousand_unsorted() -> list[Op]:
-    """One search sorts no more than so many."""
-    ops = _row(MALLOC, 0, 20_010, 1040)
-    ops += [Op(FREE, slot) for slot in range(0, 20_010, 2)]
-    return [*ops, Op(MALLOC, 0, 1100), Op(MALLOC, 2, 1040), Op(MALLOC, 4, 5000)]
-
-
-@_program()
 def _mapping_that_cannot_grow() -> list[Op]:
     """A mapped block moves into a hole of the heap when it cannot be remapped."""
     return [
@@ -71,7 +63,7 @@ def _mapping_that_cannot_grow() -> list[Op]:
         Op(MALLOC, 2, 300 << 10),
         Op(MALLOC, 3, 2000),
         Op(FREE, 2),
-        Op(LIMIT_AS, size=0),
+        Op(LIMIT_AS, request=0),
         Op(REALLOC, 0, 280 << 10),
         Op(REALLOC, 0, 900 << 10),
         Op(FREE, 0),
@@ -83,7 +75,7 @@ def _mapping_that_cannot_grow_or_move() -> list[Op]:
     """Neither remapped nor moved: NULL, and the block stays."""
     return [
         Op(MALLOC, 0, 200 << 10, use=WRITE, length=200 << 10),
-        Op(LIMIT_AS, size=0),
+        Op(LIMIT_AS, request=0),
         Op(REALLOC, 0, 900 << 10),
         Op(REALLOC, 0, 100 << 10),
         Op(FREE, 0),
@@ -94,8 +86,8 @@ def _unaligned_break() -> list[Op]:
     """The program has moved the break, and there is no room to align it again."""
     return [
         Op(MALLOC, 0, 100 << 10),
-        Op(SBRK, size=24),
-        Op(LIMIT_DATA, size=200 << 10),
+        Op(SBRK, request=24),
+        Op(LIMIT_DATA, request=200 << 10),
         Op(MALLOC, 1, 100 << 10),
     ]
 
@@ -108,14 +100,14 @@ def _break_that_cannot_be_aligned() -> list[Op]:
 @_program()
 def _break_that_was_not_aligned() -> list[Op]:
     """The next growth ends the process."""
-    more = [Op(LIMIT_DATA, size=-1), *_row(MALLOC, 2, 4, 100 << 10)]
+    more = [Op(LIMIT_DATA, request=-1), *_row(MALLOC, 2, 4, 100 << 10)]
     return [*_unaligned_break(), *more]
 
 
 @_program()
 def _break_moved_down() -> list[Op]:
     """Memory that malloc has is given back by the program itself."""
-    return [Op(MALLOC, 0, 120 << 10), Op(SBRK, size=-2 * _PAGE), Op(MALLOC, 1, 100 << 10)]
+    return [Op(MALLOC, 0, 120 << 10), Op(SBRK, request=-2 * _PAGE), Op(MALLOC, 1, 100 << 10)]
 
 
 @_program()
@@ -126,7 +118,7 @@ def _misaligned_break_without_contiguity() -> list[Op]:
         Op(BLOCK, 9, 0, _PAGE),
         *_row(MALLOC, 1, 4, 100 << 10),
         Op(UNBLOCK, 9),
-        Op(SBRK, size=24),
+        Op(SBRK, request=24),
         *_row(MALLOC, 5, 40, 100 << 10),
     ]
 
@@ -155,7 +147,7 @@ def _many_segments() -> list[Op]:
     """The program moves the break whenever malloc has."""
     ops: list[Op] = []
     for slot in range(0, 1400, 2):
-        ops += [Op(MALLOC, slot, 120 << 10), Op(SBRK, size=_PAGE), Op(MALLOC, slot + 1, 40)]
+        ops += [Op(MALLOC, slot, 120 << 10), Op(SBRK, request=_PAGE), Op(MALLOC, slot + 1, 40)]
     return ops + [Op(FREE, slot) for slot in range(0, 1400, 3)]
 
 
@@ -164,7 +156,7 @@ def _smallest_top_is_left_behind() -> list[Op]:
     """A top of 32 bytes has room for its fence only."""
     heap, tcache, first = 132 << 10, 0x290, 100 << 10
     rest = heap - tcache - first - 32
-    cut = [Op(MALLOC, 0, first - 8), Op(MALLOC, 1, rest - 8), Op(SBRK, size=_PAGE)]
+    cut = [Op(MALLOC, 0, first - 8), Op(MALLOC, 1, rest - 8), Op(SBRK, request=_PAGE)]
     return [*cut, Op(MALLOC, 2, first), Op(FREE, 1), Op(FREE, 0), Op(MALLOC, 3, 64)]
 
 
@@ -172,12 +164,12 @@ def _smallest_top_is_left_behind() -> list[Op]:
 def _no_memory_at_all() -> list[Op]:
     """Not even for the tcache, which the next call tries again."""
     refused = [
-        Op(LIMIT_AS, size=0),
+        Op(LIMIT_AS, request=0),
         Op(MALLOC, 0, 24),
         Op(CALLOC, 0, 2000, 1),
         Op(ALIGNED, 0, 9, 6),
     ]
-    return [*refused, Op(LIMIT_AS, size=-1), *_row(MALLOC, 1, 3, 24)]
+    return [*refused, Op(LIMIT_AS, request=-1), *_row(MALLOC, 1, 3, 24)]
 
 
 @_program()
@@ -208,7 +200,7 @@ def _impossible_requests_sort_first() -> list[Op]:
 @_program()
 def _tcache_in_a_mapping() -> list[Op]:
     """The break is refused from the start, and there is room for one page only."""
-    limit = [Op(LIMIT_DATA, size=_PAGE), Op(MALLOC, 0, 24), Op(LIMIT_DATA, size=-1)]
+    limit = [Op(LIMIT_DATA, request=_PAGE), Op(MALLOC, 0, 24), Op(LIMIT_DATA, request=-1)]
     return [*limit, *_row(MALLOC, 1, 9, 24), *_row(FREE, 1, 9), *_row(MALLOC, 1, 9, 24)]
 
 
@@ -217,11 +209,11 @@ def _tcache_in_another_arena() -> list[Op]:
     """Too little for a mapping as heap, enough for another arena's."""
     return [
         Op(BLOCK, 30, 0, _PAGE),
-        Op(LIMIT_DATA, size=600 << 10),
+        Op(LIMIT_DATA, request=600 << 10),
         Op(MALLOC, 0, 24),
         *_row(MALLOC, 1, 9, 24),
         *_row(FREE, 1, 9),
-        Op(LIMIT_DATA, size=-1),
+        Op(LIMIT_DATA, request=-1),
         *_row(MALLOC, 1, 9, 24),
         Op(ALIGNED, 10, 3000, 8),
         *_row(FREE, 1, 9),
@@ -235,9 +227,9 @@ def _tcache_in_an_arena_without_room() -> list[Op]:
     """The other arena's space is reserved but may not be used."""
     return [
         Op(BLOCK, 30, 0, _PAGE),
-        Op(LIMIT_DATA, size=64 << 10),
+        Op(LIMIT_DATA, request=64 << 10),
         Op(MALLOC, 0, 24),
-        Op(LIMIT_DATA, size=-1),
+        Op(LIMIT_DATA, request=-1),
         *_row(MALLOC, 1, 3, 24),
     ]
 
@@ -301,3 +293,11 @@ def _free_of_64_kib() -> list[Op]:
         ops += [*_row(MALLOC, 0, 12, 40), Op(MALLOC, 20, size), Op(MALLOC, 21, 80_000)]
         ops += [*_row(FREE, 0, 12), Op(FREE, 20), Op(MALLOC, 22, 100), *_row(MALLOC, 0, 12, 40)]
     return ops
+
+
+@_program()
+def _ten_thousand_unsorted() -> list[Op]:
+    """One search sorts no more than so many."""
+    ops = _row(MALLOC, 0, 20_010, 1040)
+    ops += [Op(FREE, slot) for slot in range(0, 20_010, 2)]
+    return [*ops, Op(MALLOC, 0, 1100), Op(MALLOC, 2, 1040), Op(MALLOC, 4, 5000)]

@@ -93,14 +93,14 @@ def _put_call(functions, op, x, ops, n):
     """Write the call of one operation."""
     kind = op.kind
     if kind == MALLOC:
-        return _put(ops, n, OP_CALL, 0, functions[0], x.size, 0, 0, 0)
+        return _put(ops, n, OP_CALL, 0, functions[0], x.request, 0, 0, 0)
     if kind == CALLOC:
-        members = max(op.extra, 1) if x.size >= 0 else 1
-        return _put(ops, n, OP_CALL, 0, functions[1], members, x.size // members, 0, 0)
+        members = max(op.extra, 1) if x.request >= 0 else 1
+        return _put(ops, n, OP_CALL, 0, functions[1], members, x.request // members, 0, 0)
     if kind == REALLOC:
-        return _put(ops, n, OP_CALL, 0, functions[2], x.p, x.size, 0, 0)
+        return _put(ops, n, OP_CALL, 0, functions[2], x.p, x.request, 0, 0)
     if kind == ALIGNED:
-        return _put(ops, n, OP_CALL, 0, functions[3], 1 << op.extra, x.size, 0, 0)
+        return _put(ops, n, OP_CALL, 0, functions[3], 1 << op.extra, x.request, 0, 0)
     if kind in (FREE, STRAY):
         return _put(ops, n, OP_CALL, 0, functions[4], x.p, 0, 0, 0)
     if kind == USABLE:
@@ -108,15 +108,15 @@ def _put_call(functions, op, x, ops, n):
     if kind == TRIM:
         return _put(ops, n, OP_CALL, 0, functions[6], 0, 0, 0, 0)
     if kind == SBRK:
-        return _put(ops, n, OP_CALL, 0, functions[7], x.size, 0, 0, 0)
+        return _put(ops, n, OP_CALL, 0, functions[7], x.request, 0, 0, 0)
     if kind == BLOCK:
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        return _put(ops, n, OP_SYSCALL, NR_MMAP, x.p, x.size, PROT_NONE, flags, -1)
+        return _put(ops, n, OP_SYSCALL, NR_MMAP, x.p, x.request, PROT_NONE, flags, -1)
     if kind == UNBLOCK and x.p:
-        return _put(ops, n, OP_SYSCALL, NR_MUNMAP, x.p, x.size, 0, 0, 0)
+        return _put(ops, n, OP_SYSCALL, NR_MUNMAP, x.p, x.request, 0, 0, 0)
     if kind in (LIMIT_DATA, LIMIT_AS):
         which = RLIMIT_DATA if kind == LIMIT_DATA else RLIMIT_AS
-        limit = -1 if x.size == RLIM_INFINITY else x.size
+        limit = -1 if x.request == RLIM_INFINITY else x.request
         return _put(ops, n, OP_SETRLIMIT, 0, which, limit, 0, 0, 0)
     return _put(ops, n, OP_NOP, 0, 0, 0, 0, 0, 0)
 
@@ -164,7 +164,7 @@ def answers(program, expected, first, results, actual, begin, end):
         x = expected[i]
         y = actual[i]
         y.p = x.p
-        y.size = x.size
+        y.request = x.request
         y.address = x.address
         y.length = x.length
         call = first[i - begin]

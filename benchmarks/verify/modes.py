@@ -287,7 +287,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
         d = draws[i - begin]
         size = sizes[i - begin]
         op.slot = -1
-        op.size = 0
+        op.request = 0
         op.extra = 0
         op.use = LEAVE
         op.begin = 0
@@ -308,15 +308,15 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             op.kind = REALLOC
             op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
             old = live.bytes[op.slot]
-            op.size = _new_size(old, d[7], size)
-            if live.held - old + op.size > phase.budget and 0 < op.size < 1 << 40:
-                op.size = old >> 1
-            if op.size == 0:
+            op.request = _new_size(old, d[7], size)
+            if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
+                op.request = old >> 1
+            if op.request == 0:
                 _gone(live, op.slot)
-            elif 0 < op.size < 1 << 40:  # else refused
-                live.held += op.size - old
-                live.bytes[op.slot] = op.size
-                _choose_use(phase, op, op.size, d[4], d[5], d[6])
+            elif 0 < op.request < 1 << 40:  # else refused
+                live.held += op.request - old
+                live.bytes[op.slot] = op.request
+                _choose_use(phase, op, op.request, d[4], d[5], d[6])
         elif live.count and (
             live.count >= phase.target
             or live.held >= phase.budget
@@ -329,7 +329,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
         else:
             possible = 0 <= size < 1 << 40
             op.slot = _born(live, size if possible else 0)
-            op.size = size
+            op.request = size
             how = _scaled(d[3], 1024)
             op.kind = MALLOC
             if how < phase.calloc:

@@ -17,17 +17,20 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from allocators import registry
 from benchmarks.verify import directed
 from benchmarks.verify.modes import MODES
-from benchmarks.verify.run import Plan, Report, Runner
+from benchmarks.verify.run import Finding, Plan, Report, Runner, keep
 
 ALLOCATOR = "ptmalloc"
 #: Operations of a random program at most: most rules are noticed early.
 _LENGTH = 12_000
+#: Seconds to shorten a program that is kept.
+_SHRINK = 60.0
 _ORDER = ("small", "burst", "mixed", "big")
 
 
@@ -50,6 +53,10 @@ class Mutation:
                 raise ValueError(f"{self.rule}: {self.function} is {self.constant} already")
             return {self.function: self.constant}
         return {self.function: self._edited(module)}
+
+    def path(self, folder: Path) -> Path:
+        """Where the program that shows it is kept."""
+        return folder / f"{self.rule.replace(' ', '_').replace(',', '').replace(chr(39), '')}.json"
 
     def _edited(self, module: ModuleType) -> Callable:
         function = getattr(module, self.function)
@@ -139,7 +146,7 @@ MUTATIONS = (
         "a large request takes the smallest chunk that fits",
         "take_large",
         "while size < nb:",
-        "while size < nb + MINSIZE:",
+        "while size < nb + MINSIZE and p != a.fd[head]:",
     ),
     _edit(
         "larger bins give their smallest chunk",
@@ -166,7 +173,7 @@ MUTATIONS = (
         "set_backward(k, a, first, p)",
         "a.bk[unsorted] = p",
     ),
-    Mutation("one search sorts ten thousand chunks", "MAX_ITERS", constant=9_999),
+    Mutation("one search sorts ten thousand chunks", "MAX_ITERS", constant=100),
     Mutation("a free of 64 KiB consolidates", "CONSOLIDATION_THRESHOLD", constant=(64 << 10) + 16),
     _edit(
         "a large request consolidates first",
@@ -309,39 +316,56 @@ def _programs(runner: Runner, programs: int) -> Iterator[Callable[[], Report]]:
             yield lambda name=name: runner.directed(name)
 
 
-def hunt(mutation: Mutation, programs: int) -> tuple[int, str]:
-    """Run programs against a broken twin; operations until a difference, and what it is or ''."""
+@dataclass
+class Hunt:
+    """What became of a rule: operations until a difference, and the program, None where none."""
+
+    operations: int = 0
+    finding: Finding | None = None
+
+
+def hunt(mutation: Mutation, programs: int, shrink_seconds: float = 0) -> Hunt:
+    """Run programs against a broken twin until one differs, and shorten that one."""
     bindings = mutation.bindings(registry.load(ALLOCATOR).module)
-    plan = Plan(ALLOCATOR, 1, 1, count_branches=False, shrink_seconds=0, bindings=bindings)
-    done = 0
+    plan = Plan(
+        ALLOCATOR, 1, 1, count_branches=False, shrink_seconds=shrink_seconds, bindings=bindings
+    )
+    found = Hunt()
     for program in _programs(Runner(plan), programs):
         report = program()
-        done += report.tally.operations
+        found.operations += report.tally.operations
         if report.finding:
-            setting = report.finding.setting
-            return done, f"{report.finding.what}; mode {setting.mode}, {setting.seed}"
-    return done, ""
+            found.finding = report.finding
+            break
+    return found
 
 
-def _hunt_apart(mutation: Mutation, programs: int) -> tuple[int, str]:
-    """The same in a process of its own: a broken twin may not come back."""
+def _hunt_apart(mutation: Mutation, programs: int, shrink_seconds: float) -> Hunt:
+    """The same in a process of its own: the loop of a broken twin may not come back."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
     def work() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        theirs.send(hunt(mutation, programs))
+        theirs.send(hunt(mutation, programs, shrink_seconds))
 
     process = context.Process(target=work, daemon=True)
     process.start()
     theirs.close()
     try:
         return ours.recv()
-    except EOFError:
-        return 0, "the process of the broken twin has ended"
     finally:
         process.kill()
         process.join()
+
+
+def _told(mutation: Mutation, found: Hunt) -> str:
+    """One line."""
+    if not found.finding:
+        return f"NOT NOTICED in {found.operations} operations: {mutation.rule}"
+    setting, what = found.finding.setting, found.finding.what
+    place = f"{what}; mode {setting.mode}, {setting.seed}"
+    return f"noticed after {found.operations:6} operations: {mutation.rule} ({place})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -352,6 +376,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--programs", type=int, default=12, help="random ones of each mode at most")
     parser.add_argument("--only", default="", metavar="TEXT", help="rules that contain TEXT")
     parser.add_argument("--jobs", type=int, default=1, help="rules at a time (default 1)")
+    parser.add_argument(
+        "--store", type=Path, metavar="DIRECTORY", help="keep the shortest program found for each"
+    )
     options = parser.parse_args(argv)
     from benchmarks.verify.report import unavailable, wrong_library
 
@@ -372,14 +399,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.verify.mutations: no rule is broken, and yet: {finding.what}")
         return 1
     missed = 0
+    seconds = _SHRINK if options.store else 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = pool.map(lambda m: _hunt_apart(m, options.programs), rules)
-        for mutation, (done, what) in zip(rules, found, strict=True):
-            missed += not what
-            if what:
-                print(f"noticed after {done:6} operations: {mutation.rule} ({what})", flush=True)
-            else:
-                print(f"NOT NOTICED in {done} operations: {mutation.rule}", flush=True)
+        hunts = pool.map(lambda m: _hunt_apart(m, options.programs, seconds), rules)
+        try:
+            for mutation, found in zip(rules, hunts, strict=True):
+                missed += found.finding is None
+                print(_told(mutation, found), flush=True)
+                if options.store and found.finding:
+                    options.store.mkdir(parents=True, exist_ok=True)
+                    keep(mutation.path(options.store), found.finding)
+        except EOFError:
+            print("benchmarks.verify.mutations: a process has ended", file=sys.stderr)
+            return 1
     print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
     return 1 if missed else 0
 

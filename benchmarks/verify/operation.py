@@ -51,19 +51,19 @@ LEAVE, WRITE, READ = range(3)
 #: ``begin`` of a use that starts where the block ended before it was made larger.
 GROWN = -1
 
-#: One operation.  ``size``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
+#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
 #: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
 #: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
 #:
-#: sbrk: the program itself moves the break by ``size``.  block: a mapping comes into being ``size``
-#: bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the process
-#: may grow by ``size`` bytes more; without limit where negative.  stray: a free that no program
-#: may do, of the address ``size`` bytes from the block that the slot held last.
+#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
+#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
+#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
+#: program may do, of the address that many bytes from the block that the slot held last.
 PROGRAM = np.dtype(
     [
         ("kind", "i8"),
         ("slot", "i8"),
-        ("size", "i8"),
+        ("request", "i8"),
         ("extra", "i8"),
         ("use", "i8"),
         ("begin", "i8"),
@@ -77,7 +77,7 @@ class Op(NamedTuple):
 
     kind: int
     slot: int = -1
-    size: int = 0
+    request: int = 0
     extra: int = 0
     use: int = LEAVE
     begin: int = 0
@@ -86,13 +86,13 @@ class Op(NamedTuple):
     def words(self) -> str:
         """The operation as a C program would spell it, the block of slot 3 being ``b3``."""
         name, b = NAMES[self.kind], f"b{self.slot}" if self.slot >= 0 else "NULL"
-        size = str(self.size) if self.size >= 0 else hex(self.size % (1 << 64))
+        size = str(self.request) if self.request >= 0 else hex(self.request % (1 << 64))
         match self.kind:
             case _ if self.kind == MALLOC:
                 call = f"{b} = malloc({size})"
             case _ if self.kind == CALLOC:
                 members = self.extra or 1
-                each = size if self.size < 0 else self.size // members
+                each = size if self.request < 0 else self.request // members
                 call = f"{b} = calloc({members}, {each})"
             case _ if self.kind == REALLOC:
                 call = f"{b} = realloc({b}, {size})"
@@ -103,17 +103,17 @@ class Op(NamedTuple):
             case _ if self.kind == TRIM:
                 call = "malloc_trim(0)"
             case _ if self.kind == SBRK:
-                call = f"sbrk({self.size})"
+                call = f"sbrk({self.request})"
             case _ if self.kind == BLOCK:
-                call = f"mmap({self.extra} bytes, {self.size} above the break)"
+                call = f"mmap({self.extra} bytes, {self.request} above the break)"
             case _ if self.kind == UNBLOCK:
                 call = "munmap(what lies above the break)"
             case _ if self.kind in (LIMIT_DATA, LIMIT_AS):
                 which = "RLIMIT_DATA" if self.kind == LIMIT_DATA else "RLIMIT_AS"
-                more = "RLIM_INFINITY" if self.size < 0 else f"what there is + {self.size}"
+                more = "RLIM_INFINITY" if self.request < 0 else f"what there is + {self.request}"
                 call = f"setrlimit({which}, {more})"
             case _ if self.kind == STRAY:
-                call = f"free(what {b} was last{f' + {self.size}' if self.size else ''})"
+                call = f"free(what {b} was last{f' + {self.request}' if self.request else ''})"
             case _:
                 call = ""
         if self.use == LEAVE:

@@ -2,12 +2,12 @@
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from benchmarks.launch import Progress, shown_progress
 from benchmarks.verify.compare import Setting
 from benchmarks.verify.libc import VERSION, Libc
 from benchmarks.verify.modes import MODES
-from benchmarks.verify.operation import dump, load
-from benchmarks.verify.run import Finding, Plan, Report, Runner, run_programs
+from benchmarks.verify.operation import load
+from benchmarks.verify.run import Finding, Plan, Report, Runner, keep, run_programs
 from benchmarks.verify.tally import Tally, branches_of
 from benchmarks.verify.trace import run_trace
 from benchmarks.workloads import WorkloadError
@@ -76,10 +76,10 @@ class Run:
         except KeyboardInterrupt:
             status = "interrupted"
         except (WorkloadError, ValueError, registry.PluginError) as error:
-            print(f"benchmarks.verify: {error}")
+            print(f"benchmarks.verify: {error}", file=sys.stderr)
             return EXIT_USAGE
         except (RuntimeError, HostError) as error:
-            print(f"benchmarks.verify: {error}")
+            print(f"benchmarks.verify: {error}", file=sys.stderr)
             return EXIT_MISMATCH
         self.seconds = time.monotonic() - start
         if self.findings and status == "ok":
@@ -170,8 +170,7 @@ class Run:
             path = Path(tempfile.gettempdir()) / name
         elif len(self.findings) > 1:
             path = path.with_stem(f"{path.stem}-{len(self.findings)}")
-        setting = asdict(finding.setting) | {"tunables": dict(finding.setting.tunables)}
-        dump(path, setting, finding.ops)
+        keep(path, finding)
         return path
 
     # --- telling --------------------------------------------------------------------------------

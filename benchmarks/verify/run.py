@@ -5,7 +5,8 @@ import random
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from benchmarks.verify.compare import (
     row_lines,
 )
 from benchmarks.verify.modes import MODES, TABLE, Generator
-from benchmarks.verify.operation import ALIGNED, CALLOC, LEAVE, REALLOC, USE, Op, to_ops, to_rows
+from benchmarks.verify.operation import (
+    ALIGNED,
+    CALLOC,
+    LEAVE,
+    REALLOC,
+    USE,
+    Op,
+    dump,
+    to_ops,
+    to_rows,
+)
 from benchmarks.verify.tally import Tally
 from kernel.verify.shrink import shrink
 
@@ -56,6 +67,12 @@ class Finding:
     lines: list[str]  # the program and both states, for people
     what: str
     length: int  # operations before it was shrunk
+
+
+def keep(path: Path, finding: Finding) -> None:
+    """Store a finding's program."""
+    setting = asdict(finding.setting) | {"tunables": dict(finding.setting.tunables)}
+    dump(path, setting, finding.ops)
 
 
 @dataclass
@@ -220,9 +237,14 @@ def variants(op: Op) -> Iterator[Op]:
     if op.kind == CALLOC and op.extra > 1:
         yield op._replace(extra=1)
     if op.kind <= REALLOC or op.kind == ALIGNED:
-        for size in (24, op.size // 2 // 4096 * 4096 - 8, (op.size // 16) * 16 - 8, op.size - 16):
-            if 24 <= size < op.size:
-                yield op._replace(size=size)
+        for size in (
+            24,
+            op.request // 2 // 4096 * 4096 - 8,
+            (op.request // 16) * 16 - 8,
+            op.request - 16,
+        ):
+            if 24 <= size < op.request:
+                yield op._replace(request=size)
 
 
 # --- Many programs --------------------------------------------------------------------------------

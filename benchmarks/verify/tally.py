@@ -44,7 +44,7 @@ class Tally:
         self.faults += int(x.minflt.sum() + x.use_minflt.sum())
         self.breaks += int((np.diff(x.brk) != 0).sum())
         makes = kinds < NAMES.index("free")
-        self.refused += int((makes & (x.value == 0) & (x.size != 0)).sum())
+        self.refused += int((makes & (x.value == 0) & (x.request != 0)).sum())
 
     def add(self, other: "Tally") -> None:
         """Add what another has counted."""

@@ -58,7 +58,7 @@ def to_program(events: Events, touch: str) -> np.ndarray:
     rows = np.zeros(len(events.op), PROGRAM)
     rows["kind"] = _KINDS[events.op]
     rows["slot"] = events.slot
-    rows["size"] = events.size
+    rows["request"] = events.size
     if len(events.align):
         rows["extra"] = events.align
     rows["extra"][rows["kind"] != ALIGNED] = 0
@@ -76,7 +76,7 @@ def to_program(events: Events, touch: str) -> np.ndarray:
     rows["use"][events.op == ev.TOUCH_READ] = READ
     rows["use"][events.op == ev.TOUCH_WRITE] = WRITE
     rows["length"][uses] = events.size[uses]
-    rows["size"][uses] = 0
+    rows["request"][uses] = 0
     if len(events.offset):
         rows["begin"][uses] = events.offset[uses]
     rows["slot"][events.op == ev.THREAD_END] = -1

@@ -48,7 +48,7 @@ from kernel.uapi import (
 EXPECTED = np.dtype(
     [
         ("p", "i8"),  # the block before, or the address that the operation is about
-        ("size", "i8"),  # as the operation says; a limit in full
+        ("request", "i8"),  # as the operation says; a limit in full
         ("value", "i8"),  # what the call returns
         ("brk", "i8"),  # the break afterwards
         ("minflt", "i8"),  # page faults of the call
@@ -65,21 +65,21 @@ BLOCK_COLUMNS = 3
 def _make(k, a, op, x):
     """Let the allocator serve a request for a new block; its address."""
     if op.kind == MALLOC:
-        return malloc(k, a, x.size)
+        return malloc(k, a, x.request)
     if op.kind == CALLOC:
-        return calloc(k, a, x.size)
-    return aligned_alloc(k, a, 1 << op.extra, x.size)
+        return calloc(k, a, x.request)
+    return aligned_alloc(k, a, 1 << op.extra, x.request)
 
 
 @jit
 def _resize(k, a, x):
     """realloc by the C library's rules: NULL allocates, size 0 frees."""
     if x.p == 0:
-        return malloc(k, a, x.size)
-    if x.size == 0:
+        return malloc(k, a, x.request)
+    if x.request == 0:
         free(k, a, x.p)
         return 0
-    return realloc(k, a, x.p, x.size)
+    return realloc(k, a, x.p, x.request)
 
 
 @jit
@@ -93,27 +93,27 @@ def _change_world(k, a, op, x, blocks):
     """What is not the allocator's: the program's own break, areas in the way, limits."""
     mm = k.mm
     if op.kind == SBRK:
-        return morecore(k, a, x.size)
+        return morecore(k, a, x.request)
     if op.kind == BLOCK:
-        x.p = page_align(mm.brk) + x.size
-        x.size = op.extra
+        x.p = page_align(mm.brk) + x.request
+        x.request = op.extra
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        value = mmap(k, x.p, x.size, PROT_NONE, flags)
+        value = mmap(k, x.p, x.request, PROT_NONE, flags)
         if value > 0:
             blocks[op.slot, 0] = value
-            blocks[op.slot, 1] = x.size
+            blocks[op.slot, 1] = x.request
         return value
     if op.kind == UNBLOCK:
-        x.size = blocks[op.slot, 1]
+        x.request = blocks[op.slot, 1]
         blocks[op.slot, 0] = 0
-        return munmap(k, x.p, x.size) if x.p else 0
-    if x.size < 0:
-        x.size = RLIM_INFINITY
+        return munmap(k, x.p, x.request) if x.p else 0
+    if x.request < 0:
+        x.request = RLIM_INFINITY
     elif op.kind == LIMIT_DATA:
-        x.size += mm.data_vm << PAGE_SHIFT
+        x.request += mm.data_vm << PAGE_SHIFT
     else:
-        x.size += mm.total_vm << PAGE_SHIFT
-    return setrlimit(k, RLIMIT_DATA if op.kind == LIMIT_DATA else RLIMIT_AS, x.size)
+        x.request += mm.total_vm << PAGE_SHIFT
+    return setrlimit(k, RLIMIT_DATA if op.kind == LIMIT_DATA else RLIMIT_AS, x.request)
 
 
 @jit
@@ -123,7 +123,7 @@ def _call(k, a, op, x, blocks):
     if kind in (MALLOC, CALLOC, ALIGNED):
         value = _make(k, a, op, x)
         blocks[slot, 0] = value
-        blocks[slot, 1] = x.size
+        blocks[slot, 1] = x.request
         blocks[slot, 2] = value
         return value
     if kind == FREE:
@@ -133,9 +133,9 @@ def _call(k, a, op, x, blocks):
         return 0
     if kind == REALLOC:
         value = _resize(k, a, x)
-        if value or x.size == 0:  # else refused: the block stays as it is
+        if value or x.request == 0:  # else refused: the block stays as it is
             blocks[slot, 0] = value
-            blocks[slot, 1] = x.size
+            blocks[slot, 1] = x.request
             blocks[slot, 2] = value if value else x.p
         return value
     if kind == USABLE:
@@ -144,7 +144,7 @@ def _call(k, a, op, x, blocks):
         trim(k, a)
         return 0
     if kind == STRAY:
-        x.p = blocks[slot, 2] + x.size
+        x.p = blocks[slot, 2] + x.request
         free(k, a, x.p)
         return 0
     if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
@@ -177,7 +177,7 @@ def play(k, a, program, expected, blocks, begin, end):
         slot = op.slot
         x.p = blocks[slot, 0] if slot >= 0 else 0
         old = blocks[slot, 1] if x.p else 0
-        x.size = op.size
+        x.request = op.request
         before = mm.minflt
         x.value = _call(k, a, op, x, blocks)
         x.brk = mm.brk

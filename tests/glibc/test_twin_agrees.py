@@ -1,0 +1,98 @@
+"""The twin does what glibc does: random programs, programs by hand, a recorded trace."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks import native, shipped
+from benchmarks.events import Events
+from benchmarks.verify import directed, trace
+from benchmarks.verify.modes import MODES
+from benchmarks.verify.operation import MALLOC, NAMES, to_rows
+from benchmarks.verify.run import Plan, Runner
+from tests.glibc.conftest import needs_glibc
+
+pytestmark = needs_glibc
+
+#: Too long for plain Python.
+LONG = {"ten_thousand_unsorted"}
+
+
+@pytest.fixture
+def runner(plain):
+    return Runner(Plan("ptmalloc", 400, 1, count_branches=False, shrink_seconds=0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("number", range(3))
+def test_random_programs_agree(mode, number, runner):
+    report = runner.program(mode, number, 400)
+    assert report.finding is None, report.finding.lines
+    assert report.tally.operations == report.tally.asked > 0
+
+
+@pytest.mark.parametrize("name", [n for n in directed.PROGRAMS if n not in LONG])
+def test_programs_by_hand_agree(name, runner):
+    finding = runner.directed(name).finding
+    assert finding is None, finding.lines
+
+
+def test_both_sides_may_end(runner):
+    """A block freed twice ends both processes, in the same operation."""
+    name = "freed_twice_in_a_list"
+    program = to_rows(directed.PROGRAMS[name].ops)
+    report = runner.directed(name)
+    assert report.finding is None
+    assert report.tally.operations == len(program)
+
+
+@pytest.fixture
+def small_trace(tmp_path):
+    """The beginning of a shipped trace in a file of its own."""
+    with native.Reader(shipped.path_of("jq")) as reader:
+        events = next(iter(reader.groups()))
+        path = tmp_path / "small.parquet"
+        native.write(path, Events(*(column[:1500] for column in events)), {})
+    return path
+
+
+@pytest.mark.parametrize("touch", ["all", "first", "nothing", "read"])
+def test_a_trace_agrees_in_any_pieces(touch, small_trace, plain, monkeypatch):
+    monkeypatch.setattr(trace, "PIECE", 700)
+    plan = Plan("ptmalloc", 1, 1, count_branches=False)
+    told = []
+    reports = list(
+        trace.run_trace(plan, [str(small_trace)], touch, lambda done, what: told.append(done))
+    )
+    assert [r.finding for r in reports] == [None]
+    assert reports[0].tally.operations == 1500
+    assert told[-1] == 1
+
+
+def test_a_trace_of_another_allocator_differs(small_trace, plain):
+    plan = Plan("bump", 1, 1, count_branches=False, shrink_seconds=1)
+    (report,) = trace.run_trace(plan, [str(small_trace)], "all", lambda done, what: None)
+    assert "at event 0" in report.finding.what
+    assert len(report.finding.ops) == 1
+
+
+def test_tunables_reach_both_sides(plain):
+    """Without them the two would differ at once."""
+    tunables = {"tcache_count": 0, "mxfast": 0, "top_pad": 0}
+    plan = Plan("ptmalloc", 300, 1, tunables=tunables, count_branches=False, shrink_seconds=0)
+    assert Runner(plan).program("small", 0, 300).finding is None
+    runner = Runner(plan)
+    runner.twins.twin = lambda _: Runner(Plan("ptmalloc", 1, 1, count_branches=False)).twins.twin(
+        {}
+    )
+    assert runner.program("small", 0, 300).finding is not None
+
+
+def test_kinds_are_counted(runner):
+    tally = runner.program("small", 1, 300).tally
+    assert tally.kinds[NAMES[MALLOC]] > 0
+    assert sum(tally.kinds.values()) == tally.operations
+    assert dataclasses.replace(tally).as_dict()["operations"] == tally.operations
+    assert isinstance(tally.faults, int)
+    assert not isinstance(tally.faults, np.integer)
