@@ -282,7 +282,8 @@ def run_programs(plan: Plan, jobs: int = 1) -> Iterator[Report]:
             left, number = plan.operations, 0
             while left > 0:
                 report = run(mode, number, left)
-                left -= report.tally.asked
+                # What comes after an end that both sides agree on is not compared.
+                left -= report.tally.asked if report.finding else report.tally.operations
                 number += 1
                 yield report
                 if report.finding and not plan.keep_going:
@@ -324,6 +325,8 @@ def _one_mode(plan: Plan, pool: ProcessPoolExecutor, jobs: int, mode: str) -> It
         for future in done:
             report = future.result()
             yield report
+            if not report.finding:  # both sides may have ended before the program did
+                left += report.tally.asked - report.tally.operations
             stop = stop or (report.finding is not None and not plan.keep_going)
     if stop:
         raise _Stop

@@ -73,7 +73,8 @@ class Tally:
     def lines(self) -> list[str]:
         """The same for people."""
         width = max(map(len, NAMES))
-        lines = ["operations by kind"]
+        lines = [f"{mode}: {count:,} operations" for mode, count in self.modes.items()]
+        lines.append("operations by kind")
         for name, count in self.kinds.most_common():
             mark = "" if NAMES.index(name) < ALLOCATOR_OPS else "  (of the program)"
             lines.append(f"  {name:<{width}} {count:>12,}{mark}")
