@@ -7,32 +7,17 @@ as truth, 130 interrupted.  The last line is ``N operations, M mismatches``.
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-EXIT_MISMATCH, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
+from kernel.verify.arguments import EXIT_SKIP, EXIT_USAGE, OneLineParser, add_arguments, positive
 
 
-def _positive(text: str) -> int:
-    try:
-        number = int(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
-    return number
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:
-        """End with exit code 2."""
-        self.exit(EXIT_USAGE, f"benchmarks.verify: {message}\n")
+def _count(text: str) -> int:
+    return positive(text.replace(",", ""))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m benchmarks.verify",
         description="Do the same on this machine's C library and on an allocator of the model, and "
         "compare address, break and page faults after every operation.",
@@ -41,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", choices=("libc",), default="libc", help="the truth (libc)")
     parser.add_argument(
         "--ops",
-        type=_positive,
+        type=_count,
         default=100_000,
         metavar="N",
         help="operations of each mode (default 100000)",
@@ -73,31 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of glibc.malloc, for both sides; may be given again; random: drawn in every "
         "other program",
     )
-    parser.add_argument(
-        "--jobs", type=_positive, default=1, metavar="J", help="worker processes (default 1)"
-    )
-    parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
-    )
-    parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="where to store a program that shows a mismatch"
-    )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="go on with the next program after a mismatch"
-    )
-    parser.add_argument(
-        "--no-branches",
-        action="store_true",
-        help="use the allocator's own build, which counts no branches",
-    )
-    parser.add_argument(
-        "--shrink",
-        type=float,
-        default=60,
-        metavar="SECONDS",
-        help="time for making a failing program shorter (default 60)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_arguments(parser, "allocator")
     return parser
 
 

@@ -23,9 +23,9 @@ from benchmarks.verify.trace import run_trace
 from benchmarks.workloads import WorkloadError
 from kernel.host import unavailable as no_host
 from kernel.host.process import HostError
+from kernel.verify.arguments import EXIT_INTERRUPTED, EXIT_MISMATCH, EXIT_SKIP, EXIT_USAGE
 from kernel.verify.modes import cannot_serve
 
-EXIT_MISMATCH, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
 #: Branches never reached that are printed.
 _MOST_LINES = 30
 #: Branches to be reached over all modes, percent.

@@ -13,38 +13,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from kernel.verify.arguments import (
+    EXIT_INTERRUPTED,
+    EXIT_MISMATCH,
+    EXIT_SKIP,
+    EXIT_USAGE,
+    OneLineParser,
+    add_arguments,
+    positive,
+)
+
 #: Branches never reached that are printed.
 _MOST_LINES = 30
-EXIT_MISMATCH, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text.replace("_", ""))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
-    return number
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:
-        """End with exit code 2."""
-        self.exit(EXIT_USAGE, f"kernel.verify: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m kernel.verify",
         description="Run random programs on the real kernel and on the model, and compare result, "
         "faults, areas, resident pages and counters after every operation.",
     )
     parser.add_argument(
         "--ops",
-        type=_positive,
+        type=positive,
         default=10_000,
         metavar="N",
         help="operations in all (default 10000)",
@@ -56,31 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help="programs with huge pages, without, or in turn (default: both where "
         "the host has them)",
     )
-    parser.add_argument(
-        "--jobs", type=_positive, default=1, metavar="J", help="worker processes (default 1)"
-    )
-    parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
-    )
-    parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="where to store a program that shows a mismatch"
-    )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="go on with the next program after a mismatch"
-    )
-    parser.add_argument(
-        "--no-branches",
-        action="store_true",
-        help="use the kernel's own build, which counts no branches",
-    )
-    parser.add_argument(
-        "--shrink",
-        type=float,
-        default=60,
-        metavar="SECONDS",
-        help="time for making a failing program shorter (default 60)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_arguments(parser, "kernel")
     return parser
 
 
