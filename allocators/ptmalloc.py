@@ -65,16 +65,19 @@ from kernel.uapi import (
 
 # --- Settings: glibc.malloc.* tunables by their names ---------------------------------------------
 
+#: Of the three thresholds and pads, bytes, and of the number of mappings.
+DEFAULT, DEFAULT_MAPPINGS = 128 << 10, 65536
+
 TCACHE_COUNT = number(7, high=65535, text="chunks of a size that a tcache keeps")
 TCACHE_MAX = size_setting(1032, low=0, high=1032, text="largest request that a tcache serves")
 TCACHE_UNSORTED_LIMIT = number(0, text="chunks sorted while a tcache can serve already; 0: all")
 MXFAST = size_setting(128, low=0, high=160, text="largest request that fastbins serve")
 MMAP_THRESHOLD = size_setting(
-    128 << 10, low=0, high=32 << 20, text="requests of this and more are mapped"
+    DEFAULT, low=0, high=32 << 20, text="requests of this and more are mapped"
 )
-TRIM_THRESHOLD = size_setting(128 << 10, low=0, text="size of the top at which it is trimmed")
-TOP_PAD = size_setting(128 << 10, low=0, text="bytes asked beyond what is needed")
-MMAP_MAX = number(65536, text="most blocks that are mapped at a time")
+TRIM_THRESHOLD = size_setting(DEFAULT, low=0, text="size of the top at which it is trimmed")
+TOP_PAD = size_setting(DEFAULT, low=0, high=1 << 40, text="bytes asked beyond what is needed")
+MMAP_MAX = number(DEFAULT_MAPPINGS, text="most blocks that are mapped at a time")
 ARENA_MAX = number(0, high=127, text="most arenas; 0: eight for each of cores")
 CORES = number(2, low=1, high=15, text="processors that the machine has, as glibc sees it")
 #: glibc fixes the thresholds as soon as one of mmap_threshold, trim_threshold, top_pad and
@@ -83,12 +86,6 @@ DYNAMIC = choice(
     "auto", "off", text="the mmap threshold follows what is freed, unless one of the four is set"
 )
 
-_DEFAULTS = {
-    "mmap_threshold": 128 << 10,
-    "trim_threshold": 128 << 10,
-    "top_pad": 128 << 10,
-    "mmap_max": 65536,
-}
 AUTO = 0
 MMAP_THRESHOLD_MAX = 32 << 20
 
@@ -109,8 +106,6 @@ MIN_LARGE = 1024
 CONSOLIDATION_THRESHOLD = 64 << 10
 #: What the first mapping is a multiple of when the break cannot grow; later ones are whole pages.
 MMAP_AS_MORECORE = 1 << 20
-#: Whether memory that the break gave back and got again counts as used before.
-CLEARS_RETURNED = False
 #: Most chunks of the unsorted list that one search sorts.
 MAX_ITERS = 10_000
 
@@ -153,7 +148,6 @@ STATE = np.dtype(
         ("last_remainder", "i8", (ARENAS,)),
         ("have_fastchunks", "i8", (ARENAS,)),
         ("system_mem", "i8", (ARENAS,)),
-        ("max_system_mem", "i8", (ARENAS,)),
         ("attached", "i8", (ARENAS,)),  # threads
         ("next_arena", "i8", (ARENAS,)),
         ("next_free", "i8", (ARENAS,)),  # arena + 1 in the list of those without threads
@@ -167,7 +161,6 @@ STATE = np.dtype(
         ("multiple", "i8"),  # 0: no thread yet, -1: several; else who began, plus 1
         ("noncontiguous", "i8"),
         ("curbrk", "i8"),  # sbrk's record; 0: not asked yet
-        ("sbrk_base", "i8"),
         ("segments", "i8"),  # of the main arena: 1, until something is in the break's way
         ("segment", "i8", (SEGMENTS,)),  # where each begins, for walk and check
         ("mmap_threshold", "i8"),
@@ -184,20 +177,15 @@ CHECKS = {
 }
 
 
-def check_settings(s):
-    """The thresholds must let a mapping's length be computed."""
-    if s["top_pad"] > 1 << 40:
-        raise ValueError(f"top_pad={s['top_pad']}: must be at most {1 << 40}")
-
-
 def promises(settings):
     """What glibc's checks see depends on what became of the chunk: no bad free is promised to be.
 
     While the mmap threshold follows what is freed, what was mapped in one round comes from the heap
     in the next, and the trim threshold rises with it.
     """
-    fixed = settings["dynamic"] != AUTO or any(settings[n] != v for n, v in _DEFAULTS.items())
-    return Promises(settles=fixed)
+    sizes = (settings["mmap_threshold"], settings["trim_threshold"], settings["top_pad"])
+    follows = sizes == (DEFAULT,) * 3 and settings["mmap_max"] == DEFAULT_MAPPINGS
+    return Promises(settles=settings["dynamic"] != AUTO or not follows)
 
 
 @jit
@@ -223,10 +211,10 @@ def is_dynamic():
     """Whether the thresholds follow what is freed."""
     return (
         DYNAMIC == AUTO
-        and MMAP_THRESHOLD == 128 << 10
-        and TRIM_THRESHOLD == 128 << 10
-        and TOP_PAD == 128 << 10
-        and MMAP_MAX == 65536
+        and MMAP_THRESHOLD == DEFAULT
+        and TRIM_THRESHOLD == DEFAULT
+        and TOP_PAD == DEFAULT
+        and MMAP_MAX == DEFAULT_MAPPINGS
     )
 
 
@@ -877,7 +865,6 @@ def sysmalloc(k, a, av, nb):
         if end & (page_align(1) - 1):  # once the break could not be aligned, there is no way on
             abort(k, ABORT_CORRUPT, a.top[0])
         grow_main(k, a, nb)
-    a.max_system_mem[av] = max(a.max_system_mem[av], a.system_mem[av])
     return take_top(k, a, av, nb)
 
 
@@ -903,8 +890,6 @@ def grow_main(k, a, nb):
         # The break may be anywhere from now on: chunks are no longer expected to follow it.
         a.noncontiguous = 1
         end = start + size
-    if a.sbrk_base == 0:
-        a.sbrk_base = start
     a.system_mem[0] += size
     if old_top and start == old_end and end < 0:
         store(k, old_top + HEAD, (size + old_size) | PREV_INUSE)
@@ -944,24 +929,23 @@ def grow_main(k, a, nb):
 
 @jit(cold=True)
 def systrim(k, a, pad):
-    """Give the top of the main arena back, but for ``pad`` bytes; whether any went."""
+    """Give the top of the main arena back, but for ``pad`` bytes."""
     size = top_size(k, a, 0)
     area = size - MINSIZE - 1
     if area <= pad:
-        return False
+        return
     extra = (area - pad) & -page_align(1)
     if extra == 0:
-        return False
+        return
     end = morecore(k, a, 0)
     if end != a.top[0] + size:
-        return False
+        return
     morecore(k, a, -extra)
     released = end - morecore(k, a, 0)
     if released == 0:
-        return False
+        return
     a.system_mem[0] -= released
     store(k, a.top[0] + HEAD, (size - released) | PREV_INUSE)
-    return True
 
 
 # --- Arenas of threads ----------------------------------------------------------------------------
@@ -1145,7 +1129,6 @@ def new_arena(k, a, size):
     empty_bins(a, av)
     bytes_ = load(k, heap + HEAP_BYTES)
     a.system_mem[av] = bytes_
-    a.max_system_mem[av] = bytes_
     top = align_up(heap + HEAP_INFO + ARENA_RECORD, ALIGNMENT)
     a.top[av] = top
     store(k, top + HEAD, (heap + bytes_ - top) | PREV_INUSE)
@@ -1181,7 +1164,7 @@ def arena_get(k, a, size):
     """The running thread's arena, -1 if there is none to be had; the first has the main one."""
     tid = k.task.tid
     if a.arena[tid] == 0:
-        if a.arena[0] == 0 and a.sbrk_base == 0 and not a.multiple:
+        if not a.multiple:
             a.multiple = 1 + tid
             a.arena[tid] = 1
         else:
@@ -1353,12 +1336,9 @@ def calloc(k, a, size):
     av = arena_get(k, a, size)
     old_top = a.top[av] if av >= 0 else 0
     old_size = chunk_size(k, old_top) if old_top else 0
-    if old_top:
-        if av:
-            heap = heap_of(old_top)
-            old_size = max(old_size, heap + load(k, heap + HEAP_PROTECTED) - old_top)
-        elif CLEARS_RETURNED:
-            old_size = max(old_size, a.sbrk_base + a.max_system_mem[0] - old_top)
+    if old_top and av:
+        heap = heap_of(old_top)
+        old_size = max(old_size, heap + load(k, heap + HEAP_PROTECTED) - old_top)
     p = int_malloc(k, a, av, t, chunk_for(size))
     if p == 0 and av >= 0 and a.multiple < 0:
         p = int_malloc(k, a, arena_get_retry(k, a, av, size), t, chunk_for(size))

@@ -11,7 +11,6 @@ _LIMITS = "the kernel refuses no shrinking"
 _ALIGNED = "a mapped block begins 16 bytes into a page: never aligned by itself"
 _OVERFLOW = "requests beyond all memory have been refused before"
 _FITS = "a mapping that need not grow is not remapped"
-_SWITCH = "a rule that glibc is built without"
 
 #: (function, pattern of the text, why); regular expressions that must match wholly.
 _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
@@ -22,13 +21,13 @@ _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
     ("aligned_alloc", r"if not head & MMAPPED:  else", _ALIGNED),
     ("grow_main", "if size > nb:  else", _OVERFLOW),
     ("realloc_mapped", "if old - 8 >= nb:", _FITS),
-    ("calloc", "if CLEARS_RETURNED:", _SWITCH),
     ("heap_trim|shrink_heap|grow_arena|grow_heap|thread_exit", ".*", _THREADS),
     ("thread_cache", r"if k\.task\.tid >= THREADS:", _THREADS),
     (".*", r"if av:|if .*a\.multiple.*|if av == avoid:.*|if not grow_arena.*", _THREADS),
     ("arena_get|attach_arena|arena_get_retry", ".*", _THREADS),
     ("reserve_heap|new_heap|new_arena", ".*", _THREADS),
     ("realloc", "if q:.*", _THREADS),
+    ("calloc", "if old_top and av:", _THREADS),
 )
 
 
