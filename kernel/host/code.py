@@ -1,9 +1,13 @@
 """The machine code of the host process, and of the function that talks to it.
 
 The assembly below becomes machine code by LLVM's assembler, which comes with Numba's llvmlite: no
-compiler and no linker is needed.  Two entries live in the same few hundred bytes: ``child`` is
+compiler and no linker is needed.  Three entries live in the same few hundred bytes: ``child`` is
 where the host process starts, ``parent`` is called by Python (through ctypes) to hand over a batch
 and to wait for the answer.
+
+The child may have several threads, which the C library's pthread_create starts at ``thread`` with a
+number as the argument.  One has the turn and goes through the operations; OP_SWITCH lets another go
+on with the next.  All others sleep, so that what the process does is what that thread does.
 
 Memory of the child, all in one 2 MiB slot so that it needs one page of page tables::
 
@@ -25,12 +29,25 @@ import numpy as np
 
 from kernel.host.elf import PAGE_SIZE, ElfFile, program
 
-OP_SYSCALL, OP_LOAD, OP_STORE, OP_TOUCH, OP_CALL, OP_NOP, OP_SETRLIMIT, OP_CLOCK = range(8)
+(
+    OP_SYSCALL,
+    OP_LOAD,
+    OP_STORE,
+    OP_TOUCH,
+    OP_CALL,
+    OP_NOP,
+    OP_SETRLIMIT,
+    OP_CLOCK,
+    OP_SWITCH,
+    OP_JOIN,
+) = range(10)
 
 #: Operations that one batch can hold.
 CHUNK = 1024
 
-#: What the child executes.  ``nr`` is the number of the system call.
+#: What the child executes.  ``nr`` is the number of the system call.  OP_SWITCH: thread ``args[0]``
+#: goes on; it must be there, 0 being the first.  OP_JOIN: thread ``args[1]`` returns from its start
+#: routine, and the function at ``args[0]``, pthread_join, waits for it.
 OP = np.dtype([("kind", "i8"), ("nr", "i8"), ("args", "i8", (6,))])
 
 #: What it answers.  ``value``: the register after the system call (negative errno), the word
@@ -51,14 +68,27 @@ RESULT = np.dtype(
 #: The first word of the control page, shared by both processes.
 CONTROL = np.dtype(
     {
-        "names": ["command", "child_sleeps", "done", "parent_sleeps", "count", "options", "spin"],
-        "formats": ["u4", "u4", "u4", "u4", "i8", "i8", "i8"],
+        "names": [
+            *("command", "child_sleeps", "done", "parent_sleeps"),
+            *("count", "options", "spin", "usage_of"),
+        ],
+        "formats": ["u4", "u4", "u4", "u4", "i8", "i8", "i8", "i8"],
         # command and done are written by different sides: a cache line each
-        "offsets": [0, 4, 64, 68, 128, 136, 144],
+        "offsets": [0, 4, 64, 68, 128, 136, 144, 152],
     }
 )
 #: Option: leave minflt and majflt at 0 (twice as fast).
 OPTION_NO_FAULTS = 1
+#: Whose faults are counted, by getrusage's numbers: those of a process with one thread are that
+#: thread's, which costs half; else those of all, of which one is awake.
+USAGE_OF_PROCESS, USAGE_OF_THREAD = 0, 1
+
+#: Threads that there can be at a time, with the first.
+MAX_THREADS = 64
+#: Bytes of its stack that a thread touches before its first operation, below where it starts.
+THREAD_STACK = 16 << 12
+#: Where in the control page pthread_create leaves the threads' handles, 8 bytes each.
+HANDLES = 0x600
 
 #: File descriptor of the shared memory in the child, which closes it once it is mapped.
 SHARED_FD = 3
@@ -84,6 +114,7 @@ _ASSEMBLY = """
 
 # ---- the child -----------------------------------------------------------------------------------
 # r15 shared memory, r12 operation, r13 its result, r14 operations left; rbx pages touched
+# for each thread: GO 0 waits, 1 has the turn, 2 shall end; STACKS where its own stack begins
 
 .globl child
 child:
@@ -99,6 +130,7 @@ child:
     jne give_up
     mov r15, rdi
     lea rsp, [r15 + STACK_END]
+    mov [r15 + STACKS], rsp
     mov eax, 3                          # close
     mov edi, SHARED_FD
     syscall
@@ -205,6 +237,10 @@ next:
     je do_setrlimit
     cmp rax, 7
     je do_clock
+    cmp rax, 8
+    je do_switch
+    cmp rax, 9
+    je do_join
     mov rax, -ENOSYS
     jmp answer
 
@@ -294,6 +330,55 @@ do_clock:
     jnz answer
     imul rax, [r15 + SCRATCH], 1000000000
     add rax, [r15 + SCRATCH + 8]
+    jmp answer
+
+do_switch:
+    mov rbp, [r15 + TURN]
+    mov rbx, [r12 + 16]
+    cmp rbx, rbp
+    je switched
+    mov dword ptr [r15 + 4 * rbp + GO], 0
+    mov [r15 + TURN], rbx
+    mov edx, 1
+    call go
+wait_turn:                              # rbp own number; what runs next is read from SAVED
+    mov eax, [r15 + 4 * rbp + GO]
+    cmp eax, 1
+    je taken
+    cmp eax, 2
+    je thread_ends
+    lea rdi, [r15 + 4 * rbp + GO]
+    xor esi, esi                        # FUTEX_WAIT
+    xor edx, edx
+    xor r10d, r10d
+    mov eax, 202
+    syscall
+    jmp wait_turn
+taken:
+    mov r12, [r15 + SAVED]
+    mov r13, [r15 + SAVED + 8]
+    mov r14, [r15 + SAVED + 16]
+switched:
+    xor eax, eax
+    jmp answer
+
+go:                                     # tell thread rbx (edx: to go on, or to end)
+    lea rdi, [r15 + 4 * rbx + GO]
+    xchg [rdi], edx
+    mov esi, 1                          # FUTEX_WAKE
+    mov edx, 1
+    mov eax, 202
+    syscall
+    ret
+
+do_join:
+    mov rbx, [r12 + 24]
+    mov edx, 2
+    call go
+    mov rdi, [r15 + 8 * rbx + HANDLES]
+    xor esi, esi
+    call [r12 + 16]                     # which keeps rbx
+    mov dword ptr [r15 + 4 * rbx + GO], 0
 
 answer:
     mov [r13], rax
@@ -321,7 +406,7 @@ usage:                                  # faults until now: rax minor, rdx major
     xor edx, edx
     test qword ptr [r15 + OPTIONS], OPTION_NO_FAULTS
     jnz no_usage
-    mov edi, 1                          # RUSAGE_THREAD: it has one, and this costs half
+    mov rdi, [r15 + USAGE_OF]
     lea rsi, [r15 + RUSAGE]
     mov eax, 98                         # getrusage
     syscall
@@ -358,7 +443,8 @@ restorer:
 recover:
     cld
     movabs r15, offset HARNESS
-    lea rsp, [r15 + STACK_END]
+    mov rax, [r15 + TURN]
+    mov rsp, [r15 + 8 * rax + STACKS]
     mov r12, [r15 + SAVED]
     mov r13, [r15 + SAVED + 8]
     mov r14, [r15 + SAVED + 16]
@@ -375,6 +461,39 @@ signalled:
     mov rax, [r15 + SIGNAL + 16]
     mov [r13 + 24], rax
     jmp account
+
+# ---- another thread: void *thread(its number) ----------------------------------------------------
+
+.globl thread
+thread:
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, 8
+    movabs r15, offset HARNESS
+    mov rbp, rdi
+    mov [r15 + 8 * rbp + STACKS], rsp
+    lea rax, [rsp - THREAD_STACK]
+touch_stack:                            # no operation shall fault there
+    mov qword ptr [rax], 0
+    add rax, 4096
+    cmp rax, rsp
+    jb touch_stack
+    jmp wait_turn
+thread_ends:
+    mov rsp, [r15 + 8 * rbp + STACKS]
+    xor eax, eax
+    add rsp, 8
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
 
 # ---- the parent: int parent(shared memory, sequence number, spins, struct timespec *) ------------
 # 0: the child has answered; 1: not yet, after the time given or a signal
@@ -442,7 +561,12 @@ def _constants() -> dict[str, int]:
         "SIGNAL": 384,
         "MINFLT": 448,
         "MAJFLT": 456,
+        "TURN": 464,
         "RUSAGE": 512,
+        "GO": 0x300,
+        "STACKS": 0x400,
+        "HANDLES": HANDLES,
+        "THREAD_STACK": THREAD_STACK,
         "HARNESS": HARNESS,
         "HARNESS_SIZE": HARNESS_SIZE,
         "STACK_END": STACK_END,
@@ -461,7 +585,7 @@ def _constants() -> dict[str, int]:
 
 @functools.cache
 def assemble() -> tuple[bytes, dict[str, int]]:
-    """Return the machine code and the offsets of its entries (``child``, ``parent``)."""
+    """Return the machine code and where its entries are (``child``, ``thread``, ``parent``)."""
     return assembled(_ASSEMBLY, _constants())
 
 
@@ -492,6 +616,7 @@ class Program:
     """The program in a memfd, mapped executable here too for the sake of its ``parent`` function.
 
     ``fd``: what to execute.  ``parent(shared, sequence, spins, timeout)``: see the assembly.
+    ``thread``: the address of that entry in the child.
     """
 
     def __init__(self, *, libc: bool) -> None:
@@ -503,7 +628,9 @@ class Program:
             self.fd, PAGE_SIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC
         )
         address = np.frombuffer(self._map, "u1").ctypes.data
-        entry = address + image.index(text) + places["parent"]
+        start = image.index(text)
+        self.thread = CODE + start + places["thread"]
+        entry = address + start + places["parent"]
         prototype = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p
         )

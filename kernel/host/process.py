@@ -35,15 +35,19 @@ from kernel.host.code import (
     CODE,
     CONTROL,
     EXIT_SET_UP,
+    HANDLES,
     HARNESS,
     HARNESS_SIZE,
+    MAX_THREADS,
     OP,
     OP_CALL,
     OP_CLOCK,
+    OP_JOIN,
     OP_LOAD,
     OP_NOP,
     OP_SETRLIMIT,
     OP_STORE,
+    OP_SWITCH,
     OP_SYSCALL,
     OP_TOUCH,
     OPS,
@@ -51,6 +55,8 @@ from kernel.host.code import (
     RESULT,
     RESULTS,
     SHARED_FD,
+    USAGE_OF_PROCESS,
+    USAGE_OF_THREAD,
     the_program,
 )
 from kernel.host.elf import PAGE_SIZE, STT_GNU_IFUNC, ElfFile
@@ -59,10 +65,12 @@ __all__ = [
     "OP",
     "OP_CALL",
     "OP_CLOCK",
+    "OP_JOIN",
     "OP_LOAD",
     "OP_NOP",
     "OP_SETRLIMIT",
     "OP_STORE",
+    "OP_SWITCH",
     "OP_SYSCALL",
     "OP_TOUCH",
     "RESULT",
@@ -109,6 +117,8 @@ class HostProcess:
     unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
     ``libc``: load the system's C library too, with these environment variables (``{}`` for none);
     LD_PRELOAD among them names libraries, by path, whose functions come before the C library's.
+    ``threads``: pthread_create may be called (:meth:`create`); faults are those of all threads,
+    whose sum is the acting one's while the others sleep.
 
     ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
     ``.maps``: the text of /proc/PID/maps at the start; ``.start_brk``.
@@ -125,6 +135,7 @@ class HostProcess:
         limits: dict[int, int] | None = None,
         libc: Mapping[str, str] | None = None,
         files: Sequence[int] = (),
+        threads: bool = False,
     ) -> None:
         self._environment = None if libc is None else dict(libc)
         self._limits = dict(limits or {})
@@ -145,6 +156,7 @@ class HostProcess:
             self._memory = mmap.mmap(shared, HARNESS_SIZE)
             self._control = np.frombuffer(self._memory, CONTROL, 1)[0]
             self._control["done"] = _NOT_READY
+            self._control["usage_of"] = USAGE_OF_PROCESS if threads else USAGE_OF_THREAD
             self.pid = self._start(shared, list(files))
         finally:
             os.close(shared)
@@ -211,6 +223,16 @@ class HostProcess:
             part = ops[first : first + CHUNK]
             results[first : first + CHUNK] = self._batch(part, len(part), waiting)
         return results
+
+    def create(self, thread: int) -> tuple[int, int, int, int]:
+        """Arguments of pthread_create for thread number ``thread``, 1 to MAX_THREADS - 1.
+
+        OP_SWITCH and OP_JOIN know it by that number.  It touches what it needs of its stack and
+        waits: its faults until then are of the operations that it runs beside.
+        """
+        if not 0 < thread < MAX_THREADS:
+            raise HostError(f"no thread can have the number {thread}")
+        return HARNESS + HANDLES + 8 * thread, 0, self._program.thread, thread
 
     def function(self, name: str) -> int:
         """Return the address of a function, for OP_CALL: a preloaded library's, else libc's.

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from kernel.host import kernel_version, unavailable
-from kernel.host.code import CHUNK
+from kernel.host.code import CHUNK, THREAD_STACK
 from kernel.host.process import (
     OP,
     OP_CALL,
+    OP_JOIN,
     OP_NOP,
     OP_SETRLIMIT,
+    OP_SWITCH,
     HostError,
     HostProcess,
 )
@@ -423,3 +425,59 @@ def test_the_c_library_reads_its_tunables():
 def test_without_a_c_library_there_are_no_functions(host):
     with pytest.raises(HostError, match="without a C library"):
         host.function("malloc")
+
+
+@pytest.fixture
+def threaded():
+    """A process in which there may be threads, and the addresses of what starts and joins them."""
+    with HostProcess(libc={}, threads=True) as host:
+        yield host, host.function("pthread_create"), host.function("pthread_join")
+
+
+GETTID, GETPID = 186, 39
+
+
+@needs_libc
+def test_threads_take_turns(threaded):
+    host, create, join = threaded
+    start = value(host, mmap(8 * PAGE))
+    batch = [op(OP_CALL, create, *host.create(number)) for number in (1, 2)]
+    for number in (1, 2, 0, 2, 1, 1):
+        batch += [op(OP_SWITCH, number), syscall(GETTID), touch(start + number * PAGE, 2 * PAGE)]
+    results = host.run(np.concatenate(batch))
+    assert results["value"][:2].tolist() == [0, 0]
+    first, second, main, *again = results["value"][3::3].tolist()
+    assert again == [second, first, first]
+    assert main == host.pid
+    assert len({main, first, second}) == 3
+    # Each finds its pages untouched but for those that the others have touched.
+    assert results["minflt"][4::3].tolist() == [2, 1, 1, 0, 0, 0]
+    # The turn stays from batch to batch, and a bad access takes it from nobody.
+    results = host.run(np.concatenate([load(16), syscall(GETTID), op(OP_SWITCH, 0)]))
+    assert (results["sig"][0], results["value"][1]) == (11, first)
+    results = host.run(np.concatenate([op(OP_JOIN, join, 1), op(OP_JOIN, join, 2)]))
+    assert results["value"].tolist() == [0, 0]
+    assert os.listdir(f"/proc/{host.pid}/task") == [str(host.pid)]  # noqa: PTH208
+
+
+@needs_libc
+def test_a_thread_s_number_can_be_used_again(threaded):
+    host, create, join = threaded
+    for _ in range(3):
+        batch = [op(OP_CALL, create, *host.create(63)), op(OP_SWITCH, 63), syscall(GETPID)]
+        results = host.run(np.concatenate([*batch, op(OP_SWITCH, 0), op(OP_JOIN, join, 63)]))
+        assert results["value"].tolist() == [0, 0, host.pid, 0, 0]
+    with pytest.raises(HostError, match="number 64"):
+        host.create(64)
+
+
+@needs_libc
+def test_what_a_thread_does_before_its_first_operation_counts(threaded):
+    host, create, join = threaded
+    faults = []
+    for number in (1, 2):  # the first finds pages of the C library untouched
+        batch = [op(OP_CALL, create, *host.create(number)), op(OP_SWITCH, number)]
+        faults.append(int(host.run(np.concatenate([*batch, op(OP_SWITCH, 0)]))["minflt"].sum()))
+    # Its descriptor is in one page, where it starts in another.
+    assert faults[0] > faults[1] == 2 + THREAD_STACK // PAGE
+    host.run(np.concatenate([op(OP_JOIN, join, 1), op(OP_JOIN, join, 2)]))
