@@ -79,6 +79,7 @@ TRIM_THRESHOLD = size_setting(DEFAULT, low=0, text="size of the top at which it 
 TOP_PAD = size_setting(DEFAULT, low=0, high=1 << 40, text="bytes asked beyond what is needed")
 MMAP_MAX = number(DEFAULT_MAPPINGS, text="most blocks that are mapped at a time")
 ARENA_MAX = number(0, high=127, text="most arenas; 0: eight for each of cores")
+ARENA_TEST = number(8, low=1, text="arenas up to which nobody asks how many cores there are")
 CORES = number(2, low=1, high=15, text="processors that the machine has, as glibc sees it")
 #: glibc fixes the thresholds as soon as one of mmap_threshold, trim_threshold, top_pad and
 #: mmap_max is given, were it with its default.
@@ -1145,7 +1146,9 @@ def attach_arena(k, a, size, avoid):
         a.free_list = a.next_free[av]
         a.attached[av] = 1
         return av
-    limit = min(ARENA_MAX if ARENA_MAX else 8 * CORES, ARENAS)
+    limit = ARENA_MAX
+    if limit == 0:
+        limit = 8 * CORES if a.narenas > ARENA_TEST else ARENAS
     if a.narenas < limit:
         av = new_arena(k, a, size)
         if av >= 0:
@@ -1397,6 +1400,14 @@ def aligned_alloc(k, a, alignment, size):
             store(k, p + HEAD, nb | head & FLAGS)
             int_free(k, a, av, t, p + nb, rest)
     return p + HEADER
+
+
+@jit
+def first_thread(k, a):
+    """The process has a second thread, which has asked for nothing yet: none is alone any more."""
+    if not a.multiple:
+        a.arena[k.task.tid] = 1
+    a.multiple = -1
 
 
 @jit

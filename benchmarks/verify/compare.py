@@ -1,5 +1,6 @@
 """Two sides under one program: the real process, and the twin on a kernel that is like its own."""
 
+import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import numpy as np
 from allocators import registry
 from benchmarks.verify.libc import Libc
 from benchmarks.verify.operation import PROGRAM, Op
+from benchmarks.verify.threads import THREADS
 from benchmarks.verify.twin import BLOCK_COLUMNS, EXPECTED, Twin
-from kernel.boot import MMAP_MIN_ADDR, KernelConfig
+from kernel.boot import MMAP_MIN_ADDR, KernelConfig, record
 from kernel.branches import Branch
 from kernel.host.observe import Observer, host_settings
 from kernel.host.process import HostError, HostProcess
@@ -86,6 +88,8 @@ def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
     """The plugin with the tunables as settings, those that it does not have left out."""
     settings = dict(tunables)
     declared = registry.declared_settings(registry.load(allocator).module)
+    if "cores" in declared:
+        settings.setdefault("cores", min(os.sysconf("SC_NPROCESSORS_ONLN"), declared["cores"].high))
     if "dynamic" in declared and any(name in tunables for name in FIXING):
         settings["dynamic"] = "off"
     return registry.load(allocator, {n: v for n, v in settings.items() if n in declared})
@@ -173,6 +177,8 @@ class Pair:
             self.k = self.model.k
             self._align()
             self.a = self.twin.plugin.state()
+            self.threads = record(THREADS)
+            self.threads["alive"][0] = 1
             self.twin.init(self.k, self.a)
         except BaseException:
             self.libc.close()
@@ -280,11 +286,10 @@ class Pair:
     ) -> tuple[int, str]:
         """Let the twin play; how many rows are expected, and why no more."""
         k, n = self.k, len(rows)
-        self.twin.play(
-            k, self.a, rows, expected, blocks, 0, 0
-        )  # the watchdog waits for no compiler
+        state = (k, self.a, rows, expected, blocks, self.threads)
+        self.twin.play(*state, 0, 0)  # the watchdog waits for no compiler
         try:
-            watched(k, self.twin.play, k, self.a, rows, expected, blocks, 0, n, patience=patience)
+            watched(k, self.twin.play, *state, 0, n, patience=patience)
         except SimulatedSignal:
             why = reason(k)
             row = int(k.task.now)

@@ -21,6 +21,8 @@ from benchmarks.verify.operation import (
     REALLOC,
     SBRK,
     STRAY,
+    THREAD_END,
+    THREAD_START,
     TRIM,
     UNBLOCK,
     USABLE,
@@ -30,10 +32,12 @@ from kernel.host.code import CHUNK
 from kernel.host.process import (
     OP,
     OP_CALL,
+    OP_JOIN,
     OP_LOAD,
     OP_NOP,
     OP_SETRLIMIT,
     OP_STORE,
+    OP_SWITCH,
     OP_SYSCALL,
     OP_TOUCH,
     RESULT,
@@ -63,9 +67,14 @@ FUNCTIONS = (
     "malloc_usable_size",
     "malloc_trim",
     "sbrk",
+    "pthread_create",
+    "pthread_join",
 )
-#: Operations of the host that one of ours takes at most: call, first word, other pages, break.
-MOST_STEPS = 4
+#: Behind these in the table: where a thread starts, and where thread 0's handle would be.
+_ENTRY, _HANDLES = len(FUNCTIONS), len(FUNCTIONS) + 1
+#: Operations of the host that one of ours takes at most: the thread, call, first word, other pages,
+#: break.
+MOST_STEPS = 5
 #: Columns of OP and RESULT as words.
 _KIND, _NR, _ARGS = 0, 1, 2
 _VALUE, _SIGNAL, _MINFLT = 0, 1, 4
@@ -118,20 +127,33 @@ def _put_call(functions, op, x, ops, n):
         which = RLIMIT_DATA if kind == LIMIT_DATA else RLIMIT_AS
         limit = -1 if x.request == RLIM_INFINITY else x.request
         return _put(ops, n, OP_SETRLIMIT, 0, which, limit, 0, 0, 0)
+    if kind == THREAD_START and x.request:
+        handle = functions[_HANDLES] + 8 * x.request
+        return _put(ops, n, OP_CALL, 0, functions[8], handle, 0, functions[_ENTRY], x.request)
+    if kind == THREAD_END and x.request:
+        return _put(ops, n, OP_JOIN, 0, functions[9], x.request, 0, 0, 0)
     return _put(ops, n, OP_NOP, 0, 0, 0, 0, 0, 0)
 
 
 @jit
-def prepare(program, expected, functions, ops, first, begin, end):
+def prepare(program, expected, functions, turn, ops, steps, begin, end):
     """Write what the host does for rows [begin, end) to ``ops``, (m, 8) words of OP.
 
-    ``first[i]`` is where the steps of row ``begin + i`` start; one more says where all end.
+    ``steps[i]``: where the call of row ``begin + i`` is, and where its last step, the break's.
+    ``turn[0]``: which thread has the turn, before and afterwards.
     """
     n = 0
     for i in range(begin, end):
-        first[i - begin] = n
         x = expected[i]
+        if x.thread != turn[0]:
+            n = _put(ops, n, OP_SWITCH, 0, x.thread, 0, 0, 0, 0)
+            turn[0] = x.thread
+        steps[i - begin, 0] = n
         n = _put_call(functions, program[i], x, ops, n)
+        if program[i].kind == THREAD_START and x.request and x.value == 0:
+            # It touches its stack before it takes its turn.
+            n = _put(ops, n, OP_SWITCH, 0, x.request, 0, 0, 0, 0)
+            turn[0] = x.request
         if x.length:
             # The word at a multiple of 8 that holds the first byte is the block's, and the first
             # word of every page that the block reaches into.
@@ -142,8 +164,8 @@ def prepare(program, expected, functions, ops, first, begin, end):
             last = (x.address + x.length + _PAGE - 1) & -_PAGE
             if page < last:
                 n = _put(ops, n, OP_TOUCH, 0, page, last - page, write, 0, 0)
+        steps[i - begin, 1] = n
         n = _put(ops, n, OP_SYSCALL, NR_BRK, 0, 0, 0, 0, 0)
-    first[end - begin] = n
     return n
 
 
@@ -154,7 +176,7 @@ def has_answer(kind):
 
 
 @jit
-def answers(program, expected, first, results, actual, begin, end):
+def answers(program, expected, steps, results, actual, begin, end):
     """Put what the host answered for rows [begin, end) into ``actual``; the first row that differs.
 
     -1 for none.  ``results``, (m, 6) words of RESULT.  A signal becomes a fault count of -signal.
@@ -164,11 +186,12 @@ def answers(program, expected, first, results, actual, begin, end):
         x = expected[i]
         y = actual[i]
         y.p = x.p
+        y.thread = x.thread
         y.request = x.request
         y.address = x.address
         y.length = x.length
-        call = first[i - begin]
-        last = first[i - begin + 1] - 1
+        call = steps[i - begin, 0]
+        last = steps[i - begin, 1]
         y.value = results[call, _VALUE] if has_answer(program[i].kind) else x.value
         y.minflt = results[call, _MINFLT]
         y.use_minflt = 0
@@ -176,6 +199,9 @@ def answers(program, expected, first, results, actual, begin, end):
             y.use_minflt += results[n, _MINFLT]
             if results[n, _SIGNAL]:
                 y.use_minflt = -results[n, _SIGNAL]
+        if program[i].kind == THREAD_START:  # what the new thread does belongs to the call
+            y.minflt += y.use_minflt
+            y.use_minflt = 0
         if results[call, _SIGNAL]:
             y.minflt = -results[call, _SIGNAL]
         y.brk = results[last, _VALUE]
@@ -196,7 +222,10 @@ class Libc:
         self.host = HostProcess(libc={"GLIBC_TUNABLES": text} if text else {})
         self._memory = -1
         try:
-            self.functions = np.array([self.host.function(n) for n in FUNCTIONS], "i8")
+            handle, _, entry, number = self.host.create(1)
+            functions = [self.host.function(name) for name in FUNCTIONS]
+            self.functions = np.array([*functions, entry, handle - 8 * number], "i8")
+            self._turn = np.zeros(1, "i8")
             self._warm()
             self._memory = os.open(f"/proc/{self.host.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
@@ -268,14 +297,18 @@ class Libc:
         most = 1 if single else CHUNK // MOST_STEPS
         ops = np.zeros(most * MOST_STEPS, OP)
         words = ops.view("i8").reshape(len(ops), -1)
-        first = np.zeros(most + 1, "i8")
+        steps = np.zeros((most, 2), "i8")
+        if (program["kind"] == THREAD_START).any():
+            self.host.expect_threads()
         self.done = begin
         for start in range(begin, end, most):
             stop = min(start + most, end)
-            n = self._prepare(program, expected, self.functions, words, first, start, stop)
+            n = self._prepare(
+                program, expected, self.functions, self._turn, words, steps, start, stop
+            )
             results = self.host.run(ops[:n])
             answer = results.view("i8").reshape(n, RESULT.itemsize // 8)
-            differs = self._answers(program, expected, first, answer, actual, start, stop)
+            differs = self._answers(program, expected, steps, answer, actual, start, stop)
             self.done = stop
             if differs >= 0:
                 return differs

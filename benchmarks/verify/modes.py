@@ -7,7 +7,7 @@ number of live blocks that it goes for, an order in which it frees, and a way of
 
 Sizes at which a rule changes, and impossible ones, are mixed in (EDGES).  One program in four is
 hostile: memory between the break and the mappings is taken, limits come and go, and the program
-moves the break itself.
+moves the break itself.  Where there are threads, they start and end between phases.
 """
 
 import random
@@ -35,6 +35,7 @@ from benchmarks.verify.operation import (
     USE,
     WRITE,
 )
+from benchmarks.verify.schedule import Schedule
 from kernel.boot import record
 from kernel.jit import build_once, jit
 
@@ -69,6 +70,7 @@ class Mode:
     length: tuple[int, int]  # operations of a program
     budget: int  # most bytes that are live
     used: int  # most bytes of a block that the program writes or reads at a time
+    threads: int = 1  # most that there are at a time
 
     def words(self) -> str:
         """The ranges in one line."""
@@ -76,6 +78,8 @@ class Mode:
         parts = [f"{what} {low:,} to {high:,}{unit}" for what, (low, high), unit in ranges]
         parts.append(f"live {self.live[0]:,} to {self.live[1]:,} blocks")
         parts.append(f"programs {self.length[0]:,} to {self.length[1]:,}")
+        if self.threads > 1:
+            parts.append(f"2 to {self.threads} threads")
         return f"{self.name}: {self.about}; " + ", ".join(parts)
 
 
@@ -121,6 +125,17 @@ MODES = {
             (500, 12_000),
             8 << 20,
             4096,
+        ),
+        Mode(
+            "threads",
+            "arenas of threads, their heaps, frees by other threads",
+            (0, 1 << 20),
+            (20, 1000),
+            (1, 2000),
+            (500, 12_000),
+            512 << 20,
+            32 << 10,
+            threads=6,
         ),
     )
 }
@@ -359,6 +374,10 @@ class Generator:
         self._live.spare = SLOTS
         self._live["free"] = np.arange(SLOTS)[::-1]
         self._hostile = self._choice.random() < 0.25
+        self._schedule = None
+        if mode.threads > 1:
+            most = self._choice.randint(2, mode.threads)
+            self._schedule = Schedule(self._choice, self._random, most, SLOTS)
 
     def program(self, most: int) -> np.ndarray:
         """The program, (n,) PROGRAM of at most ``most`` rows."""
@@ -370,8 +389,15 @@ class Generator:
             if self._hostile and choice.random() < 0.3:
                 rows[n] = self._hostility()
                 n += 1
+            first = n
+            for row in self._schedule.changes()[: length - n] if self._schedule else ():
+                rows[n] = row
+                n += 1
+                first = n
             for phase, sizes in self._phases(length - n):
                 n = self._fill_phase(phase, sizes, rows, n, length)
+            if self._schedule:
+                self._schedule.assign(rows[first:n])
         return rows.view(np.ndarray)
 
     def _between(self, low: int, high: int) -> int:
@@ -465,17 +491,17 @@ class Generator:
         room = choice.choice((0, 1, 2, 33, 64, 300, 1000)) * _PAGE
         match choice.randrange(9):
             case 0 | 1:
-                return BLOCK, slot, room, choice.randint(1, 20) * _PAGE, LEAVE, 0, 0
+                return BLOCK, slot, room, choice.randint(1, 20) * _PAGE, LEAVE, 0, 0, 0
             case 2:
-                return UNBLOCK, slot, 0, 0, LEAVE, 0, 0
+                return UNBLOCK, slot, 0, 0, LEAVE, 0, 0, 0
             case 3:
-                return LIMIT_DATA, -1, room, 0, LEAVE, 0, 0
+                return LIMIT_DATA, -1, room, 0, LEAVE, 0, 0, 0
             case 4:
-                return LIMIT_DATA, -1, -1, 0, LEAVE, 0, 0
+                return LIMIT_DATA, -1, -1, 0, LEAVE, 0, 0, 0
             case 5:
-                return LIMIT_AS, -1, room + choice.choice((0, 1 << 20)), 0, LEAVE, 0, 0
+                return LIMIT_AS, -1, room + choice.choice((0, 1 << 20)), 0, LEAVE, 0, 0, 0
             case 6:
-                return LIMIT_AS, -1, -1, 0, LEAVE, 0, 0
+                return LIMIT_AS, -1, -1, 0, LEAVE, 0, 0, 0
             case _:
                 step = choice.choice((8, 16, 24, 100, _PAGE, 3 * _PAGE, 132 << 10, 5000))
-                return SBRK, -1, step, 0, LEAVE, 0, 0
+                return SBRK, -1, step, 0, LEAVE, 0, 0, 0

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernel.host.code import MAX_THREADS
+
 (
     MALLOC,
     CALLOC,
@@ -26,7 +28,9 @@ import numpy as np
     LIMIT_DATA,
     LIMIT_AS,
     STRAY,
-) = range(14)
+    THREAD_START,
+    THREAD_END,
+) = range(16)
 NAMES = (
     "malloc",
     "calloc",
@@ -42,6 +46,8 @@ NAMES = (
     "limit_data",
     "limit_as",
     "stray",
+    "thread_start",
+    "thread_end",
 )
 #: Operations below this one are the allocator's.
 ALLOCATOR_OPS = USE
@@ -59,6 +65,10 @@ GROWN = -1
 #: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
 #: process may grow by that many bytes more; without limit where negative.  stray: a free that no
 #: program may do, of the address that many bytes from the block that the slot held last.
+#:
+#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
+#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
+#: one already, or none, or it is the thread itself.
 PROGRAM = np.dtype(
     [
         ("kind", "i8"),
@@ -68,6 +78,7 @@ PROGRAM = np.dtype(
         ("use", "i8"),
         ("begin", "i8"),
         ("length", "i8"),
+        ("thread", "i8"),
     ]
 )
 
@@ -82,9 +93,13 @@ class Op(NamedTuple):
     use: int = LEAVE
     begin: int = 0
     length: int = 0
+    thread: int = 0
 
     def words(self) -> str:
         """The operation as a C program would spell it, the block of slot 3 being ``b3``."""
+        return f"[thread {self.thread}] {self._words()}" if self.thread else self._words()
+
+    def _words(self) -> str:
         name, b = NAMES[self.kind], f"b{self.slot}" if self.slot >= 0 else "NULL"
         size = str(self.request) if self.request >= 0 else hex(self.request % (1 << 64))
         match self.kind:
@@ -114,6 +129,10 @@ class Op(NamedTuple):
                 call = f"setrlimit({which}, {more})"
             case _ if self.kind == STRAY:
                 call = f"free(what {b} was last{f' + {self.request}' if self.request else ''})"
+            case _ if self.kind == THREAD_START:
+                call = f"pthread_create(thread {self.request})"
+            case _ if self.kind == THREAD_END:
+                call = f"pthread_join(thread {self.request}, which returns)"
             case _:
                 call = ""
         if self.use == LEAVE:
@@ -136,7 +155,9 @@ def to_ops(rows: np.ndarray) -> list[Op]:
 
 def dump(path: Path, setting: dict, ops: list[Op]) -> None:
     """Store a program and what it runs under."""
-    lines = ",\n".join("  " + json.dumps([NAMES[op.kind], *op[1:]]) for op in ops)
+    # The first thread goes without saying.
+    rows = ([NAMES[op.kind], *op[1 : None if op.thread else -1]] for op in ops)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
     text = f'{{"setting": {json.dumps(setting)},\n"operations": [\n{lines}\n]}}\n'
     path.write_text(text, encoding="utf-8")
 
@@ -153,12 +174,13 @@ def load(path: Path) -> tuple[dict, list[Op]]:
         raise ValueError(f"{path}: not a stored program ({error})") from None
     ops = []
     for n, (name, *numbers) in enumerate(rows):
-        if name not in NAMES or len(numbers) != len(PROGRAM.names) - 1:
+        if name not in NAMES or len(PROGRAM.names) - len(numbers) not in (1, 2):
             raise ValueError(f"{path}: operation {n} is not one")
         if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
             raise ValueError(f"{path}: operation {n} has impossible numbers")
         op = Op(NAMES.index(name), *numbers)
         fits = 0 <= op.extra <= 62 if op.kind == ALIGNED else op.extra >= 0
+        fits = fits and 0 <= op.thread < MAX_THREADS
         if not (fits and -1 <= op.slot < 1 << 24 and LEAVE <= op.use <= READ and op.begin >= GROWN):
             raise ValueError(f"{path}: operation {n} has impossible numbers")
         ops.append(op)

@@ -21,15 +21,19 @@ from benchmarks.verify.operation import (
     REALLOC,
     SBRK,
     STRAY,
+    THREAD_END,
+    THREAD_START,
     TRIM,
     UNBLOCK,
     USABLE,
     WRITE,
 )
+from benchmarks.verify.threads import end_thread, first_thread, start_thread
 from kernel.access import touch
 from kernel.boot import KernelConfig
 from kernel.branches import Branch, instrument
 from kernel.brk import sbrk
+from kernel.host.code import MAX_THREADS
 from kernel.jit import build, jit, source_hash
 from kernel.limits import setrlimit
 from kernel.mmap import mmap, munmap, page_align
@@ -48,7 +52,8 @@ from kernel.uapi import (
 EXPECTED = np.dtype(
     [
         ("p", "i8"),  # the block before, or the address that the operation is about
-        ("request", "i8"),  # as the operation says; a limit in full
+        ("thread", "i8"),  # by which the operation is done
+        ("request", "i8"),  # as the operation says; a limit in full; no thread where there is none
         ("value", "i8"),  # what the call returns
         ("brk", "i8"),  # the break afterwards
         ("minflt", "i8"),  # page faults of the call
@@ -116,8 +121,21 @@ def _change_world(k, a, op, x, blocks):
     return setrlimit(k, RLIMIT_DATA if op.kind == LIMIT_DATA else RLIMIT_AS, x.request)
 
 
+@jit(cold=True)
+def _start_or_end(k, a, op, x, threads):
+    """Start or end thread ``x.request``, which becomes 0 where there is nothing to be done."""
+    number = x.request
+    ends = op.kind == THREAD_END
+    if number <= 0 or number >= MAX_THREADS or number == x.thread or threads.alive[number] != ends:
+        x.request = 0
+        return 0
+    if ends:
+        return end_thread(k, a, threads, number)
+    return start_thread(k, a, threads, number)
+
+
 @jit
-def _call(k, a, op, x, blocks):
+def _call(k, a, op, x, blocks, threads):
     """Do an operation's call and keep the table of blocks; what it returns."""
     kind, slot = op.kind, op.slot
     if kind in (MALLOC, CALLOC, ALIGNED):
@@ -149,6 +167,8 @@ def _call(k, a, op, x, blocks):
         return 0
     if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
         return _change_world(k, a, op, x, blocks)
+    if kind in (THREAD_START, THREAD_END):
+        return _start_or_end(k, a, op, x, threads)
     return 0
 
 
@@ -164,9 +184,10 @@ def _use(k, op, x, p, old, size):
 
 
 @jit
-def play(k, a, program, expected, blocks, begin, end):
+def play(k, a, program, expected, blocks, threads, begin, end):
     """Play rows [begin, end) of ``program``, writing the same rows of ``expected``.
 
+    ``blocks``, (n, BLOCK_COLUMNS), and ``threads``, a THREADS, are what the rows before have left.
     ``k.task.now`` is the row that runs, where a signal left it too.
     """
     mm = k.mm
@@ -175,11 +196,13 @@ def play(k, a, program, expected, blocks, begin, end):
         op = program[i]
         x = expected[i]
         slot = op.slot
+        x.thread = op.thread if threads.alive[op.thread] else 0
+        k.task.tid = x.thread
         x.p = blocks[slot, 0] if slot >= 0 else 0
         old = blocks[slot, 1] if x.p else 0
         x.request = op.request
         before = mm.minflt
-        x.value = _call(k, a, op, x, blocks)
+        x.value = _call(k, a, op, x, blocks, threads)
         x.brk = mm.brk
         x.minflt = mm.minflt - before
         x.address = 0
@@ -207,8 +230,10 @@ class Twin:
         bindings: Mapping[str, Any] | None = None,
     ) -> None:
         self.plugin = plugin
-        own = getattr(plugin.module, "morecore", morecore)
-        everything = plugin.bindings() | config.switches() | {"morecore": own}
+        everything = plugin.bindings() | config.switches()
+        for default in (morecore, first_thread):
+            name = default.__name__
+            everything[name] = getattr(plugin.module, name, default)
         everything |= dict(bindings or {})
         self.branches: list[Branch] = []
         if count_branches:

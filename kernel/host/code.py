@@ -46,8 +46,9 @@ from kernel.host.elf import PAGE_SIZE, ElfFile, program
 CHUNK = 1024
 
 #: What the child executes.  ``nr`` is the number of the system call.  OP_SWITCH: thread ``args[0]``
-#: goes on; it must be there, 0 being the first.  OP_JOIN: thread ``args[1]`` returns from its start
-#: routine, and the function at ``args[0]``, pthread_join, waits for it.
+#: goes on, 0 being the first.  OP_JOIN: thread ``args[1]`` returns from its start routine, and the
+#: function at ``args[0]``, pthread_join, waits for it.  Both answer -ESRCH where there is no such
+#: thread.
 OP = np.dtype([("kind", "i8"), ("nr", "i8"), ("args", "i8", (6,))])
 
 #: What it answers.  ``value``: the register after the system call (negative errno), the word
@@ -105,8 +106,8 @@ HARNESS_SIZE = RESULTS + CHUNK * RESULT.itemsize
 #: Exit status of a child that could not map its shared memory or set its signal handlers.
 EXIT_SET_UP = 120
 
-#: Linux's reply to an operation that does not exist.
-_ENOSYS = 38
+#: Linux's reply to an operation that does not exist, and the C library's about such a thread.
+_ENOSYS, _ESRCH = 38, 3
 
 _ASSEMBLY = """
 .intel_syntax noprefix
@@ -131,6 +132,7 @@ child:
     mov r15, rdi
     lea rsp, [r15 + STACK_END]
     mov [r15 + STACKS], rsp
+    mov qword ptr [r15 + HANDLES], 1
     mov eax, 3                          # close
     mov edi, SHARED_FD
     syscall
@@ -337,6 +339,7 @@ do_switch:
     mov rbx, [r12 + 16]
     cmp rbx, rbp
     je switched
+    call must_be_there
     mov dword ptr [r15 + 4 * rbp + GO], 0
     mov [r15 + TURN], rbx
     mov edx, 1
@@ -371,14 +374,25 @@ go:                                     # tell thread rbx (edx: to go on, or to 
     syscall
     ret
 
+must_be_there:                          # thread rbx, or this is the answer
+    mov rax, -ESRCH
+    cmp qword ptr [r15 + 8 * rbx + HANDLES], 0
+    jne is_there
+    add rsp, 8
+    jmp answer
+is_there:
+    ret
+
 do_join:
     mov rbx, [r12 + 24]
+    call must_be_there
     mov edx, 2
     call go
     mov rdi, [r15 + 8 * rbx + HANDLES]
     xor esi, esi
     call [r12 + 16]                     # which keeps rbx
     mov dword ptr [r15 + 4 * rbx + GO], 0
+    mov qword ptr [r15 + 8 * rbx + HANDLES], 0
 
 answer:
     mov [r13], rax
@@ -580,6 +594,7 @@ def _constants() -> dict[str, int]:
         "SHARED_FD": SHARED_FD,
         "EXIT_SET_UP": EXIT_SET_UP,
         "ENOSYS": _ENOSYS,
+        "ESRCH": _ESRCH,
     }
 
 

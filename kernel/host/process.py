@@ -117,8 +117,6 @@ class HostProcess:
     unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
     ``libc``: load the system's C library too, with these environment variables (``{}`` for none);
     LD_PRELOAD among them names libraries, by path, whose functions come before the C library's.
-    ``threads``: pthread_create may be called (:meth:`create`); faults are those of all threads,
-    whose sum is the acting one's while the others sleep.
 
     ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
     ``.maps``: the text of /proc/PID/maps at the start; ``.start_brk``.
@@ -135,7 +133,6 @@ class HostProcess:
         limits: dict[int, int] | None = None,
         libc: Mapping[str, str] | None = None,
         files: Sequence[int] = (),
-        threads: bool = False,
     ) -> None:
         self._environment = None if libc is None else dict(libc)
         self._limits = dict(limits or {})
@@ -156,7 +153,7 @@ class HostProcess:
             self._memory = mmap.mmap(shared, HARNESS_SIZE)
             self._control = np.frombuffer(self._memory, CONTROL, 1)[0]
             self._control["done"] = _NOT_READY
-            self._control["usage_of"] = USAGE_OF_PROCESS if threads else USAGE_OF_THREAD
+            self._control["usage_of"] = USAGE_OF_THREAD
             self.pid = self._start(shared, list(files))
         finally:
             os.close(shared)
@@ -223,6 +220,13 @@ class HostProcess:
             part = ops[first : first + CHUNK]
             results[first : first + CHUNK] = self._batch(part, len(part), waiting)
         return results
+
+    def expect_threads(self) -> None:
+        """From now on pthread_create may be called, with what :meth:`create` returns.
+
+        Faults are those of the process: the acting thread's, because the others sleep.
+        """
+        self._control["usage_of"] = USAGE_OF_PROCESS
 
     def create(self, thread: int) -> tuple[int, int, int, int]:
         """Arguments of pthread_create for thread number ``thread``, 1 to MAX_THREADS - 1.

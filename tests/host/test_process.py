@@ -42,7 +42,7 @@ from tests.host.driver import (
 )
 
 SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR = 1, 2, 2
-ENOMEM, EINVAL, ENOSYS = -12, -22, -38
+ESRCH, ENOMEM, EINVAL, ENOSYS = -3, -12, -22, -38
 DONTNEED, NOHUGEPAGE, HUGEPAGE = 4, 15, 14
 
 
@@ -430,7 +430,8 @@ def test_without_a_c_library_there_are_no_functions(host):
 @pytest.fixture
 def threaded():
     """A process in which there may be threads, and the addresses of what starts and joins them."""
-    with HostProcess(libc={}, threads=True) as host:
+    with HostProcess(libc={}) as host:
+        host.expect_threads()
         yield host, host.function("pthread_create"), host.function("pthread_join")
 
 
@@ -467,6 +468,8 @@ def test_a_thread_s_number_can_be_used_again(threaded):
         batch = [op(OP_CALL, create, *host.create(63)), op(OP_SWITCH, 63), syscall(GETPID)]
         results = host.run(np.concatenate([*batch, op(OP_SWITCH, 0), op(OP_JOIN, join, 63)]))
         assert results["value"].tolist() == [0, 0, host.pid, 0, 0]
+    assert one(host, op(OP_SWITCH, 63))["value"] == ESRCH
+    assert one(host, op(OP_JOIN, join, 63))["value"] == ESRCH
     with pytest.raises(HostError, match="number 64"):
         host.create(64)
 
