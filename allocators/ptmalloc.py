@@ -1139,26 +1139,35 @@ def new_arena(k, a, size):
 
 
 @jit(cold=True)
-def attach_arena(k, a, size, avoid):
-    """An arena for the running thread: one that no thread uses, a new one, or one in turn."""
+def choose_arena(k, a, size):
+    """An arena that no thread uses, a new one, or the next in turn; -1 if there is none."""
     if a.free_list:
         av = a.free_list - 1
         a.free_list = a.next_free[av]
-        a.attached[av] = 1
         return av
     limit = ARENA_MAX
     if limit == 0:
         limit = 8 * CORES if a.narenas > ARENA_TEST else ARENAS
     if a.narenas < limit:
-        av = new_arena(k, a, size)
-        if av >= 0:
-            a.attached[av] = 1
-        return av
+        return new_arena(k, a, size)
     av = a.next_to_use
-    if av == avoid:
-        av = a.next_arena[av]
     a.next_to_use = a.next_arena[av]
-    a.attached[av] += 1
+    return av
+
+
+@jit(cold=True)
+def attach_arena(k, a, size):
+    """Another arena for the running thread, which leaves the one that it had; -1 if there is none.
+
+    One that is left so is not among those that are free, even when no thread is attached to it.
+    """
+    av = choose_arena(k, a, size)
+    if av >= 0:
+        tid = k.task.tid
+        if a.arena[tid]:
+            a.attached[a.arena[tid] - 1] -= 1
+        a.attached[av] += 1
+        a.arena[tid] = av + 1
     return av
 
 
@@ -1172,21 +1181,18 @@ def arena_get(k, a, size):
             a.arena[tid] = 1
         else:
             a.multiple = -1
-            a.arena[tid] = attach_arena(k, a, size, -1) + 1
+            attach_arena(k, a, size)
     # A lone thread keeps to the main arena, also when its tcache had to come from another.
     return 0 if a.multiple > 0 else a.arena[tid] - 1
 
 
 @jit(cold=True)
 def arena_get_retry(k, a, av, size):
-    """Another arena when ``av`` could not serve, -1 if there is none; the main one first."""
-    if av:
-        return 0
-    tid = k.task.tid
-    other = attach_arena(k, a, size, 0)
-    if other >= 0:
-        a.arena[tid] = other + 1
-    return other
+    """Another arena when ``av`` could not serve, -1 if there is none; the main one first.
+
+    It is the main one again where that has its turn: avoided is only what is locked.
+    """
+    return 0 if av else attach_arena(k, a, size)
 
 
 # --- The contract ---------------------------------------------------------------------------------
