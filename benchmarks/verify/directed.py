@@ -14,6 +14,8 @@ from benchmarks.verify.operation import (
     REALLOC,
     SBRK,
     STRAY,
+    THREAD_END,
+    THREAD_START,
     TRIM,
     UNBLOCK,
     WRITE,
@@ -301,3 +303,245 @@ def _ten_thousand_unsorted() -> list[Op]:
     ops = _row(MALLOC, 0, 20_010, 1040)
     ops += [Op(FREE, slot) for slot in range(0, 20_010, 2)]
     return [*ops, Op(MALLOC, 0, 1100), Op(MALLOC, 2, 1040), Op(MALLOC, 4, 5000)]
+
+
+# --- Threads --------------------------------------------------------------------------------------
+
+
+def _start(*numbers: int, by: int = 0) -> list[Op]:
+    return [Op(THREAD_START, request=n, thread=by) for n in numbers]
+
+
+def _end(*numbers: int, by: int = 0) -> list[Op]:
+    return [Op(THREAD_END, request=n, thread=by) for n in numbers]
+
+
+def _by(thread: int, ops: list[Op]) -> list[Op]:
+    """The same done by another thread."""
+    return [op._replace(thread=thread) for op in ops]
+
+
+@_program()
+def _threads_before_anything_else() -> list[Op]:
+    """The first thread has the main arena, though it has asked for nothing itself."""
+    return [*_start(1), *_by(1, _row(MALLOC, 0, 2, 24)), *_row(MALLOC, 2, 2, 24), *_end(1)]
+
+
+@_program()
+def _stacks_are_kept_and_freed() -> list[Op]:
+    """Five are more than are kept; who joins frees, and starts with what was kept last."""
+    ops = [*_start(1, 2, 3, 4, 5, 6), *_by(1, [Op(MALLOC, 0, 24)])]
+    ops += [*_end(3, 2, by=1), *_end(1, 6, 5, 4), Op(MALLOC, 1, 264)]
+    return ops + _start(7, 8) + _end(8, 7) + _row(MALLOC, 2, 9, 264)
+
+
+@_program()
+def _threads_that_cannot_start() -> list[Op]:
+    """No room for a stack, none of it may be written, none for what malloc is asked."""
+    tight = [Op(MALLOC, 2, 4096 - 1008), Op(LIMIT_AS, request=(8 << 20) + _PAGE)]
+    return [
+        Op(MALLOC, 0, 24),
+        Op(LIMIT_AS, request=0),
+        *_start(1),
+        Op(LIMIT_AS, request=-1),
+        Op(LIMIT_DATA, request=1 << 20),
+        *_start(1),
+        Op(LIMIT_DATA, request=-1),
+        # 0x21000 bytes, of which the first three take 0x20ba0 with the tcache.
+        Op(MALLOC, 1, 0x20000 - 8),
+        *tight,
+        *_start(1),
+        Op(LIMIT_AS, request=-1),
+        *_start(1),
+        *_by(1, _row(MALLOC, 3, 3, 24)),
+    ]
+
+
+@_program()
+def _arenas_are_used_again() -> list[Op]:
+    """An arena that a thread has left is the next one's, the last left first."""
+    ops = [*_start(1, 2, 3), Op(MALLOC, 0, 24)]
+    for thread in (1, 2, 3):
+        ops += _by(thread, _row(MALLOC, 10 * thread, 9, 3000))
+    ops += [*_row(FREE, 10, 4), *_by(3, _row(FREE, 20, 9)), *_end(2, 1), *_start(4, 5, 6)]
+    for thread in (4, 5, 6, 3):
+        ops += _by(thread, _row(MALLOC, 10 * thread, 9, 2000))
+    return ops + _end(3, 4, 5, 6) + [Op(TRIM)]
+
+
+@_program({"arena_max": 2})
+def _arenas_are_shared() -> list[Op]:
+    """Threads beyond the number of arenas take them in turn, and leave them one by one."""
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4, 5)]
+    for thread in (3, 1, 2, 5, 4):
+        ops += _by(thread, _row(MALLOC, 10 * thread, 9, 500))
+    ops += [*_by(2, _row(FREE, 10, 30)), *_end(3, 5), *_start(3), *_by(3, _row(MALLOC, 60, 5, 500))]
+    ops += [*_end(1, 2, 4), *_start(1, 2), *_by(1, _row(MALLOC, 70, 5, 500))]
+    return ops + _by(2, _row(MALLOC, 80, 5, 500)) + [*_row(FREE, 60, 30), *_end(1, 2, 3)]
+
+
+@_program()
+def _more_threads_than_arenas() -> list[Op]:
+    """Eight for each of two cores."""
+    ops = [Op(MALLOC, 0, 24)]
+    for thread in range(1, 20):
+        ops += [*_start(thread), *_by(thread, _row(MALLOC, 10 * thread, 3, 1000))]
+    return ops + [op for thread in range(1, 20, 3) for op in _end(thread)] + _start(1)
+
+
+@_program({"arena_test": 18})
+def _cores_are_counted_late() -> list[Op]:
+    """Only when there are more arenas than arena_test."""
+    return PROGRAMS["more_threads_than_arenas"].ops
+
+
+def _fill_heap(first: int, size: int = 100 << 10, count: int = 660) -> list[Op]:
+    """Blocks of more than a heap of 64 MiB holds."""
+    return _row(MALLOC, first, count, size)
+
+
+@_program()
+def _second_heap() -> list[Op]:
+    """Heaps are added, and go when nothing is left in them, in any order of the frees."""
+    ops = [Op(MALLOC, 0, 24), *_start(1), *_by(1, _fill_heap(10))]
+    ops += _by(1, [Op(FREE, slot) for slot in range(669, 630, -1)]) + _by(
+        1, _fill_heap(631, count=40)
+    )
+    ops += [Op(FREE, slot) for slot in range(640, 670)] + _by(1, [Op(TRIM)])
+    ops += _by(1, _fill_heap(640, count=30)) + [Op(FREE, slot) for slot in range(660, 600, -2)]
+    ops += [Op(FREE, slot) for slot in range(669, 600, -2)]
+    ops += _by(1, _fill_heap(601, count=69)) + [Op(FREE, slot) for slot in range(10, 670)]
+    return ops + _end(1)
+
+
+@_program()
+def _second_heap_in_another_arena_too() -> list[Op]:
+    """The heaps of two arenas lie among each other."""
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2)]
+    ops += _by(1, _fill_heap(1000)) + _by(2, _fill_heap(2000)) + _by(1, _fill_heap(3000))
+    ops += _by(2, [Op(FREE, slot) for slot in (*range(3000, 3660), *range(1000, 1660))])
+    return ops + _by(1, _fill_heap(1000)) + _by(1, _row(FREE, 2000, 660)) + _end(1, 2)
+
+
+def _full_heap(last: int) -> list[Op]:
+    """Thread 1's heap is full to its end but for ``last`` bytes: its top."""
+    room = (64 << 20) - 0x8D0 - 0x290 - 655 * 0x19010 - last
+    return [
+        *_start(1),
+        *_by(1, _row(MALLOC, 0, 655, 100 << 10)),
+        *_by(1, [Op(MALLOC, 700, room - 0x8000 - 8), Op(MALLOC, 701, 0x8000 - 8)]),
+    ]
+
+
+@_program()
+def _heap_full_to_its_end() -> list[Op]:
+    """A top of 32 bytes has room for the heap's fence only; of 48 and 64, for a chunk less."""
+    ops: list[Op] = []
+    for last in (32, 48, 64, 80):
+        ops += _full_heap(last)
+        ops += _by(1, [*_row(MALLOC, 710, 3, 60_000), Op(FREE, 701), *_row(FREE, 710, 3)])
+        ops += _by(1, _row(FREE, 0, 655)) + [Op(FREE, 700), Op(TRIM), *_end(1)]
+    return ops
+
+
+@_program({"top_pad": 0})
+def _heap_without_pad() -> list[Op]:
+    """The smallest heaps, whose ends are given back as soon as they are free."""
+    ops = [*_start(1), *_by(1, _row(MALLOC, 0, 30, 20_000)), *_by(1, [Op(FREE, 29), Op(FREE, 28)])]
+    ops += _by(1, [Op(FREE, slot) for slot in range(27, 0, -1)]) + _by(
+        1, _row(MALLOC, 0, 30, 70_000)
+    )
+    return (
+        ops
+        + _by(1, [Op(FREE, slot) for slot in range(29, 0, -1)])
+        + _by(1, _row(CALLOC, 0, 9, 90_000))
+    )
+
+
+@_program()
+def _heap_that_may_not_grow() -> list[Op]:
+    """The kernel refuses: a mapping of its own, the main arena, nothing."""
+    ops = [
+        Op(MALLOC, 0, 24),
+        *_start(1),
+        *_by(1, _row(MALLOC, 1, 5, 24)),
+        Op(LIMIT_DATA, request=0),
+    ]
+    ops += _by(1, _row(MALLOC, 10, 4, 100_000)) + _by(1, _row(CALLOC, 20, 4, 100_000))
+    ops += _by(1, [Op(MALLOC, 29, 200_000), Op(ALIGNED, 30, 50_000, 12), Op(REALLOC, 1, 60_000)])
+    ops += [Op(LIMIT_DATA, request=150_000)]
+    ops += _by(1, _row(MALLOC, 40, 4, 60_000)) + _by(
+        1, [Op(REALLOC, 2, 40_000), Op(CALLOC, 41, 9999)]
+    )
+    ops += [
+        Op(LIMIT_DATA, request=-1),
+        *_by(1, _row(FREE, 10, 50)),
+        *_by(1, _row(MALLOC, 10, 9, 9000)),
+    ]
+    return ops + _end(1)
+
+
+@_program()
+def _thread_without_room_for_an_arena() -> list[Op]:
+    """None can be reserved, or only where it lies by chance, or it may not be written to."""
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4)]
+    ops += [Op(LIMIT_AS, request=1 << 20), *_by(1, _row(MALLOC, 10, 3, 24))]
+    ops += [Op(LIMIT_AS, request=(64 << 20) + _PAGE), *_by(2, _row(MALLOC, 20, 3, 24))]
+    ops += [
+        Op(LIMIT_AS, request=-1),
+        Op(LIMIT_DATA, request=_PAGE),
+        *_by(3, _row(MALLOC, 30, 3, 24)),
+    ]
+    ops += [Op(LIMIT_DATA, request=-1)]
+    for thread in (1, 2, 3, 4):
+        ops += _by(thread, _row(MALLOC, 10 * thread + 3, 3, 24))
+    return ops + _end(1, 2, 3, 4)
+
+
+@_program()
+def _main_arena_that_cannot_serve() -> list[Op]:
+    """The first thread goes over to another arena: one left, a new one, one in turn."""
+    ops = [
+        Op(MALLOC, 0, 24),
+        *_start(1, 2),
+        *_by(1, _row(MALLOC, 1, 3, 24)),
+        Op(BLOCK, 99, 0, _PAGE),
+    ]
+    ops += [
+        Op(LIMIT_DATA, request=600 << 10),
+        *_row(MALLOC, 10, 3, 100_000),
+        *_row(MALLOC, 20, 3, 24),
+    ]
+    ops += [Op(ALIGNED, 15, 90_000, 8), Op(CALLOC, 16, 90_000), *_row(MALLOC, 30, 3, 100_000)]
+    ops += [Op(LIMIT_DATA, request=-1), *_row(MALLOC, 40, 3, 24), *_end(1), *_row(FREE, 10, 30)]
+    ops += [
+        *_by(2, _row(MALLOC, 50, 3, 1000)),
+        *_end(2),
+        *_start(3),
+        *_by(3, _row(MALLOC, 60, 3, 24)),
+    ]
+    return ops + [Op(UNBLOCK, 99), *_row(MALLOC, 70, 3, 100_000)]
+
+
+@_program({"arena_max": 2})
+def _main_arena_that_cannot_serve_where_two_are_all() -> list[Op]:
+    return PROGRAMS["main_arena_that_cannot_serve"].ops
+
+
+@_program()
+def _request_larger_than_a_heap() -> list[Op]:
+    """No heap holds it: the other arena begins without it, and refuses too."""
+    ops = [Op(MALLOC, 0, 24), *_start(1), Op(LIMIT_DATA, request=300 << 10)]
+    ops += [Op(MALLOC, 1, 100 << 20), *_row(MALLOC, 2, 3, 24), *_by(1, _row(MALLOC, 5, 3, 24))]
+    return ops + _by(
+        1, [Op(MALLOC, 8, 100 << 20), Op(LIMIT_DATA, request=-1), Op(MALLOC, 9, 100 << 20)]
+    )
+
+
+@_program()
+def _freed_by_another_thread() -> list[Op]:
+    """Into the other's tcache, and from there into the arena it came from."""
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2), *_by(1, _row(MALLOC, 10, 40, 100))]
+    ops += [*_by(2, _row(FREE, 10, 30)), *_by(2, _row(MALLOC, 50, 12, 100)), *_row(FREE, 40, 8)]
+    ops += [*_row(MALLOC, 70, 9, 100), *_end(2, by=1), *_by(1, _row(MALLOC, 80, 30, 100))]
+    return ops + _row(FREE, 50, 12) + _row(FREE, 70, 40) + _end(1)
