@@ -117,7 +117,10 @@ class Reader:
                 continue
             if found:
                 call, result = found
-                for column, value in zip(columns, (call.op, result, *call[1:]), strict=True):
+                numbers = (call.op, result, *call[1:])
+                if max(numbers) >= _TOO_MUCH:
+                    continue
+                for column, value in zip(columns, numbers, strict=True):
                     column[i] = value
             good[i] = True
 
@@ -182,7 +185,8 @@ class Reader:
         Raises LookupError or TypeError for a line that makes no sense.
         """
         if tokens[0] == "=":
-            return self._open.pop(0), tokens[1]
+            result = _result(tokens)
+            return self._open.pop(0), result
         while True:
             name = tokens[0]
             call, tokens = _call(name, tokens[1:])
@@ -195,8 +199,7 @@ class Reader:
             if call.op == REALLOC and call.old == 0 and tokens[:2] == ["malloc", call.size]:
                 tokens = tokens[2:]
             if tokens[:1] == ["="]:
-                (result,) = tokens[1:] or [""]
-                return call, result + 0
+                return call, _result(tokens)
             overflow = call.op == CALLOC and call.size >= _TOO_MUCH
             if overflow and not tokens:
                 return _FAILED, 0
@@ -224,6 +227,13 @@ def _token(value: np.int64, kind: np.int8) -> str | int:
     if kind == NUMBER:
         return int(value)
     return _TOO_MUCH if kind == BAD else _WORDS.get(int(value), "")
+
+
+def _result(tokens: list[str | int]) -> int:
+    """The number after "=", which ends a line.  Raises LookupError or TypeError."""
+    if len(tokens) != 2:
+        raise LookupError
+    return tokens[1] + 0
 
 
 def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:

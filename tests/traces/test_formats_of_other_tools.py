@@ -322,6 +322,8 @@ BAD = [
     (VALGRIND, "--7-- free(0x10)\n", ":22: free of 0x10, which was never allocated"),
     (VALGRIND, "--7--  = 0x99\n", ":22: a result without its call, found '= 0x99'"),
     (VALGRIND, "--7-- malloc(8)calloc(x)\n", ":22: expected 'malloc(SIZE)' and its result"),
+    (VALGRIND, "--7-- malloc(8) = 0x10 7\n", ":22: expected 'malloc(SIZE)' and its result, found"),
+    (VALGRIND, "--7-- malloc(8) = 0xg\n", ":22: expected 'malloc(SIZE)' and its result, found"),
     (VALGRIND, "--8-- free(0x0)\n", ":22: a line of another process (--8--)"),
     (JSONL, '{"op": "free", "id": 6}\n', ":7: free of id 6, which was never allocated"),
     (JSONL, '{"op": "free", "id": 0}\n', ":7: double free of id 0"),
