@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from benchmarks.verify.modes import MODES
 from benchmarks.verify.operation import (
     ALIGNED,
     BLOCK,
@@ -25,7 +26,10 @@ from benchmarks.verify.operation import (
 #: What takes the place of a mode's name for these.
 MODE = "directed"
 _PAGE = 4096
-_NO_TCACHE = {"tcache_count": 0}
+#: Sets of tunables, few because each is compiled.
+_NO_TCACHE = {"tcache_count": 0, "arena_test": 18}
+_TWO_ARENAS = MODES["threads"].tunables[1]
+_NO_PAD = MODES["threads"].tunables[3]
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ def _arenas_are_used_again() -> list[Op]:
     return ops + _end(3, 4, 5, 6) + [Op(TRIM)]
 
 
-@_program({"arena_max": 2})
+@_program(_TWO_ARENAS)
 def _arenas_are_shared() -> list[Op]:
     """Threads beyond the number of arenas take them in turn, and leave them one by one."""
     ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4, 5)]
@@ -389,7 +393,7 @@ def _more_threads_than_arenas() -> list[Op]:
     return ops + [op for thread in range(1, 20, 3) for op in _end(thread)] + _start(1)
 
 
-@_program({"arena_test": 18})
+@_program(_NO_TCACHE)
 def _cores_are_counted_late() -> list[Op]:
     """Only when there are more arenas than arena_test."""
     return PROGRAMS["more_threads_than_arenas"].ops
@@ -440,11 +444,11 @@ def _heap_full_to_its_end() -> list[Op]:
     for last in (32, 48, 64, 80):
         ops += _full_heap(last)
         ops += _by(1, [*_row(MALLOC, 710, 3, 60_000), Op(FREE, 701), *_row(FREE, 710, 3)])
-        ops += _by(1, _row(FREE, 0, 655)) + [Op(FREE, 700), Op(TRIM), *_end(1)]
+        ops += [*_by(1, _row(FREE, 0, 655)), Op(FREE, 700), Op(TRIM), *_end(1)]
     return ops
 
 
-@_program({"top_pad": 0})
+@_program(_NO_PAD)
 def _heap_without_pad() -> list[Op]:
     """The smallest heaps, whose ends are given back as soon as they are free."""
     ops = [*_start(1), *_by(1, _row(MALLOC, 0, 30, 20_000)), *_by(1, [Op(FREE, 29), Op(FREE, 28)])]
@@ -520,10 +524,10 @@ def _main_arena_that_cannot_serve() -> list[Op]:
         *_start(3),
         *_by(3, _row(MALLOC, 60, 3, 24)),
     ]
-    return ops + [Op(UNBLOCK, 99), *_row(MALLOC, 70, 3, 100_000)]
+    return [*ops, Op(UNBLOCK, 99), *_row(MALLOC, 70, 3, 100000)]
 
 
-@_program({"arena_max": 2})
+@_program(_TWO_ARENAS)
 def _main_arena_that_cannot_serve_where_two_are_all() -> list[Op]:
     return PROGRAMS["main_arena_that_cannot_serve"].ops
 

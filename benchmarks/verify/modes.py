@@ -71,6 +71,7 @@ class Mode:
     budget: int  # most bytes that are live
     used: int  # most bytes of a block that the program writes or reads at a time
     threads: int = 1  # most that there are at a time
+    tunables: tuple[dict[str, int], ...] = ({},)  # that its programs have in turn
 
     def words(self) -> str:
         """The ranges in one line."""
@@ -136,6 +137,8 @@ MODES = {
             512 << 20,
             32 << 10,
             threads=6,
+            # Few arenas for many threads; heaps whose free ends go at once.
+            tunables=({}, {"arena_max": 2}, {}, {"arena_max": 3, "top_pad": 0}),
         ),
     )
 }

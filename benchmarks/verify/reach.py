@@ -5,7 +5,6 @@ import re
 from kernel.branches import Branch
 
 _CORRUPT = "programs do not write into malloc's own words"
-_THREADS = "needs a second thread"
 _KEY = "a block's words are the tcache's mark by chance only"
 _LIMITS = "the kernel refuses no shrinking"
 _ALIGNED = "a mapped block begins 16 bytes into a page: never aligned by itself"
@@ -21,13 +20,6 @@ _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
     ("aligned_alloc", r"if not head & MMAPPED:  else", _ALIGNED),
     ("grow_main", "if size > nb:  else", _OVERFLOW),
     ("realloc_mapped", "if old - 8 >= nb:", _FITS),
-    ("heap_trim|shrink_heap|grow_arena|grow_heap|thread_exit", ".*", _THREADS),
-    ("thread_cache", r"if k\.task\.tid >= THREADS:", _THREADS),
-    (".*", r"if av:|if .*a\.multiple.*|if av == avoid:.*|if not grow_arena.*", _THREADS),
-    ("arena_get|attach_arena|arena_get_retry", ".*", _THREADS),
-    ("reserve_heap|new_heap|new_arena", ".*", _THREADS),
-    ("realloc", "if q:.*", _THREADS),
-    ("calloc", "if old_top and av:", _THREADS),
 )
 
 

@@ -88,8 +88,8 @@ class Report:
 class Plan:
     """What to run: ``operations`` of each mode.
 
-    ``tunables``: fixed ones; with ``vary`` others are drawn in every other program.  ``by_hand``:
-    the directed programs come first.
+    ``tunables``: fixed ones, before those of the modes; with ``vary`` others are drawn in every
+    other program.  ``by_hand``: the directed programs come first.
     """
 
     allocator: str
@@ -106,7 +106,8 @@ class Plan:
 
     def setting(self, mode: str, number: int) -> Setting:
         """What program ``number`` of a mode runs under."""
-        tunables = dict(self.tunables)
+        own = MODES[mode].tunables
+        tunables = own[number % len(own)] | self.tunables
         if self.vary and number % 2:
             choice = random.Random(f"tunables {self.seed} {number // 2 % COMBINATIONS}")
             names = choice.sample(sorted(_TUNABLES), choice.randint(1, 4))
