@@ -996,7 +996,12 @@ def reserve_heap(k, a):
 
 @jit(cold=True)
 def new_heap(k, a, size):
-    """Make a heap for ``size`` bytes and the pad; 0 when it would be too large or is refused."""
+    """Make a heap for ``size`` bytes and the pad; 0 when it would be too large or is refused.
+
+    A ``size`` of less than 0 is one near 2**64, to which the pad may add up to little.
+    """
+    if size + TOP_PAD < 0:
+        return 0
     if size + TOP_PAD < HEAP_MIN:
         size = HEAP_MIN
     elif size + TOP_PAD <= HEAP_MAX:
@@ -1199,12 +1204,12 @@ def arena_get_retry(k, a, av, size):
 
 
 @jit
-def arena_malloc(k, a, t, nb):
-    """Serve a chunk from the thread's arena, or another one."""
-    av = arena_get(k, a, nb)
+def arena_malloc(k, a, t, nb, size):
+    """Serve a chunk for ``size`` bytes from the thread's arena, or another one."""
+    av = arena_get(k, a, size)
     p = int_malloc(k, a, av, t, nb)
     if p == 0 and av >= 0 and a.multiple < 0:
-        p = int_malloc(k, a, arena_get_retry(k, a, av, nb), t, nb)
+        p = int_malloc(k, a, arena_get_retry(k, a, av, size), t, nb)
     return p
 
 
@@ -1218,7 +1223,7 @@ def malloc(k, a, size):
     index = tcache_index(nb)
     if t and tcache_serves(index) and tcache_count(k, t, index):
         return tcache_get(k, t, index)
-    return arena_malloc(k, a, t, nb)
+    return arena_malloc(k, a, t, nb, size)
 
 
 @jit
@@ -1368,16 +1373,15 @@ def aligned_alloc(k, a, alignment, size):
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     alignment = max(alignment, MINSIZE)
-    if size < 0 or size > PTRDIFF_MAX - 55 - alignment:  # nothing is searched for what cannot be
-        return 0
     nb = chunk_for(size)
     room = chunk_for(nb + alignment + MINSIZE)
-    av = arena_get(k, a, room)
+    av = arena_get(k, a, min(size, 1 << 61) + alignment + MINSIZE)
     t = a.tcache[k.task.tid]
-    q = int_malloc(k, a, av, t, room)
+    possible = 0 <= size <= PTRDIFF_MAX - 55 - alignment  # else arenas are asked for, not searched
+    q = int_malloc(k, a, av, t, room) if possible else 0
     if q == 0 and av >= 0 and a.multiple < 0:
-        av = arena_get_retry(k, a, av, room)
-        q = int_malloc(k, a, av, t, room)
+        av = arena_get_retry(k, a, av, size)
+        q = int_malloc(k, a, av, t, room) if possible else 0
     if q == 0:
         return 0
     p = q - HEADER
