@@ -56,7 +56,7 @@ FORMATS: tuple[ModuleType, ...] = (
 #: What is recognised only to say why it cannot be read.
 _REFUSED = (heaptrack.INTERPRETED,)
 #: Version of the importers: raise it when the same file gives other events.
-VERSION = 3
+VERSION = 4
 
 #: Told the fraction done and what is being done.
 Progress = Callable[[float, str], None]

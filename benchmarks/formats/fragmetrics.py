@@ -6,14 +6,16 @@
 ``op``: alloc or free; its recorder writes a realloc as a free and an alloc.  ``id``: a whole
 number, which may come again when its object is dead.  ``size``: bytes, more than 0, of an alloc
 only.  ``ts``: a whole number that says nothing but the order.  Threads write their lines in another
-order now and then, so within a piece of some megabytes ``ts`` decides, where every line has one.
-``addr`` and other keys are not used.
+order now and then, so ``ts`` decides, where every line has one; a line that comes some megabytes
+too late for that is an error.  ``addr`` and other keys are not used.
 Source: emeryberger/fragmetrics, fragmetrics/trace.py and shim/README.md.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -32,33 +34,54 @@ _LARGEST = 1 << 62
 
 
 def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
-    """Yield the pieces of a trace, and the fraction read."""
-    for text, fraction in whole_lines(source):
+    """Yield the pieces of a trace in the order of their times, and the fraction read.
 
-        def explain(row: int, text: bytes = text) -> str:
-            wrong = _row(line_of(text, row))
-            return wrong if isinstance(wrong, str) else "a line that cannot be read"
-
-        def spell(row: int, _pointer: int, text: bytes = text) -> str:
-            return f"id {json.loads(line_of(text, row))['id']}"
-
+    Of what was read as much is held back as the last read gave: what comes later sorts into that.
+    """
+    held = np.empty((5, 0), "i8")
+    ordered, last = True, -1
+    done = rows = 0  # lines of the pieces handed on, and of the one to come
+    bad, explain = np.empty(0, "i8"), partial(_explain, b"", last)
+    for text, fraction in itertools.chain(whole_lines(source), [(b"", 1.0)]):
+        columns, wrong = _at_once(text) or _line_by_line(text)
+        columns[0] += done + rows
+        ordered = ordered and bool(np.all(columns[4] >= 0))
+        late = (columns[4] < last) & ordered
+        n = held.shape[1]
+        held = np.hstack([held, columns[:, ~late]])
+        if ordered:
+            held = held[:, np.argsort(held[4], kind="stable")]
+        out, held = held[:, :n], held[:, n:]
+        yield Piece(_records(out, done, bad), rows, explain, _spell), fraction
+        done += rows
         rows = text.count(b"\n") + (not text.endswith(b"\n"))
-        yield Piece(_read(text), rows, explain, spell), fraction
+        bad = np.sort(np.concatenate([wrong, columns[0, late] - done]))
+        explain = partial(_explain, text, last)
+        last = int(out[4, -1]) if n else last
 
 
-def _read(text: bytes) -> Records:
-    """The records of whole lines, in the order of their times."""
-    columns, bad = _at_once(text) or _line_by_line(text)
-    if len(columns[4]) and columns[4].min() >= 0:
-        columns = columns[:, np.argsort(columns[4], kind="stable")]
+def _explain(text: bytes, last: int, row: int) -> str:
+    """What is wrong with a line of ``text``; what had ``last`` as its ts was handed on before."""
+    wrong = _row(line_of(text, row))
+    if isinstance(wrong, str):
+        return wrong
+    return f"ts {wrong[3]} comes too late: ts {last} stands some megabytes above it"
+
+
+def _spell(_row: int, pointer: int) -> str:
+    return f"id {pointer - (pointer > 0)}"
+
+
+def _records(columns: np.ndarray, first: int, bad: np.ndarray) -> Records:
+    """The records of :func:`_at_once`'s columns, their lines counted from ``first``."""
     line, op, number, size, _ = columns
     none = np.zeros(len(op), "i8")
     return Records(
-        line=line,
+        line=line - first,
         op=op.astype("u1"),
         pointer=np.where(number < 0, number, number + 1),
         old=none,
-        size=size,
+        size=np.ascontiguousarray(size),
         align=none.astype("u1"),
         thread=np.empty(0, "i8"),
         time=np.empty(0, "i8"),
@@ -76,7 +99,8 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
 
     try:
         table = json.read_json(BytesIO(text))
-    except pa.ArrowInvalid:
+        names = table.column_names
+    except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
     n = table.num_rows
     if n != text.count(b"\n") + (not text.endswith(b"\n")):
@@ -84,7 +108,7 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
 
     def whole(name: str) -> np.ndarray | None:
         """A column of whole numbers, -1 where there is none; None when it is something else."""
-        if name not in table.column_names:
+        if name not in names:
             return np.full(n, -1)
         column = table.column(name)
         if not pa.types.is_int64(column.type) or compute.any(compute.less(column, 0)).as_py():
@@ -92,7 +116,7 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
         return column.fill_null(-1).to_numpy()
 
     number, size, ts = whole("id"), whole("size"), whole("ts")
-    if number is None or size is None or ts is None or "op" not in table.column_names:
+    if number is None or size is None or ts is None or "op" not in names:
         return None
     index = compute.index_in(table.column("op"), pa.array(OPERATIONS)).fill_null(-1).to_numpy()
     op = np.array([*OPERATIONS.values(), -1], "i8")[index]

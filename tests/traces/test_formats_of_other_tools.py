@@ -189,7 +189,9 @@ READ = {
 
 
 def write(path, content):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.write_bytes(
+        content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    )
     return path
 
 
@@ -297,6 +299,47 @@ def test_jsonl_is_in_the_order_of_its_times(tmp_path, blank):
         formats.load(write(tmp_path / "t", bad))
 
 
+def ordered_jsonl(n):
+    """Objects that are allocated and freed in turn, a line for each of ``n`` times."""
+    line = '{{"ts": {}, "op": "{}", "id": {}{}}}\n'
+    return [
+        line.format(ts, *(("free", ts - 1, "") if ts % 2 else ("alloc", ts, ', "size": 8')))
+        for ts in range(n)
+    ]
+
+
+def test_jsonl_is_sorted_across_what_is_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_PIECE", 512)
+    lines = ordered_jsonl(400)
+    expected = rows(formats.load(write(tmp_path / "t", "".join(lines)))[0])
+    assert expected == [("malloc", 0, 8, 0), ("free", 0, 0, 0)] * 200
+    mixed = [line for i in range(0, 400, 8) for line in reversed(lines[i : i + 8])]
+    path = write(tmp_path / "mixed", "".join(mixed))
+    assert rows(formats.load(path)[0]) == expected
+    # The first line that is wrong is told by its own number, wherever it was read.
+    mixed[300] = mixed[300].replace("op", "po")
+    with pytest.raises(formats.TraceError, match="mixed:301: unknown op None"):
+        formats.load(write(path, "".join(mixed)))
+
+
+def test_a_line_of_jsonl_that_comes_too_late(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "_PIECE", 512)
+    lines = ordered_jsonl(400)
+    lines.insert(200, lines.pop(20))
+    path = write(tmp_path / "t", "".join(lines))
+    with pytest.raises(formats.TraceError, match="t:21: free of id 20, which was never allocated"):
+        formats.load(path)
+    lines.insert(200, lines.pop(20))  # now its free comes as late
+    path = write(tmp_path / "t", "".join(lines))
+    with pytest.raises(formats.TraceError, match=r"t:200: ts 20 comes too late: ts [0-9]+ stands"):
+        formats.load(path)
+    events, provenance = formats.load(path, strict=False)
+    assert provenance["dropped"] == {"unreadable_line": 2}
+    assert provenance["first_problem"][0] == 200
+    assert len(events.op) == 398
+    assert "2 × unreadable line; the first: line 200: ts 20 comes" in capsys.readouterr().err
+
+
 BAD = [
     (
         HEAPTRACK,
@@ -338,6 +381,7 @@ BAD = [
     (JSONL, '{"op": "free", "id": 7, "ts": "now"}\n', ":7: expected a whole number as ts"),
     (JSONL, '{"op": "free", "id": 7, "ts": 1.5}\n', ":7: expected a whole number as ts"),
     (JSONL, '{"op": "free", \n', ":7: no JSON: "),
+    (JSONL, '{"\udc8e": 1}\n', ":7: no JSON: 'utf-8' codec can't decode byte 0x8e"),
     (JSONL, "[]\n", ":7: expected a JSON object"),
     (b"".join(PROTOBUF[:4]), message("free", 9), ": message 5: free of id 9, which was never"),
     (b"".join(PROTOBUF[:4]), message("malloc", 4, 1, 3), ": message 5: no malloc, calloc"),
