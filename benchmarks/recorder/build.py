@@ -56,7 +56,8 @@ def _compile(path: Path) -> None:
             command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-ldl", "-pthread"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                first = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                said = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+                first = next((line for line in said if "error" in line), said[-1])
                 raise TraceError(f"{compiler[0]} cannot compile the recorder: {first}")
             made.replace(path)
     except OSError as error:

@@ -70,7 +70,9 @@ def record(
     library = build.library()
     directory = out.resolve().with_name(f"{out.name}.raw")
     if shutil.which(command[0]) is None:
-        raise TraceError(f"{command[0]}: there is no such program")
+        there = os.sep in command[0] and Path(command[0]).exists()
+        what = "cannot be executed" if there else "there is no such program"
+        raise TraceError(f"{command[0]}: {what}")
     try:
         directory.mkdir()
     except FileExistsError:
@@ -150,10 +152,16 @@ def recover(
 ) -> Recording:
     """Write the traces of the raw recording ``directory``, then remove it.  Raises TraceError.
 
-    ``code``: the program's exit code, where it is known.
+    ``code``: the program's exit code, where it is known; else it must not run any more.
     """
     check_output(out)
     about_path = directory / _ABOUT
+    alive = _running(directory.resolve())
+    if alive and code is None:
+        raise TraceError(
+            f"{directory}: still recorded into, by process {min(alive)}; end it first (the trace "
+            "would miss what it does meanwhile)"
+        )
     try:
         about = json.loads(about_path.read_text())
         images = raw.images(directory)
@@ -161,7 +169,6 @@ def recover(
         raise TraceError(f"{directory}: no raw recording ({_ABOUT} is not there)") from None
     about["exit"] = code
     chosen = _in_order([image for image in images if image.numbers], about["pid"])
-    alive = _running(directory)
     running = [image.program for image in chosen if image.pid in alive]
     if not chosen:
         began = any(directory.glob("*.buffers"))
@@ -192,6 +199,8 @@ def recover(
             f"{error.filename or out}: {error.strerror or error} (the recording is kept: "
             f"--recover {directory})"
         ) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the recording is kept: --recover {directory}") from None
     shutil.rmtree(directory, ignore_errors=True)
     return Recording(traces, code, running)
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a trace that cannot be read or written, 2 bad arguments, 1
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parser.parse_args(arguments)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = getattr(COMMANDS[given.command], "HINT", "")
+        commands.choices[given.command].error(f"unknown arguments: {shlex.join(unknown)}{hint}")
     given.arguments = arguments
     try:
         with _progress() as progress:
@@ -58,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["interrupted", *interrupt.args]), file=sys.stderr)
         return 130
     except OSError as error:
         # Python would complain of standard output once more when it flushes at exit.

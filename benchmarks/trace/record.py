@@ -9,6 +9,8 @@ from benchmarks import formats
 from benchmarks.native import TraceError
 from benchmarks.recorder.run import Recording, record, recover, told_exit
 
+#: For arguments that are not known here.
+HINT = " (a command comes after --)"
 HELP = "run a program and its children, and record what they allocate"
 
 _EPILOG = """\
@@ -57,7 +59,8 @@ def _whole(text: str) -> int:
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
     """Record; returns what prints the summary (to standard error: the other is the program's)."""
-    if bool(given.argv) == bool(given.recover):
+    # Without -- the command's options could be taken for ours.
+    if bool(given.argv) == bool(given.recover) or (given.argv and "--" not in given.arguments):
         raise TraceError("record takes a command after --, or --recover and a directory")
     if given.recover:
         recording = recover(given.recover, given.output, given.resolution, progress)

@@ -311,10 +311,14 @@ def test_interrupted(subject, tmp_path, number):
 def test_recover_after_everything_was_killed(subject, tmp_path, capfd):
     process = start(tmp_path, subject, "forever", 1000)
     seen = len(process.stdout.read(30))
+    directory, out = tmp_path / "t.parquet.raw", tmp_path / "t.parquet"
+    process.kill()
+    process.wait()
+    relative = os.path.relpath(directory)
+    assert main(["record", "-o", str(out), "--recover", relative]) == 1
+    assert "still recorded into, by process " in capfd.readouterr().err
     os.killpg(process.pid, signal.SIGKILL)
     seen += len(process.stdout.read())
-    process.wait()
-    directory, out = tmp_path / "t.parquet.raw", tmp_path / "t.parquet"
     assert not out.exists()
     assert main(["record", "-o", str(out), "--", subject, "calls"]) == 1
     assert "left by another recording" in capfd.readouterr().err
@@ -351,7 +355,8 @@ def test_a_compiler_that_fails(subject, tmp_path, monkeypatch, capfd):
     (tmp_path / "recorder").mkdir()
     monkeypatch.setenv("CC", "false")
     (tmp_path / "malloc-bench" / "recorder").mkdir(parents=True)
-    assert "cannot compile the recorder" in complains(capfd, tmp_path, "--", subject)
+    said = complains(capfd, tmp_path, "--", subject)
+    assert said.endswith("false cannot compile the recorder: exit code 1\n")
 
 
 def test_statically_linked(made, subject, tmp_path, capfd):
@@ -377,12 +382,33 @@ def test_statically_linked(made, subject, tmp_path, capfd):
     [
         ([], "takes a command after --"),
         (["--recover", "x", "--", "y"], "takes a command after --"),
+        (["ls"], "takes a command after --"),
         (["--", "/nonesuch"], "/nonesuch: there is no such program"),
+        (["--", "/etc/passwd"], "/etc/passwd: cannot be executed"),
         (["--recover", "/nonesuch"], "/nonesuch: no raw recording"),
     ],
 )
 def test_bad_arguments(subject, tmp_path, capfd, arguments, complaint):
     assert complaint in complains(capfd, tmp_path, *arguments)
+
+
+def test_options_of_a_command_without_dashes(tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        main(["record", "-o", str(tmp_path / "t.parquet"), "ls", "-l"])
+    assert "unknown arguments: -l (a command comes after --)" in capfd.readouterr().err
+
+
+def test_interrupted_while_it_converts(subject, tmp_path, monkeypatch, capfd):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "t.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_convert", interrupt)
+        assert main(["record", "-o", str(out), "--", subject, "calls"]) == 130
+    said = capfd.readouterr().err
+    assert said == f"interrupted: the recording is kept: --recover {out}.raw\n"
+    assert main(["record", "-o", str(out), "--recover", f"{out}.raw"]) == 0
 
 
 def test_no_directory(subject, tmp_path, capfd):
