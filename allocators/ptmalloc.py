@@ -1272,7 +1272,7 @@ def realloc(k, a, p, size):
         q = malloc(k, a, size)
         if q:
             copy(k, q, p, old - 8)
-            int_free(k, a, av, t, chunk, head)
+            int_free(k, a, av, t, chunk, load(k, chunk + HEAD))  # what is before may be free now
     return q
 
 
