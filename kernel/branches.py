@@ -1,13 +1,15 @@
-"""Count the branches that compiled code takes: an instrumented copy of a function and its callees.
+"""Watch the branches that compiled code takes: an instrumented copy of a function and its callees.
 
-Every marked function whose first parameter is ``k`` is parsed anew, and ``k.hits[n] += 1`` put at
-its entry and into both arms of every if, for and while (an arm that is not written gets one too).
-The copies are ordinary marked functions, for :func:`kernel.jit.build`; they name the same file and
-lines, so that messages still point at the source.
+Every marked function whose first parameter is ``k`` is parsed anew, and a statement put into both
+arms of every if, for and while (an arm that is not written gets one too).  To count them it is
+``k.hits[n] += 1``, also at the function's entry; to follow them, a call that tells which
+conditional went which way.  The copies are ordinary marked functions, for :func:`kernel.jit.build`;
+they name the same file and lines, so that messages still point at the source.
 """
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Callable, Mapping
@@ -19,6 +21,11 @@ from kernel.switches import NAMES
 
 #: Room in ``k.hits`` (kernel.types).
 MAX_BRANCHES = 4096
+#: ``text`` of the branch that is a function's entry.
+ENTERED = "entered"
+_ELSE = "  else"
+#: What the function that follows is called in the copies.
+_FOLLOW = "_follow_branch"
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ class _Insert(ast.NodeTransformer):
         self.branches = branches
         self.under = ""
 
+    def statement(self, number: int) -> str:
+        """What is put into a branch."""
+        return f"k.hits[{number}] += 1"
+
     def counter(self, node: ast.AST, text: str) -> ast.stmt:
         """The statement that counts a new branch at ``node``."""
         number = len(self.branches)
@@ -63,7 +74,7 @@ class _Insert(ast.NodeTransformer):
                 self.under,
             )
         )
-        statement = ast.parse(f"k.hits[{number}] += 1").body[0]
+        statement = ast.parse(self.statement(number)).body[0]
         for part in ast.walk(statement):
             if hasattr(part, "lineno"):
                 part.lineno = part.end_lineno = node.lineno
@@ -78,7 +89,7 @@ class _Insert(ast.NodeTransformer):
         body = self.counter(node, head)
         self.under = outer
         endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
-        otherwise = None if endless else self.counter(node, f"{head}  else")
+        otherwise = None if endless else self.counter(node, head + _ELSE)
         # What is nested in the first arm needs its switch too.
         if isinstance(node, ast.If):
             self.under = _switch(node.test) or outer
@@ -103,6 +114,18 @@ class _Insert(ast.NodeTransformer):
         return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
 
 
+class _Follow(_Insert):
+    """Puts a call of ``follow`` into every arm instead; the entry gets none."""
+
+    def statement(self, number: int) -> str:
+        """The arm that is not the first is that of the conditional numbered before it."""
+        text = self.branches[number].text
+        if text == ENTERED:
+            return "pass"
+        other = text.endswith(_ELSE)
+        return f"{_FOLLOW}(k, {number - other}, {int(not other)})"
+
+
 def _switch(test: ast.expr) -> str:
     """The switch that ``test`` asks to be on: alone, or first in an ``and``; '' for none."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
@@ -115,15 +138,17 @@ def _takes_kernel(function: Callable) -> bool:
     return code.co_argcount > 0 and code.co_varnames[0] == "k"
 
 
-def _counted_code(function: Callable, branches: list[Branch]) -> types.CodeType:
-    """The code of ``function`` with counters."""
+def _watched_code(
+    function: Callable, kind: type[_Insert], branches: list[Branch]
+) -> types.CodeType:
+    """The code of ``function`` with what ``kind`` inserts."""
     lines, first_line = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))
     definition = tree.body[0]
     if not isinstance(definition, ast.FunctionDef):
         raise TypeError(f"{function.__qualname__} is not a plain function")
-    insert = _Insert(function, first_line, branches)
-    entry = insert.counter(definition, "entered")
+    insert = kind(function, first_line, branches)
+    entry = insert.counter(definition, ENTERED)
     insert.generic_visit(definition)
     has_docstring = ast.get_docstring(definition) is not None
     definition.body.insert(int(has_docstring), entry)
@@ -140,28 +165,54 @@ def instrument(function: Callable, **bindings: Any) -> tuple[Callable, list[Bran
     it.  Raises ValueError when ``k.hits`` has no room.
     """
     branches: list[Branch] = []
-    return _copy(function, bindings, {}, branches), branches
+    return _Copies(bindings, _Insert, branches).of(function), branches
 
 
-def _copy(
-    function: Callable,
-    bindings: Mapping[str, Any],
-    done: dict[Callable, Callable],
-    branches: list[Branch],
-) -> Callable:
-    if function in done:
-        return done[function]
-    scope = dict(function.__globals__)
-    code = _counted_code(function, branches) if _takes_kernel(function) else function.__code__
-    for name in _global_names(function.__code__):
-        if name in bindings:
-            scope[name] = bindings[name]
-        if is_jit(scope.get(name)):
-            scope[name] = _copy(scope[name], bindings, done, branches)
-    copy = types.FunctionType(code, scope, function.__name__, function.__defaults__)
-    copy.__module__ = function.__module__
-    copy.__qualname__ = function.__qualname__
-    copy.__jit__ = dict(function.__jit__)
-    copy.__cold__ = function.__cold__
-    done[function] = copy
-    return copy
+def followed(function: Callable, follow: Callable, within: str, **bindings: Any) -> Callable:
+    """Return a copy of ``function`` which calls ``follow(k, conditional, taken)`` at each branch.
+
+    ``follow``: a marked function.  ``conditional`` is the number of an if, for or while, at most
+    MAX_BRANCHES, and ``taken`` 1 where its first arm is run, else 0.  Only functions of modules
+    whose names match the pattern ``within`` are followed.  ``bindings``: see :func:`instrument`.
+    """
+    copies = _Copies(bindings, _Follow, [], {_FOLLOW: follow}, within)
+    return copies.of(function)
+
+
+class _Copies:
+    """The instrumented copies of functions, each made once."""
+
+    def __init__(
+        self,
+        bindings: Mapping[str, Any],
+        kind: type[_Insert],
+        branches: list[Branch],
+        names: Mapping[str, Any] | None = None,
+        within: str = "",
+    ) -> None:
+        self.bindings, self.kind, self.branches = bindings, kind, branches
+        self.names = names or {}  # globals of what is inserted
+        self.within = re.compile(within)
+        self.done: dict[Callable, Callable] = {}
+
+    def of(self, function: Callable) -> Callable:
+        """The copy of ``function``, its callees first."""
+        if function in self.done:
+            return self.done[function]
+        scope = dict(function.__globals__) | self.names
+        watched = _takes_kernel(function) and self.within.match(function.__module__)
+        code = function.__code__
+        if watched:
+            code = _watched_code(function, self.kind, self.branches)
+        for name in _global_names(function.__code__):
+            if name in self.bindings:
+                scope[name] = self.bindings[name]
+            if is_jit(scope.get(name)):
+                scope[name] = self.of(scope[name])
+        copy = types.FunctionType(code, scope, function.__name__, function.__defaults__)
+        copy.__module__ = function.__module__
+        copy.__qualname__ = function.__qualname__
+        copy.__jit__ = dict(function.__jit__)
+        copy.__cold__ = function.__cold__
+        self.done[function] = copy
+        return copy

@@ -250,6 +250,7 @@ def kernel_dtype(
         # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
         ("folio", "i8"),
         ("hits", "i8", (4096,)),  # branches taken, in an instrumented build (kernel.branches)
+        ("watch", "i8"),  # host address of words of whoever watches accesses and branches, if any
         ("file", FILE, (NR_OPEN,)),  # open files by descriptor
         ("vma", VMA, (max_map_count + 8,)),
         ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number

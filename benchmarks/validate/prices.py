@@ -1,0 +1,101 @@
+"""Nanoseconds a step, fitted on programs; what others will take by these prices.
+
+A price is the least-squares solution over all pieces of the programs, each weighted so that what is
+minimised is the relative error of its time: Σ (predicted / measured − 1)².  No step can cost less
+than nothing: a kind whose price would be negative gets none, and the rest is fitted again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.validate.steps import KINDS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A program's pieces: ``steps`` (n, len(KINDS)) int64, ``kernel`` and ``measured`` (n,) ns."""
+
+    steps: np.ndarray
+    kernel: np.ndarray
+    measured: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Nanoseconds in all: ``steps`` by kind (len(KINDS),), the ``kernel``'s, and the ``measured``."""
+
+    steps: np.ndarray
+    kernel: float
+    measured: float
+
+    @property
+    def total(self) -> float:
+        """What is predicted."""
+        return float(self.steps.sum() + self.kernel)
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.total / self.measured - 1
+
+
+def fit(samples: Sequence[Sample], without: Sequence[str] = ()) -> np.ndarray:
+    """Prices (len(KINDS),) in nanoseconds, each at least 0; those of ``without`` are 0.
+
+    Every program weighs the same, however many pieces it has.
+    """
+    rows, values = [], []
+    for sample in samples:
+        weight = 1 / (sample.measured * np.sqrt(len(sample.measured)))
+        rows.append(sample.steps * weight[:, None])
+        values.append((sample.measured - sample.kernel) * weight)
+    matrix, target = np.concatenate(rows), np.concatenate(values)
+    used = np.array([name not in without for name in KINDS]) & matrix.any(axis=0)
+    prices = np.zeros(len(KINDS))
+    while used.any():
+        prices[:] = 0
+        # Of one scale, so that rare and dear steps are solved for as well as common ones.
+        scale = np.linalg.norm(matrix[:, used], axis=0)
+        prices[used] = np.linalg.lstsq(matrix[:, used] / scale, target, rcond=None)[0] / scale
+        if (prices >= 0).all():
+            break
+        used &= prices > prices.min()
+    return prices
+
+
+def predict(sample: Sample, prices: np.ndarray) -> Prediction:
+    """What a program takes by ``prices``."""
+    steps = sample.steps.sum(axis=0) * prices
+    return Prediction(steps, float(sample.kernel.sum()), float(sample.measured.sum()))
+
+
+def median_error(predictions: Sequence[Prediction]) -> float:
+    """The median of the errors' sizes."""
+    return float(np.median([abs(prediction.error) for prediction in predictions]))
+
+
+def left_out(
+    fitted: Sequence[Sample], predicted: Mapping[str, Sample]
+) -> dict[str, tuple[float, float]]:
+    """What each kind of step is worth, by name: the median error of fit and prediction without it.
+
+    "kernel": without the kernel's work.
+    """
+
+    def errors(learnt: Sequence[Sample], asked: Sequence[Sample], without: Sequence[str] = ()):
+        prices = fit(learnt, without)
+        return tuple(
+            median_error([predict(sample, prices) for sample in group]) for group in (learnt, asked)
+        )
+
+    asked = list(predicted.values())
+    found = {"": errors(fitted, asked)}
+    found |= {name: errors(fitted, asked, (name,)) for name in KINDS}
+
+    def free(sample: Sample) -> Sample:
+        return Sample(sample.steps, np.zeros_like(sample.kernel), sample.measured)
+
+    found["kernel"] = errors([free(s) for s in fitted], [free(s) for s in asked])
+    return found
