@@ -399,53 +399,62 @@ def _cores_are_counted_late() -> list[Op]:
     return PROGRAMS["more_threads_than_arenas"].ops
 
 
-def _fill_heap(first: int, size: int = 100 << 10, count: int = 660) -> list[Op]:
+#: Larger blocks come from the heaps too once a mapping of this size has been freed.
+_LARGE = [Op(MALLOC, 0, (32 << 20) - 5000), Op(FREE, 0)]
+
+
+def _fill_heap(first: int, size: int = 100 << 10) -> list[Op]:
     """Blocks of more than a heap of 64 MiB holds."""
-    return _row(MALLOC, first, count, size)
+    return _row(MALLOC, first, (66 << 20) // size, size)
 
 
 @_program()
 def _second_heap() -> list[Op]:
     """Heaps are added, and go when nothing is left in them, in any order of the frees."""
     ops = [Op(MALLOC, 0, 24), *_start(1), *_by(1, _fill_heap(10))]
-    ops += _by(1, [Op(FREE, slot) for slot in range(669, 630, -1)]) + _by(
-        1, _fill_heap(631, count=40)
-    )
-    ops += [Op(FREE, slot) for slot in range(640, 670)] + _by(1, [Op(TRIM)])
-    ops += _by(1, _fill_heap(640, count=30)) + [Op(FREE, slot) for slot in range(660, 600, -2)]
-    ops += [Op(FREE, slot) for slot in range(669, 600, -2)]
-    ops += _by(1, _fill_heap(601, count=69)) + [Op(FREE, slot) for slot in range(10, 670)]
-    return ops + _end(1)
+    ops += _by(1, [Op(FREE, slot) for slot in range(684, 630, -1)])
+    ops += _by(1, _row(MALLOC, 631, 54, 100 << 10))
+    ops += [Op(FREE, slot) for slot in range(640, 685)] + _by(1, [Op(TRIM)])
+    ops += _by(1, _row(MALLOC, 640, 45, 100 << 10))
+    ops += [Op(FREE, slot) for slot in (*range(684, 600, -2), *range(683, 600, -2))]
+    return ops + _by(1, _row(MALLOC, 601, 84, 100 << 10)) + _row(FREE, 10, 675) + _end(1)
 
 
 @_program()
-def _second_heap_in_another_arena_too() -> list[Op]:
-    """The heaps of two arenas lie among each other."""
-    ops = [Op(MALLOC, 0, 24), *_start(1, 2)]
-    ops += _by(1, _fill_heap(1000)) + _by(2, _fill_heap(2000)) + _by(1, _fill_heap(3000))
-    ops += _by(2, [Op(FREE, slot) for slot in (*range(3000, 3660), *range(1000, 1660))])
-    return ops + _by(1, _fill_heap(1000)) + _by(1, _row(FREE, 2000, 660)) + _end(1, 2)
+def _heaps_of_two_arenas() -> list[Op]:
+    """They lie among each other."""
+    ops = [*_LARGE, *_start(1, 2)]
+    for thread, first in ((1, 100), (2, 200), (1, 300)):
+        ops += _by(thread, _fill_heap(first, 1 << 20))
+    ops += _by(2, [*_row(FREE, 300, 66), *_row(FREE, 100, 66)])
+    return ops + _by(1, [*_fill_heap(100, 1 << 20), *_row(FREE, 200, 66)]) + _end(1, 2)
 
 
 def _full_heap(last: int) -> list[Op]:
     """Thread 1's heap is full to its end but for ``last`` bytes: its top."""
-    room = (64 << 20) - 0x8D0 - 0x290 - 655 * 0x19010 - last
-    return [
-        *_start(1),
-        *_by(1, _row(MALLOC, 0, 655, 100 << 10)),
-        *_by(1, [Op(MALLOC, 700, room - 0x8000 - 8), Op(MALLOC, 701, 0x8000 - 8)]),
-    ]
+    room = (64 << 20) - 0xB60 - 60 * ((1 << 20) + 16) - last
+    rest = [Op(MALLOC, 70, room - 0x8000 - 8), Op(MALLOC, 71, 0x8000 - 8)]
+    return [*_start(1), *_by(1, [*_row(MALLOC, 0, 60, 1 << 20), *rest])]
 
 
 @_program()
 def _heap_full_to_its_end() -> list[Op]:
     """A top of 32 bytes has room for the heap's fence only; of 48 and 64, for a chunk less."""
-    ops: list[Op] = []
+    ops = _LARGE
     for last in (32, 48, 64, 80):
-        ops += _full_heap(last)
-        ops += _by(1, [*_row(MALLOC, 710, 3, 60_000), Op(FREE, 701), *_row(FREE, 710, 3)])
-        ops += [*_by(1, _row(FREE, 0, 655)), Op(FREE, 700), Op(TRIM), *_end(1)]
+        ops = ops + _full_heap(last)
+        ops += _by(1, [*_row(MALLOC, 80, 3, 60_000), Op(FREE, 71), *_row(FREE, 80, 3)])
+        ops += [*_by(1, _row(FREE, 0, 60)), Op(FREE, 70), Op(TRIM), *_end(1)]
     return ops
+
+
+@_program()
+def _second_heap_for_a_large_block() -> list[Op]:
+    """The first has room, but not enough; the rest of its top is small enough for the tcache."""
+    ops = [*_LARGE, *_start(1)]
+    for slot, size in enumerate(((20 << 20) - 0xB60 - 0x108, (16 << 20) - 8, 31 << 20), 1):
+        ops.append(Op(MALLOC, slot, size, thread=1))
+    return ops + _by(1, [Op(FREE, 3), *_row(MALLOC, 4, 9, 200), *_row(FREE, 1, 2)]) + _end(1)
 
 
 @_program(_NO_PAD)
@@ -503,6 +512,41 @@ def _thread_without_room_for_an_arena() -> list[Op]:
 
 
 @_program()
+def _heaps_that_lie_by_chance() -> list[Op]:
+    """Below a heap there is room for one more, below that for what was not taken of two."""
+    some = (64 << 20) + (1 << 20)
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4, 5, 6), *_by(1, _row(MALLOC, 10, 3, 24))]
+    ops += [Op(LIMIT_AS, request=some), *_by(2, _row(MALLOC, 20, 3, 24)), Op(LIMIT_AS, request=-1)]
+    ops += [*_by(3, _row(MALLOC, 30, 3, 24)), Op(LIMIT_AS, request=1 << 20)]
+    ops += [*_by(4, _row(MALLOC, 40, 3, 24)), Op(LIMIT_AS, request=-1)]
+    for thread in (4, 5, 6):
+        ops += _by(thread, _row(MALLOC, 10 * thread + 3, 3, 24))
+    return ops + _end(1, 2, 3, 4, 5, 6)
+
+
+@_program()
+def _something_lies_where_a_heap_would() -> list[Op]:
+    """The place beside a heap has been taken meanwhile, and no other is aligned."""
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4)]
+    for thread in (1, 2):
+        ops += _by(thread, _row(MALLOC, 10 * thread, 3, 24))
+    ops += [Op(MALLOC, 5, 200 << 20), *_row(MALLOC, 6, 4, 40 << 20)]
+    for thread in (3, 4):
+        ops += _by(thread, _row(MALLOC, 10 * thread, 3, 24))
+    return ops + _end(1, 2, 3, 4)
+
+
+@_program()
+def _moved_to_another_arena() -> list[Op]:
+    """realloc where the block's own arena cannot grow, behind a chunk that becomes free by it."""
+    ops = [*_row(MALLOC, 0, 2, 60_000), *_start(1), *_by(1, _row(MALLOC, 10, 40, 100))]
+    ops += [*_by(1, [Op(MALLOC, 60, 50_000), Op(MALLOC, 61, 24)]), *_by(1, _row(FREE, 10, 40))]
+    ops += [Op(FREE, 0), Op(LIMIT_DATA, request=0), *_by(1, [Op(REALLOC, 60, 59_000)])]
+    ops += [*_by(1, [Op(REALLOC, 61, 120_000)]), Op(LIMIT_DATA, request=-1)]
+    return [*ops, *_by(1, _row(MALLOC, 70, 9, 20000)), Op(FREE, 60), *_end(1)]
+
+
+@_program()
 def _main_arena_that_cannot_serve() -> list[Op]:
     """The first thread goes over to another arena: one left, a new one, one in turn."""
     ops = [
@@ -534,12 +578,17 @@ def _main_arena_that_cannot_serve_where_two_are_all() -> list[Op]:
 
 @_program()
 def _request_larger_than_a_heap() -> list[Op]:
-    """No heap holds it: the other arena begins without it, and refuses too."""
-    ops = [Op(MALLOC, 0, 24), *_start(1), Op(LIMIT_DATA, request=300 << 10)]
-    ops += [Op(MALLOC, 1, 100 << 20), *_row(MALLOC, 2, 3, 24), *_by(1, _row(MALLOC, 5, 3, 24))]
-    return ops + _by(
-        1, [Op(MALLOC, 8, 100 << 20), Op(LIMIT_DATA, request=-1), Op(MALLOC, 9, 100 << 20)]
-    )
+    """No heap holds it: the other arena begins without it, and refuses too.
+
+    Or its size and an arena's record are little beyond 2**64.
+    """
+    ops = [Op(MALLOC, 0, 24), *_start(1, 2, 3, 4), Op(LIMIT_DATA, request=700 << 10)]
+    ops += [Op(MALLOC, 9, (64 << 20) - 100_000), Op(MALLOC, 1, 100 << 20), *_row(MALLOC, 2, 3, 24)]
+    ops += _by(1, [*_row(MALLOC, 5, 3, 24), Op(MALLOC, 8, 100 << 20)])
+    ops += _by(2, [Op(ALIGNED, 20, -(1 << 60), 11), *_row(MALLOC, 21, 3, 24)])
+    ops += _by(3, [Op(ALIGNED, 30, -(70 << 10), 11), *_row(MALLOC, 31, 3, 24)])
+    ops += [Op(LIMIT_DATA, request=-1), *_by(4, [Op(ALIGNED, 40, -1, 11), Op(MALLOC, 41, 24)])]
+    return ops + _by(1, [Op(MALLOC, 9, 100 << 20)]) + _end(1, 2, 3, 4)
 
 
 @_program()
