@@ -1124,7 +1124,7 @@ def shrink_heap(k, heap, less):
 @jit(cold=True)
 def new_arena(k, a, size):
     """Make an arena in a heap of its own, with room for ``size`` bytes; -1 if refused."""
-    heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + size + ALIGNMENT)
+    heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + min(size, 1 << 62) + ALIGNMENT)
     if heap == 0:
         heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + ALIGNMENT)
         if heap == 0:
@@ -1257,17 +1257,18 @@ def usable_size(k, a, p):
 @jit
 def realloc(k, a, p, size):
     """Grow the chunk into the top or its free neighbour, cut it, remap it, or move it."""
-    if size < 0 or (size > PTRDIFF_MAX - 7 and not load(k, p - HEADER + HEAD) & MMAPPED):
-        return 0
     chunk = p - HEADER
     head = load(k, chunk + HEAD)
     old = head & ~FLAGS
     nb = chunk_for(size)
     if head & MMAPPED:
-        return realloc_mapped(k, a, p, old, size, nb)
+        return realloc_mapped(k, a, p, old, size, nb) if size >= 0 else 0
     t = thread_cache(k, a)
+    if size < 0:
+        return 0
     av = arena_of(k, chunk, head)
-    q = int_realloc(k, a, av, t, chunk, head, nb)
+    # With its head and what aligns it a chunk may be beyond what can be asked for.
+    q = int_realloc(k, a, av, t, chunk, head, nb) if size <= PTRDIFF_MAX - 7 else 0
     if q == 0 and a.multiple < 0:
         q = malloc(k, a, size)
         if q:

@@ -588,7 +588,11 @@ def _request_larger_than_a_heap() -> list[Op]:
     ops += _by(2, [Op(ALIGNED, 20, -(1 << 60), 11), *_row(MALLOC, 21, 3, 24)])
     ops += _by(3, [Op(ALIGNED, 30, -(70 << 10), 11), *_row(MALLOC, 31, 3, 24)])
     ops += [Op(LIMIT_DATA, request=-1), *_by(4, [Op(ALIGNED, 40, -1, 11), Op(MALLOC, 41, 24)])]
-    return ops + _by(1, [Op(MALLOC, 9, 100 << 20)]) + _end(1, 2, 3, 4)
+    largest = (1 << 63) - 1
+    for thread, size in ((5, -1), (6, largest), (7, largest - 7), (8, largest - 6), (0, largest)):
+        ops += [*_start(thread), *_by(thread, [Op(REALLOC, 41, size), Op(MALLOC, 42, 24)])]
+        ops += _by(thread, [Op(CALLOC, 43, size, 1), Op(ALIGNED, 44, size, 6)])
+    return ops + _by(1, [Op(MALLOC, 9, 100 << 20)]) + _end(*range(1, 9))
 
 
 @_program()
