@@ -443,7 +443,8 @@ def _heap_full_to_its_end() -> list[Op]:
     ops = _LARGE
     for last in (32, 48, 64, 80):
         ops = ops + _full_heap(last)
-        ops += _by(1, [*_row(MALLOC, 80, 3, 60_000), Op(FREE, 71), *_row(FREE, 80, 3)])
+        ops += _by(1, [*_row(MALLOC, 80, 3, 60_000), *_row(MALLOC, 83, 2, 24), Op(MALLOC, 85, 40)])
+        ops += _by(1, [Op(FREE, 71), *_row(FREE, 80, 6)])
         ops += [*_by(1, _row(FREE, 0, 60)), Op(FREE, 70), Op(TRIM), *_end(1)]
     return ops
 
@@ -539,11 +540,16 @@ def _something_lies_where_a_heap_would() -> list[Op]:
 @_program()
 def _moved_to_another_arena() -> list[Op]:
     """realloc where the block's own arena cannot grow, behind a chunk that becomes free by it."""
-    ops = [*_row(MALLOC, 0, 2, 60_000), *_start(1), *_by(1, _row(MALLOC, 10, 40, 100))]
-    ops += [*_by(1, [Op(MALLOC, 60, 50_000), Op(MALLOC, 61, 24)]), *_by(1, _row(FREE, 10, 40))]
-    ops += [Op(FREE, 0), Op(LIMIT_DATA, request=0), *_by(1, [Op(REALLOC, 60, 59_000)])]
+    ops = [
+        Op(MALLOC, 0, 125_000),
+        Op(MALLOC, 1, 24),
+        *_start(1),
+        *_by(1, _row(MALLOC, 10, 40, 100)),
+    ]
+    ops += _by(1, [Op(MALLOC, 60, 50_000), Op(MALLOC, 61, 24), *_row(FREE, 10, 40)])
+    ops += [Op(FREE, 0), Op(LIMIT_DATA, request=0), *_by(1, [Op(REALLOC, 60, 120_000)])]
     ops += [*_by(1, [Op(REALLOC, 61, 120_000)]), Op(LIMIT_DATA, request=-1)]
-    return [*ops, *_by(1, _row(MALLOC, 70, 9, 20000)), Op(FREE, 60), *_end(1)]
+    return [*ops, *_by(1, _row(MALLOC, 70, 9, 20_000)), Op(FREE, 60), *_end(1)]
 
 
 @_program()
