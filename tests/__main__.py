@@ -27,7 +27,14 @@ ALWAYS_PLAIN = [
     "tests/allocators/test_verify_command.py",
 ]
 TRACES = ["tests/traces", "tests/workloads"]
-CORE = ["tests/host", "tests/replay", "tests/calibrate", "tests/allocators", "tests/glibc"]
+CORE = [
+    "tests/host",
+    "tests/replay",
+    "tests/calibrate",
+    "tests/allocators",
+    "tests/glibc",
+    "tests/validate",
+]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ def traces() -> Path:
     if not folder.is_dir():
         pytest.skip("the real traces are not here (../shared/traces)")
     return folder
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what is built as plain Python: nothing waits for the compiler."""
+    if os.environ.get("NUMBA_BOUNDSCHECK"):
+        pytest.skip("plain Python checks bounds anyway, in the other lanes")
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")

@@ -5,7 +5,7 @@ minimised is the relative error of its time: Σ (predicted / measured − 1)². 
 than nothing: a kind whose price would be negative gets none, and the rest is fitted again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Nanoseconds in all: ``steps`` by kind (len(KINDS),), the ``kernel``'s, and the ``measured``."""
+    """Nanoseconds: ``steps`` by kind, (len(KINDS),), the ``kernel``'s, and the ``measured``."""
 
     steps: np.ndarray
     kernel: float
@@ -76,26 +76,19 @@ def median_error(predictions: Sequence[Prediction]) -> float:
     return float(np.median([abs(prediction.error) for prediction in predictions]))
 
 
-def left_out(
-    fitted: Sequence[Sample], predicted: Mapping[str, Sample]
-) -> dict[str, tuple[float, float]]:
-    """What each kind of step is worth, by name: the median error of fit and prediction without it.
+def without_each(fitted: Sequence[Sample], predicted: Sequence[Sample]) -> dict[str, float]:
+    """The median error of the prediction where a kind of step has no price, by the kind's name.
 
-    "kernel": without the kernel's work.
+    The other prices are fitted anew each time.  "kernel": the kernel's work has none.
     """
-
-    def errors(learnt: Sequence[Sample], asked: Sequence[Sample], without: Sequence[str] = ()):
-        prices = fit(learnt, without)
-        return tuple(
-            median_error([predict(sample, prices) for sample in group]) for group in (learnt, asked)
-        )
-
-    asked = list(predicted.values())
-    found = {"": errors(fitted, asked)}
-    found |= {name: errors(fitted, asked, (name,)) for name in KINDS}
 
     def free(sample: Sample) -> Sample:
         return Sample(sample.steps, np.zeros_like(sample.kernel), sample.measured)
 
-    found["kernel"] = errors([free(s) for s in fitted], [free(s) for s in asked])
+    def error(learnt: Sequence[Sample], asked: Sequence[Sample], without: Sequence[str]) -> float:
+        prices = fit(learnt, without)
+        return median_error([predict(sample, prices) for sample in asked])
+
+    found = {name: error(fitted, predicted, (name,)) for name in KINDS}
+    found["kernel"] = error([free(s) for s in fitted], [free(s) for s in predicted], ("entry",))
     return found

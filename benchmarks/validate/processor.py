@@ -1,4 +1,4 @@
-"""What a processor makes of a program's accesses and branches: which caches answer, what it guesses.
+"""What a processor makes of accesses and branches: which caches answer, which guesses are wrong.
 
     access ──► L1 ──miss──► L2 ──miss──► L3 ──miss──► memory
     branch ──► the longest history that it was seen after ──► right or wrong
@@ -144,7 +144,7 @@ def _folded(history, length, bits):
 
 @jit
 def _place(branch, history, table):
-    """Word of the entry for ``branch`` after ``history`` in ``table``: its tag; its counter next."""
+    """Word of the entry of ``branch`` after ``history`` in ``table``: its tag; then its counter."""
     tables = _FIRST + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS + L3_SETS * L3_WAYS + (1 << _BASE_BITS)
     index = _folded(history, _LENGTHS[table], _TABLE_BITS) ^ branch ^ (branch << 5)
     return tables + 2 * ((table << _TABLE_BITS) + (index & ((1 << _TABLE_BITS) - 1)))
@@ -165,7 +165,7 @@ def _learn(s, place, taken, limit):
 
 @jit(cold=True)
 def follow(k, branch, taken):
-    """The conditional ``branch`` goes one way (1) or the other (0): was that the guess?"""
+    """The conditional ``branch`` goes one way (1) or the other (0): count a wrong guess."""
     s = k.watch
     history = load_word(s, _HISTORY)
     base = _FIRST + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS + L3_SETS * L3_WAYS + branch
@@ -191,7 +191,7 @@ def follow(k, branch, taken):
     store_word(s, _HISTORY, (history << 1 | taken) & ((1 << 62) - 1))
 
 
-# --- What takes the place of the kernel's functions of these names ---------------------------------
+# --- What takes the place of the kernel's functions of these names -------------------------------
 
 
 @jit
@@ -231,7 +231,8 @@ def clear(k, addr, length):
 #: Names that mean these functions in a replay which is watched.
 BINDINGS = {f.__name__: f for f in (translate, handle_mm_fault, copy, clear)}
 
-# --- Geometry and state ----------------------------------------------------------------------------
+
+# --- Geometry and state --------------------------------------------------------------------------
 
 
 def geometry(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from allocators import registry
 from benchmarks.events import Events, read_only
+from benchmarks.job import COSTS
 from benchmarks.real.machine import ANSWER, EVENT, OBJECT
 from benchmarks.replay import HAS_ALIGN, HAS_OFFSET, apply, system_calls
-from benchmarks.job import COSTS
 from benchmarks.simulation import OBSERVED, Simulation, modelled_ns
 from benchmarks.validate.processor import BINDINGS, COUNTS, Processor, follow, pass_by, translate
 from benchmarks.workloads import Workload
@@ -49,7 +49,7 @@ def replay_watched(k, a, r, objects, e, begin, end):
         pass_by(k, _ANSWERS + now * _ANSWER_SIZE)
         align = e.align[i] if HAS_ALIGN else 0
         offset = e.offset[i] if HAS_OFFSET else 0
-        slot = e.slot[i]
+        slot = int(e.slot[i])
         if slot >= 0:
             translate(k, _OBJECTS + slot * _OBJECT_SIZE)
         apply(k, a, r, objects, e.op[i], slot, e.size[i], align, offset)

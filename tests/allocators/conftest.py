@@ -1,6 +1,5 @@
 """Plugin files made on the spot, and plain Python for tests that need no compiler."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -86,11 +85,3 @@ def files(tmp_path: Path) -> PluginFiles:
 def few_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try two tight limits only: all of them take their time without the JIT."""
     monkeypatch.setattr(suite, "LIMITS", (("rlim_as", 5 << 18), ("max_map_count", 3)))
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run what is built as plain Python: most bugs show without waiting for the compiler."""
-    if os.environ.get("NUMBA_BOUNDSCHECK"):
-        pytest.skip("plain Python checks bounds anyway, in the other lanes")
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
