@@ -465,11 +465,17 @@ def tcache_init(k, a):
 
 
 @jit(inline=True)
-def thread_cache(k, a):
-    """The running thread's tcache, made if need be."""
+def own_cache(k, a):
+    """The running thread's tcache; 0: none yet."""
     if k.task.tid >= THREADS:
         abort(k, ABORT_CORRUPT, k.task.tid)
-    t = a.tcache[k.task.tid]
+    return a.tcache[k.task.tid]
+
+
+@jit(inline=True)
+def thread_cache(k, a):
+    """The running thread's tcache, made if need be."""
+    t = own_cache(k, a)
     return t if t else tcache_init(k, a)
 
 
@@ -1234,7 +1240,10 @@ def free(k, a, p):
     if head & MMAPPED:
         free_mapped(k, a, chunk, head)
         return
-    t = thread_cache(k, a)
+    t = own_cache(k, a)
+    if t == 0:
+        t = tcache_init(k, a)
+        head = load(k, chunk + HEAD)  # what was free before it may have become the tcache
     int_free(k, a, arena_of(k, chunk, head), t, chunk, head)
 
 
@@ -1263,7 +1272,10 @@ def realloc(k, a, p, size):
     nb = chunk_for(size)
     if head & MMAPPED:
         return realloc_mapped(k, a, p, old, size, nb) if size >= 0 else 0
-    t = thread_cache(k, a)
+    t = own_cache(k, a)
+    if t == 0:
+        t = tcache_init(k, a)
+        head = load(k, chunk + HEAD)  # what was free before it may have become the tcache
     if size < 0:
         return 0
     av = arena_of(k, chunk, head)

@@ -601,6 +601,15 @@ def _request_larger_than_a_heap() -> list[Op]:
     return ops + _by(1, [Op(MALLOC, 9, 100 << 20)]) + _end(*range(1, 9))
 
 
+@_program(_NO_PAD)
+def _tcache_before_the_block() -> list[Op]:
+    """A thread's first free, or realloc, makes its tcache of the free chunk before the block."""
+    ops: list[Op] = []
+    for then in (Op(FREE, 1, thread=2), Op(REALLOC, 1, 9000, thread=2)):
+        ops += [*_start(1), Op(MALLOC, 1, 5208, thread=1), *_start(2), *_end(1), then, *_end(2)]
+    return ops
+
+
 @_program()
 def _freed_by_another_thread() -> list[Op]:
     """Into the other's tcache, and from there into the arena it came from."""
