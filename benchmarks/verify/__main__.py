@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mode",
         action="append",
         metavar="MODE",
-        help="small, mixed, big or burst; may be given again (default: all)",
+        help="small, mixed, big, burst or threads; may be given again (default: all)",
     )
     parser.add_argument(
         "--trace",

@@ -31,7 +31,7 @@ ALLOCATOR = "ptmalloc"
 _LENGTH = 12_000
 #: Seconds to shorten a program that is kept.
 _SHRINK = 60.0
-_ORDER = ("small", "burst", "mixed", "big")
+_ORDER = ("small", "burst", "mixed", "big", "threads")
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,97 @@ MUTATIONS = (
         "drop_pages",
         "if length > page - 1:",
         "if length < 0:",
+    ),
+    _edit(
+        "an arena without threads is taken first",
+        "choose_arena",
+        "if a.free_list:",
+        "if a.free_list < 0:",
+    ),
+    _edit(
+        "arena_test is not the limit",
+        "choose_arena",
+        "8 * CORES if a.narenas > ARENA_TEST else ARENAS",
+        "ARENA_TEST",
+    ),
+    _edit(
+        "arenas are shared in turn",
+        "choose_arena",
+        "a.next_to_use = a.next_arena[av]",
+        "a.next_to_use = av",
+    ),
+    _edit(
+        "a new arena comes next behind the main one",
+        "new_arena",
+        "a.next_arena[av] = a.next_arena[0]\n    a.next_arena[0] = av",
+        "a.next_arena[av] = 0\n    a.next_arena[av - 1] = av",
+    ),
+    _edit(
+        "another arena is tried when one refuses",
+        "arena_malloc",
+        "if p == 0 and av >= 0",
+        "if p == 0 and av < -1",
+    ),
+    _edit(
+        "a thread that ends frees what its tcache holds",
+        "thread_exit",
+        "while q:",
+        "while q < 0:",
+    ),
+    _edit(
+        "a thread that ends frees its tcache",
+        "thread_exit",
+        "int_free(k, a, arena_of(k, t - HEADER, head), 0, t - HEADER, head)",
+        "t = 0",
+    ),
+    _edit(
+        "an arena is free when its last thread ends",
+        "thread_exit",
+        "if a.attached[av] == 0:",
+        "if a.attached[av] >= 0:",
+    ),
+    _edit("a heap begins with the pad", "new_heap", "size += TOP_PAD", "size += 0"),
+    _edit(
+        "a heap grows without a pad",
+        "grow_heap",
+        "page_align(more)",
+        "page_align(more + TOP_PAD)",
+    ),
+    _edit(
+        "what was once made usable stays so",
+        "grow_heap",
+        "if size > usable:",
+        "if size > 0:",
+    ),
+    _edit(
+        "a heap is reserved where room was left",
+        "reserve_heap",
+        "if a.aligned_heap_area:",
+        "if a.aligned_heap_area < 0:",
+    ),
+    _edit(
+        "the rest of a full heap's top is freed",
+        "grow_arena",
+        "if old_size >= MINSIZE:",
+        "if old_size > 2 * MINSIZE:",
+    ),
+    _edit(
+        "a heap of nothing but top goes",
+        "heap_trim",
+        "while a.top[av] == heap + HEAP_INFO:",
+        "while a.top[av] == heap:",
+    ),
+    _edit(
+        "a heap's end is trimmed from the trim threshold on",
+        "heap_trim",
+        "size < a.trim_threshold",
+        "size <= 2 * a.trim_threshold",
+    ),
+    _edit(
+        "realloc looks in other arenas",
+        "realloc",
+        "if q == 0 and a.multiple < 0:",
+        "if q < 0:",
     ),
 )
 

@@ -10,6 +10,7 @@ _LIMITS = "the kernel refuses no shrinking"
 _ALIGNED = "a mapped block begins 16 bytes into a page: never aligned by itself"
 _OVERFLOW = "requests beyond all memory have been refused before"
 _FITS = "a mapping that need not grow is not remapped"
+_FEW = "programs have fewer threads than there is room for"
 
 #: (function, pattern of the text, why); regular expressions that must match wholly.
 _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
@@ -20,6 +21,7 @@ _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
     ("aligned_alloc", r"if not head & MMAPPED:  else", _ALIGNED),
     ("grow_main", "if size > nb:  else", _OVERFLOW),
     ("realloc_mapped", "if old - 8 >= nb:", _FITS),
+    ("own_cache|thread_exit", r"if .*tid >= THREADS:", _FEW),
 )
 
 

@@ -87,7 +87,7 @@ def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
     [
         (["--ops", "0"], "positive"),
         (["--against", "musl"], "musl"),
-        (["--mode", "tiny"], "small, mixed, big, burst"),
+        (["--mode", "tiny"], "small, mixed, big, burst, threads"),
         (["--tunable", "top_pad"], "NAME=NUMBER"),
         (["--tunable", "nonsense=1"], "no such setting"),
         (["--tunable", "mxfast=161"], "0 to 160"),
@@ -108,7 +108,7 @@ def test_bad_arguments_are_one_line(arguments, said, capsys, plain):
 
 
 def test_programs_are_stored_whole(tmp_path):
-    ops = [Op(MALLOC, 3, -1), Op(MALLOC, 1, 24, use=1, length=9), Op(FREE, 3)]
+    ops = [Op(MALLOC, 3, -1), Op(MALLOC, 1, 24, use=1, length=9), Op(FREE, 3, thread=2)]
     path = tmp_path / "program.json"
     dump(path, {"seed": "x", "mode": "small"}, ops)
     assert load(path) == ({"seed": "x", "mode": "small"}, ops)
@@ -124,6 +124,7 @@ def test_programs_are_stored_whole(tmp_path):
         '{"setting": {}, "operations": [["grow", 0, 0, 0, 0, 0, 0]]}',
         '{"setting": {}, "operations": [["malloc", 0, 1e3, 0, 0, 0, 0]]}',
         '{"setting": {}, "operations": [["aligned_alloc", 0, 8, 99, 0, 0, 0]]}',
+        '{"setting": {}, "operations": [["malloc", 0, 8, 0, 0, 0, 0, 64]]}',
     ],
 )
 def test_a_bad_program_is_refused(text, tmp_path):

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from benchmarks.verify.modes import MODES, SLOTS, Generator
-from benchmarks.verify.operation import ALIGNED, CALLOC, MALLOC, NAMES, PROGRAM, REALLOC, SBRK
+from benchmarks.verify.operation import (
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    NAMES,
+    PROGRAM,
+    REALLOC,
+    SBRK,
+    THREAD_END,
+    THREAD_START,
+)
+from benchmarks.verify.threads import THREADS
 from benchmarks.verify.twin import EXPECTED
 from kernel.boot import record
 
@@ -43,6 +55,40 @@ def test_every_kind_occurs(programs):
     assert {NAMES[kind] for kind in np.unique(rows["kind"])} == set(NAMES) - {"stray"}
 
 
+def test_only_threads_that_live_act(programs):
+    """The first never ends, and nobody ends himself."""
+    most = set()
+    for rows in programs["threads"]:
+        alive = {0}
+        for kind, number, thread in rows[["kind", "request", "thread"]].tolist():
+            assert thread in alive
+            if kind == THREAD_START:
+                assert number not in alive
+                alive.add(number)
+            elif kind == THREAD_END:
+                assert number not in (0, thread)
+                alive.remove(number)
+            most.add(len(alive))
+    assert max(most) == MODES["threads"].threads
+    assert not any(
+        rows["thread"].any() for name in MODES for rows in programs[name] * (name != "threads")
+    )
+
+
+def test_blocks_are_freed_by_others_and_by_their_own(programs):
+    freed = [0, 0]
+    for rows in programs["threads"]:
+        maker: dict[int, int] = {}
+        for kind, slot, thread in rows[["kind", "slot", "thread"]].tolist():
+            if kind == FREE and slot >= 0:
+                freed[maker[slot] == thread] += 1
+            elif slot >= 0:
+                maker.setdefault(slot, thread)
+                if kind in (MALLOC, CALLOC, ALIGNED):
+                    maker[slot] = thread
+    assert min(freed) > sum(freed) / 10
+
+
 def test_edges_occur(programs):
     rows = np.concatenate([p for mode in programs.values() for p in mode])
     sizes = set(rows["request"][rows["kind"] <= REALLOC].tolist())
@@ -55,7 +101,7 @@ def test_a_program_may_be_short():
     assert len(Generator(MODES["mixed"], "1/1").program(7)) == 7
 
 
-@pytest.mark.parametrize("dtype", [PROGRAM, EXPECTED])
+@pytest.mark.parametrize("dtype", [PROGRAM, EXPECTED, THREADS])
 def test_fields_mean_the_same_compiled_or_not(dtype):
     """NumPy's records have attributes of their own: a field of that name would be two things."""
     assert record(dtype).dtype.names == dtype.names

@@ -9,7 +9,7 @@ from benchmarks import native, shipped
 from benchmarks.events import Events
 from benchmarks.verify import directed, trace
 from benchmarks.verify.modes import MODES
-from benchmarks.verify.operation import MALLOC, NAMES, to_rows
+from benchmarks.verify.operation import MALLOC, NAMES, THREAD_START, to_rows
 from benchmarks.verify.run import Plan, Runner
 from tests.glibc.conftest import needs_glibc
 
@@ -24,12 +24,19 @@ def runner(plain):
     return Runner(Plan("ptmalloc", 400, 1, count_branches=False, shrink_seconds=0))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "threads"])
 @pytest.mark.parametrize("number", range(3))
 def test_random_programs_agree(mode, number, runner):
     report = runner.program(mode, number, 400)
     assert report.finding is None, report.finding.lines
     assert report.tally.operations == report.tally.asked > 0
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_threads_agree(number, runner):
+    report = runner.program("threads", number, 1500)
+    assert report.finding is None, report.finding.lines
+    assert report.tally.kinds[NAMES[THREAD_START]] > 0
 
 
 @pytest.mark.parametrize("name", [n for n in directed.PROGRAMS if n not in LONG])
