@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what a trace's program does with a new block (default all)",
     )
     parser.add_argument(
+        "--threads",
+        action="store_true",
+        help="a trace's threads are threads, which take turns as recorded (else all are one)",
+    )
+    parser.add_argument(
         "--tunable",
         action="append",
         default=[],
@@ -100,6 +105,8 @@ def _plan(options: argparse.Namespace) -> Any:
             raise ValueError(f"no mode {mode!r}; choose of {', '.join(MODES)}")
     if options.trace and options.mode:
         raise ValueError("--mode is of random programs: it cannot be with --trace")
+    if options.threads and not options.trace:
+        raise ValueError("--threads is of traces: it cannot be without --trace")
     if options.replay and (options.trace or options.mode or options.tunable):
         raise ValueError("--replay says what to run: no --mode, --trace or --tunable with it")
     tunables, vary = {}, False

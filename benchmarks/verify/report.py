@@ -117,7 +117,14 @@ class Run:
         if self.options.replay:
             yield self._replayed()
         elif self.options.trace:
-            for report in run_trace(self.plan, self.options.trace, self.options.touch, progress):
+            reports = run_trace(
+                self.plan,
+                self.options.trace,
+                self.options.touch,
+                progress,
+                threads=self.options.threads,
+            )
+            for report in reports:
                 self.traces[report.name] = {
                     "operations": report.tally.operations,
                     "mismatches": int(report.finding is not None),

@@ -1,7 +1,8 @@
 """Traces of real programs on both sides: every event, compared like any other operation.
 
-The thread is held at one: all events are one thread's.  A trace goes through in pieces, so that its
-length does not matter.
+The thread is held at one, all events being one thread's, or the trace's threads are threads of the
+process, which take turns as they were recorded.  A trace goes through in pieces, so that its length
+does not matter.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from benchmarks.verify.operation import (
     PROGRAM,
     READ,
     REALLOC,
+    THREAD_END,
+    THREAD_START,
     USE,
     WRITE,
     to_ops,
@@ -33,6 +36,7 @@ from benchmarks.verify.tally import Tally
 from benchmarks.verify.twin import BLOCK_COLUMNS
 from benchmarks.workloads import Workload
 from benchmarks.workloads import load as load_workload
+from kernel.host.code import MAX_THREADS
 
 #: Events that are played at a time.
 PIECE = 1 << 16
@@ -83,6 +87,48 @@ def to_program(events: Events, touch: str) -> np.ndarray:
     return rows
 
 
+class Threads:
+    """The threads of a trace, as its pieces go by: the first event of one starts it.
+
+    Numbers of threads that have ended are used again.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = {0: 0}
+
+    def in_turn(self, rows: np.ndarray, events: Events) -> tuple[np.ndarray, np.ndarray]:
+        """``rows``, one for each event, with who does each, and with those that start threads.
+
+        Returns them, and which event each row belongs to.  Raises ValueError for more threads at a
+        time than a program may have.
+        """
+        if not len(events.thread):
+            return rows, np.arange(len(rows))
+        ends = events.op == ev.THREAD_END
+        # Between these rows nothing changes.
+        change = np.flatnonzero(np.diff(events.thread, prepend=-1) | ends | np.roll(ends, 1))
+        starts = []
+        for i, end in zip(change, [*change[1:], len(rows)], strict=True):
+            thread = int(events.thread[i])
+            if thread not in self._numbers:
+                unused = set(range(1, MAX_THREADS)) - set(self._numbers.values())
+                if not unused:
+                    raise ValueError(f"more than {MAX_THREADS} threads at a time")
+                self._numbers[thread] = min(unused)
+                starts.append((i, self._numbers[thread]))
+            rows["thread"][i:end] = self._numbers[thread]
+            if ends[i] and thread:
+                rows["kind"][i] = THREAD_END
+                rows["request"][i] = self._numbers.pop(thread)
+                rows["thread"][i] = 0
+        started = np.zeros(len(starts), PROGRAM)
+        started["kind"] = THREAD_START
+        started["slot"] = -1
+        started["request"] = [number for _, number in starts]
+        at = [i for i, _ in starts]
+        return np.insert(rows, at, started), np.insert(np.arange(len(rows)), at, at)
+
+
 def _pieces(workload: Workload) -> Iterator[Events]:
     """The events of a trace, some at a time."""
     wholes = [workload.events] if workload.stream is None else workload.stream.pieces()
@@ -92,9 +138,11 @@ def _pieces(workload: Workload) -> Iterator[Events]:
 
 
 def run_trace(
-    plan: Plan, files: list[str], touch: str, progress: Progress
+    plan: Plan, files: list[str], touch: str, progress: Progress, *, threads: bool = False
 ) -> Iterator[TraceReport]:
     """Yield a report for each trace; ``shipped:`` stands for all that are shipped.
+
+    ``threads``: run its threads as threads.
 
     After a mismatch no further trace is begun unless ``plan.keep_going``.  Raises WorkloadError for
     a trace that cannot be read.
@@ -111,13 +159,15 @@ def run_trace(
             progress(part + fraction / len(paths), name)
 
         told(0.0, path)
-        report = _run_one(runner, number, path, touch, told)
+        report = _run_one(runner, number, path, touch, told, threads=threads)
         yield report
         if report.finding and not plan.keep_going:
             return
 
 
-def _run_one(runner: Runner, number: int, path: str, touch: str, progress: Progress) -> TraceReport:
+def _run_one(
+    runner: Runner, number: int, path: str, touch: str, progress: Progress, *, threads: bool
+) -> TraceReport:
     """Run one trace."""
     workload = load_workload({"name": "trace", "path": path})
     setting = Setting(path, "trace", runner.plan.tunables)
@@ -126,11 +176,15 @@ def _run_one(runner: Runner, number: int, path: str, touch: str, progress: Progr
     blocks = np.zeros((max(workload.slots, 1), BLOCK_COLUMNS), "i8")
     total = workload.stream.facts.events if workload.stream else len(workload.events.op)
     before = 0
+    schedule = Threads() if threads else None
     kept: list[np.ndarray] = []
     with Pair(runner.twins, setting) as pair:
         for events in _pieces(workload):
             program = to_program(events, touch)
-            last = before + len(program) == total
+            event = np.arange(len(program))
+            if schedule:
+                program, event = schedule.in_turn(program, events)
+            last = before + len(events.op) == total
             outcome = pair.run(program, blocks, at_end=last)
             tally.count("trace", program, outcome)
             tally.programs = 1
@@ -138,12 +192,15 @@ def _run_one(runner: Runner, number: int, path: str, touch: str, progress: Progr
                 tally.agreed = 0
                 rows = [*kept, program[: outcome.row + 1 if outcome.row >= 0 else len(program)]]
                 whole = np.concatenate(rows) if before < _SHRINKABLE else None
-                report.finding = _finding(runner, setting, program, outcome, whole, before)
+                row = outcome.row if outcome.row >= 0 else len(program) - 1
+                report.finding = _finding(
+                    runner, setting, program, outcome, whole, before + int(event[row])
+                )
                 break
             tally.agreed = 1
             if before < _SHRINKABLE:
                 kept.append(program)
-            before += len(program)
+            before += len(events.op)
             progress(before / max(total, 1), path)
         hits = pair.k["hits"]
         tally.hits = np.array(hits[: len(pair.twin.branches)]) if pair.twin.branches else None
@@ -158,9 +215,12 @@ def _finding(
     program: np.ndarray,
     outcome: object,
     whole: np.ndarray | None,
-    before: int,
+    event: int,
 ) -> Finding:
-    """The difference, in a shorter program where the trace is not too long by then."""
+    """The difference at ``event``, in a shorter program where the trace is not too long by then.
+
+    ``whole``: the trace's rows up to there; ``program`` and ``outcome``: of the last piece.
+    """
     row = outcome.row if outcome.row >= 0 else len(program) - 1
     lines = []
     ops = to_ops(program[max(row - _SHOWN, 0) : row + 1])
@@ -169,10 +229,10 @@ def _finding(
         lines += row_lines(op, outcome.expected[i], None)
     x, y = outcome.expected[row], outcome.actual[row]
     lines += row_lines(ops[-1], x, y if outcome.row >= 0 else None) + outcome.lines
-    here = f"{outcome.what} at event {before + row}"
+    here = f"{outcome.what} at event {event}"
     if whole is None:
-        return Finding(setting, ops, [f"  {line}" for line in lines], here, before + row + 1)
-    found = runner.find(setting, whole, _shifted(outcome, before))
+        return Finding(setting, ops, [f"  {line}" for line in lines], here, event + 1)
+    found = runner.find(setting, whole, _shifted(outcome, len(whole) - 1 - row))
     found.lines = [
         "  in the trace:",
         *(f"  {line}" for line in lines),

@@ -93,6 +93,7 @@ def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
         (["--tunable", "mxfast=161"], "0 to 160"),
         (["--trace", "shipped:jq", "--mode", "big"], "--mode"),
         (["--trace", "shipped:nonesuch"], "nonesuch"),
+        (["--threads", "--mode", "big"], "--trace"),
         (["--replay", "no/such/file.json"], "no/such/file.json"),
     ],
 )

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks import events as ev
 from benchmarks import native, shipped
-from benchmarks.events import Events
+from benchmarks.events import Events, make_events
 from benchmarks.verify import directed, trace
 from benchmarks.verify.modes import MODES
-from benchmarks.verify.operation import MALLOC, NAMES, THREAD_START, to_rows
+from benchmarks.verify.operation import MALLOC, NAMES, THREAD_END, THREAD_START, to_rows
 from benchmarks.verify.run import Plan, Runner
 from tests.glibc.conftest import needs_glibc
 
@@ -75,6 +76,31 @@ def test_a_trace_agrees_in_any_pieces(touch, small_trace, plain, monkeypatch):
     assert [r.finding for r in reports] == [None]
     assert reports[0].tally.operations == 1500
     assert told[-1] == 1
+
+
+@pytest.fixture
+def threaded_trace(tmp_path):
+    """Four threads after another and beside another, who free each other's blocks."""
+    rows = []
+    for thread, first in ((0, 0), (1, 20), (2, 40), (1, 60), (3, 80), (0, 100)):
+        rows += [(ev.MALLOC, first + i, 90 * i, thread) for i in range(20)]
+        rows += [(ev.FREE, max(first - 7, 0) + i, 0, thread) for i in range(13)]
+        if first in (40, 60, 80):
+            rows.append((ev.THREAD_END, -1, 0, thread))
+    columns = dict(zip(("op", "slot", "size", "thread"), zip(*rows, strict=True), strict=True))
+    path = tmp_path / "threads.parquet"
+    native.write(path, make_events(**columns), {})
+    return path
+
+
+def test_a_trace_of_threads_agrees_on_threads(threaded_trace, plain, monkeypatch):
+    monkeypatch.setattr(trace, "PIECE", 50)
+    plan = Plan("ptmalloc", 1, 1, count_branches=False)
+    path = [str(threaded_trace)]
+    (report,) = trace.run_trace(plan, path, "first", lambda done, what: None, threads=True)
+    assert report.finding is None, report.finding.lines
+    kinds = report.tally.kinds
+    assert kinds[NAMES[THREAD_START]] == kinds[NAMES[THREAD_END]] == 3
 
 
 def test_a_trace_of_another_allocator_differs(small_trace, plain):
