@@ -14,7 +14,7 @@ import numpy as np
 
 from allocators.settings import Setting
 from benchmarks import shipped
-from benchmarks.events import Events, operation_count, slot_count
+from benchmarks.events import Events, operation_count, read_only, slot_count
 from benchmarks.facts import Fingerprint
 from benchmarks.prng import Random
 from benchmarks.replay import TOUCH_NAMES
@@ -200,6 +200,7 @@ def load(
             facts = stream.facts
             slots, operations, digest = facts.slots, facts.operations, facts.fingerprint
         else:
+            events = read_only(events)
             slots, operations = slot_count(events), operation_count(events)
             digest = fingerprint(events)
     return Workload(

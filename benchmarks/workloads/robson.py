@@ -33,8 +33,9 @@ from kernel.jit import jit
 
 BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a multiple of 16")
-DOUBLINGS = number(10, low=1, high=20, text="times that the block size doubles")
-STEPS = number(4, low=1, high=16, text="rounds for each doubling")
+_DOUBLINGS, _STEPS = 20, 16  # at most
+DOUBLINGS = number(10, low=1, high=_DOUBLINGS, text="times that the block size doubles")
+STEPS = number(4, low=1, high=_STEPS, text="rounds for each doubling")
 OVERHEAD = size(8, low=0, high=4096, text="bytes of a block that are taken to be the allocator's")
 
 #: Sizes are multiples of this, as most allocators' are.
@@ -91,11 +92,12 @@ def start(s: SimpleNamespace, random: Random) -> np.record:
             "barrier": (),  # freeing: where the last survivor ends
             "live": (),  # blocks in ``order``
             "order": (slots(s),),  # slots by address
-            "series": (len(series),),  # bytes of a block by round
+            # Bytes of a block by round.  Room for the most, so that one loop serves all settings.
+            "series": (_DOUBLINGS * _STEPS + 1,),
         },
     )
     g.rounds = len(series)
-    g.series[:] = series
+    g.series[: len(series)] = series
     return g
 
 

@@ -26,13 +26,9 @@ DOUBLINGS = 7
 
 
 def simulate(allocator, workload, **settings):
-    """An allocator of the given settings, ready to replay the workload without touching it."""
-    return Simulation(
-        registry.load(allocator, settings),
-        workloads.load({"touch": "nothing"} | workload),
-        KernelConfig(),
-        OBSERVED | {"TIMELINE": False},
-    )
+    """An allocator of the given settings, ready to replay the workload."""
+    plugin = registry.load(allocator, settings)
+    return Simulation(plugin, workloads.load(workload), KernelConfig(), OBSERVED)
 
 
 def ratios(simulation):
