@@ -936,10 +936,13 @@ def grow_main(k, a, nb):
 
 @jit(cold=True)
 def systrim(k, a, pad):
-    """Give the top of the main arena back, but for ``pad`` bytes."""
+    """Give the top of the main arena back, but for ``pad`` bytes.
+
+    The smallest top grows instead: glibc takes its area, -1, for a large number.
+    """
     size = top_size(k, a, 0)
     area = size - MINSIZE - 1
-    if area <= pad:
+    if 0 <= area <= pad:
         return
     extra = (area - pad) & -page_align(1)
     if extra == 0:

@@ -167,6 +167,14 @@ def _smallest_top_is_left_behind() -> list[Op]:
 
 
 @_program()
+def _smallest_top_is_trimmed() -> list[Op]:
+    """malloc_trim makes it larger."""
+    rest = (132 << 10) - 0x290 - (100 << 10) - 32
+    cut = [Op(MALLOC, 0, (100 << 10) - 8), Op(MALLOC, 1, rest - 8)]
+    return [Op(TRIM), *cut, Op(TRIM), Op(TRIM), *_row(MALLOC, 2, 3, 1000), Op(TRIM)]
+
+
+@_program()
 def _no_memory_at_all() -> list[Op]:
     """Not even for the tcache, which the next call tries again."""
     refused = [
