@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from kernel.verify.arguments import (
     EXIT_INTERRUPTED,
@@ -52,6 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _no_place(path: Path) -> str:
+    """Why no file can be written at ``path``, '' if it can."""
+    if path.is_dir() or path.suffix != ".json":
+        return "expected the name of a .json file"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, prefix=".validation-"):
+            return ""
+    except OSError as error:
+        return error.strerror
+
+
 def _complain(text: str, code: int) -> int:
     print(f"benchmarks.validate: {text}", file=sys.stderr)
     return code
@@ -60,8 +73,8 @@ def _complain(text: str, code: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code."""
     options = _parser().parse_args(argv)
-    if options.output.is_dir() or options.output.suffix != ".json":
-        return _complain(f"{options.output}: expected the name of a .json file", EXIT_USAGE)
+    if reason := _no_place(options.output):
+        return _complain(f"{options.output}: {reason}", EXIT_USAGE)
     from benchmarks import shipped
     from benchmarks.launch import shown_progress
     from benchmarks.real.library import LibraryError

@@ -186,7 +186,6 @@ class Validation:
 
     def write(self, path: Path) -> None:
         """Write validation.json at ``path``.  Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         results.write_json(path, self.as_json())
 
     def print(self) -> None:

@@ -70,6 +70,7 @@ def test_another_twin_is_noticed(small, tmp_path, capsys, monkeypatch):
         (["shipped:nothing"], "nothing"),
         (["missing.rep"], "missing.rep"),
         (["-o", "out.txt"], "out.txt: expected the name of a .json file"),
+        (["-o", "/proc/out.json"], "/proc/out.json: No such file"),
         (["--repeats", "0"], "must be a positive whole number"),
         (["--touch", "some"], "--touch"),
     ],
