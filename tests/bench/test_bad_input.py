@@ -124,9 +124,9 @@ from kernel import watchdog
 from kernel.boot import KernelConfig
 from allocators import registry
 from benchmarks import workloads
-from benchmarks.simulation import OBSERVED, Simulation
+from benchmarks.simulation import TIMED, Simulation
 workload = workloads.load({{"name": "churn", "operations": 2000, "live": 100}})
-simulation = Simulation(registry.load({str(path)!r}), workload, KernelConfig(), OBSERVED)
+simulation = Simulation(registry.load({str(path)!r}), workload, KernelConfig(), TIMED)
 watchdog.PATIENCE = 1.0
 simulation.replay()
 """
