@@ -7,13 +7,14 @@ from pathlib import Path
 
 from benchmarks import formats
 from benchmarks.formats import export
+from benchmarks.trace import derive
 
 HELP = "write a trace in the native format, as Android memory_replay text or as malloc-lab .rep"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("input", type=derive.trace, metavar="IN", help="a trace, or shipped:NAME")
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument(
         "--to",

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import formats, native
+from benchmarks import formats, native, shipped
 from benchmarks.events import Events
 from benchmarks.native import TraceError
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     """Declare a trace that is read, and how."""
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=trace, metavar="FILE", help="a trace, or shipped:NAME")
     add_lenient(parser)
 
 
@@ -30,6 +30,16 @@ def add_lenient(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lenient", action="store_true", help="drop and count what cannot have happened"
     )
+
+
+def trace(text: str) -> Path:
+    """Where a trace of the command line is: a path, or shipped:NAME."""
+    if not text.startswith(shipped.PREFIX):
+        return Path(text)
+    try:
+        return shipped.path_of(text.removeprefix(shipped.PREFIX))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:

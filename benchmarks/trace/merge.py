@@ -27,7 +27,7 @@ HELP = "write several traces as threads of one: by time where all have it, else 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("output", type=Path, metavar="OUT")
-    parser.add_argument("files", type=Path, metavar="FILE", nargs="+")
+    parser.add_argument("files", type=derive.trace, metavar="FILE", nargs="+")
     derive.add_lenient(parser)
 
 

@@ -160,6 +160,19 @@ def test_a_full_disk(android):
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
+def test_a_shipped_trace_by_name(tmp_path, capsys):
+    out = tmp_path / "o.parquet"
+    assert main(["head", "-n", "3", "shipped:bash"]) == 0
+    first = capsys.readouterr().out
+    assert main(["convert", "shipped:bash", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["head", "-n", "3", str(out)]) == 0
+    assert capsys.readouterr().out == first != ""
+    with pytest.raises(SystemExit):
+        main(["merge", str(out), "shipped:bash", "shipped:bush"])
+    assert "no trace 'bush' is shipped (there are: bash, " in capsys.readouterr().err
+
+
 def test_slice_allocates_earlier_objects_first(rows, tmp_path, capsys):
     out = tmp_path / "out.parquet"
     said = text(capsys, "slice", rows, out, "--from", 4, "--to", 12)
