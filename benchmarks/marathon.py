@@ -186,12 +186,19 @@ def main(arguments: list[str] | None = None) -> int:
     except PluginError as error:
         print(f"marathon: {error}", file=sys.stderr)
         return 2
-    if args.side:
-        return _tell_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
     try:
+        if args.side:
+            return _tell_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
         result = measure(args.allocator, args.events, args.rounds)
     except subprocess.CalledProcessError:
         return 1  # it has said why
+    except KeyboardInterrupt:
+        if not args.side:
+            print("marathon: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # no room for the trace
+        print(f"marathon: {error.strerror or error}", file=sys.stderr)
+        return 1
     print(json.dumps(result, indent=2)) if args.json else _print_table(result)
     return 0
 

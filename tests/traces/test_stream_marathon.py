@@ -43,6 +43,22 @@ def test_bad_input(capsys):
         assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+)
+def test_what_ends_it_is_told_in_a_line(monkeypatch, capsys, raised, code, said):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(marathon, "write_parts", fail)
+    assert main(["--events", "1000"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"marathon: {said}"
+
+
 def test_medians_and_ratios():
     def run(seconds, waited, memory, checksum=1):
         return {"seconds": seconds, "waited": waited, "peak_memory": memory, "checksum": checksum}
