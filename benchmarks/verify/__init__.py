@@ -8,5 +8,6 @@
                             areas and resident pages at the end
 
 The twin goes first: what it predicts are the pointers that the real process is then asked to free.
-So all of a program runs in one batch on each side, and the first difference ends it.
+So all of a program runs in one batch on each side, and the first difference ends it.  Where a
+program has threads, each row says whose turn it is: on both sides one acts, the others sleep.
 """

@@ -4,7 +4,7 @@
 
     stack of a thread, 8 MiB and a guard page, mapped as a whole before its rights change
 
-    base │ guard │ … untouched …             │ kept at its end │ touched │ start │ descriptor │ end
+    base │ guard │ … untouched … │ touched │ kept when it ends │ start │ descriptor │ end
 
 pthread_create takes the stack that was given back last, else maps one, writes the descriptor at its
 end and takes the thread's vector (of pointers to its thread-local storage) by calloc; a stack that
@@ -36,13 +36,13 @@ from kernel.uapi import (
 )
 
 _PAGE = 4096
-#: Bytes of a stack with its guard.
+#: Bytes of a stack with its guard: RLIMIT_STACK is what kernel.host.process sets.
 _GUARD = _PAGE
 _STACK = (8 << 20) + _GUARD
-#: The vector: a counter, the two modules that have such storage, and 14 to spare, 16 bytes each.
+#: The vector: its length, a counter, the one library that has such storage, and 14 to spare.
 _VECTOR = 17 * 16
-#: The descriptor is in the last page; what is below is written from here on, and what a thread
-#: touches before its first operation.
+#: The descriptor is in the last page; the thread starts in the page before, and touches what is
+#: below (kernel.host.code).
 _START = 2 * _PAGE
 _TOUCHED = _START + THREAD_STACK
 #: What a thread keeps of its stack when it ends.
