@@ -438,7 +438,7 @@ def make(name: str) -> Path:
             inputs = {path.name: path.read_bytes() for path in sorted(Path().glob("[!.]*.*"))}
             recording = record(command, Path(traces) / "t.parquet", RESOLUTION)
         if recording.exit != 0:
-            raise TraceError(f"{name}: {command[0]} ended with {recording.exit}")
+            raise TraceError(f"{command[0]} ended with {recording.exit}")
         out = FOLDER / f"{name}.parquet"
         with native.Reader(_chosen(recording.traces, about.image).path) as reader:
             provenance = reader.provenance
@@ -523,10 +523,17 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names or SUBJECTS:
         try:
             path = make(name)
-        except TraceError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (TraceError, subprocess.CalledProcessError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
             failed = 1
             continue
+        except OSError as error:  # a program that is not installed, or no room
+            print(f"error: {name}: {error.filename}: {error.strerror}", file=sys.stderr)
+            failed = 1
+            continue
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         with native.Reader(path) as reader:
             size = path.stat().st_size
             print(

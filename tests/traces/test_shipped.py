@@ -68,6 +68,14 @@ def test_a_shipped_trace_is_a_file_like_any_other(capsys):
     assert about["peak_live_bytes"] == GOLDEN["pythreads"]["peak_live_bytes"]
 
 
+def test_make_says_which_program_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = shipped.path_of("jq").read_bytes()
+    assert make.main(["jq"]) == 1
+    assert capsys.readouterr().err == "error: jq: jq: No such file or directory\n"
+    assert shipped.path_of("jq").read_bytes() == before
+
+
 def test_make_refuses_unknown_names(capsys):
     assert make.main(["nonesuch"]) == 2
     assert "no subject 'nonesuch'" in capsys.readouterr().err
