@@ -11,11 +11,13 @@ The hook is Numba's own: a code generator makes its libraries from a class, and 
 
 import functools
 import hashlib
+from collections.abc import Callable
 
 import llvmlite.binding as ll
 from llvmlite import ir
 from numba.core import cgutils
 from numba.core import types as nb
+from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -83,6 +85,25 @@ class LinkedOnceLibrary(JITCodeLibrary):
                         if _inner[library.name]:
                             linked.add_function_attribute("noinline")
         super().finalize()
+
+
+def _unset(call_function: Callable) -> Callable:
+    """A ``call_function`` that leaves the slot for the callee's exception unset.
+
+    Numba clears the slot where the caller begins, so that a fast path pays a store for every slow
+    path beside it.  It is read only after the callee has raised, and so has set it.
+    """
+
+    def lean(self: CPUCallConv, builder: ir.IRBuilder, *args: object, **options: object) -> tuple:
+        status, result = call_function(self, builder, *args, **options)
+        slot = status.code.args[1]
+        for instruction in builder.function.entry_basic_block.instructions:
+            if isinstance(instruction, ir.StoreInstr) and instruction.operands[1] is slot:
+                cleared = instruction.operands[0]
+                instruction.operands = [ir.Constant(cleared.type, ir.Undefined), slot]
+        return status, result
+
+    return lean
 
 
 def declare_inner(name: str, cold: bool) -> None:
@@ -162,13 +183,14 @@ INTRINSICS = {
 
 @functools.cache
 def install() -> None:
-    """Make Numba's CPU target use these libraries, and treat the state records in two other ways.
+    """Make Numba's CPU target use these libraries and leaner calls, and treat records otherwise.
 
     A symbol spells the types of its arguments; a record's would list all its fields, ten
     kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
     never taken for one whose fields it begins with, but code is made for each.
     """
     cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
+    CPUCallConv.call_function = _unset(CPUCallConv.call_function)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
         return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()
