@@ -11,7 +11,13 @@ event log) goes here, behind a compile-time switch.
 
 from kernel.fault import handle_mm_fault
 from kernel.jit import jit
-from kernel.memory import load_word, prefetch_word, store_word
+from kernel.memory import (
+    load_half_word,
+    load_word,
+    prefetch_word,
+    store_half_word,
+    store_word,
+)
 from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
 from kernel.task import kill
 from kernel.tlb import tlb_access
@@ -54,27 +60,53 @@ def _prepare_store(k, addr):
 
 
 @jit(inline=True)
-def load(k, addr):
-    """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
-    if CHECKED and addr & 7:
+def _loads(k, addr, size):
+    """Let the allocator load ``size`` bytes at ``addr``, a multiple of it."""
+    if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 0)
     if COUNT:
         k.mm.loads += 1
     access(k, addr, 0)
-    return load_word(k.window, fold(addr) >> 3)
 
 
 @jit(inline=True)
-def store(k, addr, word):
-    """Set the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
-    if CHECKED and addr & 7:
+def _stores(k, addr, size):
+    """Let the allocator store ``size`` bytes at ``addr``, a multiple of it."""
+    if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 1)
     if COUNT:
         k.mm.stores += 1
     if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
         _prepare_store(k, addr)
     translate(k, addr)
+
+
+@jit(inline=True)
+def load(k, addr):
+    """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    _loads(k, addr, 8)
+    return load_word(k.window, fold(addr) >> 3)
+
+
+@jit(inline=True)
+def store(k, addr, word):
+    """Set the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    _stores(k, addr, 8)
     store_word(k.window, fold(addr) >> 3, word)
+
+
+@jit(inline=True)
+def load_half(k, addr):
+    """Return the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
+    _loads(k, addr, 2)
+    return load_half_word(k.window, fold(addr) >> 1)
+
+
+@jit(inline=True)
+def store_half(k, addr, value):
+    """Set the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
+    _stores(k, addr, 2)
+    store_half_word(k.window, fold(addr) >> 1, value)
 
 
 @jit(inline=True)

@@ -135,6 +135,30 @@ def store_word(typing_context, base, index, word):
 
 
 @intrinsic
+def load_half_word(typing_context, base, index):
+    """kernel.memory.load_half_word as one load."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
+        return builder.zext(builder.load(builder.gep(pointer, [args[1]])), ir.IntType(64))
+
+    return nb.int64(nb.int64, nb.int64), generate
+
+
+@intrinsic
+def store_half_word(typing_context, base, index, value):
+    """kernel.memory.store_half_word as one store."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
+        low = builder.trunc(args[2], ir.IntType(16))
+        builder.store(low, builder.gep(pointer, [args[1]]))
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64, nb.int64), generate
+
+
+@intrinsic
 def prefetch_word(typing_context, base, index):
     """kernel.memory.prefetch_word as one prefetch for writing."""
 
@@ -175,6 +199,8 @@ def trailing_zeros(typing_context, n):
 INTRINSICS = {
     "load_word": load_word,
     "store_word": store_word,
+    "load_half_word": load_half_word,
+    "store_half_word": store_half_word,
     "prefetch_word": prefetch_word,
     "bit_length": bit_length,
     "trailing_zeros": trailing_zeros,

@@ -29,6 +29,18 @@ def store_word(base, index, word):
 
 
 @jit
+def load_half_word(base, index):
+    """Return half-word ``index``, 2 bytes without a sign, of the window at address ``base``."""
+    return int(windows[int(base)].view("u2")[index])
+
+
+@jit
+def store_half_word(base, index, value):
+    """Set half-word ``index`` of the window at address ``base`` to ``value``, 0 to 65535."""
+    windows[int(base)].view("u2")[index] = value
+
+
+@jit
 def prefetch_word(base, index):
     """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
 

@@ -74,7 +74,7 @@ def reason(k: np.record) -> str:
         case _ if sig == SIGSEGV and code == SI_KERNEL:
             return "SIGSEGV: an address between the halves of the address space"
         case _ if sig == SIGBUS and code == BUS_ADRALN:
-            return f"SIGBUS: load or store of a word at {addr:#x}, which is not 8-byte aligned"
+            return f"SIGBUS: load or store at {addr:#x}, which is not a multiple of its size"
         case _ if sig == SIGKILL:
             return f"SIGKILL: out of memory on a page fault at {addr:#x}"
         case _ if sig == SIGSYS:

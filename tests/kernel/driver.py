@@ -1,6 +1,17 @@
 """A process of the model as tests drive it: every kernel function behind one compiled entry."""
 
-from kernel.access import clear, copy, load, peek, poke, prefetch, store, touch
+from kernel.access import (
+    clear,
+    copy,
+    load,
+    load_half,
+    peek,
+    poke,
+    prefetch,
+    store,
+    store_half,
+    touch,
+)
 from kernel.boot import KernelConfig, Machine
 from kernel.brk import brk, sbrk
 from kernel.jit import build_once, jit
@@ -71,6 +82,8 @@ CALLS = (
     "abort",
     "prefetch",
     "syscall",
+    "load_half",
+    "store_half",
 )
 (
     _BRK,
@@ -90,6 +103,8 @@ CALLS = (
     _ABORT,
     _PREFETCH,
     _SYSCALL,
+    _LOAD_HALF,
+    _STORE_HALF,
 ) = range(len(CALLS))
 
 
@@ -131,6 +146,10 @@ def enter(k, call, a, b, c, d, e, f, g):
         prefetch(k, a)
     elif call == _SYSCALL:
         result = syscall(k, a, b, c, d, e, f, g)
+    elif call == _LOAD_HALF:
+        result = load_half(k, a)
+    elif call == _STORE_HALF:
+        store_half(k, a, b)
     return result
 
 

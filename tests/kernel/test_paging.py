@@ -208,6 +208,23 @@ def test_words_are_kept_until_the_page_goes(process):
     assert [process.load(addr + n) for n in (0, 8, page // 4, 2 * page)] == [0, 5, 0, 0]
 
 
+def test_halves_of_a_word(process):
+    """Two bytes are one access, as eight are, and fault as eight do."""
+    addr = process.map()
+    assert process.load_half(addr + 6) == 0
+    process.store(addr, -1)
+    process.store(addr + 8, 5)
+    process.store_half(addr + 2, 0x8001)
+    process.store_half(addr + 6, 0)
+    assert process.load(addr) == 0x0000_FFFF_8001_FFFF
+    assert [process.load_half(addr + n) for n in (0, 2, 4, 6, 8)] == [0xFFFF, 0x8001, 0xFFFF, 0, 5]
+    mm = process.mm
+    assert (mm.loads, mm.stores, mm.flt_read, mm.flt_cow) == (7, 4, 1, 1)
+    fresh = process.map()
+    process.store_half(fresh + 2, 1)
+    assert (process.load(fresh), mm.flt_write) == (1 << 16, 1)
+
+
 def test_stale_words_are_cleared_however_often_they_are_given_back(process):
     addr = process.map(flags=FIXED, addr=FAR)
     process.store(addr + 8, 1)

@@ -49,12 +49,15 @@ def test_count_off_counts_no_metadata(other):
     assert (other.mm.loads, other.mm.stores, other.mm.payload_stores) == (0, 0, 2)
 
 
-@pytest.mark.parametrize("offset", range(1, 8))
-@pytest.mark.parametrize(("name", "write"), [("load", 0), ("store", 1)])
-def test_checked_refuses_misaligned_words(other, name, write, offset):
+@pytest.mark.parametrize(
+    ("name", "write", "offset"),
+    [(name, write, offset) for name, write in (("load", 0), ("store", 1)) for offset in range(1, 8)]
+    + [("load_half", 0, 3), ("store_half", 1, 5)],
+)
+def test_checked_refuses_what_is_misaligned(other, name, write, offset):
     addr = other.map() + offset
     died = other.death(name, addr, 1)
-    assert died == f"SIGBUS: load or store of a word at {addr:#x}, which is not 8-byte aligned"
+    assert died == f"SIGBUS: load or store at {addr:#x}, which is not a multiple of its size"
     task = other.k.task
     assert (task.sig, task.si_code, task.si_addr, task.si_write) == (
         SIGBUS,
@@ -75,6 +78,8 @@ def test_checked_lets_aligned_words_pass(other):
     addr = other.map()
     other.store(addr + 8, 7)
     assert other.load(addr + 8) == 7
+    other.store_half(addr + 10, 1)
+    assert other.load_half(addr + 10) == 1
 
 
 def test_payload_moves_words(other):
