@@ -56,6 +56,8 @@ _TUNABLES = {
     "top_pad": (0, 1, 4096, 65536, 1 << 20),
     "mmap_max": (0, 1, 3, 65536),
 }
+#: And where there are threads.
+_OF_THREADS = {"arena_max": (1, 2, 3, 4), "arena_test": (1, 2, 8)}
 
 
 @dataclass
@@ -110,8 +112,9 @@ class Plan:
         tunables = own[number % len(own)] | self.tunables
         if self.vary and number % 2:
             choice = random.Random(f"tunables {self.seed} {number // 2 % COMBINATIONS}")
-            names = choice.sample(sorted(_TUNABLES), choice.randint(1, 4))
-            drawn = {name: choice.choice(_TUNABLES[name]) for name in names}
+            table = _TUNABLES | (_OF_THREADS if MODES[mode].threads > 1 else {})
+            names = choice.sample(sorted(table), choice.randint(1, 4))
+            drawn = {name: choice.choice(table[name]) for name in names}
             tunables = drawn | tunables
         return Setting(f"{self.seed}/{number}", mode, tunables)
 
