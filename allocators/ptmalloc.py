@@ -40,7 +40,7 @@ from allocators.contract import (
 )
 from allocators.settings import choice, number
 from allocators.settings import size as size_setting
-from kernel.access import clear, copy, fold, load, store
+from kernel.access import clear, copy, fold, load, load_half, store, store_half
 from kernel.bits import trailing_zeros
 from kernel.brk import brk as brk_call
 from kernel.jit import jit
@@ -417,33 +417,26 @@ def tcache_serves(index):
 @jit(inline=True)
 def tcache_count(k, t, index):
     """Chunks in a list of tcache ``t``."""
-    return (load(k, t + ((index >> 2) << 3)) >> ((index & 3) << 4)) & 0xFFFF
+    return load_half(k, t + 2 * index)
 
 
 @jit(inline=True)
-def tcache_add(k, t, index, change):
-    """Change the count of a list by 1 or -1."""
-    word = t + ((index >> 2) << 3)
-    store(k, word, load(k, word) + (change << ((index & 3) << 4)))
-
-
-@jit(inline=True)
-def tcache_put(k, t, index, p):
-    """Put the block at ``p`` first into a list."""
+def tcache_put(k, t, index, count, p):
+    """Put the block at ``p`` first into a list of ``count`` blocks."""
     entry = t + TCACHE_ENTRIES + 8 * index
     store(k, p + 8, KEY)
     store(k, p, load(k, entry))
     store(k, entry, p)
-    tcache_add(k, t, index, 1)
+    store_half(k, t + 2 * index, count + 1)
 
 
 @jit(inline=True)
-def tcache_get(k, t, index):
-    """Take the first block of a list."""
+def tcache_get(k, t, index, count):
+    """Take the first block of a list of ``count`` blocks."""
     entry = t + TCACHE_ENTRIES + 8 * index
     p = load(k, entry)
     store(k, entry, load(k, p))
-    tcache_add(k, t, index, -1)
+    store_half(k, t + 2 * index, count - 1)
     store(k, p + 8, 0)
     return p
 
@@ -467,9 +460,10 @@ def tcache_init(k, a):
 @jit(inline=True)
 def own_cache(k, a):
     """The running thread's tcache; 0: none yet."""
-    if k.task.tid >= THREADS:
-        abort(k, ABORT_CORRUPT, k.task.tid)
-    return a.tcache[k.task.tid]
+    tid = k.task.tid
+    if not 0 <= tid < THREADS:
+        abort(k, ABORT_CORRUPT, tid)
+    return a.tcache[tid]
 
 
 @jit(inline=True)
@@ -508,7 +502,7 @@ def take_fast(k, a, av, t, nb):
         while count < TCACHE_COUNT and a.fastbins[place]:
             q = a.fastbins[place]
             a.fastbins[place] = load(k, q + FD)
-            tcache_put(k, t, index, q + HEADER)
+            tcache_put(k, t, index, count, q + HEADER)
             count += 1
     return p + HEADER
 
@@ -537,7 +531,7 @@ def take_small(k, a, av, t, nb):
     if t and tcache_serves(index):
         count = tcache_count(k, t, index)
         while count < TCACHE_COUNT and a.bk[head] != head:
-            tcache_put(k, t, index, take_last(k, a, av, head, nb) + HEADER)
+            tcache_put(k, t, index, count, take_last(k, a, av, head, nb) + HEADER)
             count += 1
     return p + HEADER
 
@@ -605,19 +599,20 @@ def take_unsorted(k, a, av, t, nb):
             set_prev_inuse(k, after)
             if av:
                 store(k, p + HEAD, load(k, p + HEAD) | NON_MAIN)
-            if fills and tcache_count(k, t, index) < TCACHE_COUNT:
-                tcache_put(k, t, index, p + HEADER)
+            count = tcache_count(k, t, index) if fills else TCACHE_COUNT
+            if count < TCACHE_COUNT:
+                tcache_put(k, t, index, count, p + HEADER)
                 found = True
                 continue
             return p + HEADER
         sort_chunk(k, a, av, p, size)
         sorted_ += 1
         if found and TCACHE_UNSORTED_LIMIT > 0 and sorted_ > TCACHE_UNSORTED_LIMIT:
-            return tcache_get(k, t, index)
+            return tcache_get(k, t, index, tcache_count(k, t, index))
         iters += 1
         if iters >= MAX_ITERS:
             break
-    return tcache_get(k, t, index) if found else 0
+    return tcache_get(k, t, index, tcache_count(k, t, index)) if found else 0
 
 
 @jit
@@ -723,19 +718,27 @@ def int_malloc(k, a, av, t, nb):
 # --- free within an arena -------------------------------------------------------------------------
 
 
-@jit
+@jit(inline=True)
 def int_free(k, a, av, t, p, head):
     """Free chunk ``p`` of arena ``av``, whose head is ``head``; first choice is tcache ``t``."""
     size = head & ~FLAGS
-    if p & (ALIGNMENT - 1) or size < MINSIZE or size & (ALIGNMENT - 1):
+    if (p | size) & (ALIGNMENT - 1) or size < MINSIZE:
         abort(k, ABORT_BAD_POINTER, p + HEADER)
     index = tcache_index(size)
     if t and tcache_serves(index):
         if load(k, p + HEADER + 8) == KEY:
             refuse_double(k, t, index, p + HEADER)
-        if tcache_count(k, t, index) < TCACHE_COUNT:
-            tcache_put(k, t, index, p + HEADER)
+        count = tcache_count(k, t, index)
+        if count < TCACHE_COUNT:
+            tcache_put(k, t, index, count, p + HEADER)
             return
+    free_chunk(k, a, av, p, head)
+
+
+@jit(cold=True)
+def free_chunk(k, a, av, p, head):
+    """Free chunk ``p``, which no tcache takes, into a fastbin or the unsorted list."""
+    size = head & ~FLAGS
     if size <= max_fast():
         if load(k, p + size + HEAD) <= HEADER:
             abort(k, ABORT_CORRUPT, p + size)
@@ -1212,7 +1215,7 @@ def arena_get_retry(k, a, av, size):
 # --- The contract ---------------------------------------------------------------------------------
 
 
-@jit
+@jit(cold=True)
 def arena_malloc(k, a, t, nb, size):
     """Serve a chunk for ``size`` bytes from the thread's arena, or another one."""
     av = arena_get(k, a, size)
@@ -1222,7 +1225,7 @@ def arena_malloc(k, a, t, nb, size):
     return p
 
 
-@jit
+@jit(inline=True)
 def malloc(k, a, size):
     """Take a chunk from the tcache, else from the thread's arena."""
     if size < 0:
@@ -1230,12 +1233,13 @@ def malloc(k, a, size):
     nb = chunk_for(size)
     t = thread_cache(k, a)
     index = tcache_index(nb)
-    if t and tcache_serves(index) and tcache_count(k, t, index):
-        return tcache_get(k, t, index)
+    count = tcache_count(k, t, index) if t and tcache_serves(index) else 0
+    if count:
+        return tcache_get(k, t, index, count)
     return arena_malloc(k, a, t, nb, size)
 
 
-@jit
+@jit(inline=True)
 def free(k, a, p):
     """Give a chunk to the tcache or its arena, or unmap it."""
     chunk = p - HEADER

@@ -91,8 +91,8 @@ MUTATIONS = (
     _edit(
         "chunks of the unsorted list fill the tcache",
         "take_unsorted",
-        "if fills and",
-        "if False and",
+        "if count < TCACHE_COUNT:",
+        "if count < 0:",
     ),
     _edit(
         "tcache_unsorted_limit bounds the sorting",
@@ -292,7 +292,7 @@ MUTATIONS = (
         "    t = thread_cache(k, a)\n"
         "    i = tcache_index(chunk_for(size))\n"
         "    if t and tcache_serves(i) and tcache_count(k, t, i):\n"
-        "        return tcache_get(k, t, i)\n",
+        "        return tcache_get(k, t, i, tcache_count(k, t, i))\n",
     ),
     _edit(
         "malloc_trim drops the pages inside free chunks",

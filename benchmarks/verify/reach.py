@@ -15,13 +15,13 @@ _FEW = "programs have fewer threads than there is room for"
 #: (function, pattern of the text, why); regular expressions that must match wholly.
 _OUT_OF_REACH: tuple[tuple[str, str, str], ...] = (
     ("unlink_chunk|merge|take_unsorted|take_fast|munmap_chunk", r"if .*(!=|&).*", _CORRUPT),
-    ("int_free", r"if load\(k, p \+ size \+ HEAD\) <= HEADER:", _CORRUPT),
+    ("free_chunk", r"if load\(k, p \+ size \+ HEAD\) <= HEADER:", _CORRUPT),
     ("refuse_double", r"while q:  else", _KEY),
     ("systrim", "if released == 0:", _LIMITS),
     ("aligned_alloc", r"if not head & MMAPPED:  else", _ALIGNED),
     ("grow_main", "if size > nb:  else", _OVERFLOW),
     ("realloc_mapped", "if old - 8 >= nb:", _FITS),
-    ("own_cache|thread_exit", r"if .*tid >= THREADS:", _FEW),
+    ("own_cache|thread_exit", r"if .*THREADS:", _FEW),
 )
 
 
