@@ -30,6 +30,8 @@ NAME = "fragmetrics JSONL"
 PATTERN = re.compile(rb'\A\s*\{[^\n]*"op"\s*:')
 
 OPERATIONS = {"alloc": MALLOC, "free": FREE}
+#: Lines of one flat object each.  Of others pyarrow may read more than one row, or crash ("null").
+_FLAT = re.compile(rb"(?:\{[^{}\n]*+\}[ \t\r]*+(?:\n|\Z))*+")
 _LARGEST = 1 << 62
 
 
@@ -97,6 +99,8 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     import pyarrow as pa
     from pyarrow import compute, json
 
+    if not _FLAT.fullmatch(text):
+        return None
     try:
         table = json.read_json(BytesIO(text))
         names = table.column_names
@@ -121,7 +125,7 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     index = compute.index_in(table.column("op"), pa.array(OPERATIONS)).fill_null(-1).to_numpy()
     op = np.array([*OPERATIONS.values(), -1], "i8")[index]
     good = (op >= 0) & (number >= 0) & np.where(op == FREE, size < 0, size > 0)
-    good &= (number < _LARGEST) & (size < _LARGEST)
+    good &= (number < _LARGEST) & (size < _LARGEST) & (ts < _LARGEST)
     if not good.all():
         return None
     return np.stack([np.arange(n), op, number, np.maximum(size, 0), ts]), np.empty(0, "i8")
