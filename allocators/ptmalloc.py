@@ -40,7 +40,7 @@ from allocators.contract import (
 )
 from allocators.settings import choice, number
 from allocators.settings import size as size_setting
-from kernel.access import clear, copy, fold, load, load_half, store, store_half
+from kernel.access import clear, copy, fold, hold, load, load_half, store, store_half
 from kernel.bits import trailing_zeros
 from kernel.brk import brk as brk_call
 from kernel.jit import jit
@@ -416,28 +416,33 @@ def tcache_serves(index):
 
 @jit(inline=True)
 def tcache_count(k, t, index):
-    """Chunks in a list of tcache ``t``."""
-    return load_half(k, t + 2 * index)
+    """Chunks in a list of tcache ``t``; its count is held."""
+    place = t + 2 * index
+    hold(k, place)
+    return load_half(k, place, True)
 
 
 @jit(inline=True)
 def tcache_put(k, t, index, count, p):
-    """Put the block at ``p`` first into a list of ``count`` blocks."""
+    """Put the block at ``p`` first into a list, whose ``count`` is held."""
     entry = t + TCACHE_ENTRIES + 8 * index
+    hold(k, entry)
     store(k, p + 8, KEY)
-    store(k, p, load(k, entry))
-    store(k, entry, p)
-    store_half(k, t + 2 * index, count + 1)
+    store(k, p, load(k, entry, True), True)  # on the same page, by its alignment
+    store(k, entry, p, True)
+    store_half(k, t + 2 * index, count + 1, True)
 
 
 @jit(inline=True)
 def tcache_get(k, t, index, count):
-    """Take the first block of a list of ``count`` blocks."""
+    """Take the first block of a list, whose ``count`` is held."""
     entry = t + TCACHE_ENTRIES + 8 * index
-    p = load(k, entry)
-    store(k, entry, load(k, p))
-    store_half(k, t + 2 * index, count - 1)
-    store(k, p + 8, 0)
+    hold(k, entry)
+    p = load(k, entry, True)
+    hold(k, p)
+    store(k, entry, load(k, p, True), True)
+    store_half(k, t + 2 * index, count - 1, True)
+    store(k, p + 8, 0, True)
     return p
 
 

@@ -18,7 +18,7 @@ from kernel.memory import (
     store_half_word,
     store_word,
 )
-from kernel.switches import CHECKED, COUNT, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
+from kernel.switches import CHECKED, COUNT, FRAMES, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
 from kernel.task import kill
 from kernel.tlb import tlb_access
 from kernel.types import BUS_ADRALN, PTE_HUGE, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS
@@ -60,52 +60,71 @@ def _prepare_store(k, addr):
 
 
 @jit(inline=True)
-def _loads(k, addr, size):
+def _is_held(held):
+    """Whether a page need not be looked at again: a frame may go with any fault in between."""
+    return held and not FRAMES and not CHECKED
+
+
+@jit(inline=True)
+def hold(k, addr):
+    """Make the page at ``addr``, which was stored to before, ready for loads and stores ``held``.
+
+    For words that are loaded and soon stored: the page's state is looked at once, not every time.
+    Holds until the allocator calls the kernel or returns.
+    """
+    if _is_held(True) and not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+        _prepare_store(k, addr)
+
+
+@jit(inline=True)
+def _loads(k, addr, size, held):
     """Let the allocator load ``size`` bytes at ``addr``, a multiple of it."""
     if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 0)
     if COUNT:
         k.mm.loads += 1
-    access(k, addr, 0)
+    if not _is_held(held):
+        make_present(k, addr, 0)
+    translate(k, addr)
 
 
 @jit(inline=True)
-def _stores(k, addr, size):
+def _stores(k, addr, size, held):
     """Let the allocator store ``size`` bytes at ``addr``, a multiple of it."""
     if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 1)
     if COUNT:
         k.mm.stores += 1
-    if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+    if not _is_held(held) and not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
         _prepare_store(k, addr)
     translate(k, addr)
 
 
 @jit(inline=True)
-def load(k, addr):
+def load(k, addr, held=False):
     """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
-    _loads(k, addr, 8)
+    _loads(k, addr, 8, held)
     return load_word(k.window, fold(addr) >> 3)
 
 
 @jit(inline=True)
-def store(k, addr, word):
+def store(k, addr, word, held=False):
     """Set the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
-    _stores(k, addr, 8)
+    _stores(k, addr, 8, held)
     store_word(k.window, fold(addr) >> 3, word)
 
 
 @jit(inline=True)
-def load_half(k, addr):
+def load_half(k, addr, held=False):
     """Return the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
-    _loads(k, addr, 2)
+    _loads(k, addr, 2, held)
     return load_half_word(k.window, fold(addr) >> 1)
 
 
 @jit(inline=True)
-def store_half(k, addr, value):
+def store_half(k, addr, value, held=False):
     """Set the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
-    _stores(k, addr, 2)
+    _stores(k, addr, 2, held)
     store_half_word(k.window, fold(addr) >> 1, value)
 
 

@@ -3,6 +3,7 @@
 from kernel.access import (
     clear,
     copy,
+    hold,
     load,
     load_half,
     peek,
@@ -84,6 +85,7 @@ CALLS = (
     "syscall",
     "load_half",
     "store_half",
+    "hold",
 )
 (
     _BRK,
@@ -105,6 +107,7 @@ CALLS = (
     _SYSCALL,
     _LOAD_HALF,
     _STORE_HALF,
+    _HOLD,
 ) = range(len(CALLS))
 
 
@@ -150,6 +153,8 @@ def enter(k, call, a, b, c, d, e, f, g):
         result = load_half(k, a)
     elif call == _STORE_HALF:
         store_half(k, a, b)
+    elif call == _HOLD:
+        hold(k, a)
     return result
 
 

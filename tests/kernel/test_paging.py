@@ -225,6 +225,15 @@ def test_halves_of_a_word(process):
     assert (process.load(fresh), mm.flt_write) == (1 << 16, 1)
 
 
+def test_a_page_is_held_by_a_fault_as_a_store_would(process):
+    addr = process.map()
+    process.hold(addr)
+    assert (process.mm.flt_write, process.page_state(addr)) == (1, "frame")
+    process.store(addr, 7)
+    assert process.load(addr) == 7
+    assert (process.mm.minflt, process.mm.loads, process.mm.stores) == (1, 1, 1)
+
+
 def test_stale_words_are_cleared_however_often_they_are_given_back(process):
     addr = process.map(flags=FIXED, addr=FAR)
     process.store(addr + 8, 1)

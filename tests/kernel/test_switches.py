@@ -74,6 +74,12 @@ def test_unchecked_lets_misaligned_words_pass(process):
     assert process.load(addr) == 7
 
 
+def test_checked_holds_no_page_but_looks_each_time(other):
+    addr = other.map()
+    other.hold(addr)
+    assert other.mm.minflt == 0
+
+
 def test_checked_lets_aligned_words_pass(other):
     addr = other.map()
     other.store(addr + 8, 7)
