@@ -22,9 +22,10 @@ and may give (defaults are below)
     promises     (settings) -> Promises  what the design detects and gives back
     check_settings (settings)            raise ValueError for impossible combinations
 
-All metadata lives in simulated memory, through :func:`kernel.access.load` and ``store``; the
-fields of STATE stand for the library's static variables.  Compiled code makes no objects, calls
-only ``@jit`` functions imported by name, and reports a broken call with :func:`kernel.task.abort`.
+All metadata lives in simulated memory, through :func:`kernel.access.load` and ``store`` (8 bytes;
+``load_half`` and ``store_half``: 2); the fields of STATE stand for the library's static variables.
+Compiled code makes no objects, calls only ``@jit`` functions imported by name, and reports a broken
+call with :func:`kernel.task.abort`.
 
 ``walk`` writes one row (address, bytes, kind) per piece of the heap through :func:`emit`, in any
 order, and returns how many rows there are, which may be more than fit: the caller then asks again
