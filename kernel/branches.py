@@ -115,7 +115,16 @@ class _Insert(ast.NodeTransformer):
 
 
 class _Follow(_Insert):
-    """Puts a call of ``follow`` into every arm instead; the entry gets none."""
+    """Puts a call of ``follow`` into every arm instead; the entry gets none.
+
+    What is decided when it is compiled is no branch of the machine code.
+    """
+
+    def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
+        if isinstance(node, ast.For) or not _is_constant(node.test):
+            return super()._arms(node, head)
+        self.generic_visit(node)
+        return node
 
     def statement(self, number: int) -> str:
         """The arm that is not the first is that of the conditional numbered before it."""
@@ -124,6 +133,15 @@ class _Follow(_Insert):
             return "pass"
         other = text.endswith(_ELSE)
         return f"{_FOLLOW}(k, {number - other}, {int(not other)})"
+
+
+def _is_constant(test: ast.expr) -> bool:
+    """Whether ``test`` names nothing but constants, which are switches and settings in capitals."""
+    parts = list(ast.walk(test))
+    changing = (ast.Call, ast.Attribute, ast.Subscript)
+    return not any(isinstance(part, changing) for part in parts) and all(
+        part.id.isupper() for part in parts if isinstance(part, ast.Name)
+    )
 
 
 def _switch(test: ast.expr) -> str:

@@ -56,17 +56,13 @@ class _Clocked(RealProcess):
         return (OP_STORE, 0, (place, value, 0, 0, 0, 0))
 
 
-def clocked(library: Library, workload: Workload, piece: int, repeats: int) -> np.ndarray:
-    """Nanoseconds of each piece of ``piece`` events, in ``repeats`` fresh processes: (repeats, n).
+def clocked(library: Library, workload: Workload, piece: int) -> np.ndarray:
+    """Nanoseconds of each piece of ``piece`` events in a fresh process, (pieces,) int64.
 
     ``workload``: of one thread, stored.  Raises LibraryError or HostError.
     """
-    todo = prepare(workload.events)
-    rows = []
-    for _ in range(repeats):
-        with _Clocked(library, workload) as process:
-            rows.append(process.clocked(todo, piece))
-    return np.array(rows)
+    with _Clocked(library, workload) as process:
+        return process.clocked(prepare(workload.events), piece)
 
 
 def memory_of_real(library: Library, workload: Workload) -> dict[str, float | None]:

@@ -6,11 +6,20 @@ than nothing: a kind whose price would be negative gets none, and the rest is fi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from benchmarks.validate.steps import KINDS
+
+#: Parts of a time beside events and accesses, with their kinds of steps.
+KERNEL = "kernel"
+PARTS = {
+    "caches and TLB": ("l2", "l3", "memory", "tlb", "walk"),
+    "wrong guesses": ("wrong",),
+    "copying": ("line",),
+    KERNEL: ("entry",),
+}
 
 
 @dataclass(frozen=True)
@@ -77,18 +86,19 @@ def median_error(predictions: Sequence[Prediction]) -> float:
 
 
 def without_each(fitted: Sequence[Sample], predicted: Sequence[Sample]) -> dict[str, float]:
-    """The median error of the prediction where a kind of step has no price, by the kind's name.
+    """The median error of the prediction where a part of PARTS costs nothing, by the part's name.
 
-    The other prices are fitted anew each time.  "kernel": the kernel's work has none.
+    The other prices are fitted anew each time.  The part KERNEL is without the kernel's work too,
+    and so is the last, all of them: events and accesses are all that is left.
     """
 
-    def free(sample: Sample) -> Sample:
-        return Sample(sample.steps, np.zeros_like(sample.kernel), sample.measured)
+    def error(kinds: Sequence[str], *, kernel: bool) -> float:
+        groups = [fitted, predicted]
+        if not kernel:
+            groups = [[replace(s, kernel=0 * s.kernel) for s in group] for group in groups]
+        prices = fit(groups[0], kinds)
+        return median_error([predict(sample, prices) for sample in groups[1]])
 
-    def error(learnt: Sequence[Sample], asked: Sequence[Sample], without: Sequence[str]) -> float:
-        prices = fit(learnt, without)
-        return median_error([predict(sample, prices) for sample in asked])
-
-    found = {name: error(fitted, predicted, (name,)) for name in KINDS}
-    found["kernel"] = error([free(s) for s in fitted], [free(s) for s in predicted], ("entry",))
-    return found
+    found = {part: error(kinds, kernel=part != KERNEL) for part, kinds in PARTS.items()}
+    every = [kind for kinds in PARTS.values() for kind in kinds]
+    return found | {"all of these": error(every, kernel=False)}

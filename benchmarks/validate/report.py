@@ -5,12 +5,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import results, shipped
+from benchmarks.job import COSTS
 from benchmarks.launch import Progress
 from benchmarks.metrics import BY_NAME
 from benchmarks.real.library import Library, find
@@ -34,8 +36,8 @@ from kernel.calibrate.prices import make_prices, read_table
 SCHEMA = 1
 #: Events of a piece.
 PIECE = 1 << 14
-#: Processes in which the kernel's prices are measured, and batches of each size in one.
-PROCESSES, ROUNDS = 9, 31
+#: Batches of each size in a process that measures the kernel's prices.
+ROUNDS = 31
 #: The error that is aimed at, at the median.
 TARGET = 0.15
 #: What the table shows of memory, with the columns' heads.
@@ -50,18 +52,35 @@ _REFERENCE = Path(__file__).resolve().parents[2] / "conf" / "kernel" / "cost" / 
 
 
 @dataclass
-class Trace:
-    """A trace on both sides.
+class Subject:
+    """A program or a trace on both sides.
 
-    ``memory``: each metric's value of the twin and of the real library, None where that cannot be
-    seen; ``sample``: its pieces; ``totals``: nanoseconds of each repetition.
+    ``steps`` and ``work``: what the twin does in each piece (benchmarks.validate.steps); ``times``:
+    (repetitions, pieces) nanoseconds of the real library.  ``memory``, of a trace: each metric's
+    value of the twin and of the real library, None where that cannot be seen.
     """
 
     name: str
-    events: int
-    memory: dict[str, tuple[float, float | None]]
-    sample: Sample
-    totals: list[int]
+    workload: Workload
+    steps: np.ndarray
+    work: np.ndarray
+    times: list[np.ndarray] = field(default_factory=list)
+    memory: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+
+    @property
+    def events(self) -> int:
+        """Number of events."""
+        return len(self.workload.events.op)
+
+    @property
+    def totals(self) -> list[int]:
+        """Nanoseconds of each repetition."""
+        return [int(pieces.sum()) for pieces in self.times]
+
+    def sample(self, cost: Mapping[str, float]) -> Sample:
+        """Its pieces for the fit, the kernel's work at these prices."""
+        kernel = self.work @ np.array([cost[kind] for kind in COSTS])
+        return Sample(self.steps, kernel, np.median(self.times, axis=0))
 
     @property
     def differing(self) -> list[str]:
@@ -81,43 +100,43 @@ class Validation:
     touch: str
     repeats: int
     wrong: str
-    cost: dict[str, float] = field(default_factory=dict)
-    fitted: dict[str, tuple[str, Sample]] = field(default_factory=dict)  # label and pieces
-    traces: list[Trace] = field(default_factory=list)
+    kernel: list[dict[str, float | str]] = field(default_factory=list)  # of each repetition
+    fitted: list[Subject] = field(default_factory=list)
+    traces: list[Subject] = field(default_factory=list)
 
     def run(self, paths: Sequence[str], progress: Progress) -> None:
         """Measure everything.  Raises WorkloadError, LibraryError or HostError."""
         library = find("native/glibc", {})
         sizes = geometry()
-        loaded = len(programs.PROGRAMS) + len(paths) + 1
-        progress(0.0, "prices of the kernel's work")
-        self.cost = kernel_prices()
-        for number, (what, config) in enumerate(programs.PROGRAMS.items(), 1):
-            progress(number / loaded, f"program: {what}")
+        total = len(programs.PROGRAMS) + len(paths)
+        for number, (what, config) in enumerate(programs.PROGRAMS.items()):
+            progress(0.5 * number / total, f"counting: {what}")
             workload = programs.load(config | {"touch": self.touch})
-            self.fitted[what] = workload.label, self._sample(library, workload, sizes)[0]
-        for number, path in enumerate(paths, 1 + len(programs.PROGRAMS)):
-            progress(number / loaded, path)
+            self.fitted.append(Subject(what, workload, *count_steps(workload, PIECE, sizes)))
+        for number, path in enumerate(paths, len(programs.PROGRAMS)):
+            progress(0.5 * number / total, f"counting: {path}")
             self.traces.append(self._trace(library, path, sizes))
+        # What slows the machine down for a while slows all of them down alike.
+        for number in range(self.repeats):
+            progress(0.5 + 0.5 * number / self.repeats, f"measuring, {number + 1}")
+            self._measure(library)
 
-    def _sample(
-        self, library: Library, workload: Workload, sizes: Mapping[str, int]
-    ) -> tuple[Sample, np.ndarray]:
-        measured = clocked(library, workload, PIECE, self.repeats)
-        steps, kernel = count_steps(workload, PIECE, self.cost, sizes)
-        return Sample(steps, kernel, np.median(measured, axis=0)), measured
-
-    def _trace(self, library: Library, path: str, sizes: Mapping[str, int]) -> Trace:
+    def _trace(self, library: Library, path: str, sizes: Mapping[str, int]) -> Subject:
         workload = programs.load_trace(path, self.touch)
         real, twin = memory_of_real(library, workload), memory_of_twin(workload)
-        sample, measured = self._sample(library, workload, sizes)
-        return Trace(
+        return Subject(
             path.removeprefix(shipped.PREFIX),
-            len(workload.events.op),
-            {name: (twin[name], value) for name, value in real.items()},
-            sample,
-            measured.sum(axis=1).tolist(),
+            workload,
+            *count_steps(workload, PIECE, sizes),
+            memory={name: (twin[name], value) for name, value in real.items()},
         )
+
+    def _measure(self, library: Library) -> None:
+        """Take the time of everything once, each in a fresh process."""
+        with closing(measure_process(ROUNDS, swap=False)) as measured:
+            self.kernel.append(dict(measured))
+        for subject in self.fitted + self.traces:
+            subject.times.append(clocked(library, subject.workload, PIECE))
 
     # --- what comes of it -----------------------------------------------------------------------
 
@@ -126,22 +145,33 @@ class Validation:
         """Whether memory is the same on every trace."""
         return not any(trace.differing for trace in self.traces)
 
+    @cached_property
+    def cost(self) -> dict[str, float]:
+        """Nanoseconds by kind of kernel work, as python -m kernel.calibrate finds them.
+
+        What this machine cannot do has the reference's price.
+        """
+        prices = make_prices(self.kernel, read_table(_REFERENCE), NEIGHBOURHOOD)
+        return {kind: prices[kind].ns for kind in COSTS}
+
+    @cached_property
     def prices(self) -> np.ndarray:
         """Nanoseconds by kind of step."""
-        return fit(self._samples())
+        return fit(self._samples(self.fitted))
 
-    def predictions(self) -> list[Prediction]:
-        """One for each trace."""
-        prices = self.prices()
-        return [predict(trace.sample, prices) for trace in self.traces]
+    def predictions(self, subjects: Sequence[Subject]) -> list[Prediction]:
+        """What is predicted of each."""
+        return [predict(sample, self.prices) for sample in self._samples(subjects)]
 
-    def _samples(self) -> list[Sample]:
-        return [sample for _, sample in self.fitted.values()]
+    def without_each(self) -> dict[str, float]:
+        """The median error where a part of the time is left out (benchmarks.validate.prices)."""
+        return without_each(self._samples(self.fitted), self._samples(self.traces))
+
+    def _samples(self, subjects: Sequence[Subject]) -> list[Sample]:
+        return [subject.sample(self.cost) for subject in subjects]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for validation.json, which says what each is."""
-        prices, predictions = self.prices(), self.predictions()
-        fitted = {what: predict(sample, prices) for what, (_, sample) in self.fitted.items()}
         return {
             "schema": SCHEMA,
             "reason": self.wrong,
@@ -151,37 +181,38 @@ class Validation:
             "repeats": self.repeats,
             "caches": geometry(),
             "kernel_prices_ns": self.cost,
-            "step_prices_ns": dict(zip(KINDS, prices.tolist(), strict=True)),
-            "median_error": median_error(predictions),
+            "step_prices_ns": dict(zip(KINDS, self.prices.tolist(), strict=True)),
+            "median_error": median_error(self.predictions(self.traces)),
             "target": TARGET,
-            "median_error_without": without_each(
-                self._samples(), [trace.sample for trace in self.traces]
-            ),
-            "programs": {
-                what: {
-                    "label": self.fitted[what][0],
-                    "events": int(self.fitted[what][1].steps[:, 0].sum()),
-                    "measured_ns": prediction.measured,
-                    "predicted_ns": prediction.total,
-                }
-                for what, prediction in fitted.items()
-            },
+            "median_error_without": self.without_each(),
+            "programs": self._subjects(self.fitted),
             "traces": {
-                trace.name: {
-                    "events": trace.events,
+                name: found
+                | {
                     "memory": {
-                        name: {"twin": twin, "real": real}
-                        for name, (twin, real) in trace.memory.items()
+                        metric: {"twin": twin, "real": real}
+                        for metric, (twin, real) in trace.memory.items()
                     },
                     "differing": trace.differing,
-                    "measured_ns": prediction.measured,
-                    "repetitions_ns": trace.totals,
-                    "predicted_ns": prediction.total,
-                    "predicted_by_kind_ns": dict(zip(KINDS, prediction.steps.tolist(), strict=True))
-                    | {"kernel": prediction.kernel},
                 }
-                for trace, prediction in zip(self.traces, predictions, strict=True)
+                for trace, (name, found) in zip(
+                    self.traces, self._subjects(self.traces).items(), strict=True
+                )
             },
+        }
+
+    def _subjects(self, subjects: Sequence[Subject]) -> dict[str, dict[str, Any]]:
+        return {
+            subject.name: {
+                "workload": subject.workload.label,
+                "events": subject.events,
+                "measured_ns": prediction.measured,
+                "repetitions_ns": subject.totals,
+                "predicted_ns": prediction.total,
+                "predicted_by_kind_ns": dict(zip(KINDS, prediction.steps.tolist(), strict=True))
+                | {"kernel": prediction.kernel},
+            }
+            for subject, prediction in zip(subjects, self.predictions(subjects), strict=True)
         }
 
     def write(self, path: Path) -> None:
@@ -195,7 +226,7 @@ class Validation:
         console = Console()
         if not console.is_terminal:  # a file or a pipe wraps no lines
             console.width = 150
-        predictions = self.predictions()
+        predictions = self.predictions(self.traces)
         console.print(_memory_table(self.traces), _time_table(self.traces, predictions))
         same = sum(not trace.differing for trace in self.traces)
         print(f"memory: {same} of {len(self.traces)} traces are the same in every metric")
@@ -203,42 +234,27 @@ class Validation:
             for name in trace.differing:
                 twin, real = trace.memory[name]
                 print(f"  {trace.name}: {name}: twin {_number(twin)}, real {_number(real)}")
-        samples = self._samples()
-        fitted = median_error([predict(sample, self.prices()) for sample in samples])
         steps = ", ".join(
-            f"{name} {price:.2f}" for name, price in zip(KINDS, self.prices(), strict=True)
+            f"{name} {price:.2f}" for name, price in zip(KINDS, self.prices, strict=True)
         )
-        print(f"prices of steps, ns, fitted on {len(samples)} other programs: {steps}")
-        found = without_each(samples, [trace.sample for trace in self.traces])
+        print(f"prices of steps, ns, fitted on {len(self.fitted)} other programs: {steps}")
         print(
-            "without a price of its own, the rest fitted anew, the error would be: "
-            + ", ".join(f"{name} {error:.1%}" for name, error in found.items())
+            "without a part, the rest fitted anew, the error would be: "
+            + ", ".join(f"{part} {error:.1%}" for part, error in self.without_each().items())
         )
         error = median_error(predictions)
+        fitted = median_error(self.predictions(self.fitted))
         print(
             f"time: {error:.1%} off at the median (aimed at: {TARGET:.0%}; "
             f"on the programs of the fit: {fitted:.1%})"
         )
 
 
-def kernel_prices() -> dict[str, float]:
-    """Nanoseconds by kind of kernel work, measured now, as python -m kernel.calibrate does.
-
-    What this machine cannot do has the reference's price.  Raises HostError.
-    """
-    found = []
-    for _ in range(PROCESSES):
-        with closing(measure_process(ROUNDS, swap=False)) as measured:
-            found.append(dict(measured))
-    prices = make_prices(found, read_table(_REFERENCE), NEIGHBOURHOOD)
-    return {name: price.ns for name, price in prices.items()}
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4f}"
 
 
-def _memory_table(traces: Sequence[Trace]) -> Any:
+def _memory_table(traces: Sequence[Subject]) -> Any:
     from rich.table import Table
 
     table = Table("memory", "events", *SHOWN.values(), "all metrics", box=None)
@@ -262,7 +278,7 @@ def _pair(name: str, twin: float, real: float | None) -> str:
     return f"{_number(twin / scale)} ≠ {_number(real / scale)}{unit}"
 
 
-def _time_table(traces: Sequence[Trace], predictions: Sequence[Prediction]) -> Any:
+def _time_table(traces: Sequence[Subject], predictions: Sequence[Prediction]) -> Any:
     from rich.table import Table
 
     heads = ("measured", "repetitions", "predicted", "error", *KINDS, "kernel")

@@ -76,24 +76,27 @@ class _Watched(Simulation):
         super().start()
         self.k.watch = self._processor.address
 
-    def pieces(self, size: int, cost: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Replay; steps by kind (pieces, len(KINDS)) and nanoseconds of kernel work (pieces,).
+    def pieces(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Replay; steps by kind (pieces, len(KINDS)), work of the kernel (pieces, len(COSTS)).
 
         ``size``: events in a piece; the last may have fewer.
         """
         self.start()
         self._initialise(self.k, self.a)
-        events, rows, kernel = self.workload.events, [], []
-        before, spent = self._now(), self._spent(cost)
+        events, steps, work = self.workload.events, [], []
+        before, spent = self._now(), self._work()
         for first in range(0, len(events.op), size):
             last = min(first + size, len(events.op))
             part = read_only(Events(*(data[first:last] for data in events)))
             self._loop(self.k, self.a, self.r, self.objects, part, first, last)
-            now, total = self._now(), self._spent(cost)
-            rows.append([last - first, *(now - before)])
-            kernel.append(total - spent)
+            now, total = self._now(), self._work()
+            steps.append([last - first, *(now - before)])
+            work.append(total - spent)
             before, spent = now, total
-        return np.array(rows, "i8").reshape(-1, len(KINDS)), np.array(kernel)
+        return (
+            np.array(steps, "i8").reshape(-1, len(KINDS)),
+            np.array(work, "i8").reshape(-1, len(COSTS)),
+        )
 
     def _now(self) -> np.ndarray:
         count = dict(zip(COUNTS, self._processor.counts().tolist(), strict=True))
@@ -110,8 +113,10 @@ class _Watched(Simulation):
             "i8",
         )
 
-    def _spent(self, cost: Mapping[str, float]) -> float:
-        return modelled_ns(self.k, self.machine.config.page_size, cost)
+    def _work(self) -> np.ndarray:
+        """How much of each kind of kernel work was done: its cost where all others are free."""
+        page, free = self.machine.config.page_size, dict.fromkeys(COSTS, 0.0)
+        return np.array([round(modelled_ns(self.k, page, free | {kind: 1.0})) for kind in COSTS])
 
     def close(self) -> None:
         """Forget the processor."""
@@ -119,19 +124,16 @@ class _Watched(Simulation):
 
 
 def count_steps(
-    workload: Workload,
-    piece: int,
-    cost: Mapping[str, float],
-    sizes: Mapping[str, int],
+    workload: Workload, piece: int, sizes: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps by kind (pieces, len(KINDS)) and nanoseconds of kernel work (pieces,) of the twin.
+    """Steps of the twin by kind (pieces, len(KINDS)), work of the kernel (pieces, len(COSTS)).
 
-    ``workload``: of one thread, stored.  ``piece``: events in each.  ``cost``: nanoseconds by kind
-    of kernel work.  ``sizes``: benchmarks.validate.processor.geometry.
+    ``workload``: of one thread, stored.  ``piece``: events in each.  ``sizes``:
+    benchmarks.validate.processor.geometry.
     """
     watched = _Watched(workload, sizes)
     try:
-        return watched.pieces(piece, cost)
+        return watched.pieces(piece)
     finally:
         watched.close()
 

@@ -8,6 +8,7 @@ from allocators import registry
 from analysis import fig_validate
 from benchmarks import workloads
 from benchmarks.events import THREAD_END
+from benchmarks.job import COSTS
 from benchmarks.validate import programs, report, steps
 from benchmarks.validate.__main__ import main
 from benchmarks.validate.processor import geometry
@@ -24,7 +25,6 @@ def small(monkeypatch, tmp_path):
         f"live {live}": {"name": "churn", "operations": 600, "live": live} for live in (5, 40, 150)
     }
     monkeypatch.setattr(programs, "PROGRAMS", few)
-    monkeypatch.setattr(report, "PROCESSES", 1)
     monkeypatch.setattr(report, "ROUNDS", 1)
     monkeypatch.setattr(report, "PIECE", 64)
     lines = [f"a {i} {40 * (i % 9) + 8}" for i in range(90)]
@@ -89,15 +89,15 @@ def test_mistakes_answer_in_one_line(arguments, complaint, capsys):
 
 def test_steps_are_those_of_the_model():
     workload = programs.load({"name": "churn", "operations": 500, "live": 40})
-    cost = dict.fromkeys(steps.COSTS, 1.0)
-    found, kernel = count_steps(workload, 200, cost, geometry())
+    found, work = count_steps(workload, 200, geometry())
     assert found.shape == (3, len(KINDS))
     count = dict(zip(KINDS, found.sum(axis=0).tolist(), strict=True))
     twin = steps.memory_of_twin(workload)
     assert count["event"] == 500
     assert count["access"] == round((twin["loads_per_op"] + twin["stores_per_op"]) * 500)
     assert count["entry"] == twin["faults"] + twin["syscalls"]
-    assert kernel.sum() == twin["faults"] + twin["syscalls"] + twin["pages_returned"]
+    assert work.shape == (3, len(COSTS))
+    assert work.sum() == twin["faults"] + twin["syscalls"] + twin["pages_returned"]
     assert 0 < count["wrong"] < 500
 
 
