@@ -4,7 +4,8 @@
     plain    kernel and allocators as plain Python, with branch coverage
     bounds   kernel and allocators' contracts, compiled, with every array index checked
     traces   traces and workloads
-    core     what holds the model against the real kernel, and tests that choose their own build
+    core     what holds the model against the real kernel, the twin against glibc, golden counters,
+             and tests that choose their own build
 
 Each lane has its own directory of compiled code, and as many run at a time as there are cores.
 What a lane printed is shown when it ends; exit code 1 when any failed.
@@ -34,27 +35,29 @@ CORE = [
     "tests/allocators",
     "tests/glibc",
     "tests/validate",
+    "tests/golden",
 ]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
-#: By name: the environment's changes, and commands to run one after the other.  The longest first.
+#: By name: the environment's changes, and commands to run one after the other.  In the order in which
+#: two at a time end together.
 LANES = {
     "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + TRACES + CORE)]]),
-    "plain": (
-        {"NUMBA_DISABLE_JIT": "1"},
-        [
-            [*COVERAGE, "run", *PYTEST[1:], "-m", "not once", *MODEL, "tests/allocators"],
-            [*COVERAGE, "report"],
-        ],
-    ),
-    "traces": ({}, [[*PYTEST, *TRACES]]),
-    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
     "core": (
         {},
         [
             [*PYTEST, "-m", "once", *MODEL, CONTRACT],
             [*PYTEST, *CORE, *(f"--ignore={file}" for file in [CONTRACT, *ALWAYS_PLAIN])],
+        ],
+    ),
+    "traces": ({}, [[*PYTEST, *TRACES]]),
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, [[*PYTEST, "-m", "not once", *MODEL, CONTRACT]]),
+    "plain": (
+        {"NUMBA_DISABLE_JIT": "1"},
+        [
+            [*COVERAGE, "run", *PYTEST[1:], "-m", "not once", *MODEL, "tests/allocators"],
+            [*COVERAGE, "report"],
         ],
     ),
 }

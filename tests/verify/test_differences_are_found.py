@@ -75,6 +75,7 @@ def test_shrinking_keeps_what_shows_the_difference():
 
 
 @needs_host
+@pytest.mark.usefixtures("plain")
 def test_a_stored_program_is_run_again(tmp_path, capsys):
     path = tmp_path / "program.json"
     operation.dump(path, {"seed": "x"}, [operation.syscall("munmap", 11, 4096, 4096)])
