@@ -40,8 +40,8 @@ CORE = [
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
-#: By name: the environment's changes, and commands to run one after the other.  In the order in which
-#: two at a time end together.
+#: By name: the environment's changes, and commands to run one after the other.  In this order, two
+#: at a time, they end together.
 LANES = {
     "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + TRACES + CORE)]]),
     "core": (
