@@ -74,6 +74,11 @@ def read_only(events: Events) -> Events:
     return Events(*views)
 
 
+def rows(events: Events, begin: int, end: int) -> Events:
+    """The events [begin, end); views."""
+    return Events(*(data[begin:end] for data in events))
+
+
 def column(events: Events, name: str) -> np.ndarray:
     """The column ``name``, filled with its default where the workload lacks it."""
     data = getattr(events, name)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from benchmarks import formats, native
-from benchmarks.events import Events
+from benchmarks.events import Events, rows
 from benchmarks.formats import android, malloc_lab
 from benchmarks.ledger import Ledger
 from benchmarks.native import TraceError
@@ -75,7 +75,7 @@ def _followed(
     groups = reader.groups()
     for group in groups if checked else native.verify(path, groups):
         for begin in range(0, len(group.op), _ROWS):
-            events = Events(*(c[begin : begin + _ROWS] for c in group))
+            events = rows(group, begin, begin + _ROWS)
             followed = ledger.follow(events)
             yield events, followed.before, followed.after
             seen += len(events.op)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import FREE, TOUCH_READ, Events, make_events, read_only
+from benchmarks.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
 from benchmarks.job import COSTS
 from benchmarks.metrics import NATIVE
 from benchmarks.real import machine
@@ -364,18 +364,14 @@ def played(process: RealProcess, workload: Workload) -> Iterator[Piece]:
     with closing(pieces) if workload.stream is not None else nullcontext():
         for piece in pieces:
             for first in range(0, len(piece.op), process.BATCH):
-                events = _part(piece, first, first + process.BATCH)
+                events = rows(piece, first, first + process.BATCH)
                 if isinstance(process, ThreadedProcess):
                     yield process.play_threads(events)
                     continue
                 done = 0
                 for answers, log in process.play(prepare(events)):
-                    yield _part(events, done, done + len(answers)), answers, log
+                    yield rows(events, done, done + len(answers)), answers, log
                     done += len(answers)
-
-
-def _part(events: Events, first: int, last: int) -> Events:
-    return Events(*(data[first:last] for data in events))
 
 
 def _played_program(process: RealProcess, workload: Workload) -> Iterator[Piece]:

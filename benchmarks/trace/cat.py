@@ -22,7 +22,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from benchmarks import formats
-from benchmarks.events import ALIGNED, FREE, OP_NAMES, THREAD_END, TOUCH_READ, TOUCH_WRITE, Events
+from benchmarks.events import (
+    ALIGNED,
+    FREE,
+    OP_NAMES,
+    THREAD_END,
+    TOUCH_READ,
+    TOUCH_WRITE,
+    Events,
+    rows,
+)
 from benchmarks.trace import derive
 
 HELP = "print the events as text: number, thread, operation, object, bytes"
@@ -70,7 +79,7 @@ def write(events: Events, first: int, out: BinaryIO, most: int | None = None) ->
     n = len(events.op) if most is None else min(most, len(events.op))
     for begin in range(0, n, _BLOCK):
         end = min(begin + _BLOCK, n)
-        out.write(_lines(derive.rows(events, begin, end), first + begin))
+        out.write(_lines(rows(events, begin, end), first + begin))
 
 
 def _lines(events: Events, first: int) -> memoryview:

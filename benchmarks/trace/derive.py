@@ -101,11 +101,6 @@ def parent(path: Path, reader: native.Reader) -> dict[str, Any]:
     return {"file": path.name, "sha256": digest, "provenance": reader.provenance}
 
 
-def rows(events: Events, begin: int, end: int) -> Events:
-    """The events [begin, end); views."""
-    return Events(*(column[begin:end] for column in events))
-
-
 class Numbering:
     """Gives dense numbers, from ``first`` on, to the numbers it meets, in order of appearance.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import formats
-from benchmarks.events import Events, column, make_events
+from benchmarks.events import Events, column, make_events, rows
 from benchmarks.trace import derive
 
 HELP = "write several traces as threads of one: by time where all have it, else in proportion"
@@ -98,8 +98,8 @@ class _Source:
     def take(self, horizon: float) -> tuple[Events, np.ndarray]:
         """Pass on the events with keys up to ``horizon``, and these keys."""
         n = int(np.searchsorted(self.keys, horizon, side="right"))
-        events, keys = derive.rows(self.events, 0, n), self.keys[:n]
-        self.events, self.keys = derive.rows(self.events, n, len(self.keys)), self.keys[n:]
+        events, keys = rows(self.events, 0, n), self.keys[:n]
+        self.events, self.keys = rows(self.events, n, len(self.keys)), self.keys[n:]
         return events, keys
 
 

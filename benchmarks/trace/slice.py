@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import formats
-from benchmarks.events import ALIGNED, ALLOCATOR_OPS, MALLOC, Events, make_events
+from benchmarks.events import ALIGNED, ALLOCATOR_OPS, MALLOC, Events, make_events, rows
 from benchmarks.ledger import Ledger
 from benchmarks.native import TraceError
 from benchmarks.trace import derive
@@ -98,9 +98,9 @@ class Part:
             n = len(events.op)
             cut = min(max(self._begin - first, 0), n)
             if cut and not started:
-                self._ledger.follow(derive.rows(events, 0, cut))
+                self._ledger.follow(rows(events, 0, cut))
             if cut < n:
-                inside = derive.rows(events, cut, min(self._end - first, n))
+                inside = rows(events, cut, min(self._end - first, n))
                 if not started:
                     yield from self._open(inside)
                     started = True

@@ -134,7 +134,7 @@ def _pieces(workload: Workload) -> Iterator[Events]:
     wholes = [workload.events] if workload.stream is None else workload.stream.pieces()
     for whole in wholes:
         for start in range(0, len(whole.op), PIECE):
-            yield Events(*(column[start : start + PIECE] for column in whole))
+            yield ev.rows(whole, start, start + PIECE)
 
 
 def run_trace(
