@@ -291,33 +291,40 @@ def _over(numerator: float, denominator: float) -> float:
     return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
 
 
-def modelled_ns(k: np.record, page: int, cost: Mapping[str, float]) -> float:
-    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``.
+def kernel_work(k: np.record, page: int) -> dict[str, int]:
+    """How often each kind of kernel work that has a price (benchmarks.job.COSTS) was done.
 
     ``page``: bytes of a base page.
     """
     mm = k.mm
     huge = page // 8  # base pages of a huge page
-    swapped_out = k.vmstat.pswpout if has_frames(k) else 0
-    return float(
-        mm.nr_brk * cost["brk"]
-        + mm.nr_mmap * cost["mmap"]
-        + mm.nr_munmap * cost["munmap"]
-        + mm.nr_madvise * cost["madvise"]
-        + mm.nr_mremap * cost["mremap"]
-        + mm.nr_mprotect * cost["mprotect"]
-        + mm.nr_mlock * cost["mlock"]
-        + mm.flt_write * cost["fault_write"]
-        + mm.flt_read * cost["fault_read"]
-        + mm.flt_cow * cost["fault_cow"]
-        + mm.flt_populate * cost["fault_populate"]
-        + mm.flt_huge * cost["fault_huge"]
-        + mm.flt_file * cost["fault_file"]
-        + mm.majflt * cost["fault_major"]
-        + swapped_out * cost["swap_out"]
-        + (mm.zapped - mm.zapped_huge * huge) * cost["page_returned"]
-        + mm.zapped_huge * cost["huge_page_returned"]
-    )
+    return {
+        "brk": int(mm.nr_brk),
+        "mmap": int(mm.nr_mmap),
+        "munmap": int(mm.nr_munmap),
+        "madvise": int(mm.nr_madvise),
+        "mremap": int(mm.nr_mremap),
+        "mprotect": int(mm.nr_mprotect),
+        "mlock": int(mm.nr_mlock),
+        "fault_write": int(mm.flt_write),
+        "fault_read": int(mm.flt_read),
+        "fault_cow": int(mm.flt_cow),
+        "fault_populate": int(mm.flt_populate),
+        "fault_huge": int(mm.flt_huge),
+        "fault_file": int(mm.flt_file),
+        "fault_major": int(mm.majflt),
+        "swap_out": int(k.vmstat.pswpout) if has_frames(k) else 0,
+        "page_returned": int(mm.zapped - mm.zapped_huge * huge),
+        "huge_page_returned": int(mm.zapped_huge),
+    }
+
+
+def modelled_ns(k: np.record, page: int, cost: Mapping[str, float]) -> float:
+    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``.
+
+    ``page``: bytes of a base page.
+    """
+    return float(sum(n * cost[kind] for kind, n in kernel_work(k, page).items()))
 
 
 def has_frames(k: np.record) -> bool:

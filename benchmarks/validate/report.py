@@ -16,6 +16,7 @@ from benchmarks.job import COSTS
 from benchmarks.launch import Progress
 from benchmarks.metrics import BY_NAME
 from benchmarks.real.library import Library, find
+from benchmarks.real.process import PAGE
 from benchmarks.validate import programs
 from benchmarks.validate.measured import clocked, memory_of_real
 from benchmarks.validate.prices import (
@@ -163,6 +164,7 @@ class Validation:
         """What is predicted of each."""
         return [predict(sample, self.prices) for sample in self._samples(subjects)]
 
+    @cached_property
     def without_each(self) -> dict[str, float]:
         """The median error where a part of the time is left out (benchmarks.validate.prices)."""
         return without_each(self._samples(self.fitted), self._samples(self.traces))
@@ -184,7 +186,7 @@ class Validation:
             "step_prices_ns": dict(zip(KINDS, self.prices.tolist(), strict=True)),
             "median_error": median_error(self.predictions(self.traces)),
             "target": TARGET,
-            "median_error_without": self.without_each(),
+            "median_error_without": self.without_each,
             "programs": self._subjects(self.fitted),
             "traces": {
                 name: found
@@ -240,7 +242,7 @@ class Validation:
         print(f"prices of steps, ns, fitted on {len(self.fitted)} other programs: {steps}")
         print(
             "without a part, the rest fitted anew, the error would be: "
-            + ", ".join(f"{part} {error:.1%}" for part, error in self.without_each().items())
+            + ", ".join(f"{part} {error:.1%}" for part, error in self.without_each.items())
         )
         error = median_error(predictions)
         fitted = median_error(self.predictions(self.fitted))
@@ -269,7 +271,7 @@ def _memory_table(traces: Sequence[Subject]) -> Any:
 
 def _pair(name: str, twin: float, real: float | None) -> str:
     """Both values, or the one that both have."""
-    scale = 4096 if BY_NAME[name].unit == "bytes" else 1
+    scale = PAGE if BY_NAME[name].unit == "bytes" else 1
     unit = " pages" if scale > 1 else ""
     if real is None:
         return f"{_number(twin / scale)}{unit} (unseen)"

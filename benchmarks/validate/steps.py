@@ -5,16 +5,17 @@ event and an answer after the other, and the record of each object.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from allocators import registry
-from benchmarks.events import Events, read_only
+from benchmarks.events import read_only, rows
 from benchmarks.job import COSTS
 from benchmarks.real.machine import ANSWER, EVENT, OBJECT
 from benchmarks.replay import HAS_ALIGN, HAS_OFFSET, apply, system_calls
-from benchmarks.simulation import OBSERVED, Simulation, modelled_ns
+from benchmarks.simulation import OBSERVED, Simulation, kernel_work
 from benchmarks.validate.processor import BINDINGS, COUNTS, Processor, follow, pass_by, translate
 from benchmarks.workloads import Workload
 from kernel.boot import KernelConfig
@@ -55,6 +56,12 @@ def replay_watched(k, a, r, objects, e, begin, end):
         apply(k, a, r, objects, e.op[i], slot, e.size[i], align, offset)
 
 
+@cache
+def _followed(**bindings: Any) -> Callable:
+    """The loop, followed: the same for all workloads."""
+    return followed(replay_watched, follow, _WATCHED, **bindings)
+
+
 class _Watched(Simulation):
     """A simulation of the twin in which each access and branch is seen by a processor."""
 
@@ -65,7 +72,7 @@ class _Watched(Simulation):
     @property
     def loop_function(self) -> Callable:
         """The loop with its branches followed."""
-        return followed(replay_watched, follow, _WATCHED, **self.loop_bindings())
+        return _followed(**self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:
         """What the loop is specialised for."""
@@ -87,8 +94,8 @@ class _Watched(Simulation):
         before, spent = self._now(), self._work()
         for first in range(0, len(events.op), size):
             last = min(first + size, len(events.op))
-            part = read_only(Events(*(data[first:last] for data in events)))
-            self._loop(self.k, self.a, self.r, self.objects, part, first, last)
+            piece = read_only(rows(events, first, last))
+            self._loop(self.k, self.a, self.r, self.objects, piece, first, last)
             now, total = self._now(), self._work()
             steps.append([last - first, *(now - before)])
             work.append(total - spent)
@@ -114,9 +121,8 @@ class _Watched(Simulation):
         )
 
     def _work(self) -> np.ndarray:
-        """How much of each kind of kernel work was done: its cost where all others are free."""
-        page, free = self.machine.config.page_size, dict.fromkeys(COSTS, 0.0)
-        return np.array([round(modelled_ns(self.k, page, free | {kind: 1.0})) for kind in COSTS])
+        work = kernel_work(self.k, self.machine.config.page_size)
+        return np.array([work[kind] for kind in COSTS])
 
     def close(self) -> None:
         """Forget the processor."""
