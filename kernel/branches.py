@@ -21,9 +21,6 @@ from kernel.switches import NAMES
 
 #: Room in ``k.hits`` (kernel.types).
 MAX_BRANCHES = 4096
-#: ``text`` of the branch that is a function's entry.
-ENTERED = "entered"
-_ELSE = "  else"
 #: What the function that follows is called in the copies.
 _FOLLOW = "_follow_branch"
 
@@ -53,12 +50,12 @@ class _Insert(ast.NodeTransformer):
         self.branches = branches
         self.under = ""
 
-    def statement(self, number: int) -> str:
-        """What is put into a branch."""
+    def statement(self, number: int, first: int) -> str:
+        """What is put into branch ``number``; ``first``: of its conditional's arms, -1 for none."""
         return f"k.hits[{number}] += 1"
 
-    def counter(self, node: ast.AST, text: str) -> ast.stmt:
-        """The statement that counts a new branch at ``node``."""
+    def counter(self, node: ast.AST, text: str, first: int) -> ast.stmt:
+        """The statement for a new branch at ``node``."""
         number = len(self.branches)
         if number >= MAX_BRANCHES:
             raise ValueError(f"more than {MAX_BRANCHES} branches: k.hits has no room")
@@ -74,7 +71,7 @@ class _Insert(ast.NodeTransformer):
                 self.under,
             )
         )
-        statement = ast.parse(self.statement(number)).body[0]
+        statement = ast.parse(self.statement(number, first)).body[0]
         for part in ast.walk(statement):
             if hasattr(part, "lineno"):
                 part.lineno = part.end_lineno = node.lineno
@@ -86,10 +83,11 @@ class _Insert(ast.NodeTransformer):
         outer = self.under
         if isinstance(node, ast.If):
             self.under = _switch(node.test) or outer
-        body = self.counter(node, head)
+        first = len(self.branches)
+        body = self.counter(node, head, first)
         self.under = outer
         endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
-        otherwise = None if endless else self.counter(node, head + _ELSE)
+        otherwise = None if endless else self.counter(node, f"{head}  else", first)
         # What is nested in the first arm needs its switch too.
         if isinstance(node, ast.If):
             self.under = _switch(node.test) or outer
@@ -126,13 +124,9 @@ class _Follow(_Insert):
         self.generic_visit(node)
         return node
 
-    def statement(self, number: int) -> str:
-        """The arm that is not the first is that of the conditional numbered before it."""
-        text = self.branches[number].text
-        if text == ENTERED:
-            return "pass"
-        other = text.endswith(_ELSE)
-        return f"{_FOLLOW}(k, {number - other}, {int(not other)})"
+    def statement(self, number: int, first: int) -> str:
+        """A call; the conditional has the number of its first arm."""
+        return "pass" if first < 0 else f"{_FOLLOW}(k, {first}, {int(number == first)})"
 
 
 def _is_constant(test: ast.expr) -> bool:
@@ -166,7 +160,7 @@ def _watched_code(
     if not isinstance(definition, ast.FunctionDef):
         raise TypeError(f"{function.__qualname__} is not a plain function")
     insert = kind(function, first_line, branches)
-    entry = insert.counter(definition, ENTERED)
+    entry = insert.counter(definition, "entered", -1)
     insert.generic_visit(definition)
     has_docstring = ast.get_docstring(definition) is not None
     definition.body.insert(int(has_docstring), entry)
