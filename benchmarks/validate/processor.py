@@ -32,7 +32,6 @@ LINE_SHIFT = 6
 L1, L2, L3, MEMORY, LINES, BRANCHES, WRONG = range(7)
 COUNTS = ("l1", "l2", "l3", "memory", "lines", "branches", "wrong")
 _HISTORY, _RANDOM = 8, 9
-_FIRST = 16
 
 #: Sets and ways of the caches; bound by build.
 L1_SETS, L1_WAYS = 64, 8
@@ -46,6 +45,10 @@ _TABLES = len(_LENGTHS)
 _TAG_BITS = 11
 #: Counters of a branch go from -LIMIT to LIMIT - 1; from 0 on it is guessed to be taken.
 _BASE_LIMIT, _LIMIT = 2, 4
+#: Where in the state the table without history begins, those with one, and the caches' tags.
+_BASE = 16
+_TAGGED = _BASE + (1 << _BASE_BITS)
+_LINES = _TAGGED + 2 * (_TABLES << _TABLE_BITS)
 
 
 @jit
@@ -80,17 +83,17 @@ def _look_up(s, first, sets, ways, line):
 
 @jit
 def _in_l1(s, line):
-    return _look_up(s, _FIRST, L1_SETS, L1_WAYS, line)
+    return _look_up(s, _LINES, L1_SETS, L1_WAYS, line)
 
 
 @jit
 def _in_l2(s, line):
-    return _look_up(s, _FIRST + L1_SETS * L1_WAYS, L2_SETS, L2_WAYS, line)
+    return _look_up(s, _LINES + L1_SETS * L1_WAYS, L2_SETS, L2_WAYS, line)
 
 
 @jit
 def _in_l3(s, line):
-    first = _FIRST + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS
+    first = _LINES + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS
     return _look_up(s, first, L3_SETS, L3_WAYS, line)
 
 
@@ -145,9 +148,8 @@ def _folded(history, length, bits):
 @jit
 def _place(branch, history, table):
     """Word of the entry of ``branch`` after ``history`` in ``table``: its tag; then its counter."""
-    tables = _FIRST + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS + L3_SETS * L3_WAYS + (1 << _BASE_BITS)
     index = _folded(history, _LENGTHS[table], _TABLE_BITS) ^ branch ^ (branch << 5)
-    return tables + 2 * ((table << _TABLE_BITS) + (index & ((1 << _TABLE_BITS) - 1)))
+    return _TAGGED + 2 * ((table << _TABLE_BITS) + (index & ((1 << _TABLE_BITS) - 1)))
 
 
 @jit
@@ -168,8 +170,7 @@ def follow(k, branch, taken):
     """The conditional ``branch`` goes one way (1) or the other (0): count a wrong guess."""
     s = k.watch
     history = load_word(s, _HISTORY)
-    base = _FIRST + L1_SETS * L1_WAYS + L2_SETS * L2_WAYS + L3_SETS * L3_WAYS + branch
-    place, limit, known = base, _BASE_LIMIT, -1
+    place, limit, known = _BASE + branch, _BASE_LIMIT, -1
     for table in range(_TABLES - 1, -1, -1):
         entry = _place(branch, history, table)
         if load_word(s, entry) == _tag(branch, history, table):
@@ -277,8 +278,7 @@ class Processor:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         lines = sum(sizes[f"L{n}_SETS"] * sizes[f"L{n}_WAYS"] for n in (1, 2, 3))
-        words = _FIRST + lines + (1 << _BASE_BITS) + 2 * (_TABLES << _TABLE_BITS)
-        self._words = np.zeros(words, "i8")
+        self._words = np.zeros(_LINES + lines, "i8")
         self.address = self._words.ctypes.data
         windows[self.address] = self._words
 
