@@ -5,7 +5,6 @@ itself with ``--plot``.  Exits with 1 and one line on the standard error when it
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,17 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("info", type=Path, metavar="INFO.json")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
-    try:
-        about = json.loads(options.info.read_text(encoding="utf-8"))
-        with style.publication():
-            style.save_as(draw(about), options.out)
-    except OSError as error:
-        print(f"fig_trace: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"fig_trace: {options.info}: not what info --json prints ({error})", file=sys.stderr)
-    else:
-        return 0
-    return 1
+    reason = style.draw_json(options.info, options.out, draw, "what info --json prints")
+    if reason:
+        print(f"fig_trace: {reason}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

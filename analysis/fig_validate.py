@@ -6,7 +6,6 @@ standard error when it cannot be drawn.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,21 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("validation", type=Path, metavar="VALIDATION.json")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
-    try:
-        found = json.loads(options.validation.read_text(encoding="utf-8"))
-        with style.publication():
-            style.save_as(draw(found), options.out)
-    except OSError as error:
-        print(f"fig_validate: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
-    except (ValueError, KeyError, TypeError) as error:
-        print(
-            f"fig_validate: {options.validation}: not what benchmarks.validate writes ({error})",
-            file=sys.stderr,
-        )
-    else:
-        print(f"wrote {options.out}")
-        return 0
-    return 1
+    reason = style.draw_json(
+        options.validation, options.out, draw, "what benchmarks.validate writes"
+    )
+    if reason:
+        print(f"fig_validate: {reason}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.out}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """How every figure looks: colours, units, panels, remarks, captions, files."""
 
 import argparse
+import json
 import math
 import textwrap
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -368,6 +369,23 @@ def save_as(fig: Figure, out: Path) -> None:
         scratch.replace(out)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def draw_json(source: Path, out: Path, draw: Callable[[Any], Figure], what: str) -> str:
+    """Draw the contents of a JSON file as ``out``; '', or in one line why that cannot be.
+
+    ``what`` it has to be, in words.  ``draw`` raises ValueError, KeyError or TypeError for any
+    other.
+    """
+    try:
+        contents = json.loads(source.read_text(encoding="utf-8"))
+        with publication():
+            save_as(draw(contents), out)
+    except OSError as error:
+        return f"{error.filename or out}: {error.strerror}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{source}: not {what} ({error})"
+    return ""
 
 
 def picture(text: str) -> Path:
