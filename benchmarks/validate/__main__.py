@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from kernel.verify.arguments import (
+from kernel.command import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_MISMATCH,
     EXIT_SKIP,
     EXIT_USAGE,
     OneLineParser,
@@ -102,13 +102,13 @@ def main(argv: list[str] | None = None) -> int:
     except WorkloadError as error:
         return _complain(str(error), EXIT_USAGE)
     except (LibraryError, HostError) as error:
-        return _complain(str(error), EXIT_MISMATCH)
+        return _complain(str(error), EXIT_FAILED)
     except OSError as error:
-        return _complain(f"{options.output}: {error.strerror}", EXIT_MISMATCH)
+        return _complain(f"{options.output}: {error.strerror}", EXIT_FAILED)
     tell(validation, options.output, as_json=options.json)
     if validation.wrong:
         return _complain(f"no truth here: {validation.wrong}", EXIT_SKIP)
-    return 0 if validation.exact else EXIT_MISMATCH
+    return 0 if validation.exact else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import json
 import sys
 from typing import Any
 
-from kernel.verify.arguments import EXIT_SKIP, EXIT_USAGE, OneLineParser, add_arguments, positive
+from kernel.command import EXIT_SKIP, EXIT_USAGE, OneLineParser, positive
+from kernel.verify.arguments import add_arguments
 
 
 def _count(text: str) -> int:

@@ -21,9 +21,9 @@ from benchmarks.verify.run import Finding, Plan, Report, Runner, keep, run_progr
 from benchmarks.verify.tally import Tally, branches_of
 from benchmarks.verify.trace import run_trace
 from benchmarks.workloads import WorkloadError
+from kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, EXIT_USAGE
 from kernel.host import unavailable as no_host
 from kernel.host.process import HostError
-from kernel.verify.arguments import EXIT_INTERRUPTED, EXIT_MISMATCH, EXIT_SKIP, EXIT_USAGE
 from kernel.verify.modes import cannot_serve
 
 #: Branches never reached that are printed.
@@ -80,7 +80,7 @@ class Run:
             return EXIT_USAGE
         except (RuntimeError, HostError) as error:
             print(f"benchmarks.verify: {error}", file=sys.stderr)
-            return EXIT_MISMATCH
+            return EXIT_FAILED
         self.seconds = time.monotonic() - start
         if self.findings and status == "ok":
             status = "mismatch"
@@ -94,7 +94,7 @@ class Run:
             return EXIT_INTERRUPTED
         if self.wrong:
             return EXIT_SKIP
-        return EXIT_MISMATCH if self.findings else 0
+        return EXIT_FAILED if self.findings else 0
 
     # --- doing ----------------------------------------------------------------------------------
 

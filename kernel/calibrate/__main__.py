@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
+from kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, OneLineParser
 
 #: The project's cost tables.
 TABLES = Path(__file__).resolve().parents[2] / "conf" / "kernel" / "cost"
@@ -24,16 +24,8 @@ PROCESSES, QUICK_PROCESSES = 15, 3
 ROUNDS, QUICK_ROUNDS = 31, 9
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:
-        """End with exit code 2."""
-        self.exit(EXIT_USAGE, f"kernel.calibrate: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m kernel.calibrate",
         description="Measure what system calls and page faults cost on this machine, and write "
         "the prices to a cost table for bench.py.",

@@ -13,15 +13,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kernel.verify.arguments import (
+from kernel.command import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_MISMATCH,
     EXIT_SKIP,
     EXIT_USAGE,
     OneLineParser,
-    add_arguments,
     positive,
 )
+from kernel.verify.arguments import add_arguments
 
 #: Branches never reached that are printed.
 _MOST_LINES = 30
@@ -106,7 +106,7 @@ def _replay(options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines))
         print(f"{len(executed)} operations, {int(bool(differences))} mismatches")
-    return EXIT_MISMATCH if differences else 0
+    return EXIT_FAILED if differences else 0
 
 
 def _random(options: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def _random(options: argparse.Namespace) -> int:
         status = "interrupted"
     except RuntimeError as error:
         print(f"kernel.verify: a worker failed: {error}", file=sys.stderr)
-        return EXIT_MISMATCH
+        return EXIT_FAILED
     seconds = time.monotonic() - start
     if findings and status == "ok":
         status = "mismatch"
@@ -152,7 +152,7 @@ def _random(options: argparse.Namespace) -> int:
         print(f"{tally.operations} operations, {len(findings)} mismatches")
     if status == "interrupted":
         return EXIT_INTERRUPTED
-    return EXIT_MISMATCH if findings else 0
+    return EXIT_FAILED if findings else 0
 
 
 def _collect(plan: Any, options: argparse.Namespace, tally: Any, findings: list) -> None:
