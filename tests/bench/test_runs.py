@@ -76,12 +76,12 @@ def test_a_sweep_survives_its_failures_and_names_them(bench, tmp_path):
     broken.write_text(
         (ROOT / "allocators" / "bump.py").read_text().replace("return p\n", "return p + 8\n")
     )
-    done = bench("-m", f"allocator.name={broken},bump", "allocator=bump", *SMALL)
+    done = bench("-m", f"allocator.name={broken},bump", "allocator=bump", "seed=1,2", *SMALL)
     assert done.returncode == 1
     directory = result_directory(done)
     statuses = {p.name: run_json(p)["status"] for p in directory.iterdir() if p.is_dir()}
-    assert [statuses[name] for name in sorted(statuses)] == ["failed", "ok"]
-    assert done.stdout.count("which is not aligned") == 1
+    assert [statuses[name] for name in sorted(statuses)] == ["failed", "failed", "ok", "ok"]
+    assert done.stdout.count("which is not aligned") == 2
 
 
 def test_a_sweep_goes_on_where_it_was_left(bench, tmp_path):

@@ -7,7 +7,8 @@ from kernel.jit import jit
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
 from tests.frames.process import HUGE, PAGE, Process, Unsound, at
 
-pytestmark = pytest.mark.once
+#: Compiling each mutation would take longer.
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("plain")]
 
 PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
 MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
@@ -54,12 +55,6 @@ def tour(process):
 def machine(**bindings):
     """A process of 4 MiB whose pages are huge where they can be."""
     return Process(4, 16, thp="always", rlimit_memlock=4 << 20, bindings=bindings)
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """In plain Python: compiling each mutation would take longer."""
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
 
 
 def test_the_tour_is_sound():
