@@ -1,8 +1,8 @@
-"""Run an allocator under a workload: ``python bench.py allocator=buddy workload=churn``.
+"""``python bench.py allocator=NAME workload=NAME``: run an allocator under a workload.
 
 Hydra composes conf/ and the command line into one configuration.  It is checked before anything
-long begins, run in child processes (benchmarks.launch), and summarised.  The last line printed is
-``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of memory, 130
+long begins, run in child processes (benchmarks.run.launch), and summarised.  The last line printed
+is ``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of memory, 130
 interrupted.
 """
 
@@ -38,7 +38,7 @@ def _say(text: str) -> None:
 
 def _configuration(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain data with absolute paths.  Raises JobError."""
-    from benchmarks.job import JobError, absolute_paths
+    from benchmarks.run.job import JobError, absolute_paths
 
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -60,7 +60,7 @@ def _already_done(directory: Path, config: dict[str, Any]) -> bool:
     """Whether an earlier start of this sweep has finished this run."""
     import yaml
 
-    from benchmarks import results
+    from benchmarks.run import results
 
     path = directory / "config.yaml"
     if results.read_run(directory).get("status") not in results.FINISHED or not path.exists():
@@ -72,7 +72,7 @@ def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> 
     """Write what is known before the run: the configuration and a run.json."""
     import yaml
 
-    from benchmarks import results
+    from benchmarks.run import results
 
     directory.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config, sort_keys=False)
@@ -85,9 +85,10 @@ def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> 
 
 def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
-    from benchmarks import results
-    from benchmarks.job import JobError, check_job
-    from benchmarks.launch import run_job, shown_progress
+    from benchmarks.events.progress import shown_progress
+    from benchmarks.run import results
+    from benchmarks.run.job import JobError, check_job
+    from benchmarks.run.launch import run_job
     from benchmarks.workloads import DEFAULT_TOUCH
 
     choices = HydraConfig.get().runtime.choices
@@ -128,7 +129,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     if status == results.FAILED:
         _say(f"bench.py: {job.plugin.label}: {results.read_run(directory)['reason']}")
     elif not quiet:
-        from benchmarks.summary import console, print_run
+        from benchmarks.run.summary import console, print_run
 
         print_run(directory, console())
     return status
@@ -139,7 +140,7 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print it; the process ends here, with exit code 1 if any run failed."""
-        from benchmarks.summary import console, print_sweep
+        from benchmarks.run.summary import console, print_sweep
 
         directory = Path(config.hydra.sweep.dir).resolve()
         well = print_sweep(directory, console())
@@ -150,7 +151,7 @@ class SweepSummary(Callback):
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> str:
     """Run one job; alone it decides the exit code, in a sweep it only records."""
-    from benchmarks import results
+    from benchmarks.run import results
 
     current = HydraConfig.get()
     directory = Path(current.runtime.output_dir)

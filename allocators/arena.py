@@ -33,8 +33,8 @@ memory based on object lifetimes", SP&E 20(1), 1990; counting a region's survivo
 
 import numpy as np
 
-from allocators.aligned import map_aligned
-from allocators.contract import (
+from allocators.base.aligned import map_aligned
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -44,14 +44,14 @@ from allocators.contract import (
     emit,
     move,
 )
-from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
-from allocators.settings import number
-from allocators.settings import size as size_setting
+from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.settings import number
+from allocators.base.settings import size as size_setting
 from kernel.access import clear, load, store
-from kernel.bits import trailing_zeros
-from kernel.jit import jit
+from kernel.engine.bits import trailing_zeros
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.mmap import munmap
-from kernel.switches import PAGE_SHIFT
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 from kernel.uapi import PROT_READ, PROT_WRITE

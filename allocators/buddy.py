@@ -20,13 +20,21 @@ Knowlton, "A fast storage allocator", CACM 8(10), 1965; Knuth, TAOCP 1, section 
 
 import numpy as np
 
-from allocators.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED, Promises, align_up, emit, move
-from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
-from allocators.settings import choice, number
+from allocators.base.contract import (
+    BLOCK_FREE,
+    BLOCK_HEADER,
+    BLOCK_USED,
+    Promises,
+    align_up,
+    emit,
+    move,
+)
+from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.settings import choice, number
 from kernel.access import load, store
-from kernel.bits import bit_length, trailing_zeros
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.bits import bit_length, trailing_zeros
+from kernel.engine.jit import jit
 from kernel.mmap import mmap, munmap, page_align
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
@@ -40,7 +48,7 @@ KEEP = number(1, low=0, high=1 << 20, text="wholly free chunks kept before one i
 BRK = 0
 HEADER = 16
 USED = 1
-#: Order of a tag that stands for a mapping of its own (allocators.mapped).
+#: Order of a tag that stands for a mapping of its own (allocators.base.mapped).
 MAPPED = 127
 #: Multiplier of a tag's check: a word that is no tag does not look like one.
 MAGIC = 0x5BD1 << 40

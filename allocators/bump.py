@@ -13,7 +13,7 @@ region allocators degenerate to when nothing dies, and the lower bound on an all
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -23,10 +23,10 @@ from allocators.contract import (
     align_up,
     emit,
 )
-from allocators.settings import size as size_setting
+from allocators.base.settings import size as size_setting
 from kernel.access import load, prefetch, store
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.jit import jit
 
 GROWTH = size_setting(128 << 10, low=4096, text="bytes asked from the kernel at a time")
 

@@ -26,7 +26,7 @@ memory allocator", 1996.
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -37,15 +37,28 @@ from allocators.contract import (
     emit,
     move,
 )
-from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
-from allocators.settings import choice
-from allocators.settings import size as size_setting
+from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.settings import choice
+from allocators.base.settings import size as size_setting
+from allocators.base.tags import (
+    MAGIC,
+    MAGIC_MASK,
+    MAPPED,
+    NEXT,
+    PREV,
+    PREV_USED,
+    SIZE_MASK,
+    TAG,
+    USED,
+    block_size,
+    set_free,
+    set_prev_used,
+    used_tag,
+)
 from kernel.access import clear, load, store
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.jit import jit
 from kernel.mmap import page_align
-from kernel.task import abort
-from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 
 FIT = choice("first", "next", "best", "worst", text="which of the blocks that fit is taken")
 ORDER = choice("fifo", "lifo", "address", text="order of the free list")
@@ -58,14 +71,7 @@ TRIM_THRESHOLD = size_setting(
 FIRST, NEXT_FIT, BEST, WORST = 0, 1, 2, 3
 FIFO, LIFO, ADDRESS = 0, 1, 2
 
-TAG = 8
 SMALLEST = 32
-NEXT, PREV = 8, 16
-USED, PREV_USED, MAPPED = 1, 2, 4
-#: Upper bits of a tag: a word that is no tag does not look like one.
-MAGIC = 0x5BD1 << 48
-MAGIC_MASK = 0x7FFF << 48
-SIZE_MASK = (1 << 48) - ALIGNMENT
 
 STATE = np.dtype(
     [
@@ -120,25 +126,6 @@ def init(k, a):
 def block_for(size):
     """Bytes of a block for a request."""
     return max(align_up(size + TAG, ALIGNMENT), SMALLEST)
-
-
-@jit(inline=True)
-def block_size(k, block):
-    """Bytes of a block, its tag included."""
-    return load(k, block) & SIZE_MASK
-
-
-@jit
-def set_free(k, block, size):
-    """Write both tags of a free block, which follows a used one."""
-    store(k, block, MAGIC | size | PREV_USED)
-    store(k, block + size - 8, size)
-
-
-@jit
-def set_prev_used(k, block):
-    """Let a block know that the one before it is used."""
-    store(k, block, load(k, block) | PREV_USED)
 
 
 # --- The free list --------------------------------------------------------------------------------
@@ -365,19 +352,6 @@ def extend_block(k, a, block, need):
     set_prev_used(k, after + more)
     trim_block(k, a, block, need)
     return True
-
-
-@jit
-def used_tag(k, a, p):
-    """Return the tag of the used block at ``p``, or end the process for a bad pointer."""
-    if p & (ALIGNMENT - 1) or p < ALIGNMENT:
-        abort(k, ABORT_BAD_POINTER, p)
-    tag = load(k, p - TAG)
-    if tag & MAGIC_MASK != MAGIC:
-        abort(k, ABORT_BAD_POINTER, p)
-    if not tag & USED:
-        abort(k, ABORT_DOUBLE_FREE, p)
-    return tag
 
 
 # --- The contract ---------------------------------------------------------------------------------

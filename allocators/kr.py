@@ -20,7 +20,7 @@ aligned_alloc, the check for double frees and the smallest payload are not in th
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -30,10 +30,10 @@ from allocators.contract import (
     align_up,
     emit,
 )
-from allocators.settings import number
+from allocators.base.settings import number
 from kernel.access import load, store
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.jit import jit
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 

@@ -21,14 +21,14 @@ STATE holds what libc has in its data segment and thread-local storage: the aren
 heads are list nodes with small numbers instead of addresses (``forward``, ``backward``).
 
 Written from the manual ("The GNU allocator", "Memory allocation tunables"), the wiki page
-"MallocInternals" and observations of a running glibc, with which ``python -m benchmarks.verify``
-compares it after every operation.  Names of fields and steps are glibc's, so that both can be read
+"MallocInternals" and observations of a running glibc; ``python -m benchmarks.twin.verify`` compares
+it with that after every operation.  Names of fields and steps are glibc's, so that both can be read
 side by side.  Origin: Lea, "A memory allocator", 1996; Gloger, ptmalloc, 2006.
 """
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -38,18 +38,18 @@ from allocators.contract import (
     align_up,
     emit,
 )
-from allocators.settings import choice, number
-from allocators.settings import size as size_setting
+from allocators.base.settings import choice, number
+from allocators.base.settings import size as size_setting
 from kernel.access import clear, copy, fold, hold, load, load_half, store, store_half
-from kernel.bits import trailing_zeros
 from kernel.brk import brk as brk_call
-from kernel.jit import jit
+from kernel.engine.bits import trailing_zeros
+from kernel.engine.jit import jit
+from kernel.engine.memory import load_word
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.madvise import madvise
-from kernel.memory import load_word
 from kernel.mmap import mmap, munmap, page_align
 from kernel.mprotect import mprotect
 from kernel.mremap import mremap
-from kernel.switches import PAGE_SHIFT
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PTE_READ
 from kernel.uapi import (

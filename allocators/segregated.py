@@ -33,8 +33,8 @@ revisited", USENIX 1998; Evans, "A scalable concurrent malloc(3) implementation 
 
 import numpy as np
 
-from allocators.aligned import map_aligned
-from allocators.contract import (
+from allocators.base.aligned import map_aligned
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -44,14 +44,14 @@ from allocators.contract import (
     clear,
     emit,
 )
-from allocators.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
-from allocators.settings import choice, number
-from allocators.settings import size as size_setting
+from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.settings import choice, number
+from allocators.base.settings import size as size_setting
 from kernel.access import load, store
-from kernel.bits import bit_length
-from kernel.jit import jit
+from kernel.engine.bits import bit_length
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.mmap import mmap, munmap, page_align
-from kernel.switches import PAGE_SHIFT
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 from kernel.uapi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE

@@ -53,7 +53,7 @@ here a free block repeats its size in its last word instead, which saves 8 bytes
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     ALIGNMENT,
     BLOCK_FREE,
     BLOCK_HEADER,
@@ -64,7 +64,9 @@ from allocators.contract import (
     emit,
     move,
 )
-from allocators.first_fit import (
+from allocators.base.settings import number
+from allocators.base.settings import size as size_setting
+from allocators.base.tags import (
     MAGIC,
     MAGIC_MASK,
     NEXT,
@@ -78,12 +80,10 @@ from allocators.first_fit import (
     set_prev_used,
     used_tag,
 )
-from allocators.settings import number
-from allocators.settings import size as size_setting
 from kernel.access import load, store
-from kernel.bits import bit_length, trailing_zeros
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.bits import bit_length, trailing_zeros
+from kernel.engine.jit import jit
 from kernel.mmap import page_align
 
 SLI = number(5, low=1, high=5, text="log2 of the lists for each power of two (second level index)")

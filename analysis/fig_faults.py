@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from analysis import spread, style
 from analysis.load import Results
-from benchmarks.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME
 
 #: Metrics that the figure reads: the parts of the totals, and the faults of real libraries, whose
 #: kind nobody tells.  Calls that failed are no kind of their own.

@@ -13,7 +13,7 @@ from pandas.api.typing import SeriesGroupBy
 
 from analysis import spread, style
 from analysis.load import ResultError, Results
-from benchmarks.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME
 
 #: Metrics that the figure reads beside the timed values.
 METRICS = ("peak_heap", "peak_live")

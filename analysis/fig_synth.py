@@ -1,4 +1,4 @@
-"""``python -m analysis.fig_synth RESULT_DIRECTORY… -o OUT.png|svg``: how true synthetic traces are.
+"""``python -m analysis.fig_synth RESULT_DIRECTORY… -o OUT``: draw how true synthetic traces are.
 
 Draws memory and faults of ``workload=synth`` over those of ``workload=trace`` of the same file, and
 the same for the null model, ``workload.shuffle=true``, from results of all three; two sweeps leave

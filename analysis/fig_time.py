@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from analysis import spread, style
 from analysis.load import Results
-from benchmarks.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME
 
 #: Metrics that the figure reads beside the timed values.
 METRICS = ("kernel_ns_per_op",)

@@ -1,4 +1,4 @@
-"""``python -m analysis.fig_trace INFO.json -o OUT.png|svg``: a trace in four panels.
+"""``python -m analysis.fig_trace INFO.json -o OUT``: draw a trace in four panels.
 
 INFO.json is what ``python -m benchmarks.trace info FILE --json`` prints, which draws this figure
 itself with ``--plot``.  Exits with 1 and one line on the standard error when it cannot be drawn.

@@ -1,6 +1,6 @@
-"""``python -m analysis.fig_validate VALIDATION.json -o OUT.png|svg`` draws the twin beside glibc.
+"""``python -m analysis.fig_validate VALIDATION.json -o OUT``: draw the twin beside glibc.
 
-Draws what ``python -m benchmarks.validate`` has written: on the left time, predicted by kind of
+Draws what ``python -m benchmarks.twin.predict`` has written: on the left time, predicted by kind of
 work and as measured; on the right whether memory is the same.  Exits with 1 and one line on the
 standard error when it cannot be drawn.
 """
@@ -150,13 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.fig_validate",
-        description="Draw what python -m benchmarks.validate has written.",
+        description="Draw what python -m benchmarks.twin.predict has written.",
     )
     parser.add_argument("validation", type=Path, metavar="VALIDATION.json")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
     reason = style.draw_json(
-        options.validation, options.out, draw, "what benchmarks.validate writes"
+        options.validation, options.out, draw, "what benchmarks.twin.predict writes"
     )
     if reason:
         print(f"fig_validate: {reason}", file=sys.stderr)

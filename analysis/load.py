@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyperf
 
-from benchmarks.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME
 
 #: The version of run.json that is understood.
 SCHEMA = 2
@@ -50,13 +50,12 @@ class Results:
     ``runs``: a row per finished run with directory, allocator and workload_name (without settings),
     label and workload (with settings), seed, status, ns_per_op and ns_per_op_sd (mean and standard
     deviation over the timed values in ns; NaN without timing) and a column per metric of
-    metrics.json, in the units of benchmarks.metrics; NaN for what a real library's run cannot tell.
-    ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
+    metrics.json, in the units of benchmarks.replay.metrics; NaN for what a real library's run
+    cannot tell. ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
     ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
-    (bytes), of one run per cell.
-    ``skipped``: a row per unfinished run with directory, allocator, workload_name, label, workload,
-    seed, status and reason.
-    ``conditions``: what all runs share, such as the page size.
+    (bytes), of one run per cell. ``skipped``: a row per unfinished run with directory, allocator,
+    workload_name, label, workload, seed, status and reason. ``conditions``: what all runs share,
+    such as the page size.
     """
 
     runs: pd.DataFrame

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis import spread
 from analysis.load import ResultError, Results
-from benchmarks.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME
 
 #: Okabe and Ito's palette, which the common forms of colour blindness tell apart; without its
 #: yellow, too pale for a line on white, and with a dark grey for its black.

@@ -3,4 +3,11 @@
 Read in this order: :mod:`kernel.types` (every record, field by field), :mod:`kernel.access`
 (the hook that every simulated load and store passes), :mod:`kernel.fault` (demand paging),
 :mod:`kernel.mmap`, :mod:`kernel.brk`, and :mod:`kernel.boot` (how a kernel is made and reset).
+
+The model imports kernel.engine; allocators/ and benchmarks/ import both, and kernel.linux too.
 """
+
+from pathlib import Path
+
+#: Where the project's packages and conf/ lie.
+PROJECT = Path(__file__).resolve().parent.parent

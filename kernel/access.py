@@ -9,16 +9,16 @@ The hook is nothing but the page check.  What watches accesses (the TLB; one day
 event log) goes here, behind a compile-time switch.
 """
 
-from kernel.fault import handle_mm_fault
-from kernel.jit import jit
-from kernel.memory import (
+from kernel.engine.jit import jit
+from kernel.engine.memory import (
     load_half_word,
     load_word,
     prefetch_word,
     store_half_word,
     store_word,
 )
-from kernel.switches import CHECKED, COUNT, FRAMES, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
+from kernel.engine.switches import CHECKED, COUNT, FRAMES, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
+from kernel.fault import handle_mm_fault
 from kernel.task import kill
 from kernel.tlb import tlb_access
 from kernel.types import BUS_ADRALN, PTE_HUGE, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS

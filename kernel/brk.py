@@ -1,10 +1,10 @@
 """brk and libc's sbrk: the heap is the area above start_brk, and its end moves."""
 
-from kernel.jit import jit
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import enough_memory, may_expand_vm
 from kernel.mmap import do_munmap, page_align, refuse_collision
 from kernel.stack import vm_start_gap
-from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_ACCOUNT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_WRITE
 from kernel.uapi import ENOMEM, RLIM_INFINITY
 from kernel.vma import account_vm, add_vma, find_vma, insert_vma, intersects

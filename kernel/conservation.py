@@ -5,7 +5,10 @@
 a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
 """
 
-from kernel.frames import (
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.frames import fold_page, max_order, order_of, owner_of, pfn_of, zone_of
+from kernel.types import (
     FREE,
     INACTIVE,
     INSIDE,
@@ -13,19 +16,16 @@ from kernel.frames import (
     NR_STATES,
     NR_ZONES,
     OTHERS,
+    PTE_FILE,
+    PTE_FRAME,
+    PTE_HUGE,
+    PTE_MLOCK,
+    PTE_SWAP,
+    PTE_ZERO,
     TABLE,
     TAKEN,
     UNEVICTABLE,
-    fold_page,
-    max_order,
-    order_of,
-    owner_of,
-    pfn_of,
-    zone_of,
 )
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
-from kernel.types import PTE_FILE, PTE_FRAME, PTE_HUGE, PTE_MLOCK, PTE_SWAP, PTE_ZERO
 
 #: What a code means; ``bad`` is what the last column names.
 CHECKS = {

@@ -14,6 +14,9 @@ and the page may be in the swap area instead.  Pages of files and of shared memo
 none: they belong to the rest of the system.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.memory import clear_page
+from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.frames import free_table_frames, map_frame, munlock_frame
 from kernel.huge import (
     folio_batch,
@@ -26,11 +29,8 @@ from kernel.huge import (
     set_folio,
     split_huge_slot,
 )
-from kernel.jit import jit
-from kernel.memory import clear_page
 from kernel.pgtable import alloc_tables, free_ptes, next_slot, page_of, pmd_shift
 from kernel.stack import expand_stack
-from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.task import kill
 from kernel.tlb import flush_tlb_range
 from kernel.types import (

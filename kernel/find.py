@@ -1,6 +1,6 @@
 """Find an area by an address; below all that changes areas (kernel.vma)."""
 
-from kernel.jit import jit
+from kernel.engine.jit import jit
 
 
 @jit

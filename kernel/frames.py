@@ -23,116 +23,29 @@ from math import isqrt
 
 import numpy as np
 
-from kernel.jit import jit
-from kernel.memory import load_word, store_word
-from kernel.switches import PAGE_SHIFT, WINDOW_BITS
-
-#: Frames and swap slots that a kernel may have: 32 GiB each of 4 KiB pages.  The records are
-#: address space until they are used, and one size for all means one compilation for all.
-MAX_FRAMES = 1 << 23
-#: Orders 0 … max_order(); with 64 KiB pages a huge page is of order 13.
-NR_ORDERS = 14
-
-#: What a frame is; the states from TABLE on are also the numbers of its lists (``k.lru``).
-INSIDE, FREE, TAKEN, OTHERS, TABLE, INACTIVE, ACTIVE, LAZY, UNEVICTABLE = range(9)
-NR_STATES = 9
-
-#: Zones from the bottom up, and their watermarks from the lowest up.
-ZONE_DMA32, ZONE_NORMAL = 0, 1
-NR_ZONES = 2
-WMARK_MIN, WMARK_LOW, WMARK_HIGH = 0, 1, 2
+from kernel.engine.jit import jit
+from kernel.engine.memory import load_word, store_word
+from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
+from kernel.types import (
+    FREE,
+    INACTIVE,
+    INSIDE,
+    NR_ORDERS,
+    NR_STATES,
+    NR_ZONES,
+    OTHERS,
+    TABLE,
+    TAKEN,
+    UNEVICTABLE,
+    WMARK_HIGH,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_DMA32,
+    ZONE_NORMAL,
+)
 
 #: A page number has 35 bits, a record has room for 31 and 8.
 _LOW_BITS = 31
-
-FRAME = np.dtype(
-    [
-        ("next", "i4"),  # neighbours on its list, -1 at the ends
-        ("prev", "i4"),
-        ("page_low", "i4"),  # reverse map: page number of the (first) page that it is mapped at
-        ("page_high", "i1"),
-        ("state", "i1"),  # INSIDE: not the head of a block
-        ("order", "i1"),  # log2 of the frames of its block
-        ("referenced", "i1"),  # found accessed when it was last looked at (kernel.vmscan)
-    ],
-    align=True,
-)
-
-#: A doubly linked list of blocks, through the records of their heads.
-LIST = np.dtype(
-    [
-        ("head", "i8"),  # -1 when empty
-        ("tail", "i8"),
-        ("blocks", "i8"),
-        ("frames", "i8"),  # of all blocks together
-    ],
-    align=True,
-)
-
-ZONE = np.dtype(
-    [
-        ("start", "i8"),  # frames [start, end)
-        ("end", "i8"),
-        ("managed", "i8"),  # of these, not held by others
-        ("free", "i8"),
-        ("wmark", "i8", (3,)),  # WMARK_*, frames
-        ("lowmem_reserve", "i8"),  # frames kept back from requests that the zone above may serve
-    ],
-    align=True,
-)
-
-#: Sizes and the swap area.  A slot's word in ``k.swap`` is the number of the page that it holds,
-#: or, when free, minus the next free slot's number less 2; -1 ends the chain.
-PHYS = np.dtype(
-    [
-        ("nr_frames", "i8"),
-        ("others", "i8"),  # frames held by others since boot
-        ("nr_swap", "i8"),  # slots, one page each
-        ("swap_used", "i8"),
-        ("swap_free", "i8"),  # first of the slots that were freed again, -1: none
-        ("swap_fresh", "i8"),  # first of the slots that were never used
-        ("bad", "i8"),  # frame, page or slot at which the last check failed
-    ],
-    align=True,
-)
-
-#: Events, by Linux's names in /proc/vmstat where it has one; frames unless said otherwise.
-VMSTAT = np.dtype(
-    [
-        ("pgalloc", "i8"),
-        ("pgfree", "i8"),
-        ("splits", "i8"),  # free blocks halved
-        ("merges", "i8"),  # buddies joined
-        ("thp_fault_alloc", "i8"),  # huge pages
-        ("thp_fault_fallback", "i8"),  # huge pages for which no block was free
-        ("thp_split_page", "i8"),  # huge pages whose frames became single ones
-        ("kswapd_wake", "i8"),  # times that free memory was below the low watermark
-        ("pgscan", "i8"),
-        ("pgsteal", "i8"),  # reclaimed: swapped out or dropped
-        ("pgactivate", "i8"),
-        ("pgdeactivate", "i8"),
-        ("pglazyfreed", "i8"),  # dropped, lazily freed
-        ("pswpin", "i8"),
-        ("pswpout", "i8"),
-        ("swap_peak", "i8"),  # largest number of used slots
-        ("oom_kill", "i8"),  # processes
-    ],
-    align=True,
-)
-
-
-def frames_fields() -> list[tuple]:
-    """The fields that physical memory adds to the kernel's record."""
-    return [
-        ("pfn", "i8"),  # host address of an i8 for each page of the window: its frame or slot
-        ("phys", PHYS),
-        ("vmstat", VMSTAT),
-        ("zone", ZONE, (NR_ZONES,)),
-        ("free_area", LIST, (NR_ZONES * NR_ORDERS,)),  # by zone, then order
-        ("lru", LIST, (NR_STATES,)),  # by state
-        ("frame", FRAME, (MAX_FRAMES,)),
-        ("swap", "i8", (MAX_FRAMES,)),
-    ]
 
 
 @jit(inline=True)

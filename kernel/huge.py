@@ -13,12 +13,12 @@ With the switch FRAMES the block of frames of a huge page becomes single frames 
 mapping is split: the part that is still whole to Linux is not free for others either way.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.memory import clear_page, load_word, store_word
+from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.find import find_vma
 from kernel.frames import munlock_frame, release_frame, split_frame
-from kernel.jit import jit
-from kernel.memory import clear_page, load_word, store_word
 from kernel.pgtable import alloc_tables, next_slot, page_of, pmd_shift, set_pmd
-from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.tlb import flush_tlb_range
 from kernel.types import (
     PMD_HUGE,

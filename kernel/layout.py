@@ -1,9 +1,9 @@
 """Where a new mapping goes: the search for a gap, from the top down or from the bottom up."""
 
-from kernel.jit import jit
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.pgtable import pmd_shift
 from kernel.stack import vm_start_gap
-from kernel.switches import PAGE_SHIFT
 from kernel.uapi import ENOMEM, EPERM, MAP_32BIT, MAP_ABOVE4G, MAP_PRIVATE, MAP_TYPE
 from kernel.vma import find_vma
 

@@ -1,7 +1,7 @@
 """Limits of a process and of the machine: what may grow, be locked, be committed."""
 
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.types import VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
 from kernel.uapi import EINVAL, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
 

@@ -1,5 +1,7 @@
 """madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.fault import flush_present, populate_area, zap_pages, zap_whole_slots
 from kernel.huge import (
     folio_of,
@@ -8,11 +10,9 @@ from kernel.huge import (
     split_huge_slot,
     split_partial_folios,
 )
-from kernel.jit import jit
 from kernel.mmap import page_align
 from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.swap import free_slot
-from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.types import (
     PTE_ALL,
     PTE_FRAME,

@@ -1,8 +1,8 @@
 """mlock, mlock2 and munlock; and populating a range, which they share with mmap and mremap."""
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import lock_frames, populate_area
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
 from kernel.types import (
     VM_EXEC,
     VM_LOCKED,

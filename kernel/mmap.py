@@ -4,13 +4,13 @@ Order of an mmap with MAP_FIXED over existing areas, as observed: the boundaries
 limits are checked, then the old pages and their tables go.  When a limit refuses, the splits stay.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
 from kernel.fault import zap_pages
-from kernel.jit import jit
 from kernel.layout import get_unmapped_area
 from kernel.limits import accountable, enough_memory, may_expand_vm, may_lock
 from kernel.mlock import can_lock, populate
 from kernel.pgtable import free_tables
-from kernel.switches import PAGE_SHIFT, WINDOW_BITS
 from kernel.task import kill
 from kernel.types import (
     NR_OPEN,

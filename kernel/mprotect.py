@@ -1,11 +1,11 @@
 """mprotect: other rights for a range, area by area; what was done before an error stays done."""
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import drop_rights
-from kernel.jit import jit
 from kernel.limits import enough_memory, may_expand_vm
 from kernel.mlock import populate
 from kernel.mmap import page_align
-from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
 from kernel.uapi import EACCES, EINVAL, ENOMEM, PROT_GROWSDOWN, PROT_GROWSUP
 from kernel.vma import account_vm, find_vma, modify_vma

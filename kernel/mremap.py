@@ -4,12 +4,13 @@ Order of checks and of effects as Linux 6.17 and later: what was unmapped to mak
 unmapped when a later step fails.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.memory import clear_page, copy_page
+from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.fault import flush_present
 from kernel.frames import move_frame
 from kernel.huge import folio_of, set_folio, split_huge_slot
-from kernel.jit import jit
 from kernel.limits import enough_memory, may_expand_vm, may_lock
-from kernel.memory import clear_page, copy_page
 from kernel.mlock import populate
 from kernel.mmap import do_munmap, page_align, place_mapping, refuse_collision
 from kernel.pgtable import (
@@ -22,7 +23,6 @@ from kernel.pgtable import (
     set_pmd,
 )
 from kernel.swap import move_slot
-from kernel.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.types import (
     PMD_NONE,
     PTE_ALL,

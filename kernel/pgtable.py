@@ -7,9 +7,9 @@ the place of a PTE page, but keeps one deposited for the day it is split.  Table
 real addresses, never folded, so that their number is exact.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import FRAMES, PAGE_SHIFT, WINDOW_BITS
 from kernel.frames import free_table_frames
-from kernel.jit import jit
-from kernel.switches import FRAMES, PAGE_SHIFT, WINDOW_BITS
 from kernel.types import PMD_NONE, PMD_TABLE
 
 

@@ -1,8 +1,8 @@
 """Areas that grow downwards (stacks, MAP_GROWSDOWN): a touch just below them makes them larger."""
 
-from kernel.jit import jit
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import enough_memory, may_expand_vm, may_lock
-from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_READ, VM_WRITE
 from kernel.vma import account_vm, anon_vma_prepare, move_start
 

@@ -4,9 +4,9 @@ The contents of a page never leave the simulated window, so a slot is only a num
 holds.  Freed slots are used again first, the last one freed before the others.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import fold_page, pfn_of, set_pfn
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
 
 
 @jit

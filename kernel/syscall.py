@@ -1,11 +1,11 @@
 """The door of the kernel: a system call by its number and six arguments, as the hardware passes it.
 
-For what has calls as data: random programs (kernel.verify) and recorded ones (kernel.replay).
-Allocators call the functions behind it by name.
+For what has calls as data: random programs (kernel.linux.verify) and recorded ones
+(kernel.linux.replay). Allocators call the functions behind it by name.
 """
 
 from kernel.brk import brk
-from kernel.jit import jit
+from kernel.engine.jit import jit
 from kernel.limits import setrlimit
 from kernel.madvise import madvise
 from kernel.mlock import mlock, munlock

@@ -7,7 +7,7 @@ the exception is bare; :func:`reason` makes the message afterwards.
 import numpy as np
 
 from kernel.conservation import CHECKS
-from kernel.jit import jit
+from kernel.engine.jit import jit
 from kernel.types import (
     ABORT_BAD_POINTER,
     ABORT_CORRUPT,

@@ -15,48 +15,21 @@ Compiled in when the switch TLB is set.
 
 import numpy as np
 
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.types import (
+    L1_BASE,
+    L1_HUGE,
+    L2,
+    MAX_TLB_ENTRIES,
+    MAX_TLB_SETS,
+    MAX_TLB_WAYS,
+    NR_TLBS,
+    TLB_STAT,
+)
 
-#: Limits of one table; a table of no ways is not there.
-MAX_TLB_SETS, MAX_TLB_WAYS = 4096, 32
 #: Pages above which a flush takes everything (Linux's tlb_single_page_flush_ceiling).
 FLUSH_CEILING = 33
-
-#: The tables, by ``k.tlb_level`` index: L1 of base pages, L1 of huge pages, shared L2.
-L1_BASE, L1_HUGE, L2 = range(3)
-NR_TLBS = 3
-MAX_TLB_ENTRIES = 16384
-
-TLB_LEVEL = np.dtype(
-    [
-        ("sets", "i8"),  # a power of two
-        ("ways", "i8"),
-        ("hits", "i8"),
-        ("misses", "i8"),
-        (
-            "tag",
-            "i8",
-            (MAX_TLB_ENTRIES,),
-        ),  # by set, the latest used first; 0: none
-    ],
-    align=True,
-)
-
-TLB_STAT = np.dtype(
-    [
-        ("walks", "i8"),  # page walks: misses of every level
-        ("walk_loads", "i8"),  # page-table entries read by them
-        ("flush_all", "i8"),  # flushes of everything
-        ("flush_pages", "i8"),  # pages flushed one by one
-    ],
-    align=True,
-)
-
-
-def tlb_fields() -> list[tuple]:
-    """The fields that the TLB model adds to the kernel's record."""
-    return [("tlb_level", TLB_LEVEL, (NR_TLBS,)), ("tlb_stat", TLB_STAT)]
 
 
 def check_geometry(name: str, entries: int, ways: int) -> None:

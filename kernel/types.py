@@ -8,9 +8,6 @@ import functools
 
 import numpy as np
 
-from kernel.frames import frames_fields
-from kernel.tlb import tlb_fields
-
 # --- vm_flags (the values of Linux) ------------------------------------------------------------
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
@@ -218,6 +215,131 @@ TASK = np.dtype(
     align=True,
 )
 
+# --- Physical memory (kernel.frames, kernel.vmscan, kernel.swap) ---------------------------------
+
+#: Frames and swap slots that a kernel may have: 32 GiB each of 4 KiB pages.  The records are
+#: address space until they are used, and one size for all means one compilation for all.
+MAX_FRAMES = 1 << 23
+
+#: Orders 0 … max_order(); with 64 KiB pages a huge page is of order 13.
+NR_ORDERS = 14
+
+#: What a frame is; the states from TABLE on are also the numbers of its lists (``k.lru``).
+INSIDE, FREE, TAKEN, OTHERS, TABLE, INACTIVE, ACTIVE, LAZY, UNEVICTABLE = range(9)
+NR_STATES = 9
+
+#: Zones from the bottom up, and their watermarks from the lowest up.
+ZONE_DMA32, ZONE_NORMAL = 0, 1
+NR_ZONES = 2
+WMARK_MIN, WMARK_LOW, WMARK_HIGH = 0, 1, 2
+
+FRAME = np.dtype(
+    [
+        ("next", "i4"),  # neighbours on its list, -1 at the ends
+        ("prev", "i4"),
+        ("page_low", "i4"),  # reverse map: page number of the (first) page that it is mapped at
+        ("page_high", "i1"),
+        ("state", "i1"),  # INSIDE: not the head of a block
+        ("order", "i1"),  # log2 of the frames of its block
+        ("referenced", "i1"),  # found accessed when it was last looked at (kernel.vmscan)
+    ],
+    align=True,
+)
+
+#: A doubly linked list of blocks, through the records of their heads.
+LIST = np.dtype(
+    [
+        ("head", "i8"),  # -1 when empty
+        ("tail", "i8"),
+        ("blocks", "i8"),
+        ("frames", "i8"),  # of all blocks together
+    ],
+    align=True,
+)
+
+ZONE = np.dtype(
+    [
+        ("start", "i8"),  # frames [start, end)
+        ("end", "i8"),
+        ("managed", "i8"),  # of these, not held by others
+        ("free", "i8"),
+        ("wmark", "i8", (3,)),  # WMARK_*, frames
+        ("lowmem_reserve", "i8"),  # frames kept back from requests that the zone above may serve
+    ],
+    align=True,
+)
+
+#: Sizes and the swap area.  A slot's word in ``k.swap`` is the number of the page that it holds,
+#: or, when free, minus the next free slot's number less 2; -1 ends the chain.
+PHYS = np.dtype(
+    [
+        ("nr_frames", "i8"),
+        ("others", "i8"),  # frames held by others since boot
+        ("nr_swap", "i8"),  # slots, one page each
+        ("swap_used", "i8"),
+        ("swap_free", "i8"),  # first of the slots that were freed again, -1: none
+        ("swap_fresh", "i8"),  # first of the slots that were never used
+        ("bad", "i8"),  # frame, page or slot at which the last check failed
+    ],
+    align=True,
+)
+
+#: Events, by Linux's names in /proc/vmstat where it has one; frames unless said otherwise.
+VMSTAT = np.dtype(
+    [
+        ("pgalloc", "i8"),
+        ("pgfree", "i8"),
+        ("splits", "i8"),  # free blocks halved
+        ("merges", "i8"),  # buddies joined
+        ("thp_fault_alloc", "i8"),  # huge pages
+        ("thp_fault_fallback", "i8"),  # huge pages for which no block was free
+        ("thp_split_page", "i8"),  # huge pages whose frames became single ones
+        ("kswapd_wake", "i8"),  # times that free memory was below the low watermark
+        ("pgscan", "i8"),
+        ("pgsteal", "i8"),  # reclaimed: swapped out or dropped
+        ("pgactivate", "i8"),
+        ("pgdeactivate", "i8"),
+        ("pglazyfreed", "i8"),  # dropped, lazily freed
+        ("pswpin", "i8"),
+        ("pswpout", "i8"),
+        ("swap_peak", "i8"),  # largest number of used slots
+        ("oom_kill", "i8"),  # processes
+    ],
+    align=True,
+)
+
+
+# --- Translation lookaside buffers (kernel.tlb) -------------------------------------------------
+
+#: Limits of one table; a table of no ways is not there.
+MAX_TLB_SETS, MAX_TLB_WAYS = 4096, 32
+
+#: The tables, by ``k.tlb_level`` index: L1 of base pages, L1 of huge pages, shared L2.
+L1_BASE, L1_HUGE, L2 = range(3)
+NR_TLBS = 3
+MAX_TLB_ENTRIES = 16384
+
+TLB_LEVEL = np.dtype(
+    [
+        ("sets", "i8"),  # a power of two
+        ("ways", "i8"),
+        ("hits", "i8"),
+        ("misses", "i8"),
+        ("tag", "i8", (MAX_TLB_ENTRIES,)),  # by set, the latest used first; 0: none
+    ],
+    align=True,
+)
+
+TLB_STAT = np.dtype(
+    [
+        ("walks", "i8"),  # page walks: misses of every level
+        ("walk_loads", "i8"),  # page-table entries read by them
+        ("flush_all", "i8"),  # flushes of everything
+        ("flush_pages", "i8"),  # pages flushed one by one
+    ],
+    align=True,
+)
+
 #: User space has addresses of this many bits.
 ADDRESS_BITS = 47
 
@@ -249,7 +371,11 @@ def kernel_dtype(
         # host address of a word for each page of the window: 0, or the huge page it is part of
         # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
         ("folio", "i8"),
-        ("hits", "i8", (4096,)),  # branches taken, in an instrumented build (kernel.branches)
+        (
+            "hits",
+            "i8",
+            (4096,),
+        ),  # branches taken, in an instrumented build (kernel.engine.branches)
         ("watch", "i8"),  # host address of words of whoever watches accesses and branches, if any
         ("file", FILE, (NR_OPEN,)),  # open files by descriptor
         ("vma", VMA, (max_map_count + 8,)),
@@ -261,7 +387,16 @@ def kernel_dtype(
         ("touched", "i8", (slots,)),  # folded PTE tables that held pages since the last reset
     ]
     if frames:
-        fields += frames_fields()
+        fields += [
+            ("pfn", "i8"),  # host address of an i8 for each page of the window: its frame or slot
+            ("phys", PHYS),
+            ("vmstat", VMSTAT),
+            ("zone", ZONE, (NR_ZONES,)),
+            ("free_area", LIST, (NR_ZONES * NR_ORDERS,)),  # by zone, then order
+            ("lru", LIST, (NR_STATES,)),  # by state
+            ("frame", FRAME, (MAX_FRAMES,)),
+            ("swap", "i8", (MAX_FRAMES,)),
+        ]
     if tlb:
-        fields += tlb_fields()
+        fields += [("tlb_level", TLB_LEVEL, (NR_TLBS,)), ("tlb_stat", TLB_STAT)]
     return np.dtype(fields, align=True)

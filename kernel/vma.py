@@ -8,10 +8,10 @@ contiguous page offsets, and anon_vmas that are equal or not there yet.  A huge 
 area: where a boundary comes to lie inside one, its mapping is split first.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.find import find_vma
 from kernel.huge import split_huge_pmd
-from kernel.jit import jit
-from kernel.switches import PAGE_SHIFT
 from kernel.types import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE
 from kernel.uapi import EINVAL, ENOMEM
 

@@ -16,17 +16,9 @@ its pages go, those that were never written to the zero page.  Nothing is read a
 area.
 """
 
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT, TLB
 from kernel.frames import (
-    ACTIVE,
-    INACTIVE,
-    INSIDE,
-    LAZY,
-    UNEVICTABLE,
-    WMARK_HIGH,
-    WMARK_LOW,
-    WMARK_MIN,
-    ZONE_DMA32,
-    ZONE_NORMAL,
     alloc_frames,
     enter_table,
     fold_page,
@@ -40,13 +32,15 @@ from kernel.frames import (
     zone_watermark_ok,
 )
 from kernel.huge import folio_of, split_folio
-from kernel.jit import jit
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables, pgd_shift, pmd_shift, pud_shift
 from kernel.swap import alloc_slot, free_slot, swap_full
-from kernel.switches import PAGE_SHIFT, TLB
 from kernel.task import kill
 from kernel.tlb import flush_tlb_range
 from kernel.types import (
+    ACTIVE,
+    INACTIVE,
+    INSIDE,
+    LAZY,
     PMD_NONE,
     PTE_DIRTY,
     PTE_FRAME,
@@ -58,7 +52,13 @@ from kernel.types import (
     PTE_WORDS,
     PTE_WRITE,
     SIGKILL,
+    UNEVICTABLE,
     VM_LOCKED,
+    WMARK_HIGH,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_DMA32,
+    ZONE_NORMAL,
 )
 from kernel.vma import find_vma
 

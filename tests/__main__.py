@@ -19,31 +19,28 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What holds the model against the real kernel, but for the comparison itself.
+LINUX = [f"tests/kernel/linux/{name}" for name in ("host", "replay", "calibrate")]
 #: The model, in each way of running it.
-MODEL = ["tests/kernel", "tests/frames", "tests/tlb", "tests/verify"]
+MODEL = ["tests/kernel", *(f"--ignore={folder}" for folder in LINUX)]
 CONTRACT = "tests/allocators/test_allocators_keep_their_contract.py"
 #: Plain Python in every lane, so that one is enough, with coverage.
 ALWAYS_PLAIN = [
     "tests/allocators/test_check_notices_damage.py",
-    "tests/allocators/test_verify_command.py",
+    "tests/allocators/verify/test_verify_command.py",
 ]
-TRACES = ["tests/traces", "tests/workloads"]
-CORE = [
-    "tests/host",
-    "tests/replay",
-    "tests/calibrate",
-    "tests/allocators",
-    "tests/glibc",
-    "tests/validate",
-    "tests/golden",
-]
+TRACES = [f"tests/benchmarks/{name}" for name in ("events", "trace", "workloads", "speed")]
+CORE = [*LINUX, "tests/allocators", "tests/benchmarks/twin", "tests/benchmarks/replay"]
 PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
 COVERAGE = [sys.executable, "-m", "coverage"]
 
 #: By name: the environment's changes, and commands to run one after the other.  In this order, two
 #: at a time, they end together.
 LANES = {
-    "user": ({}, [[*PYTEST, *(f"--ignore={folder}" for folder in MODEL + TRACES + CORE)]]),
+    "user": (
+        {},
+        [[*PYTEST, *(f"--ignore={folder}" for folder in ["tests/kernel", *TRACES, *CORE])]],
+    ),
     "core": (
         {},
         [

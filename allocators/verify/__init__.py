@@ -1,4 +1,4 @@
-"""Hold a plugin to the contract of allocators.contract and to its own promises.
+"""Hold a plugin to the contract of allocators.base.contract and to its own promises.
 
     scenario      what is done                              what must hold (checks by name)
     reuse         one object born and freed repeatedly      nothing: tells if memory is reused
@@ -19,6 +19,8 @@ allocator's mappings or misaligned, an abort without cause), ``lockup`` (an oper
 end), ``crash`` (of the real process; only the command can report that).  The heap is inspected
 every thousandth operation, and when it is wrong the plan is done again up to the operation after
 which it is: the one that is named.
+
+Imports allocators.base and the kernel; nothing but its command and tests imports it.
 """
 
 from allocators.verify.suite import OPERATIONS, SCENARIOS, Failure, Suite, variations, verify

@@ -1,4 +1,4 @@
-"""``python -m allocators.verify [NAME | PATH.py …]``: verify plugins, by default all.
+"""``python -m allocators.verify [NAME | PATH.py …]``: hold allocators to their contract.
 
 Exit codes: 0 all hold, 1 some failed, 2 unknown plugin or settings, 130 interrupted.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from allocators.registry import PluginError, load, names
+from allocators.base.registry import PluginError, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
-from kernel.watchdog import PATIENCE
+from kernel.engine.watchdog import PATIENCE
 
 PAGE_SIZES = (4096, 65536)
 

@@ -8,7 +8,7 @@ record ``d`` and ends the run; what needs the whole heap at once (overlap, walk)
 
 import numpy as np
 
-from allocators.contract import (
+from allocators.base.contract import (
     aligned_alloc,
     calloc,
     check,
@@ -23,8 +23,8 @@ from allocators.contract import (
     walk,
 )
 from kernel.access import peek, poke
-from kernel.jit import jit
-from kernel.switches import PAYLOAD
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAYLOAD
 from kernel.types import VM_READ, VM_WRITE
 from kernel.vma import covered
 

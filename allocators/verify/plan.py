@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from allocators.contract import ALIGNMENT
+from allocators.base.contract import ALIGNMENT
 from allocators.verify.driver import (
     EVENT_RESULT,
     EVENT_WIDTH,
@@ -34,7 +34,7 @@ SLOTS = 256
 SCARCE = 120
 #: Threads that take turns (the driver switches).
 THREADS = 4
-#: An address of the program's stack (kernel.boot.FRESH_PROCESS).
+#: An address of the program's stack (kernel.maps.FRESH_PROCESS).
 _STACK = 0x7FFFFFFDF000
 #: Bytes: the largest small request, the largest ordinary one, and one above any usual threshold
 #: from which objects are mapped.

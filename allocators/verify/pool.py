@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any
 
-from allocators.registry import load
+from allocators.base.registry import load
 from allocators.verify.suite import Failure, Suite
-from kernel.watchdog import PATIENCE
+from kernel.engine.watchdog import PATIENCE
 
 
 @dataclass(frozen=True)

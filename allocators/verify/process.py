@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from allocators.contract import ALIGNMENT, BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
-from allocators.registry import Plugin
+from allocators.base.contract import ALIGNMENT, BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
+from allocators.base.registry import Plugin
 from allocators.verify import driver as dr
 from allocators.verify.plan import SLOTS, Phase, Plan
-from kernel.boot import KernelConfig, Machine, record
-from kernel.jit import build
+from kernel.boot import Machine
+from kernel.config import KernelConfig
+from kernel.engine.jit import build
+from kernel.engine.record import record
+from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
 from kernel.types import VM_READ, VM_WRITE, SimulatedSignal
 from kernel.vma import covered
-from kernel.watchdog import SoftLockup, watched
 
 #: What the driver finds: the check's name, and the message from address, detail, request.
 _FOUND = {

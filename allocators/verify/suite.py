@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from allocators.registry import Plugin, PluginError, declared_settings, load
+from allocators.base.registry import Plugin, PluginError, declared_settings, load
 from allocators.verify import plan as plans
 from allocators.verify.driver import DOING_NAMES, EVENT_OP, EVENT_SIZE, EVENT_SLOT, OBJECT_ADDRESS
 from allocators.verify.plan import Phase, Plan
 from allocators.verify.process import Build, Process, Violation
+from kernel.engine.watchdog import PATIENCE
 from kernel.task import reason
 from kernel.types import SIGABRT, SimulatedSignal
-from kernel.watchdog import PATIENCE
 
 OPERATIONS = 100_000
 #: What may be chosen (allocators.verify says what each does).

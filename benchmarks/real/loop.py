@@ -1,4 +1,4 @@
-"""The compiled loop beside the same loop in C: ``python -m benchmarks.real.loop``.
+"""``python -m benchmarks.real.loop``: time the compiled loop beside the same loop in C.
 
 Both call this process's malloc for the same stored events, in turns: what the loop of
 benchmarks.real.timed adds to what it measures shows as the ratio of their medians.  The C program
@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import libc, workloads
-from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from benchmarks import workloads
+from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from benchmarks.speed import libc
 from benchmarks.workloads import Workload, WorkloadError
 
 #: The workload of benchmarks.speed: about 25,000 live objects, mean ≈ 140 bytes.
@@ -150,8 +151,8 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
     ``quarter`` and ``three_quarters``: of the ratios of the rounds, so much are below: what the
     machine's unrest is worth.  Raises LoopError where there is no C compiler.
     """
-    from benchmarks.simulation import TIMED, Simulation
-    from kernel.boot import KernelConfig
+    from benchmarks.replay.simulation import TIMED, Simulation
+    from kernel.config import KernelConfig
 
     c = CLoop(workload)
     bindings = TIMED | libc.bindings(touches=False)

@@ -1,8 +1,9 @@
 """The machine code that plays a program in a process which holds nothing else.
 
-The host process (kernel.host) maps this code and one shared memory, and is told to call ``play``.
-It does with the library's functions what benchmarks.replay does with a plugin's, in the same
-order, from a table of objects of its own: addresses go from malloc to free without leaving it::
+The host process (kernel.linux.host) maps this code and one shared memory, and is told to call
+``play``. It does with the library's functions what benchmarks.replay.loop does with a plugin's, in
+the same order, from a table of objects of its own: addresses go from malloc to free without leaving
+it::
 
     COMMON     functions, switches                       parent ──► play
     TABLE      an OBJECT for each slot                              play
@@ -29,10 +30,10 @@ import os
 
 import numpy as np
 
-from benchmarks.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, TOUCH_READ, TOUCH_WRITE
-from benchmarks.replay import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
-from kernel.host.code import assembled, executable_memfd
-from kernel.host.elf import PAGE_SIZE
+from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, TOUCH_READ, TOUCH_WRITE
+from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
+from kernel.linux.host.code import assembled, executable_memfd
+from kernel.linux.host.elf import PAGE_SIZE
 
 #: What to do.  ``extra``: an alignment, or a touch's offset, in bytes.  ``turn``: events of the
 #: object that come before, -1 where nobody else can be ahead.
@@ -72,7 +73,7 @@ FUNCTIONS = ("malloc", "calloc", "realloc", "aligned_alloc", "free")
 MOST_THREADS = 256
 
 #: ``place``: events that have ended.  ``statm``: a descriptor.  ``touch``: what the program does
-#: with a new block (benchmarks.replay).  ``stop``: nobody may wait any longer.  ``other``: the
+#: with a new block (benchmarks.replay.loop).  ``stop``: nobody may wait any longer.  ``other``: the
 #: blocks of the (``others``) threads that ``lead`` sends off; ``ready``: how many have come back.
 COMMON = np.dtype(
     [

@@ -4,7 +4,7 @@ The real process plays a batch; then the model's replay loop goes over the same 
 "plugin" that only repeats what happened: its malloc returns the address that the real one
 returned, and the counters in ``mm`` are set to what the process had after the event.  So objects,
 live bytes, peaks, means, fragmentation and the timeline are computed by the code that computes them
-for the model, from the definitions in benchmarks.metrics:
+for the model, from the definitions in benchmarks.replay.metrics:
 
     heap       writable private memory, which is what statm calls data: break and mappings
     reserved   all other memory that the library mapped: PROT_NONE
@@ -14,7 +14,7 @@ for the model, from the definitions in benchmarks.metrics:
 What the loader and the C library took before the first event is subtracted.  What the library
 mapped when it was loaded is its heap (RealProcess.own); a page of its variables counts for RSS when
 it is written later, and not for the heap.  The kernel's counters are exact from Linux 6.17 on;
-before, each processor may keep back some pages of RSS (kernel.host.observe).
+before, each processor may keep back some pages of RSS (kernel.linux.host.observe).
 
 The same library need not do the same twice: what it decides by the clock, by the addresses of the
 system or by its processor may differ from run to run.  glibc with one thread decides by none.
@@ -26,20 +26,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
-from benchmarks.job import COSTS
-from benchmarks.metrics import NATIVE
+from allocators.base.library import REAL, Library
+from benchmarks.events.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
+from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.real import machine
-from benchmarks.real.library import REAL, Library
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.real.threads import ThreadedProcess
-from benchmarks.replay import RUN, TIMELINE_ROWS, TOUCH_NAMES, replay_events
-from benchmarks.simulation import measured, timeline
+from benchmarks.replay.loop import RUN, TIMELINE_ROWS, replay_events
+from benchmarks.replay.measured import measured, timeline
+from benchmarks.replay.metrics import NATIVE
 from benchmarks.workloads import Workload
-from kernel.boot import record
-from kernel.host.observe import host_settings
-from kernel.host.process import HostError
-from kernel.jit import build, jit, source_hash
+from kernel.cost import COSTS
+from kernel.engine.jit import build, jit, source_hash
+from kernel.engine.record import record
+from kernel.linux.host.observe import host_settings
+from kernel.linux.host.process import HostError
 from kernel.types import MM, TASK
 
 #: A change of memory, pages; ``call``: index of CALLS, or of none.  ``failed``: of the call.
@@ -187,11 +188,10 @@ _REPEATING = {
 class RealRun:
     """One program played on one library, and everything that is known of it afterwards.
 
-    ``r``: the record of the replay loop (benchmarks.replay.RUN); ``events``: how many there were;
-    ``seconds``: in the process's batches, its bookkeeping included.  ``start`` and ``end``: the
-    process's memory before the first event and after the last; ``own``: what of the first was the
-    library's; ``sees_calls``: whether system
-    calls are counted.
+    ``r``: the record of the replay loop (benchmarks.replay.loop.RUN); ``events``: how many there
+    were; ``seconds``: in the process's batches, its bookkeeping included.  ``start`` and ``end``:
+    the process's memory before the first event and after the last; ``own``: what of the first was
+    the library's; ``sees_calls``: whether system calls are counted.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class RealRun:
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """What a real run can tell of benchmarks.metrics; None for system calls that are unseen."""
+        """Return the metrics that a real run has; None for system calls that are unseen."""
         found = measured(self.k, self.r, PAGE, dict.fromkeys(COSTS, 0.0))
         return {
             name: None if name.startswith("syscalls") and not self.sees_calls else found[name]

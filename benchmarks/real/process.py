@@ -5,8 +5,8 @@
     with RealProcess(library, slots=1000, touch="all") as real:
         answers, log = real.play(prepare(events))
 
-It is kernel.host's tiny process: no heap and no threads of its own, no address randomisation, on
-one processor, without capabilities.  What the library does is the only thing that happens in it.
+It is kernel.linux.host's tiny process: no heap and no threads of its own, no address randomisation,
+on one processor, without capabilities.  What the library does is the only thing that happens in it.
 """
 
 import mmap
@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.events import ALIGNED, Events, column
+from allocators.base.library import Library, LibraryError
+from benchmarks.events.events import ALIGNED, Events, column
+from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.real import machine
-from benchmarks.real.library import Library, LibraryError
-from benchmarks.replay import TOUCH_NAMES
-from kernel.host.process import (
+from kernel.linux.host.process import (
     FIRST_FILE,
     OP,
     OP_CALL,

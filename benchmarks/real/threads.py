@@ -17,11 +17,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.events import FREE, REALLOC, THREAD_END, Events, column
+from allocators.base.library import Library, LibraryError
+from benchmarks.events.events import FREE, REALLOC, THREAD_END, Events, column
 from benchmarks.real import machine
-from benchmarks.real.library import Library, LibraryError
 from benchmarks.real.process import SCRATCH, RealProcess, prepare
-from kernel.jit import build_once, jit
+from kernel.engine.jit import build_once, jit
 
 _SIGACTION, _SA_RESTORER = 13, 0x04000000
 #: Bytes of a pthread_attr_t, and of what a thread's stack begins with.

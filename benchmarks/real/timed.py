@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import libc
-from benchmarks.events import Events, column, read_only
-from benchmarks.real.library import REAL, Library, LibraryError
+from allocators.base.library import REAL, Library, LibraryError
+from benchmarks.events.events import Events, column, read_only
 from benchmarks.real.memory import inspect
 from benchmarks.real.threads import Naming
-from benchmarks.replay import RUN, apply
-from benchmarks.simulation import TIMED, Simulation
+from benchmarks.replay.loop import RUN, apply
+from benchmarks.replay.simulation import TIMED, Simulation
+from benchmarks.speed import libc
 from benchmarks.workloads import Workload
-from kernel.boot import KernelConfig, record
-from kernel.jit import build, disabled, jit
+from kernel.config import KernelConfig
+from kernel.engine.jit import build, disabled, jit
+from kernel.engine.record import record
 from kernel.types import TASK
 
 #: Functions that must all be the library's.

@@ -1,4 +1,4 @@
-"""The command line of benchmarks.trace.
+"""``python -m benchmarks.trace COMMAND``: record, inspect, cut and convert traces.
 
 Exit codes: 0 done, 1 a trace that cannot be read or written, 2 bad arguments, 130 interrupted.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from benchmarks import formats
-from benchmarks.native import TraceError
-from benchmarks.trace import cat, convert, head, info, merge, record, scale, slice
+from benchmarks.events.native import TraceError
+from benchmarks.trace import formats
+from benchmarks.trace.tools import cat, convert, head, info, merge, record, scale, slice
 
 #: By name, in the order in which --help lists them.
 COMMANDS: dict[str, ModuleType] = {
@@ -34,7 +34,7 @@ def _progress() -> Iterator[formats.Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from benchmarks.launch import shown_progress
+    from benchmarks.events.progress import shown_progress
 
     with shown_progress("trace") as progress:
         yield progress

@@ -7,14 +7,16 @@ A workload's module declares its settings as module-level constants, as an alloc
     program     next_event(g, last) @jit,             sees the addresses that it was given
                 start(s, random) -> record g,
                 length(s) -> int, slots(s) -> int     most events, and slots, that it will use
-    read        read(s, progress) -> (Events or       stored events, or a benchmarks.stream of
-                Stream, dict)                         them, and where they came from
+    read        read(s, progress) -> (Events or       stored events, or a benchmarks.events.stream
+    Stream, dict)                         of them, and where they came from
 
 ``s`` holds the checked settings by lower-case name; ``check_settings(s)`` may raise ValueError for
 combinations that cannot be.  A user's own workload is one such file: ``workload.name=my.py``.
+
+Imports trace/ and what is below it; replay/ and the storeys above import ``load``.
 """
 
-from benchmarks.workloads.registry import (
+from benchmarks.workloads.base.registry import (
     DEFAULT_TOUCH,
     Program,
     Workload,

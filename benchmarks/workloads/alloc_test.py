@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number
-from allocators.settings import size as size_setting
-from benchmarks.events import FREE, MALLOC, Events, make_events
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import previous, room, take_turns
+from allocators.base.settings import number
+from allocators.base.settings import size as size_setting
+from benchmarks.events.events import FREE, MALLOC, Events, make_events
+from benchmarks.workloads.base.pieces import previous, room, take_turns
+from benchmarks.workloads.base.prng import Random
 
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
 THREADS = number(1, low=1, high=1024, text="threads")

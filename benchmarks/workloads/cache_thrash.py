@@ -12,11 +12,11 @@ ASPLOS 2000.
 
 from types import SimpleNamespace
 
-from allocators.settings import number
-from allocators.settings import size as size_setting
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import write_over
+from allocators.base.settings import number
+from allocators.base.settings import size as size_setting
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import write_over
+from benchmarks.workloads.base.prng import Random
 
 OPERATIONS = number(100_000, low=1, high=1 << 31, text="malloc and free in all")
 THREADS = number(4, low=1, high=1024, text="threads")

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number, size
-from benchmarks.prng import Random
-from benchmarks.workloads import budget
-from benchmarks.workloads.budget import allocate, note, release
-from kernel.jit import jit
+from allocators.base.settings import number, size
+from benchmarks.workloads.base import budget
+from benchmarks.workloads.base.budget import allocate, note, release
+from benchmarks.workloads.base.prng import Random
+from kernel.engine.jit import jit
 
 BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a power of two")

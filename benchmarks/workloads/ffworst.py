@@ -20,10 +20,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number, size
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import allocate, join, release
+from allocators.base.settings import number, size
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import allocate, join, release
+from benchmarks.workloads.base.prng import Random
 
 SPACE = size(16 << 20, low=16, high=1 << 40, text="bytes allocated in each round")
 SMALLEST = size(32, low=1, high=1 << 30, text="bytes of a block in the first round")

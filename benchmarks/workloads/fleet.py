@@ -33,12 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from allocators.settings import choice, number, size
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.sizes import Sizes
-from benchmarks.workloads.pieces import NEVER, lives
-from benchmarks.workloads.registry import path
+from allocators.base.settings import choice, number, size
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import NEVER, lives
+from benchmarks.workloads.base.prng import Random
+from benchmarks.workloads.base.registry import path
+from benchmarks.workloads.base.sizes import Sizes
 
 PATH = path()
 PHASE = choice("steady", "startup", "both", text="what is played")

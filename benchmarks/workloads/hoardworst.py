@@ -17,10 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import size
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import allocate, join, release
+from allocators.base.settings import size
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import allocate, join, release
+from benchmarks.workloads.base.prng import Random
 
 SPACE = size(4 << 20, low=4096, high=1 << 40, text="bytes allocated of each class")
 SUPERBLOCK = size(256 << 10, low=4096, high=1 << 30, text="bytes of a superblock")

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number
-from benchmarks.events import FREE, MALLOC, Events, make_events
-from benchmarks.prng import Random
-from benchmarks.sizes import sizes
-from benchmarks.workloads.pieces import room
+from allocators.base.settings import number
+from benchmarks.events.events import FREE, MALLOC, Events, make_events
+from benchmarks.workloads.base.pieces import room
+from benchmarks.workloads.base.prng import Random
+from benchmarks.workloads.base.sizes import sizes
 
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
 LIVE = number(25_000, low=1, high=1 << 28, text="objects alive between bursts")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number, size
-from benchmarks.events import FREE, MALLOC, REALLOC, Events, make_events
-from benchmarks.prng import Random
+from allocators.base.settings import number, size
+from benchmarks.events.events import FREE, MALLOC, REALLOC, Events, make_events
+from benchmarks.workloads.base.prng import Random
 
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc, realloc and free in all")
 VECTORS = number(1_000, low=1, high=1 << 20, text="vectors that live side by side")

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import choice, number
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.sizes import sizes
-from benchmarks.workloads.pieces import allocate, join, release, room
+from allocators.base.settings import choice, number
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import allocate, join, release, room
+from benchmarks.workloads.base.prng import Random
+from benchmarks.workloads.base.sizes import sizes
 
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
 PEAK = number(50_000, low=1, high=1 << 28, text="objects at the tip of a tooth")

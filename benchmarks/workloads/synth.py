@@ -35,14 +35,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from allocators.settings import Setting, choice, number
-from benchmarks.events import THREAD_END, Events, column, make_events
-from benchmarks.formats import load, recognise
-from benchmarks.ledger import Ledger
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import slots_in_turn
-from benchmarks.workloads.registry import path
-from kernel.jit import build_once, jit
+from allocators.base.settings import Setting, choice, number
+from benchmarks.events.events import THREAD_END, Events, column, make_events
+from benchmarks.events.ledger import Ledger
+from benchmarks.trace.formats import load, recognise
+from benchmarks.workloads.base.pieces import slots_in_turn
+from benchmarks.workloads.base.prng import Random
+from benchmarks.workloads.base.registry import path
+from kernel.engine.jit import build_once, jit
 
 #: Percent of the peak by which live bytes move within a phase, and phases at least.
 SWING = 5

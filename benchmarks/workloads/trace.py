@@ -1,4 +1,4 @@
-"""A recorded program: workload=trace workload.path=FILE, of any format in benchmarks.formats.
+"""A recorded program: workload=trace workload.path=FILE, of any format in benchmarks.trace.formats.
 
 A long trace is decoded while it is replayed, in bounded memory; the results are the same to the
 last digit.  Measured is the loop alone, either way: what it waits for the decoder is told apart.
@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from allocators.settings import choice
-from benchmarks import native
-from benchmarks.events import Events
-from benchmarks.facts import Audit
-from benchmarks.formats import load, native_file, recognise, report_dropped
-from benchmarks.native import TraceError
-from benchmarks.stream import Stream
-from benchmarks.workloads.registry import WorkloadError, path
+from allocators.base.settings import choice
+from benchmarks.events import native
+from benchmarks.events.events import Events
+from benchmarks.events.facts import Audit
+from benchmarks.events.native import TraceError
+from benchmarks.events.stream import Stream
+from benchmarks.trace.formats import load, native_file, recognise, report_dropped
+from benchmarks.workloads.base.registry import WorkloadError, path
 
 PATH = path()
 STRICT = choice("false", "true", default="true", text="impossible events are errors, else dropped")

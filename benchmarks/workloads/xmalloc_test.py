@@ -16,11 +16,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from allocators.settings import number
-from allocators.settings import size as size_setting
-from benchmarks.events import Events
-from benchmarks.prng import Random
-from benchmarks.workloads.pieces import NEVER, lives
+from allocators.base.settings import number
+from allocators.base.settings import size as size_setting
+from benchmarks.events.events import Events
+from benchmarks.workloads.base.pieces import NEVER, lives
+from benchmarks.workloads.base.prng import Random
 
 OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
 WORKERS = number(4, low=1, high=512, text="producers, and as many consumers")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import allocators
-from allocators.registry import Plugin, load
+from allocators.base.registry import Plugin, load
 from allocators.verify import suite
 
 FOLDER = Path(allocators.__file__).parent
@@ -14,10 +14,10 @@ FOLDER = Path(allocators.__file__).parent
 TINY = '''
 import numpy as np
 
-from allocators.contract import MAX_REQUEST, align_up
+from allocators.base.contract import MAX_REQUEST, align_up
 from kernel.access import load, store
 from kernel.brk import sbrk
-from kernel.jit import jit
+from kernel.engine.jit import jit
 
 STATE = np.dtype([("top", "i8"), ("spare", "i8")])
 

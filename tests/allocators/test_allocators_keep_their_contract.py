@@ -5,8 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 
-from allocators import registry
-from allocators.registry import load
+from allocators.base import registry
+from allocators.base.registry import load
 from allocators.verify import Suite, variations, verify
 from allocators.verify import plan as plans
 from allocators.verify.driver import (
@@ -20,7 +20,7 @@ from allocators.verify.driver import (
 )
 from allocators.verify.plan import LARGE, Writer
 from allocators.verify.process import Build, Process
-from kernel.jit import disabled
+from kernel.engine.jit import disabled
 from kernel.types import SimulatedSignal
 
 #: ``python -m allocators.verify`` does 100,000 with each; without the JIT that would take minutes.

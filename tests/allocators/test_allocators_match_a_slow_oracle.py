@@ -9,12 +9,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from allocators import registry
-from allocators.contract import BLOCK_USED, CONTRACT
-from allocators.registry import load
+from allocators.base import registry
+from allocators.base.contract import BLOCK_USED, CONTRACT
+from allocators.base.registry import load
 from kernel.access import peek, poke
-from kernel.boot import KernelConfig, Machine
-from kernel.jit import build
+from kernel.boot import Machine
+from kernel.config import KernelConfig
+from kernel.engine.jit import build
 
 SLOTS = 6
 #: Words at either end of a block that the program writes and reads.

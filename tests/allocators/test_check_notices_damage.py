@@ -6,14 +6,14 @@ from itertools import chain, zip_longest
 import numpy as np
 import pytest
 
-from allocators import registry
-from allocators.contract import BLOCK_FREE, BLOCK_HEADER
-from allocators.registry import load
+from allocators.base import registry
+from allocators.base.contract import BLOCK_FREE, BLOCK_HEADER
+from allocators.base.registry import load
 from allocators.verify.plan import Writer
 from allocators.verify.process import Build, Process
 from kernel.access import peek, poke
-from kernel.boot import KernelConfig
-from kernel.jit import build
+from kernel.config import KernelConfig
+from kernel.engine.jit import build
 from kernel.types import SimulatedSignal
 
 pytestmark = pytest.mark.usefixtures("plain")

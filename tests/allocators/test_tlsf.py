@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from allocators import registry, tlsf
-from allocators.contract import (
+from allocators import tlsf
+from allocators.base import registry
+from allocators.base.contract import (
     BLOCK_FREE,
     BLOCK_USED,
     aligned_alloc,
@@ -20,12 +21,13 @@ from allocators.contract import (
     malloc,
     realloc,
 )
-from allocators.settings import number
+from allocators.base.settings import number
 from allocators.verify import variations
 from kernel.access import peek
-from kernel.boot import KernelConfig, Machine
+from kernel.boot import Machine
 from kernel.brk import sbrk
-from kernel.jit import build, disabled, jit
+from kernel.config import KernelConfig
+from kernel.engine.jit import build, disabled, jit
 from kernel.uapi import RLIM_INFINITY
 
 INIT, MALLOC, CALLOC, FREE, REALLOC, ALIGNED = range(6)

@@ -14,9 +14,9 @@ import pandas as pd
 import pyperf
 import pytest
 
-from benchmarks.metrics import METRICS
+from benchmarks.replay.metrics import METRICS
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 ALLOCATORS = ("arena", "buddy", "first_fit(fit=best)", "segregated")
 WORKLOADS = ("churn", "larson(threads=2)")
 EVENTS = 20_000

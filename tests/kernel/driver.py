@@ -13,9 +13,10 @@ from kernel.access import (
     store_half,
     touch,
 )
-from kernel.boot import KernelConfig, Machine
+from kernel.boot import Machine
 from kernel.brk import brk, sbrk
-from kernel.jit import build_once, jit
+from kernel.config import KernelConfig
+from kernel.engine.jit import build_once, jit
 from kernel.layout import get_unmapped_area
 from kernel.madvise import madvise
 from kernel.mmap import mmap, munmap

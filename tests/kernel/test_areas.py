@@ -5,7 +5,7 @@ The first lines are operations; the last is what must be there afterwards.
 
 import pytest
 
-from kernel.jit import jit
+from kernel.engine.jit import jit
 from kernel.uapi import MAP_FIXED_NOREPLACE, MAP_LOCKED, MAP_NORESERVE, MAP_POPULATE
 from tests.kernel.drawing import ORIGIN, apply, check_accounts, draw, play
 from tests.kernel.driver import FIXED, PRIVATE, Process, configured

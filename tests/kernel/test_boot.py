@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from kernel import boot
-from kernel.boot import FRESH_PROCESS, KernelConfig, Machine, parse_maps, record
-from kernel.memory import windows
+from kernel.boot import Machine
+from kernel.config import KernelConfig
+from kernel.engine.memory import windows
+from kernel.engine.record import record
+from kernel.maps import FRESH_PROCESS, parse_maps
 from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_SHARED
 from kernel.uapi import MAP_FIXED, MAP_GROWSDOWN
 from tests.kernel.driver import FIXED, PRIVATE, Process, configured

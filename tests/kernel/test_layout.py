@@ -5,7 +5,7 @@ Addresses are those that Linux 6.18 gave to a process with the same maps.
 
 import pytest
 
-from kernel.boot import FRESH_PROCESS
+from kernel.maps import FRESH_PROCESS
 from kernel.types import VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
 from kernel.uapi import (
     MADV_DONTNEED,

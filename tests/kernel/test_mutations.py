@@ -7,9 +7,9 @@ drawings of test_areas.
 
 import pytest
 
+from kernel.engine.jit import jit
 from kernel.fault import FAULT_READ
 from kernel.fault import fault_page as real_fault_page
-from kernel.jit import jit
 from kernel.layout import get_unmapped_area as real_get_unmapped_area
 from kernel.types import VM_ACCOUNT
 from kernel.vma import insert_vma as real_insert_vma

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import host
+from kernel.linux import host
 from tests.kernel import test_advice, test_areas, test_protection, test_remap
 from tests.kernel.drawing import ORIGIN, play, watch
 

@@ -1,0 +1,36 @@
+"""Mappings whose address is a multiple of a power of two: map too much, cut off both ends."""
+
+from allocators.base.contract import align_up
+from kernel.engine.jit import jit
+from kernel.mmap import mmap, munmap, page_align
+from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE
+
+
+@jit(cold=True)
+def map_aligned(k, length, alignment, lead, prot):
+    """Map ``length`` bytes so that start + ``lead`` is a multiple of ``alignment``; 0 if refused.
+
+    ``length`` and ``lead`` are whole pages, ``lead`` < ``length``.  Costs up to two munmaps; when
+    ``length`` is a multiple of ``alignment`` mostly none, as such mappings lie next to each other.
+    """
+    flags = MAP_PRIVATE | MAP_ANONYMOUS
+    if lead == 0 and length & (alignment - 1) == 0:
+        start = mmap(k, 0, length, prot, flags)
+        if start < 0:
+            return 0
+        if start & (alignment - 1) == 0:
+            return start
+        munmap(k, start, length)
+    excess = max(alignment - page_align(1), 0)
+    raw = mmap(k, 0, length + excess, prot, flags)
+    if raw < 0:
+        return 0
+    start = align_up(raw + lead, alignment) - lead
+    end = raw + length + excess
+    if start > raw and munmap(k, raw, start - raw) < 0:
+        munmap(k, raw, end - raw)
+        return 0
+    if start + length < end and munmap(k, start + length, end - start - length) < 0:
+        munmap(k, start, end - start)
+        return 0
+    return start

@@ -1,0 +1,300 @@
+"""The real libraries: where one is, how it is set, and what it is called in results.
+
+    name               soname                      settings go to     Debian's package
+    native/glibc       libc.so.6                   GLIBC_TUNABLES     libc6
+    native/jemalloc    libjemalloc.so.2            MALLOC_CONF        libjemalloc2
+    native/mimalloc    libmimalloc.so.2            MIMALLOC_…         libmimalloc2.0
+    native/tcmalloc    libtcmalloc_minimal.so.4    TCMALLOC_…         libtcmalloc-minimal4
+    native/lib         allocator.path              any variable       –
+
+Everything is checked before a process is made for it; nothing here needs a compiler.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernel.linux.host.elf import ElfFile
+
+#: What the names of real libraries begin with.
+PREFIX = "native/"
+
+#: How a library's threads are replayed: all events by one thread in the trace's order, or each
+#: thread's by a thread of its own.
+ONE, REAL = "one", "real"
+
+#: Variables by which the libraries are set.  None but the run's own reach it.
+_VARIABLES = re.compile(r"LD_PRELOAD|GLIBC_TUNABLES|MALLOC_.*|MIMALLOC_.*|TCMALLOC_.*")
+_MAY_BE_LEFT_OUT = re.compile(r"^(glibc\.malloc\.|MIMALLOC_|TCMALLOC_)")
+_LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+_FOLDERS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64")
+_FOLDERS += ("/usr/local/lib", "/usr/lib")
+
+
+class LibraryError(ValueError):
+    """A real library that cannot be found, set or used; one line that says why."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A library by name: ``settings`` is what its group of settings is called in its YAML."""
+
+    sonames: tuple[str, ...]
+    package: str
+    settings: str
+    variables: Callable[[Mapping[str, Any]], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that is there.  ``environment``: what a process needs to run on it.
+
+    ``label``: the name with the settings that are not defaults.  ``path``: the file itself, behind
+    all links.  ``threads``: ONE or REAL.
+    """
+
+    name: str
+    label: str
+    path: Path
+    threads: str
+    environment: Mapping[str, str] = field(hash=False)
+
+    def is_file(self, path: str) -> bool:
+        """Whether ``path`` is this library."""
+        return os.path.realpath(path) == str(self.path)
+
+    def clean_environment(self) -> dict[str, str]:
+        """The process's environment with the library's variables and no other allocator's."""
+        kept = {n: value for n, value in os.environ.items() if not _VARIABLES.fullmatch(n)}
+        return kept | dict(self.environment)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this build of the library from any other, without naming its place."""
+        data = self.path.read_bytes()
+        found = {"file": self.path.name, "sha256": hashlib.sha256(data).hexdigest()}
+        found["build_id"] = ElfFile(data).build_id()
+        found["environment"] = {
+            n: value for n, value in self.environment.items() if n != "LD_PRELOAD"
+        }
+        if self.name == f"{PREFIX}glibc":
+            found["version"] = " ".join(platform.libc_ver())
+        return found
+
+
+def is_native(name: object) -> bool:
+    """Whether an allocator's name is a real library's."""
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def find(name: str, settings: Mapping[str, Any]) -> Library:
+    """The library ``name`` with the settings of its YAML.  Raises LibraryError."""
+    known = _KNOWN.get(name.removeprefix(PREFIX))
+    if known is None:
+        choices = ", ".join(PREFIX + each for each in _KNOWN)
+        raise LibraryError(f"no allocator {name!r}; choose one of {choices}")
+    _check_machine(name)
+    given = dict(settings)
+    threads = given.pop("threads", ONE)
+    if threads not in (ONE, REAL):
+        raise LibraryError(f"allocator {name}: threads={threads}: choose one of {ONE}, {REAL}")
+    path = given.pop("path", "")
+    values = given.pop(known.settings, None) or {}
+    for unknown in given:
+        names = ", ".join(("path", known.settings, "threads"))
+        raise LibraryError(f"allocator {name}: unknown setting {unknown!r} (it has: {names})")
+    if not isinstance(values, Mapping):
+        raise LibraryError(
+            f"allocator {name}: {known.settings}={values}: expected names and values, "
+            f"{known.settings}={{NAME: VALUE}}"
+        )
+    try:
+        variables = known.variables(values)
+    except ValueError as error:
+        raise LibraryError(f"allocator {name}: {known.settings}: {error}") from None
+    file = _file_at(name, path) if path else _installed(name, known)
+    preload = {} if name == f"{PREFIX}glibc" else {"LD_PRELOAD": str(file)}
+    changed = [file.name] if not known.sonames else []
+    changed += [f"{_MAY_BE_LEFT_OUT.sub('', key)}={value}" for key, value in values.items()]
+    changed += [f"threads={threads}"] if threads != ONE else []
+    label = f"{name}({', '.join(changed)})" if changed else name
+    library = Library(name, label, file, threads, variables | preload)
+    _try(library)
+    return library
+
+
+def _check_machine(name: str) -> None:
+    """Raise LibraryError where real libraries cannot be measured."""
+    system, machine = platform.system(), platform.machine()
+    if system != "Linux" or machine not in ("x86_64", "AMD64"):
+        raise LibraryError(
+            f"allocator {name}: real libraries are measured on Linux on x86-64, "
+            f"this is {system} on {machine}"
+        )
+
+
+def _file_at(name: str, path: object) -> Path:
+    if not isinstance(path, str):
+        raise LibraryError(f"allocator {name}: path={path}: expected the path of a library")
+    if name == f"{PREFIX}glibc":
+        raise LibraryError(
+            f"allocator {name}: path={path}: the C library cannot be preloaded, it is the system's"
+        )
+    file = Path(os.path.realpath(path))
+    if not file.is_file():
+        raise LibraryError(f"allocator {name}: path={path}: there is no such file")
+    if re.search(r"[:\s]", str(file)):
+        raise LibraryError(
+            f"allocator {name}: path={path}: LD_PRELOAD takes no blanks and colons in a path"
+        )
+    try:
+        symbols = ElfFile(file.read_bytes()).symbols(".dynsym")
+    except (ValueError, KeyError):
+        raise LibraryError(f"allocator {name}: path={path}: no shared library") from None
+    lacking = [each for each in ("malloc", "free") if each not in symbols]
+    if lacking:
+        raise LibraryError(f"allocator {name}: path={path}: it has no {lacking[0]}")
+    return file
+
+
+def _installed(name: str, known: _Known) -> Path:
+    """The library where the loader would find it."""
+    if not known.sonames:
+        raise LibraryError(f"allocator {name}: path is missing: allocator.path=LIBRARY.so")
+    for soname in known.sonames:
+        for place in _places(soname):
+            if place.is_file():
+                return Path(os.path.realpath(place))
+    raise LibraryError(
+        f"allocator {name}: {known.sonames[0]} is not installed (Debian: apt install "
+        f"{known.package}), or say where it is: allocator.path=FILE"
+    )
+
+
+def _places(soname: str) -> Iterator[Path]:
+    """Where the loader may find ``soname``: its variable, its cache, the usual folders."""
+    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
+        if folder:
+            yield Path(folder, soname)
+    command = shutil.which("ldconfig") or "/sbin/ldconfig"
+    try:
+        cache = subprocess.run([command, "-p"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        cache = ""
+    for line in cache.splitlines():
+        entry, _, path = line.strip().partition(" => ")
+        if path and entry.startswith(f"{soname} ") and "x86-64" in entry:
+            yield Path(path)
+    for folder in _FOLDERS:
+        yield Path(folder, soname)
+
+
+def _try(library: Library) -> None:
+    """Start a program that does nothing on the library: it tells whether the two come together.
+
+    Raises LibraryError.
+    """
+    command = shutil.which("true")
+    if command is None:
+        return
+    done = subprocess.run(
+        [command], env=library.environment, capture_output=True, text=True, check=False
+    )
+    for line in done.stderr.splitlines():
+        if line.startswith("ERROR: ld.so") or "nvalid conf" in line:
+            raise LibraryError(f"allocator {library.label}: {line.strip()}")
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise LibraryError(f"allocator {library.label}: no program starts with it: {last[0]}")
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+def _pairs(values: Mapping[str, Any], shape: str) -> dict[str, str]:
+    """Names and values as words.  Raises ValueError for a name that is not of ``shape``."""
+    words = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or not re.fullmatch(shape, name):
+            raise ValueError(f"{name!r} is no name of a setting")
+        word = str(value).lower() if isinstance(value, bool) else str(value)
+        if value is None or not re.fullmatch(r"[\w.+|:-]+", word):
+            raise ValueError(f"{name}={value}: expected a number or a word")
+        words[name] = word
+    return words
+
+
+def _tunables(values: Mapping[str, Any]) -> dict[str, str]:
+    """GLIBC_TUNABLES; ``glibc.malloc.`` may be left out.  The loader itself knows the names."""
+    pairs = {
+        name if name.startswith("glibc.") else f"glibc.malloc.{name}": word
+        for name, word in _pairs(values, r"[a-z0-9_.]+").items()
+    }
+    known = _known_tunables() if pairs else []
+    for name in pairs:
+        if known and name not in known:
+            choices = ", ".join(n.removeprefix("glibc.malloc.") for n in known if ".malloc." in n)
+            raise ValueError(f"this glibc has no {name} (of malloc: {choices})")
+    if not pairs:
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(f"{name}={word}" for name, word in pairs.items())}
+
+
+def _known_tunables() -> list[str]:
+    """The tunables that this machine's loader lists; [] where it lists none (before 2.33)."""
+    try:
+        command = [str(_LOADER), "--list-tunables"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return []
+    return [line.partition(":")[0] for line in listed.splitlines() if ": " in line]
+
+
+def _conf(values: Mapping[str, Any]) -> dict[str, str]:
+    """MALLOC_CONF; jemalloc is asked to complain of what it does not know."""
+    pairs = _pairs(values, r"[a-z0-9_.]+")
+    if not pairs:
+        return {}
+    text = ",".join(f"{name}:{word}" for name, word in pairs.items())
+    return {"MALLOC_CONF": f"abort_conf:true,{text}"}
+
+
+def _options(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+    """Variables with a prefix, which may be left out."""
+
+    def variables(values: Mapping[str, Any]) -> dict[str, str]:
+        words = _pairs(values, r"[A-Za-z0-9_]+")
+        return {prefix + n.upper().removeprefix(prefix): word for n, word in words.items()}
+
+    return variables
+
+
+def _environment(values: Mapping[str, Any]) -> dict[str, str]:
+    """Any variables but the loader's own."""
+    words = _pairs(values, r"[A-Za-z_][A-Za-z0-9_]*")
+    for name in words:
+        if name.startswith("LD_"):
+            raise ValueError(f"{name} is the loader's")
+    return words
+
+
+_KNOWN = {
+    "glibc": _Known(("libc.so.6",), "libc6", "tunables", _tunables),
+    "jemalloc": _Known(("libjemalloc.so.2",), "libjemalloc2", "conf", _conf),
+    "mimalloc": _Known(
+        ("libmimalloc.so.2", "libmimalloc.so.2.0"),
+        "libmimalloc2.0",
+        "options",
+        _options("MIMALLOC_"),
+    ),
+    "tcmalloc": _Known(
+        ("libtcmalloc_minimal.so.4",), "libtcmalloc-minimal4", "options", _options("TCMALLOC_")
+    ),
+    "lib": _Known((), "", "environment", _environment),
+}

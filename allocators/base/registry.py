@@ -1,0 +1,157 @@
+"""Find allocators and check their settings, without compiling anything.
+
+A plugin is named by its file's stem in allocators/, or by the path of a ``.py`` file anywhere.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from allocators.base import contract
+from allocators.base.contract import CONTRACT, REQUIRED, Promises
+from allocators.base.settings import Setting
+from kernel.engine import switches
+from kernel.engine.jit import is_jit
+from kernel.engine.record import record
+
+#: Every module here is an allocator.
+_FOLDER = Path(__file__).resolve().parent.parent
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be found or used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An allocator with its settings: ``values`` maps every setting's name to its integer."""
+
+    name: str
+    module: ModuleType
+    values: Mapping[str, int]
+
+    @property
+    def label(self) -> str:
+        """The name and the settings that differ from their defaults: what results are named by."""
+        declared = declared_settings(self.module)
+        changed = [
+            f"{name}={declared[name].spell(value)}"
+            for name, value in self.values.items()
+            if value != declared[name]
+        ]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    def spelled(self) -> dict[str, Any]:
+        """The settings as a user writes them."""
+        declared = declared_settings(self.module)
+        return {name: declared[name].spell(value) for name, value in self.values.items()}
+
+    def bindings(self) -> dict[str, Any]:
+        """What build() binds: the contract's functions and the settings' constants."""
+        functions = {name: getattr(self.module, name, getattr(contract, name)) for name in CONTRACT}
+        return functions | {name.upper(): value for name, value in self.values.items()}
+
+    def state(self) -> np.recarray:
+        """A zeroed record of the plugin's static variables, (1,) STATE."""
+        return record(self.module.STATE)
+
+    def promises(self) -> Promises:
+        """What the design detects and gives back under these settings."""
+        function = getattr(self.module, "promises", None)
+        return function(dict(self.values)) if function else Promises()
+
+
+def names() -> list[str]:
+    """Return the allocators of the project."""
+    return sorted(p.stem for p in _FOLDER.glob("[!_]*.py"))
+
+
+def declared_settings(module: ModuleType) -> dict[str, Setting]:
+    """The tunable constants of a plugin by their lower-case names."""
+    return {name.lower(): v for name, v in vars(module).items() if isinstance(v, Setting)}
+
+
+def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
+    """Return the plugin ``name`` (or the path of a .py file) with ``settings`` as YAML gives them.
+
+    Raises PluginError for an unknown name, a file that does not import or lacks a part of the
+    contract, and an unknown, wrong or impossible setting.
+    """
+    module = _import(name)
+    stem = Path(name).stem
+    missing = [n for n in ("STATE", *REQUIRED) if not hasattr(module, n)]
+    if missing:
+        raise PluginError(
+            f"allocator {name}: {module.__file__} does not define {', '.join(missing)}"
+        )
+    for n in CONTRACT:
+        if hasattr(module, n) and not is_jit(getattr(module, n)):
+            raise PluginError(f"allocator {name}: {n} in {module.__file__} is not marked @jit")
+    declared = declared_settings(module)
+    for setting in declared:
+        if setting.upper() in switches.NAMES:
+            raise PluginError(
+                f"allocator {name}: {setting.upper()} is a compile-time switch's name"
+            )
+    values = {n: int(v) for n, v in declared.items()}
+    for key, value in (settings or {}).items():
+        if key not in declared:
+            known = ", ".join(declared) or "none"
+            raise PluginError(f"allocator {name}: unknown setting {key!r} (it has: {known})")
+        try:
+            values[key] = declared[key].parse(key, value)
+        except ValueError as error:
+            raise PluginError(f"allocator {name}: {error}") from None
+    if hasattr(module, "check_settings"):
+        try:
+            module.check_settings(dict(values))
+        except ValueError as error:
+            raise PluginError(f"allocator {name}: {error}") from None
+    return Plugin(stem, module, values)
+
+
+def _import(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        if name not in names():
+            raise PluginError(
+                f"no allocator {name!r}; choose one of {', '.join(names())}, or a .py file"
+            )
+        spec_name = f"allocators.{name}"
+        if spec_name in sys.modules:
+            return sys.modules[spec_name]
+        path = _FOLDER / f"{name}.py"
+    else:
+        path = Path(name).resolve()
+        spec_name = f"allocators_{path.stem}"
+        if not path.is_file():
+            raise PluginError(f"no allocator file {name}")
+    spec = importlib.util.spec_from_file_location(spec_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec_name]
+        line = _last_line(error, path)
+        raise PluginError(
+            f"allocator {name}: {path}{line}: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _last_line(error: BaseException, path: Path) -> str:
+    """':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f":{line}" if line else ""

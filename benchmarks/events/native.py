@@ -1,0 +1,299 @@
+"""The native trace format: Parquet with zstd, one row an event, the columns of Events.
+
+    row group 0   op  slot  size  [align  thread  offset  time  site]     2**20 rows
+    row group 1   …
+    metadata      "malloc-bench": JSON with schema (a version), provenance and facts
+
+Columns at their default throughout are left out when reading.  pandas, polars and duckdb read the
+files as they are; here they are read whole or by row group, in bounded memory.  The facts
+(benchmarks.events.facts) say what a replay must know before it begins: None where the events are
+impossible, and missing in files of before there were any.
+
+Small, since zstd finds more where bytes of equal weight stand together (BYTE_STREAM_SPLIT): the
+high ones are nearly all zero, and slots that were filled in turn differ in the low ones only.
+Times rise, so their differences are stored (DELTA_BINARY_PACKED).  A recorded program takes one to
+three bytes an event, threads and nanoseconds included.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.events.events import COLUMNS, Events, make_events, read_only
+from benchmarks.events.facts import Audit, Facts, Fingerprint
+
+#: Version of the columns' meaning; files of another are refused.
+SCHEMA = 1
+ROW_GROUP = 1 << 20
+#: First bytes of every Parquet file.
+MAGIC = b"PAR1"
+
+_METADATA = "malloc-bench"
+#: How columns are stored; what takes longer to write is hardly smaller, and read as fast.
+_ENCODINGS = {name: "BYTE_STREAM_SPLIT" for name, *_ in COLUMNS} | {"time": "DELTA_BINARY_PACKED"}
+_LEVEL = 9
+_REQUIRED = ("op", "slot", "size")
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read; the message names the file, the line and what is wrong."""
+
+
+class Writer:
+    """Writes events to a file that appears, whole, when the ``with`` block ends without error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: Plain values for JSON; may be set until the end.
+        self.provenance: dict[str, Any] = {}
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        self._pending: list[Events] = []
+        self._rows = 0
+        self._names: list[str] = []
+        self._audit, self._fingerprint = Audit(), Fingerprint()
+        self._wrong: str | None = None
+        self._file: Any = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def add(self, events: Events) -> None:
+        """Append ``events``; the first ones decide which columns there are."""
+        if not len(events.op):
+            return
+        if not self._names:
+            self._names = [n for n in Events._fields if len(getattr(events, n))]
+        self._pending.append(events)
+        self._rows += len(events.op)
+        if self._rows >= ROW_GROUP:
+            self._flush(self._rows - self._rows % ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {}
+        for name in self._names:
+            pieces = [getattr(events, name) for events in self._pending]
+            columns[name] = np.concatenate([*pieces, np.empty(0, dict(_dtypes())[name])])
+        self._pending = [_slice(columns, rows, self._rows)]
+        self._rows -= rows
+        events = _slice(columns, 0, rows)
+        self._fingerprint.add(events)
+        self._wrong = self._audit.add(events)
+        table = pa.table({name: column[:rows] for name, column in columns.items()})
+        with _short_errors():
+            if self._file is None:
+                self._file = parquet.ParquetWriter(
+                    self._temporary,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=_LEVEL,
+                    use_dictionary=False,
+                    column_encoding={name: _ENCODINGS[name] for name in columns},
+                    write_page_checksum=True,
+                )
+            self._file.write_table(table, row_group_size=ROW_GROUP)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                if not self._names:
+                    self._names = list(_REQUIRED)
+                if self._rows or self._file is None:
+                    self._flush(self._rows)
+                content = {"schema": SCHEMA, "provenance": self.provenance, "facts": None}
+                if self._wrong is None:
+                    facts = self._audit.facts(self._fingerprint.hexdigest())
+                    content["facts"] = vars(facts)
+                self._file.add_key_value_metadata({_METADATA: json.dumps(content)})
+            if self._file is not None:
+                with _short_errors():
+                    self._file.close()
+            if error is None:
+                self._temporary.replace(self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """Let the errors of the system be told in its own words, without pyarrow's around them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            raise OSError(error.errno, os.strerror(error.errno)) from None
+        raise
+
+
+def _dtypes() -> list[tuple[str, str]]:
+    return [(name, dtype) for name, dtype, _, _ in COLUMNS]
+
+
+def _slice(columns: Mapping[str, np.ndarray], begin: int, end: int) -> Events:
+    return make_events(**{name: column[begin:end] for name, column in columns.items()})
+
+
+def check_ends(path: Path) -> None:
+    """Raise TraceError for a Parquet file that was cut off; reads eight bytes."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        whole = file.tell() >= 3 * len(MAGIC)
+        file.seek(-len(MAGIC), 2)
+        if not whole or file.read() != MAGIC:
+            raise TraceError(f"{path}: truncated or damaged trace (a Parquet file without its end)")
+
+
+def write(path: Path, events: Events, provenance: Mapping[str, Any]) -> None:
+    """Write a trace.  Raises OSError."""
+    with Writer(path) as writer:
+        writer.provenance = dict(provenance)
+        writer.add(events)
+
+
+class Reader:
+    """An open trace: ``events`` (their number), ``provenance``, and the events themselves.
+
+    ``facts``: what the file says of itself, None where it does not.  ``names``: the columns that
+    say anything.
+
+    Raises TraceError for a file that is damaged, no trace, or of another schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self.path = path
+        with _damage(path):
+            self._file = parquet.ParquetFile(
+                path, page_checksum_verification=True, pre_buffer=False
+            )
+            metadata = self._file.metadata
+            content = json.loads((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
+        if "schema" not in content:
+            raise TraceError(
+                f"{path}: a Parquet file, but not a trace ({_METADATA!r} is not in its metadata)"
+            )
+        if content["schema"] != SCHEMA:
+            raise TraceError(
+                f"{path}: a trace of schema {content['schema']}; this program reads {SCHEMA}"
+            )
+        self.events: int = metadata.num_rows
+        self.provenance: dict[str, Any] = content.get("provenance", {})
+        self.facts = Facts.parse(content.get("facts"), self.events)
+        with _damage(path):
+            self.names = self._columns()
+
+    def _columns(self) -> list[str]:
+        """The columns to read.  Raises TraceError for one missing or of the wrong type."""
+        import pyarrow as pa
+
+        schema, metadata = self._file.schema_arrow, self._file.metadata
+        wanted = []
+        for name, dtype, default, _ in COLUMNS:
+            index = schema.get_field_index(name)
+            if index < 0:
+                if name in _REQUIRED:
+                    raise TraceError(f"{self.path}: the column {name!r} is missing")
+                continue
+            if schema.field(index).type != pa.from_numpy_dtype(np.dtype(dtype)):
+                raise TraceError(
+                    f"{self.path}: column {name!r} is {schema.field(index).type}, not {dtype}"
+                )
+            statistics = [
+                metadata.row_group(i).column(index).statistics
+                for i in range(metadata.num_row_groups)
+            ]
+            says_nothing = all(
+                s is not None and s.has_min_max and s.min == s.max == default for s in statistics
+            )
+            if name in _REQUIRED or not says_nothing:
+                wanted.append(name)
+        return wanted
+
+    def _to_events(self, table: Any) -> Events:
+        columns = {}
+        for name in table.column_names:
+            if table.column(name).null_count:
+                raise TraceError(f"{self.path}: column {name!r} has nulls")
+            columns[name] = table.column(name).to_numpy()
+        return read_only(make_events(**columns))
+
+    def read(self) -> Events:
+        """All events."""
+        with _damage(self.path):
+            return self._to_events(self._file.read(self.names))
+
+    def groups(self, names: list[str] | None = None, threads: bool = True) -> Iterator[Events]:
+        """The events of one row group after the other, all with the same columns.
+
+        ``names``: of these columns only.  ``threads``: decode on all cores.
+        """
+        names = self.names if names is None else names
+        for i in range(self._file.num_row_groups):
+            with _damage(self.path):
+                events = self._to_events(self._file.read_row_group(i, names, use_threads=threads))
+            yield events
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a broken file into a TraceError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, TraceError):
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        detail = str(error).partition("\n")[0]
+        raise TraceError(f"{path}: truncated or damaged trace ({detail})") from None
+
+
+def verify(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:
+    """Pass ``groups`` on, each after ``audit`` (a new one) has found that it can have happened.
+
+    Raises TraceError for the first event that cannot: "PATH: event N: …".
+    """
+    audit = audit or Audit()
+    for events in groups:
+        wrong = audit.add(events)
+        if wrong is not None:
+            raise TraceError(f"{path}: {wrong}")
+        yield events
+
+
+def survey(reader: Reader, progress: Callable[[float], None] | None = None) -> Facts:
+    """The facts of a trace, read through by row group.
+
+    ``progress`` is told the fraction done.  Raises TraceError, as :func:`verify` does.
+    """
+    audit, fingerprint = Audit(), Fingerprint()
+    for events in verify(reader.path, reader.groups(), audit):
+        fingerprint.add(events)
+        if progress:
+            progress(audit.events / reader.events)
+    return audit.facts(fingerprint.hexdigest())

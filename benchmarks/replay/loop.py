@@ -1,0 +1,419 @@
+"""The replay loop: one specialised compiled loop for each allocator, workload kind and switches.
+
+``replay_events`` walks stored events; ``replay_program`` asks a compiled generator for the next
+event and tells it the address that came back.  Both hand each event to :func:`apply`, which plays
+the program: it calls the allocator, keeps the table of its objects, and uses its memory as the
+setting TOUCH says.
+
+What the loop observes (OBSERVE) is exact per event and free of sampling: peaks, the four
+Johnstone-Wilson measures, histograms of loads + stores per operation.  TIMELINE adds rows over
+time; when the table is full every other row goes and the stride doubles, so any length fits.
+"""
+
+import numpy as np
+
+from allocators.base.contract import (
+    ALIGNMENT,
+    aligned_alloc,
+    calloc,
+    free,
+    init,
+    malloc,
+    realloc,
+    thread_exit,
+)
+from benchmarks.events.events import (
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    REALLOC,
+    THREAD_END,
+    TOUCH_READ,
+    TOUCH_WRITE,
+)
+from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
+from kernel.access import touch
+from kernel.conservation import check_frames
+from kernel.engine.jit import jit
+from kernel.engine.switches import COUNT, PAGE_SHIFT
+from kernel.task import abort
+from kernel.types import ABORT_FRAMES, ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
+from kernel.vma import covered
+
+# --- Switches of the loop (bound by build, as those of kernel.engine.switches) -------------------
+
+TOUCH = TOUCH_ALL
+#: Exact per-event statistics.
+OBSERVE = True
+#: Rows over time.
+TIMELINE = True
+#: Physical memory is checked after every event (needs kernel.engine.switches.FRAMES).
+CHECK_FRAMES = False
+#: Whether the stored events have these columns.
+HAS_ALIGN = False
+HAS_THREAD = False
+HAS_OFFSET = False
+HAS_SITE = False
+
+# --- Results of a run ----------------------------------------------------------------------------
+
+#: Steps (loads + stores) below this are counted exactly; above, in 64 buckets an octave.
+EXACT_STEPS = 1024
+STEP_BUCKETS = EXACT_STEPS + 64 * 40
+
+#: Columns of the timeline.
+TIMELINE_COLUMNS = (
+    "event",
+    "live",
+    "heap",
+    "rss",
+    "reserved",
+    "page_tables",
+    "minor_faults",
+    "syscalls",
+    "steps",
+)
+TIMELINE_ROWS = 4096
+TIMELINE_WIDTH = len(TIMELINE_COLUMNS)
+
+RUN = np.dtype(
+    [
+        ("live", "i8"),  # requested bytes of live objects
+        ("live_objects", "i8"),
+        ("peak_live", "i8"),
+        ("peak_live_objects", "i8"),
+        ("heap_at_peak_live", "i8"),
+        ("live_at_peak_heap", "i8"),
+        ("peak_heap", "i8"),
+        ("allocated", "i8"),  # bytes requested in all; a realloc counts as free then malloc
+        ("operations", "i8"),  # events of the allocator that were not skipped
+        ("failed", "i8"),  # of these, how many returned NULL
+        ("skipped", "i8"),  # events of objects whose allocation had failed
+        ("first_failure", "i8"),  # event number of the first NULL, -1 if none
+        ("ratio_events", "i8"),  # events with live > 0, over which heap / live is averaged
+        ("ratio_sum", "f8"),  # sum of heap / live over those
+        ("ratio_sum_rss", "f8"),
+        ("live_sum", "f8"),  # sum of live over all events
+        ("heap_sum", "f8"),
+        ("rss_sum", "f8"),
+        ("checksum", "i8"),  # over all addresses returned
+        ("steps", "i8"),  # loads + stores before the running event
+        ("max_steps", "i8"),
+        ("rows", "i8"),  # timeline rows filled
+        ("stride", "i8"),  # events between rows
+        ("next_row", "i8"),  # event of the next row
+        ("last", "i8"),  # address that the last event of a program got
+        ("frames_checks", "i8"),  # times that physical memory was found sound
+        ("histogram", "i8", (2, STEP_BUCKETS)),  # steps of allocations and of frees
+        ("timeline", "i8", (TIMELINE_ROWS, TIMELINE_WIDTH)),
+    ],
+    align=True,
+)
+
+
+@jit
+def step_bucket(steps):
+    """Bucket of a number of steps: exact below EXACT_STEPS, then within 1.6 %."""
+    if steps < EXACT_STEPS:
+        return steps
+    octave = 0
+    while steps >> (octave + 1) >= EXACT_STEPS:
+        octave += 1
+    return min(EXACT_STEPS + 64 * octave + ((steps >> (octave + 4)) & 63), STEP_BUCKETS - 1)
+
+
+def bucket_floor(bucket: int) -> int:
+    """Smallest number of steps that falls into ``bucket``."""
+    if bucket < EXACT_STEPS:
+        return bucket
+    octave, part = divmod(bucket - EXACT_STEPS, 64)
+    return (64 + part) << (octave + 4)
+
+
+@jit(inline=True)
+def heap_bytes(k):
+    """Bytes mapped by the allocator since its start, without PROT_NONE reservations."""
+    mm = k.mm
+    return (mm.total_vm - mm.reserved_vm - mm.start_vm) << PAGE_SHIFT
+
+
+@jit(inline=True)
+def system_calls(k):
+    """System calls so far."""
+    mm = k.mm
+    return (
+        mm.nr_brk
+        + mm.nr_mmap
+        + mm.nr_munmap
+        + mm.nr_madvise
+        + mm.nr_mremap
+        + mm.nr_mprotect
+        + mm.nr_mlock
+    )
+
+
+@jit(cold=True)
+def verify_frames(k, r):
+    """End the process when a frame is lost, there twice or mixed up; count the check."""
+    code = check_frames(k)
+    if code:
+        abort(k, ABORT_FRAMES, code)
+    r.frames_checks += 1
+
+
+@jit(cold=True)
+def sample(k, r, event):
+    """Append a timeline row; thin the table out first when it is full."""
+    mm = k.mm
+    if r.rows == TIMELINE_ROWS:
+        r.rows >>= 1
+        for i in range(r.rows):
+            for j in range(TIMELINE_WIDTH):
+                r.timeline[i, j] = r.timeline[2 * i, j]
+        r.stride <<= 1
+    row = r.rows
+    r.rows += 1
+    r.next_row = event + r.stride
+    r.timeline[row, 0] = event
+    r.timeline[row, 1] = r.live
+    r.timeline[row, 2] = heap_bytes(k)
+    r.timeline[row, 3] = mm.rss << PAGE_SHIFT
+    r.timeline[row, 4] = mm.reserved_vm << PAGE_SHIFT
+    r.timeline[row, 5] = (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) << PAGE_SHIFT
+    r.timeline[row, 6] = mm.minflt
+    r.timeline[row, 7] = system_calls(k)
+    r.timeline[row, 8] = mm.loads + mm.stores
+
+
+@jit(inline=True)
+def observe(k, r, op):
+    """Take the exact per-event statistics after an event of the allocator."""
+    mm = k.mm
+    heap = heap_bytes(k)
+    if r.live > r.peak_live:
+        r.peak_live = r.live
+        r.heap_at_peak_live = heap
+    if heap > r.peak_heap:
+        r.peak_heap = heap
+        r.live_at_peak_heap = r.live
+    if r.live_objects > r.peak_live_objects:
+        r.peak_live_objects = r.live_objects
+    if r.live > 0:
+        r.ratio_events += 1
+        r.ratio_sum += heap / r.live
+    r.live_sum += r.live
+    r.heap_sum += heap
+    r.rss_sum += mm.rss
+    if COUNT:
+        total = mm.loads + mm.stores
+        steps = total - r.steps
+        r.steps = total
+        r.histogram[1 if op == FREE else 0, step_bucket(steps)] += 1
+        if steps > r.max_steps:
+            r.max_steps = steps
+
+
+@jit(inline=True)
+def use_block(k, p, begin, end):
+    """The program uses bytes [begin, end) of its new block at ``p``, as TOUCH says."""
+    if TOUCH == TOUCH_FIRST:
+        if begin == 0 and end > 0:
+            touch(k, p, 8, 1)
+    elif TOUCH == TOUCH_ALL:
+        touch(k, p + begin, end - begin, 1)
+    elif TOUCH == TOUCH_ALL_READ:
+        touch(k, p + begin, end - begin, 0)
+
+
+@jit(inline=True)
+def born(k, r, objects, slot, p, size):
+    """Enter the block at ``p`` (0: allocation failed) as object ``slot``; returns ``p``."""
+    objects[slot, 0] = p
+    objects[slot, 1] = size
+    if p <= 0:
+        fail(k, r, objects, slot)
+        return 0
+    r.checksum += p
+    if OBSERVE or TIMELINE:
+        r.live += size
+    if OBSERVE:
+        r.operations += 1
+        r.live_objects += 1
+        r.allocated += size
+        inspect(k, p, size, ALIGNMENT)
+    return p
+
+
+@jit(cold=True)
+def inspect(k, p, size, alignment):
+    """End the process when the block of ``size`` bytes at ``p`` is not what was asked for."""
+    if p & (alignment - 1):
+        abort(k, ABORT_MISALIGNED, p)
+    if not covered(k, p, p + max(size, 1), VM_READ | VM_WRITE):
+        abort(k, ABORT_OUTSIDE, p)
+
+
+@jit(cold=True)
+def fail(k, r, objects, slot):
+    """Record that an allocation returned NULL."""
+    if r.failed == 0:
+        r.first_failure = k.task.now
+    r.failed += 1
+    objects[slot, 0] = 0
+    objects[slot, 1] = -1
+
+
+@jit
+def do_realloc(k, a, r, objects, slot, size):
+    """realloc by the C library's rules: NULL allocates, size 0 frees, failure keeps the block."""
+    p = objects[slot, 0]
+    old = objects[slot, 1]
+    if p == 0:
+        if old < 0:
+            r.skipped += 1
+            return 0
+        p = born(k, r, objects, slot, malloc(k, a, size), size)
+        if p:
+            use_block(k, p, 0, size)
+        return p
+    if size == 0:
+        died(r, objects, slot)
+        free(k, a, p)
+        return 0
+    if OBSERVE:
+        r.operations += 1
+    q = realloc(k, a, p, size)
+    if q <= 0:
+        if r.failed == 0:
+            r.first_failure = k.task.now
+        r.failed += 1
+        return 0
+    r.checksum += q
+    if OBSERVE or TIMELINE:
+        r.live += size - old
+    if OBSERVE:
+        r.allocated += size
+        inspect(k, q, size, ALIGNMENT)
+    objects[slot, 0] = q
+    objects[slot, 1] = size
+    if size > old:
+        use_block(k, q, old, size)
+    return q
+
+
+@jit(inline=True)
+def died(r, objects, slot):
+    """Strike object ``slot`` off the table, before its block is freed."""
+    if OBSERVE or TIMELINE:
+        r.live -= objects[slot, 1]
+    if OBSERVE:
+        r.operations += 1
+        r.live_objects -= 1
+    objects[slot, 0] = 0
+
+
+@jit(inline=True)
+def apply(k, a, r, objects, op, slot, size, align, offset):
+    """Let the program do one event; returns the address it got, else 0."""
+    if op == MALLOC:
+        p = born(k, r, objects, slot, malloc(k, a, size), size)
+        if p:
+            use_block(k, p, 0, size)
+        return p
+    if op == FREE:
+        if slot < 0:  # free(NULL) is an event, though no allocator has work with it
+            if OBSERVE:
+                r.operations += 1
+            return 0
+        p = objects[slot, 0]
+        if p == 0:
+            r.skipped += 1
+            objects[slot, 1] = 0
+            return 0
+        died(r, objects, slot)
+        free(k, a, p)
+        return 0
+    return apply_rare(k, a, r, objects, op, slot, size, align, offset)
+
+
+@jit(cold=True)
+def apply_rare(k, a, r, objects, op, slot, size, align, offset):
+    """The events other than malloc and free."""
+    if op == REALLOC:
+        return do_realloc(k, a, r, objects, slot, size)
+    if op == CALLOC:
+        return born(k, r, objects, slot, calloc(k, a, size), size)
+    if op == ALIGNED:
+        p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
+        if OBSERVE and p:
+            inspect(k, p, size, 1 << align)
+        if p:
+            use_block(k, p, 0, size)
+        return p
+    if op == THREAD_END:
+        thread_exit(k, a)
+        return 0
+    p = objects[slot, 0]
+    if p == 0:
+        r.skipped += 1
+    elif op == TOUCH_READ:
+        touch(k, p + offset, size, 0)
+    elif op == TOUCH_WRITE:
+        touch(k, p + offset, size, 1)
+    return 0
+
+
+@jit
+def replay_events(k, a, r, objects, e, begin, end):
+    """Replay the first rows of ``e``, which are the events [begin, end) of the workload."""
+    task = k.task
+    for i in range(end - begin):
+        now = begin + i
+        task.now = now
+        if HAS_THREAD:
+            task.tid = e.thread[i]
+        if HAS_SITE:
+            task.site = e.site[i]
+        align = e.align[i] if HAS_ALIGN else 0
+        offset = e.offset[i] if HAS_OFFSET else 0
+        op = e.op[i]
+        apply(k, a, r, objects, op, e.slot[i], e.size[i], align, offset)
+        if OBSERVE and op < TOUCH_READ:
+            observe(k, r, op)
+        if CHECK_FRAMES:
+            verify_frames(k, r)
+        if TIMELINE and now >= r.next_row:
+            sample(k, r, now)
+
+
+@jit
+def next_event(g, last):
+    """A generator's step: fill ``g`` (op, slot, request, align, offset); False at the end."""
+    return False
+
+
+@jit
+def replay_program(k, a, r, objects, g, begin, end):
+    """Replay what the compiled generator asks for, at most to event ``end``; returns the count."""
+    task = k.task
+    last = r.last
+    i = begin
+    while i < end and next_event(g, last):
+        task.now = i
+        last = apply(k, a, r, objects, g.op, g.slot, g.request, g.align, g.offset)
+        if OBSERVE and g.op < TOUCH_READ:
+            observe(k, r, g.op)
+        if CHECK_FRAMES:
+            verify_frames(k, r)
+        if TIMELINE and i >= r.next_row:
+            sample(k, r, i)
+        i += 1
+    r.last = last
+    return i
+
+
+@jit
+def initialise(k, a):
+    """Call the plugin's init."""
+    init(k, a)

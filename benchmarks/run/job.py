@@ -1,0 +1,215 @@
+"""What a configuration asks for, checked before anything long begins.
+
+A configuration is the nested mapping that Hydra composed: allocator, workload, kernel, measure and
+seed.  Checking imports no compiler.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from allocators.base import library as real
+from allocators.base import registry
+from allocators.base.library import Library, LibraryError
+from allocators.base.registry import Plugin, PluginError
+from benchmarks import workloads
+from benchmarks.trace import shipped
+from benchmarks.workloads import WorkloadError
+from kernel.config import KernelConfig
+from kernel.cost import COSTS
+
+#: What a KernelConfig has that is no setting of a benchmark: where a replayed process began, and
+#: a kernel on which nothing can be touched.
+_NO_SETTINGS = ("maps", "mmap_base", "layout_only")
+
+
+class JobError(ValueError):
+    """A configuration that cannot be run; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a job is timed.
+
+    ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
+    untimed ones; a sample replays the workload until ``min_events`` events have been seen.  What
+    would take longer than ``seconds`` is cut down (:meth:`schedule`).
+    """
+
+    timing: bool
+    processes: int
+    samples: int
+    warmups: int
+    min_events: int
+    seconds: int
+
+    def schedule(self, events: int, seconds: float) -> tuple[int, int, int, int]:
+        """Processes, samples, warm-ups and replays in a sample, to fit the time aimed at.
+
+        ``events``: of one replay, which takes about ``seconds``.  Replays in a sample are given up
+        first, then warm-ups, samples, and processes down to two: one says nothing of spread.
+        """
+        processes, samples, warmups = self.processes, self.samples, self.warmups
+        replays = -(-self.min_events // max(events, 1))
+        affordable = self.seconds / max(seconds, 1e-6)
+        replays = max(1, min(replays, int(affordable / (processes * (samples + warmups)))))
+        if processes * (samples + warmups) * replays > affordable:
+            warmups = 0
+        samples = max(1, min(samples, int(affordable / (processes * replays)) - warmups))
+        processes = max(min(2, processes), min(processes, int(affordable / (samples + warmups))))
+        return processes, samples, warmups, replays
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
+
+    ``plugin``: the simulated allocator, or a real library.  ``check_frames``: whether the
+    untimed run checks physical memory after every event.
+    """
+
+    plugin: Plugin | Library
+    workload: Mapping[str, Any]
+    kernel: KernelConfig
+    cost: Mapping[str, float]
+    check_frames: bool
+    measure: Measure
+    seed: int
+
+    @property
+    def library(self) -> Library | None:
+        """The real library that the job measures, if it does."""
+        return self.plugin if isinstance(self.plugin, Library) else None
+
+    @property
+    def workload_label(self) -> str:
+        """The workload's name and the settings that differ from their defaults."""
+        return workloads.label(self.workload)
+
+    def load_workload(
+        self, progress: Callable[[float, str], None] | None = None
+    ) -> workloads.Workload:
+        """Generate or read the workload.  Raises WorkloadError."""
+        return workloads.load(self.workload, progress)
+
+
+def check_job(config: Mapping[str, Any]) -> Job:
+    """Return the job that ``config`` describes.  Raises JobError with one clear line."""
+    _known("", config, ("allocator", "workload", "kernel", "measure", "seed"))
+    allocator = dict(_section(config, "allocator"))
+    workload = dict(_section(config, "workload"))
+    kernel = dict(_section(config, "kernel"))
+    cost = dict(_section(kernel, "cost", "kernel."))
+    kernel.pop("cost")
+    seed = config["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 62:
+        raise JobError(f"seed={seed}: expected a whole number from 0 to 2**62 - 1")
+    for section, settings in (("allocator", allocator), ("workload", workload)):
+        if not isinstance(settings.get("name"), str):
+            raise JobError(f"{section}.name is missing: it names the {section}'s file")
+    try:
+        name = allocator.pop("name")
+        load = real.find if real.is_native(name) else registry.load
+        plugin = load(name, allocator)
+        workloads.validate(workload)
+    except (PluginError, LibraryError, WorkloadError) as error:
+        raise JobError(str(error)) from None
+    kernel_config, check_frames = _kernel(kernel)
+    if isinstance(plugin, Library):
+        _check_host(plugin, kernel_config)
+    _known("kernel.cost.", cost, COSTS)
+    for name in COSTS:
+        value = cost.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise JobError(f"kernel.cost.{name}={value}: expected nanoseconds, 0 or more")
+    return Job(plugin, workload, kernel_config, cost, check_frames, _measure(config), seed)
+
+
+def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
+    """The kernel, and whether its physical memory is to be checked all the time."""
+    types = {f.name: f.type for f in fields(KernelConfig) if f.name not in _NO_SETTINGS}
+    types["check_frames"] = bool
+    _known("kernel.", settings, list(types))
+    for name, value in settings.items():
+        if types[name] is int:
+            _whole(f"kernel.{name}", value, 0)
+        elif types[name] is bool and not isinstance(value, bool):
+            raise JobError(f"kernel.{name}={value}: expected true or false")
+        elif types[name] is str and not isinstance(value, str):
+            raise JobError(f"kernel.{name}={value}: expected a word")
+    settings = dict(settings)
+    check_frames = settings.pop("check_frames", False)
+    try:
+        kernel = KernelConfig(**settings)
+    except ValueError as error:
+        raise JobError(f"kernel.{error}") from None
+    if check_frames and not kernel.frames:
+        raise JobError("kernel.check_frames=True: there is nothing to check without kernel.frames")
+    return kernel, check_frames
+
+
+def _check_host(library: Library, kernel: KernelConfig) -> None:
+    """Refuse a kernel that is not the one which runs."""
+    usual = KernelConfig()
+    for setting in fields(KernelConfig):
+        value = getattr(kernel, setting.name)
+        if setting.name != "window_bits" and value != getattr(usual, setting.name):
+            raise JobError(
+                f"kernel.{setting.name}={value}: {library.name} runs on this machine's own "
+                "kernel, of which that cannot be asked"
+            )
+
+
+def _measure(config: Mapping[str, Any]) -> Measure:
+    measure = dict(_section(config, "measure"))
+    _known("measure.", measure, [f.name for f in fields(Measure)])
+    if not isinstance(measure.get("timing"), bool):
+        raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
+    for name, low in (
+        ("processes", 1),
+        ("samples", 1),
+        ("warmups", 0),
+        ("min_events", 1),
+        ("seconds", 1),
+    ):
+        _whole(f"measure.{name}", measure.get(name), low)
+    return Measure(**measure)
+
+
+def _section(config: Mapping[str, Any], name: str, prefix: str = "") -> Mapping[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise JobError(f"{prefix}{name} is missing or not a group of settings")
+    return section
+
+
+def _known(prefix: str, given: Mapping[str, Any], known: tuple[str, ...] | list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise JobError(f"unknown setting {prefix}{name} (known: {', '.join(known)})")
+
+
+def _whole(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 62:
+        raise JobError(f"{name}={value}: expected a whole number, {low} or more")
+
+
+def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """Return ``config`` with the files it names made absolute.
+
+    A relative plugin file is looked for in ``folders`` (the working directory first, then the
+    configuration directories), a relative trace or library in the working directory only.
+    """
+    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for section in ("allocator", "workload"):
+        name = config.get(section, {}).get("name")
+        if isinstance(name, str) and name.endswith(".py") and not Path(name).is_absolute():
+            found = [folder / name for folder in folders if (folder / name).is_file()]
+            if found:
+                config[section]["name"] = str(found[0].resolve())
+    for section in ("allocator", "workload"):
+        path = config.get(section, {}).get("path")
+        if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
+            config[section]["path"] = str(folders[0].joinpath(path).resolve())
+    return config

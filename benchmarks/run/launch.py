@@ -1,0 +1,131 @@
+"""Run a checked job in child processes: first the untimed run, then pyperf.
+
+The children are in sessions of their own, so that whatever happens here ends them at once; what
+they have to say comes back through the run's directory and, for progress, their standard output.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from benchmarks.events.progress import Progress
+from benchmarks.run import results
+from benchmarks.run.job import Job
+from kernel import PROJECT
+
+#: The line of a traceback that says what was raised.
+_ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
+_PROGRESS = re.compile(r"@ ([\d.]+) (.*)")
+
+
+def _environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of children: they import the project wherever they are started."""
+    path = os.pathsep.join(filter(None, (str(PROJECT), base.get("PYTHONPATH"))))
+    return {**base, "PYTHONPATH": path}
+
+
+@contextmanager
+def _child(
+    command: list[str], stderr: object, environment: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen]:
+    """Start a child in its own session; on the way out nothing of it is left running."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=_environment(environment),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # it may be gone already
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+def observe(directory: Path, progress: Progress) -> None:
+    """Run benchmarks.run.observe on ``directory``; the outcome is in run.json afterwards."""
+    command = [sys.executable, "-m", "benchmarks.run.observe", str(directory)]
+    with TemporaryFile() as errors, _child(command, errors) as process:
+        for line in process.stdout:
+            match = _PROGRESS.match(line.decode())
+            if match:
+                progress(float(match[1]), match[2])
+        code = process.wait()
+        errors.seek(0)
+        complaint = errors.read().decode(errors="replace").strip()
+    if results.read_run(directory).get("status") == results.RUNNING:
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        last = f": {complaint.splitlines()[-1]}" if complaint else ""
+        reason = f"the simulating process {end}{last}"
+        results.update_run(directory, status=results.FAILED, reason=reason)
+
+
+def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: Progress) -> None:
+    """Run benchmarks.run.worker on ``directory``, which writes bench.json.
+
+    ``run``: run.json after the untimed run, whose duration says how much timing is affordable.
+    Failure is recorded in run.json.
+    """
+    schedule = job.measure.schedule(run["events"], run["replay_seconds"])
+    processes, samples, warmups, replays = map(str, schedule)
+    output = directory / "bench.json"
+    output.unlink(missing_ok=True)
+    inherited = [n for n in os.environ if n.startswith("NUMBA_") or n in ("XDG_CACHE_HOME", "HOME")]
+    environment: Mapping[str, str] = os.environ
+    if job.library is not None:
+        # Every process is on the library, and has one thread as long as the workload has.
+        environment = job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
+        inherited += [*job.library.environment, "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"]
+    command = [
+        *(sys.executable, "-m", "benchmarks.run.worker"),
+        *("--directory", str(directory), "-o", str(output)),
+        *("-p", processes, "-n", samples, "-w", warmups, "-l", replays),
+        *("--inherit-environ", ",".join(inherited)),
+    ]
+    progress(0.0, "timing")
+    with TemporaryFile() as errors, _child(command, errors, environment) as process:
+        done = 0
+        while chunk := process.stdout.read1(64):
+            done += chunk.count(b".") if b"\n" not in chunk else 0
+            progress(min(done / schedule[0], 1.0), "timing")
+        code = process.wait()
+        errors.seek(0)
+        complaint = errors.read().decode(errors="replace").strip()
+    if code != 0 or not output.exists():
+        output.unlink(missing_ok=True)
+        # A worker's own error comes before that of the process which waited for it.
+        named = [line for line in complaint.splitlines() if _ERROR.match(line)]
+        last = [*named[:1], *complaint.splitlines()[-1:], f"exit code {code}"][0]
+        results.update_run(directory, status=results.FAILED, reason=f"timing failed: {last}")
+
+
+def run_job(job: Job, directory: Path, progress: Progress) -> str:
+    """Run everything that ``job`` asks for in ``directory``; returns the final status.
+
+    The directory holds config.yaml and a run.json with status ``running``.  When interrupted the
+    status says so, and the interruption goes on to the caller.
+    """
+    try:
+        observe(directory, progress)
+        run = results.read_run(directory)
+        if job.measure.timing and run["status"] in results.FINISHED:
+            # Not finished until it is timed: a resumed sweep looks at the status.
+            results.update_run(directory, status=results.RUNNING)
+            time_with_pyperf(directory, job, run, progress)
+            if results.read_run(directory)["status"] == results.RUNNING:
+                results.update_run(directory, status=run["status"])
+    except BaseException:
+        results.update_run(directory, status=results.INTERRUPTED, reason="interrupted")
+        raise
+    return results.read_run(directory)["status"]

@@ -1,0 +1,144 @@
+"""The untimed run of a job, a process: ``python -m benchmarks.run.observe DIRECTORY``.
+
+Reads DIRECTORY/config.yaml; writes metrics.json, timeline.parquet and the outcome in run.json.
+Progress goes to standard output, one line each: ``@ FRACTION WHAT``.  A stuck or crashing plugin
+takes only this process with it.  Exit code: 0 ok, 3 out of memory, 1 failed.
+"""
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from allocators.base.library import LibraryError
+from benchmarks.run import results
+from benchmarks.run.job import Job, JobError, check_job
+from benchmarks.workloads import Workload, WorkloadError
+from kernel.engine.watchdog import SoftLockup
+
+EXIT_OK, EXIT_FAILED, EXIT_OOM = 0, 1, 3
+
+
+def report(fraction: float, what: str) -> None:
+    """Tell the parent how far the work is."""
+    print(f"@ {fraction:.4f} {what}", flush=True)
+
+
+def observe(directory: Path) -> None:
+    """Run the job of ``directory`` and write its results.
+
+    Raises JobError, WorkloadError, AllocatorFailure, SoftLockup, or for a real library
+    LibraryError or HostError.
+    """
+    import yaml
+
+    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    job = check_job(config)
+    report(0.0, "preparing the workload")
+    workload = job.load_workload(report)
+    report(0.0, "compiling")
+    run = (_on_model if job.library is None else _on_library)(job, workload)
+    results.write_timeline(directory / "timeline.parquet", run.timeline)
+    results.write_json(directory / "metrics.json", run.metrics)
+    run.entries["hashes"]["workload"] = workload.fingerprint
+    results.update_run(
+        directory,
+        status=results.OOM if run.reason else results.OK,
+        reason=run.reason,
+        workload_provenance=workload.provenance,
+        **run.entries,
+    )
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What a run left: its files, entries of run.json, and why memory ran out, if it did."""
+
+    metrics: dict[str, Any]
+    timeline: dict[str, Any]
+    entries: dict[str, Any]
+    reason: str
+
+
+def _failures(r: Any) -> str:
+    """How many requests of a replay (benchmarks.replay.loop.RUN) got nothing, in words."""
+    failed, first = int(r.failed), int(r.first_failure)
+    return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
+
+
+def _on_model(job: Job, workload: Workload) -> _Observed:
+    """The simulated allocator on the kernel model."""
+    from benchmarks.replay.simulation import (
+        OBSERVED,
+        Simulation,
+    )  # after the checks: it brings the compiler
+    from kernel.engine.jit import source_hash as code_hash
+
+    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
+    simulation = Simulation(job.plugin, workload, job.kernel, switches)
+    length = max(simulation.length, 1)
+    seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
+    simulation.verify_end()
+    stopped = simulation.stopped_at
+    entries = {
+        "events": stopped if stopped >= 0 else simulation.length,
+        "replay_seconds": seconds,
+        "waited_seconds": simulation.waited,
+        "address_checksum": int(simulation.r.checksum),
+        "hashes": {
+            "kernel": results.source_hash("kernel"),
+            "plugin": results.file_hash(job.plugin.module.__file__),
+            "loop": code_hash(simulation.loop_function, **simulation.loop_bindings()),
+        },
+    }
+    reason = _failures(simulation.r)
+    if stopped >= 0:
+        reason = f"killed at event {stopped}: out of memory on a page fault"
+    return _Observed(simulation.metrics(job.cost), simulation.timeline(), entries, reason)
+
+
+def _on_library(job: Job, workload: Workload) -> _Observed:
+    """The real library in a process of its own."""
+    from benchmarks.real.memory import RealRun, clean_seconds, length
+
+    events = max(length(workload), 1)
+    run = RealRun(job.library, workload, lambda event: report(event / events, "replaying"))
+    # What a replay takes without being watched tells how much timing is affordable.
+    seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
+    entries = {
+        "events": run.events,
+        "replay_seconds": seconds,
+        "address_checksum": int(run.r.checksum),
+        "library": job.library.identity() | run.conditions(),
+        "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
+    }
+    return _Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
+
+
+def main(directory: Path) -> int:
+    """Observe and record the outcome; returns the exit code."""
+    from benchmarks.replay.simulation import AllocatorFailure
+    from kernel.linux.host.process import HostError
+
+    told = (JobError, WorkloadError, AllocatorFailure, SoftLockup, LibraryError, HostError)
+    try:
+        observe(directory)
+    except told as error:
+        results.update_run(directory, status=results.FAILED, reason=str(error))
+        return EXIT_FAILED
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"internal error: {type(error).__name__}: {error}"
+        results.update_run(directory, status=results.FAILED, reason=reason)
+        return EXIT_FAILED
+    return EXIT_OOM if results.read_run(directory)["status"] == results.OOM else EXIT_OK
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a plugin that loops for ever still runs in its thread.
+    os._exit(code)

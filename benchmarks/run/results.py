@@ -1,0 +1,110 @@
+"""The directory of one run: who writes what, and that nothing is ever half written.
+
+    config.yaml       the resolved configuration, enough to repeat the run
+    run.json          status, reason, labels, seed, versions, hashes, machine
+    metrics.json      name -> number: deterministic, see benchmarks.replay.metrics
+    timeline.parquet  int64 columns of benchmarks.replay.loop.TIMELINE_COLUMNS
+    bench.json        pyperf suite with one benchmark, named after the workload
+
+Every file is written beside its place and moved there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kernel import PROJECT
+
+#: Version of the files' layout.
+SCHEMA = 2
+#: Version of the model: a change that alters published numbers raises it.
+MODEL = 2
+
+#: What a run can be.  ``ok`` and ``oom`` are results; the rest has a reason.
+RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"
+FINISHED = (OK, OOM)
+
+_PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "pyarrow")
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file, then move it to ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON at ``path``."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """Return run.json of a run directory; {} when there is none that can be read."""
+    try:
+        return json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def update_run(directory: Path, **entries: Any) -> None:
+    """Set entries of run.json."""
+    write_json(directory / "run.json", read_run(directory) | entries)
+
+
+def write_timeline(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write the timeline's columns, (rows,) int64 each, as Parquet."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(dict(columns))
+    replace_file(path, lambda temporary: parquet.write_table(table, temporary, compression="zstd"))
+
+
+def source_hash(folder: str) -> str:
+    """Hash (16 hex digits) of the Python sources of one of the project's folders."""
+    digest = hashlib.sha256()
+    for path in sorted((PROJECT / folder).rglob("*.py")):
+        digest.update(path.relative_to(PROJECT).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash (16 hex digits) of one file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def versions() -> dict[str, Any]:
+    """Versions of the results' schema, the model, Python and the packages that matter."""
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"schema": SCHEMA, "model": MODEL, "python": platform.python_version()} | packages
+
+
+def machine() -> dict[str, Any]:
+    """What the run was made on, without naming it."""
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "architecture": platform.machine(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

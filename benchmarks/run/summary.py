@@ -1,0 +1,166 @@
+"""What bench.py prints at the end of a run and of a sweep, in the words of the metrics table."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.replay.metrics import BY_NAME, METRICS
+from benchmarks.run import results
+
+_RARE_CALLS = ("syscalls_mremap", "syscalls_mprotect", "syscalls_mlock")
+_RARE_FAULTS = ("faults_huge", "faults_file", "faults_major")
+_RARE = _RARE_CALLS + _RARE_FAULTS
+#: Rows of the summary of one run: title, and the metrics beside it.  Those of a part that is off
+#: (kernel.frames, kernel.tlb) are left out, and so are those of _RARE that are 0, and on a real
+#: library those that only the model has.
+_ROWS = (
+    ("events", ("operations", "failed")),
+    ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
+    (
+        "fragmentation",
+        (
+            "fragmentation_mean",
+            "fragmentation_peak_live",
+            "fragmentation_peak_heap",
+            "fragmentation_peaks",
+        ),
+    ),
+    (
+        "system calls",
+        ("syscalls_brk", "syscalls_mmap", "syscalls_munmap", "syscalls_madvise", *_RARE_CALLS),
+    ),
+    (
+        "page faults",
+        ("faults", "faults_write", "faults_read", "faults_cow", "faults_populate", *_RARE_FAULTS),
+    ),
+    ("physical memory", tuple(m.name for m in METRICS if m.part == "frames")),
+    ("TLB", tuple(m.name for m in METRICS if m.part == "tlb")),
+    (
+        "loads + stores",
+        ("steps_mean", "steps_p50", "steps_p99", "steps_p999", "steps_max"),
+    ),
+)
+
+
+#: Metrics in the table of a sweep, by the width of the terminal.
+_NARROW = ("peak_heap",)
+_WIDE = ("kernel_ns_per_op", "peak_heap", "peak_rss", "steps_p99")
+
+
+def console() -> Console:
+    """Standard output; wide when it is no terminal, so that files and pipes get every column."""
+    return Console(width=None if sys.stdout.isatty() else 132)
+
+
+def spell(name: str, value: float | None) -> str:
+    """Return a metric's value with its unit, as a person reads it; a dash for None."""
+    if value is None:
+        return "–"
+    unit = BY_NAME[name].unit
+    if unit == "bytes":
+        for prefix, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+            if abs(value) >= size:
+                return f"{value / size:.2f} {prefix}"
+        return f"{value:.0f} B"
+    if unit == "%":
+        return f"{value:.1f} %"
+    number = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    return f"{number} ns" if unit == "ns" else number
+
+
+def timing(directory: Path) -> tuple[float, float, int] | None:
+    """Mean and standard deviation of ns per operation and the number of values, if timed."""
+    path = directory / "bench.json"
+    if not path.exists():
+        return None
+    import pyperf
+
+    benchmark = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()[0]
+    spread = benchmark.stdev() if benchmark.get_nvalue() > 1 else 0.0
+    return benchmark.mean() * 1e9, spread * 1e9, benchmark.get_nvalue()
+
+
+def print_run(directory: Path, console: Console) -> None:
+    """Print the summary of one finished run."""
+    run = results.read_run(directory)
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    title = f"{run['label']} · {run['workload_label']} · seed {run['seed']}"
+    table = Table(title=title, show_header=False)
+    for justify in ("left", "left", "right"):
+        table.add_column(no_wrap=True, justify=justify)
+    wide = console.width >= 110
+    if wide:
+        table.add_column(style="dim", no_wrap=True)
+
+    def row(title: str, name: str, value: str, meaning: str) -> None:
+        table.add_row(title, name, value, *([meaning] if wide else []))
+
+    modelled = metrics.get("kernel_ns_per_op")
+    time = timing(directory)
+    if time:
+        mean, spread, count = time
+        within = "" if modelled is not None else ", the kernel's work included"
+        meaning = f"measured, over {count} values{within}"
+        row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", meaning)
+    if modelled is not None:
+        cell = spell("kernel_ns_per_op", modelled)
+        row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
+        if time:
+            row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
+    for title, names in _ROWS:
+        table.add_section()
+        shown = [n for n in names if n in metrics and (metrics[n] != 0 or n not in _RARE)]
+        for i, name in enumerate(shown):
+            row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
+    console.print(table)
+    status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
+    console.print(f"status: {status}", highlight=False)
+
+
+def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The run directories of a sweep with their run.json, in the order of their jobs."""
+    found = [(path.parent, results.read_run(path.parent)) for path in directory.glob("*/run.json")]
+    return sorted(found, key=lambda item: int(item[0].name.partition("-")[0]))
+
+
+def _differing(kernels: list[dict[str, Any]]) -> list[str]:
+    """Names of the kernel's settings in which the runs of a sweep differ."""
+    names = dict.fromkeys(name for kernel in kernels for name in kernel)
+    return [n for n in names if any(k.get(n) != kernels[0].get(n) for k in kernels if k)]
+
+
+def print_sweep(directory: Path, console: Console) -> bool:
+    """Print a line for each run and each failure's reason; returns whether all went well."""
+    columns = _WIDE if console.width >= 120 else _NARROW
+    table = Table(title="sweep")
+    runs = sweep_runs(directory)
+    differing = _differing([run.get("kernel", {}) for _, run in runs])
+    heads = ("run", "allocator", "workload", *(["kernel"] if differing else []), "seed", "status")
+    for head in heads:
+        table.add_column(head, overflow="fold", no_wrap=head == "kernel")
+    for head in ("ns_per_op", *columns):
+        table.add_column(head, justify="right", no_wrap=True)
+    failures = []
+    for path, run in runs:
+        cells = [path.name.partition("-")[0], run.get("label", "?"), run.get("workload_label", "?")]
+        if differing:
+            kernel = run.get("kernel", {})
+            cells.append(", ".join(f"{name}={kernel.get(name)}" for name in differing))
+        cells += [str(run.get("seed", "?")), run.get("status", "unreadable")]
+        if run.get("status") in results.FINISHED:
+            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+            time = timing(path)
+            cells.append(f"{time[0]:.2f} ± {time[1]:.2f}" if time else "")
+            cells += [spell(name, metrics.get(name)) for name in columns]
+        else:
+            failures.append((path, run))
+        table.add_row(*cells)
+    console.print(table)
+    for path, run in failures:
+        reason = run.get("reason", "run.json cannot be read")
+        console.print(f"{run.get('status', 'failed')}: {path.name}: {reason}", highlight=False)
+    return not failures

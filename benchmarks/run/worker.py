@@ -1,0 +1,75 @@
+"""The timed runs of a job, an ordinary pyperf script: ``python -m benchmarks.run.worker``.
+
+bench.py starts it after the untimed run has succeeded; ``--directory`` names the run's directory,
+whose config.yaml and run.json say what to time.  A value is seconds per allocator event.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyperf
+
+
+def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
+    command.extend(("--directory", args.directory))
+
+
+def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
+    """What compare_to and hist show about a suite: one-line strings and integers."""
+    library = run.get("library")
+    known = {"library": f"{library['file']}, sha256 {library['sha256']}"} if library else {}
+    return known | {
+        "allocator": run["label"],
+        "seed": run["seed"],
+        "page_size": run["page_size"],
+        "model_version": run["versions"]["model"],
+    }
+
+
+@functools.cache
+def _simulation(directory: Path):
+    """What is timed, compiled; made once in each worker process, never in the master."""
+    import yaml
+
+    from benchmarks.replay.simulation import TIMED, Simulation
+    from benchmarks.run.job import check_job
+
+    job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
+    if job.library is not None:
+        from benchmarks.real.timed import timed
+
+        return timed(job.library, job.load_workload())
+    return Simulation(job.plugin, job.load_workload(), job.kernel, TIMED)
+
+
+def time_replays(loops: int, directory: Path, events: int) -> float:
+    """Return the seconds that ``loops`` replays of the first ``events`` events take."""
+    simulation = _simulation(directory)
+    return sum(simulation.replay(events) for _ in range(loops))
+
+
+def main() -> None:
+    """Parse pyperf's arguments and ours, and measure."""
+    runner = pyperf.Runner(
+        program_args=("-m", "benchmarks.run.worker"), add_cmdline_args=_add_arguments
+    )
+    runner.argparser.add_argument("--directory", required=True, help="the run's directory")
+    args = runner.parse_args()
+    directory = Path(args.directory)
+    run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    runner.metadata.update(_metadata(run))
+    runner.bench_time_func(
+        run["workload_label"],
+        time_replays,
+        directory,
+        run["events"],
+        inner_loops=metrics["operations"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""``python -m benchmarks.speed [NAME …]``: time replays against the machine's own malloc.
+
+One churn is replayed through every allocator, through the C library by the same loop, and through
+a policy that does nothing.  The first word of each block is touched on both sides.  Rounds visit
+all rows in turn, so that a slow moment of the machine hits them alike; medians are reported.
+"""
+
+import argparse
+import json
+import sys
+from statistics import median
+from typing import Any
+
+from allocators.base import registry
+from allocators.base.registry import PluginError
+from benchmarks.speed import CHURN
+
+#: A policy whose replay takes longer than this, seconds, is not repeated.
+PATIENCE = 5.0
+
+
+class _Row:
+    """One allocator: its simulations without and with instruments, and the times seen."""
+
+    def __init__(self, name: str, simulation: Any, counted: Any = None) -> None:
+        self.name, self.simulation, self.counted = name, simulation, counted
+        self.seconds: list[float] = []
+        self.counted_seconds: list[float] = []
+
+    def run(self) -> None:
+        """Take one sample, unless the first has shown that this policy needs its time."""
+        if self.seconds and self.seconds[0] > PATIENCE:
+            return
+        self.seconds.append(self.simulation.replay())
+        if self.counted is not None:
+            self.counted_seconds.append(self.counted.replay())
+
+    @property
+    def first(self) -> int:
+        """Number of the first sample that counts: the one before warmed the host's memory."""
+        return 1 if len(self.seconds) > 1 else 0
+
+    def median(self) -> float:
+        """Median seconds of a replay."""
+        return median(self.seconds[self.first :])
+
+    def counted_ratio(self) -> float:
+        """Median over the rounds of the time with instruments over the time without."""
+        pairs = zip(self.counted_seconds, self.seconds, strict=True)
+        return median([with_ / without for with_, without in pairs][self.first :])
+
+
+def _rows(names: list[str], workload: Any, with_counting: bool) -> list[_Row]:
+    from benchmarks.events.touch import TOUCH_FIRST
+    from benchmarks.replay.simulation import TIMED, Simulation
+    from benchmarks.speed import harness, libc
+    from kernel.config import KernelConfig
+
+    kernel = KernelConfig()
+    plain = TIMED | {"TOUCH": TOUCH_FIRST}
+    counting = plain | {"COUNT": True, "TIMELINE": True}
+    rows = [
+        _Row("libc", Simulation(libc.plugin(), workload, kernel, plain | libc.bindings())),
+        _Row("harness", Simulation(harness.plugin(), workload, kernel, plain)),
+    ]
+    for name in names:
+        plugin = registry.load(name)
+        timed = Simulation(plugin, workload, kernel, plain)
+        counted = Simulation(plugin, workload, kernel, counting) if with_counting else None
+        rows.append(_Row(plugin.label, timed, counted))
+    return rows
+
+
+def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[dict[str, Any]]:
+    """Replay ``events`` events through each allocator ``rounds`` times.
+
+    Returns one dict a row: name, ns_per_event and ratio_to_libc (medians), checksum, and with
+    ``counting`` also counted_ratio, the time with loads, stores and timeline counted over the time
+    without.
+    """
+    from benchmarks import workloads
+    from benchmarks.events.progress import shown_progress
+    from benchmarks.speed import libc
+
+    with shown_progress("speed") as progress:
+        progress(0.0, "preparing the workload")
+        workload = workloads.load(CHURN | {"operations": events})
+        progress(0.0, "compiling")
+        rows = _rows(names, workload, counting)
+        for number in range(rounds + 1):
+            for row in rows:
+                progress(number / (rounds + 1), row.name)
+                row.run()
+                if row.name == "libc":
+                    libc.release(row.simulation.objects[:, 0])
+    reference = rows[0].median()
+    result = []
+    for row in rows:
+        seconds = row.median()
+        entry = {
+            "name": row.name,
+            "ns_per_event": seconds / rows[0].simulation.length * 1e9,
+            "ratio_to_libc": seconds / reference,
+            "checksum": int(row.simulation.r.checksum),
+        }
+        if row.counted is not None:
+            entry["counted_ratio"] = row.counted_ratio()
+        result.append(entry)
+    return result
+
+
+def main() -> int:
+    """Parse the arguments, measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="allocators or .py files (all)")
+    parser.add_argument("--json", action="store_true", help="name, ns_per_event, ratio_to_libc")
+    parser.add_argument("--events", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--counting", action="store_true", help="also time with instruments on")
+    args = parser.parse_args()
+    names = args.names or registry.names()
+    try:
+        if args.events < 1 or args.rounds < 1:
+            raise PluginError("--events and --rounds must be positive")
+        for name in names:
+            registry.load(name)
+    except PluginError as error:
+        print(f"speed: {error}", file=sys.stderr)
+        return 2
+    entries = measure(names, args.events, args.rounds, args.counting)
+    if args.json:
+        keys = ("name", "ns_per_event", "ratio_to_libc")
+        for entry in entries:
+            print(f"{entry['name']}: checksum {_spell(entry['checksum'])}", file=sys.stderr)
+        print(json.dumps([{key: entry[key] for key in keys} for entry in entries], indent=2))
+    else:
+        _print_table(entries)
+    return 0
+
+
+def _spell(checksum: int) -> str:
+    """The 64 bits of a checksum in hex."""
+    return f"{checksum & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def _print_table(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("allocator", "ns/event", "ratio to libc", "checksum")
+    counting = any("counted_ratio" in entry for entry in entries)
+    if counting:
+        table.add_column("with counting and timeline")
+    for entry in entries:
+        cells = [
+            entry["name"],
+            f"{entry['ns_per_event']:.2f}",
+            f"{entry['ratio_to_libc']:.2f}",
+            _spell(entry["checksum"]),
+        ]
+        if counting:
+            ratio = entry.get("counted_ratio")
+            cells.append("" if ratio is None else f"{ratio:.2f} ×")
+        table.add_row(*cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""``python -m benchmarks.speed.marathon``: time a replay that is decoded meanwhile, at any length.
+
+The churn of benchmarks.speed, without end: after the fill every slot is live whenever a malloc has
+followed a free, so its steady state may be gone through again and again.
+
+    fill │ period │ period │ period …       memory:  the same arrays each time
+                                            stream:  decoded anew from a native file, and audited
+
+Both replay the same events, which the addresses prove, in turn and in processes of their own.  The
+time of an event includes what the loop waited for the next piece.  Memory is the process's largest
+resident set (VmHWM), of which Python and the compiler take some hundred MB before the first event.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from allocators.base import registry
+from allocators.base.registry import PluginError
+
+#: Events of the file that is gone through again and again: sixteen row groups.
+PERIOD = 1 << 24
+SIDES = ("memory", "stream")
+#: Events replayed before the clock starts: the host's memory is warm then.
+_WARM_UP = 1 << 20
+
+
+def write_parts(directory: Path, period: int) -> None:
+    """Write the fill and one period of the churn, as native traces."""
+    from benchmarks import workloads
+    from benchmarks.events import native
+    from benchmarks.events.events import Events
+    from benchmarks.speed import CHURN
+
+    live = CHURN["live"]
+    events = workloads.load(CHURN | {"operations": live + period}).events
+    for name, part in (("fill", slice(live)), ("period", slice(live, None))):
+        native.write(
+            directory / f"{name}.parquet", Events(*(column[part] for column in events)), {}
+        )
+
+
+def _pieces(directory: Path, side: str) -> Iterator[Any]:
+    """The fill, then periods for ever: row groups from memory, or decoded each time."""
+    from benchmarks.events import native
+
+    with (
+        native.Reader(directory / "fill.parquet") as fill,
+        native.Reader(directory / "period.parquet") as period,
+    ):
+        yield from fill.groups()
+        kept = list(period.groups()) if side == "memory" else None
+        for _ in repeat(None):
+            yield from period.groups(threads=False) if kept is None else kept
+
+
+def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
+    """Replay ``events`` events; meant for a process of its own.
+
+    Returns seconds of the loop and seconds ``waited``, the checksum of the addresses, and the
+    largest resident set of this process in bytes.
+    """
+    from benchmarks.events import native
+    from benchmarks.events.facts import Facts
+    from benchmarks.events.stream import Stream
+    from benchmarks.replay.simulation import TIMED, Simulation
+    from benchmarks.speed import CHURN
+    from benchmarks.workloads import Workload
+    from kernel.config import KernelConfig
+
+    def make() -> Iterator[Any]:
+        pieces = _pieces(directory, side)
+        return native.verify(directory / "period.parquet", pieces) if side == "stream" else pieces
+
+    facts = Facts(events, events, CHURN["live"], 0, 0, "")
+    workload = Workload(
+        name="marathon",
+        label="marathon",
+        events=None,
+        program=None,
+        stream=Stream(facts, ("op", "slot", "size"), make),
+        slots=facts.slots,
+        operations=events,
+        fingerprint=facts.fingerprint,
+        touch=CHURN["touch"],
+        seed=CHURN["seed"],
+        provenance={},
+    )
+    simulation = Simulation(registry.load(allocator), workload, KernelConfig(), TIMED)
+    simulation.replay(min(events, _WARM_UP))
+    seconds = simulation.replay()
+    return {
+        "seconds": seconds,
+        "waited": simulation.waited,
+        "checksum": int(simulation.r.checksum),
+        "peak_memory": _largest_resident_set(),
+    }
+
+
+def _largest_resident_set() -> int:
+    """Bytes; of this program alone, unlike getrusage, which remembers the one that started it."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise OSError("/proc/self/status does not tell VmHWM")
+
+
+def measure(allocator: str, events: int, rounds: int) -> dict[str, Any]:
+    """Replay ``events`` events from memory and streamed, ``rounds`` times each, in turn.
+
+    Returns medians over the rounds: nanoseconds an event (``loop``: without waiting) and the ratio
+    of the two sides within one round; of the memory, the largest.
+    """
+    from benchmarks.events.progress import shown_progress
+
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as name, shown_progress("marathon") as progress:
+        directory = Path(name)
+        progress(0.0, "writing the trace")
+        write_parts(directory, PERIOD)
+        for number in range(rounds):
+            for i, side in enumerate(SIDES):
+                progress((2 * number + i) / (2 * rounds), side)
+                found[side].append(_run_apart(directory, side, allocator, events))
+        stored = (directory / "period.parquet").stat().st_size / PERIOD
+    return {"allocator": allocator, "events": events, "bytes_per_event": stored} | compared(
+        found, events
+    )
+
+
+def _run_apart(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
+    """:func:`run_side` in a process of its own, so that its memory is what this side takes."""
+    command = [sys.executable, "-m", "benchmarks.speed.marathon", "--side", side, str(directory)]
+    command += ["--allocator", allocator, "--events", str(events)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def compared(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, Any]:
+    """What ``measure`` tells of the runs of both sides."""
+    if len({run["checksum"] for runs in found.values() for run in runs}) != 1:
+        raise RuntimeError("the two sides did not get the same addresses")
+    result: dict[str, Any] = {}
+    for side, runs in found.items():
+        result[side] = {
+            "ns_per_event": median(run["seconds"] + run["waited"] for run in runs) / events * 1e9,
+            "loop_ns_per_event": median(run["seconds"] for run in runs) / events * 1e9,
+            "peak_memory": max(run["peak_memory"] for run in runs),
+        }
+    total = {side: [run["seconds"] + run["waited"] for run in found[side]] for side in SIDES}
+    pairs = zip(total["stream"], total["memory"], strict=True)
+    result["ratio"] = median(streamed / held for streamed, held in pairs)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the arguments, measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.marathon",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--events", type=int, default=100_000_000, metavar="N", help="to replay (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="of both sides (%(default)s)"
+    )
+    parser.add_argument(
+        "--allocator", default="first_fit", metavar="NAME", help="its name (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    # How the command starts itself.
+    parser.add_argument("--side", nargs=2, metavar=("SIDE", "DIRECTORY"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    try:
+        if args.events < 1 or args.rounds < 1:
+            raise PluginError("--events and --rounds must be positive")
+        registry.load(args.allocator)
+    except PluginError as error:
+        print(f"marathon: {error}", file=sys.stderr)
+        return 2
+    try:
+        if args.side:
+            return _tell_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
+        result = measure(args.allocator, args.events, args.rounds)
+    except subprocess.CalledProcessError:
+        return 1  # it has said why
+    except KeyboardInterrupt:
+        if not args.side:
+            print("marathon: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # no room for the trace
+        print(f"marathon: {error.strerror or error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=2)) if args.json else _print_table(result)
+    return 0
+
+
+def _tell_side(directory: Path, side: str, allocator: str, events: int) -> int:
+    """Print what :func:`run_side` returns as JSON; returns the exit code."""
+    from benchmarks.replay.simulation import AllocatorFailure
+    from kernel.engine.watchdog import SoftLockup
+
+    try:
+        print(json.dumps(run_side(directory, side, allocator, events)))
+    except (AllocatorFailure, SoftLockup) as error:
+        print(f"marathon: {allocator}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result['events']:,} events, {result['allocator']}"
+    table = Table("trace", "ns/event", "of these in the loop", "peak memory", title=title)
+    for side in SIDES:
+        row = result[side]
+        times = (f"{row[key]:.2f}" for key in ("ns_per_event", "loop_ns_per_event"))
+        table.add_row(side, *times, f"{row['peak_memory'] / (1 << 20):.0f} MiB")
+    Console().print(table)
+    print(f"ratio {result['ratio']:.3f}; {result['bytes_per_event']:.2f} bytes an event on disk")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""Trace files of any known format: recognise them by content, import them once, load them.
+
+    FILE, packed or plain ──► pieces of Records ──► objects ──► native file (in the user's cache)
+           packing             a format's reader
+
+A format is a module.  A text format has NAME, PATTERN (bytes that show it) and Reader:
+``read(lines)`` gives Records, ``explain(fields)`` says what is wrong with a line, and
+``spell(pointer)`` names an object as the trace does.  Any other has PATTERN or
+``recognises(head)``, ``pieces(source)`` (see benchmarks.trace.formats.piece) and UNIT, what its
+places are counted in.  To add one, enter it in FORMATS.
+
+Imports events/ and no other part of trace/; trace.tools, workloads and tests import it.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.events import native
+from benchmarks.events.events import Events, make_events
+from benchmarks.events.native import TraceError
+from benchmarks.trace.formats import (
+    android,
+    fragmetrics,
+    heaptrack,
+    malloc_bench,
+    malloc_lab,
+    memray,
+    mtrace,
+    valgrind,
+    wee_alloc,
+)
+from benchmarks.trace.formats.objects import PROBLEM_NAMES, UNSEEN, Objects, Records, complaint
+from benchmarks.trace.formats.packing import Source, complaints, opened, packed
+from benchmarks.trace.formats.piece import pieces
+
+#: The foreign formats.  The first that finds itself in the head of a file reads it.
+FORMATS: tuple[ModuleType, ...] = (
+    malloc_bench,
+    memray,
+    heaptrack,
+    fragmetrics,
+    valgrind,
+    mtrace,
+    android,
+    wee_alloc,
+    malloc_lab,
+)
+#: What is recognised only to say why it cannot be read.
+_REFUSED = (heaptrack.INTERPRETED,)
+#: Version of the importers: raise it when the same file gives other events.
+VERSION = 4
+
+#: Told the fraction done and what is being done.
+Progress = Callable[[float, str], None]
+
+_HEAD = 1 << 16
+
+
+def recognise(path: Path) -> Source:
+    """Look at the beginning of a trace.  Raises TraceError with one clear line."""
+    with complaints(path):
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if not magic:
+            raise TraceError(f"{path}: the file is empty")
+        if magic == native.MAGIC:
+            native.check_ends(path)
+            return Source(path, "native")
+        source = packed(path, magic)
+        with opened(source) as (stream, _):
+            head = stream.read(_HEAD)
+        if not head.strip():
+            raise TraceError(f"{path}: the trace is empty")
+        for module in FORMATS:
+            if _finds_itself(module, head):
+                source.format = module
+                return source
+    for pattern, reason in _REFUSED:
+        if pattern.search(head):
+            raise TraceError(f"{path}: {reason}")
+    known = ", ".join([*(module.NAME for module in FORMATS), "native (Parquet)"])
+    raise TraceError(f"{path}: no trace format that is known here ({known})")
+
+
+def _finds_itself(module: ModuleType, head: bytes) -> bool:
+    recognises = getattr(module, "recognises", None)
+    return recognises(head) if recognises else module.PATTERN.search(head) is not None
+
+
+def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator[Events]:
+    """Yield the events of a foreign trace.  Raises TraceError for the first error if ``strict``."""
+    objects = Objects()
+    threads: dict[int, int] = {}
+    for piece, fraction in pieces(source):
+        if progress:
+            progress(fraction, f"importing {source.path.name}")
+        records = piece.records
+        if strict and len(records.bad):
+            records = _until(records, int(records.bad[0]))
+        slot, problem = objects.rename(records, strict, piece.late)
+        wrong = [(records.line[i], i) for i in np.flatnonzero(problem > UNSEEN)[:1]]
+        wrong += [(row, -1) for row in records.bad[:1]]
+        if wrong and (strict or source.first_problem is None):
+            row, i = min(wrong)
+            if i < 0:
+                what = piece.explain(int(row))
+            else:
+                what = complaint(records, i, problem[i], partial(piece.spell, int(row)))
+            source.first_problem = (source.lines + int(row) + 1, what)
+            if strict:
+                raise _error(source.path, source.first_problem, unit_of(source))
+        for code, count in zip(*np.unique(problem, return_counts=True), strict=True):
+            if code:
+                source.dropped[PROBLEM_NAMES[code]] += int(count)
+        if len(records.bad):
+            source.dropped[f"unreadable_{unit_of(source)}"] += len(records.bad)
+        source.lines += piece.rows
+        kept = problem == 0
+        optional = {
+            name: getattr(records, name)[kept]
+            for name in ("time", "site", "thread")
+            if len(getattr(records, name))
+        }
+        if "thread" in optional:
+            optional["thread"] = _dense(optional["thread"], threads)
+        yield make_events(
+            records.op[kept], slot[kept], records.size[kept], align=records.align[kept], **optional
+        )
+
+
+def _until(records: Records, line: int) -> Records:
+    """The records above ``line``, and that line as the only bad one."""
+    above = {
+        name: column[records.line < line] if len(column) else column
+        for name, column in records._asdict().items()
+        if name != "bad"
+    }
+    return Records(**above, bad=records.bad[:1])
+
+
+def unit_of(source: Source) -> str:
+    """What places in a trace are counted in."""
+    return getattr(source.format, "UNIT", "line")
+
+
+def _dense(thread: np.ndarray, known: dict[int, int]) -> np.ndarray:
+    """Number threads from 0 in the order of their first events; ``known`` is added to."""
+    numbers, first, inverse = np.unique(thread, return_index=True, return_inverse=True)
+    for i in np.argsort(first):
+        known.setdefault(int(numbers[i]), len(known))
+    return np.array([known[int(n)] for n in numbers], "i4")[inverse]
+
+
+def _error(path: Path, problem: tuple[int, str], unit: str) -> TraceError:
+    place, what = problem
+    where = f":{place}: " if unit == "line" else f": {unit} {place}: "
+    return TraceError(f"{path}{where}{what}")
+
+
+def check_output(out: Path, *inputs: Path) -> None:
+    """Raise TraceError when ``out`` cannot be a new file or is one of the ``inputs``.
+
+    Outputs take the place of what is there when they are whole, so it must not be a device.
+    """
+    if not out.absolute().parent.is_dir():
+        raise TraceError(f"{out}: there is no directory {out.parent}")
+    if out.is_dir():
+        raise TraceError(f"{out}: is a directory")
+    if out.exists() and not out.is_file():
+        raise TraceError(f"{out}: is no file that could be replaced")
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise TraceError(f"{out}: would overwrite the trace that is read")
+
+
+def convert(
+    path: Path, out: Path, strict: bool, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the trace ``path`` in the native format at ``out``; returns its provenance.
+
+    ``out`` appears whole or not at all.  Raises TraceError.
+    """
+    source = recognise(path)
+    check_output(out, path)
+    try:
+        with native.Writer(out) as writer:
+            if source.format is None:
+                with native.Reader(path) as reader:
+                    for events in native.verify(path, reader.groups()):
+                        writer.add(events)
+                    writer.provenance = reader.provenance
+            else:
+                for events in _events(source, strict, progress):
+                    writer.add(events)
+                writer.provenance = _provenance(source)
+            return writer.provenance
+    except OSError as error:
+        raise TraceError(f"{out}: {error.strerror or error}") from None
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    """Where an imported trace came from; complete after the import."""
+    return {
+        "file": source.path.name,
+        "sha256": _content_hash(source.path),
+        "format": source.format.NAME,
+        "unit": unit_of(source),
+        "importer": VERSION,
+        "lines": source.lines,
+        "dropped": dict(source.dropped),
+        "first_problem": list(source.first_problem) if source.first_problem else None,
+    }
+
+
+def _content_hash(path: Path) -> str:
+    with complaints(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_directory() -> Path:
+    """Where imported traces are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "malloc-bench" / "traces"
+
+
+@contextmanager
+def native_file(
+    path: Path, strict: bool, progress: Progress | None = None
+) -> Iterator[tuple[native.Reader, bool]]:
+    """Yield a reader of ``path`` in native form, and whether it was checked on the way in.
+
+    A text trace is imported once and kept under the hash of its content; where no cache can be
+    written, it is imported into a temporary directory.  Raises TraceError.
+    """
+    source = recognise(path)
+    if source.format is None:
+        with complaints(path):
+            reader = native.Reader(path)
+        with reader:
+            yield reader, False
+        return
+    name = f"{_content_hash(path)[:32]}-{VERSION}-{native.SCHEMA}.parquet"
+    with tempfile.TemporaryDirectory() as temporary:
+        cached = _writable(cache_directory(), Path(temporary)) / name
+        reader = _reader_of(cached)
+        if reader is None:
+            convert(path, cached, strict, progress)
+            reader = native.Reader(cached)
+        problem = reader.provenance["first_problem"]
+        if strict and problem:
+            raise _error(path, tuple(problem), unit_of(source))
+        try:
+            with reader:
+                yield reader, True
+        except TraceError:
+            cached.unlink(missing_ok=True)  # damaged: the next run imports the trace anew
+            raise
+
+
+def _writable(directory: Path, otherwise: Path) -> Path:
+    """``directory``, made if need be, or ``otherwise`` when nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return otherwise
+    return directory if os.access(directory, os.W_OK) else otherwise
+
+
+def _reader_of(cached: Path) -> native.Reader | None:
+    """A reader of a file in the cache; None when it is not there or damaged."""
+    try:
+        return native.Reader(cached)
+    except (TraceError, OSError):
+        return None
+
+
+def load(
+    path: Path, strict: bool = True, progress: Progress | None = None
+) -> tuple[Events, dict[str, Any]]:
+    """Return the events of a trace of any known format, and their provenance.
+
+    When not ``strict``, what cannot have happened is dropped and counted on standard error.
+    Raises TraceError.
+    """
+    with native_file(path, strict, progress) as (reader, checked):
+        events = reader.read()
+        if not checked:
+            for _ in native.verify(path, iter([events])):
+                pass
+        report_dropped(path, reader.provenance)
+        return events, reader.provenance
+
+
+def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
+    """Say on standard error what a lenient import left out."""
+    dropped = provenance.get("dropped")
+    if not dropped:
+        return
+    counts = ", ".join(f"{count} × {name.replace('_', ' ')}" for name, count in dropped.items())
+    problem = provenance.get("first_problem")
+    unit = provenance.get("unit", "line")
+    first = f"; the first: {unit} {problem[0]}: {problem[1]}" if problem else ""
+    print(f"{path}: dropped {counts}{first}", file=sys.stderr)

@@ -1,0 +1,191 @@
+"""Android memory_replay traces: one event a line, after the number of the thread.
+
+    186: malloc 0xb6027400 1024            malloc PTR SIZE
+    186: calloc 0xb6037058 4 20            calloc PTR N SIZE
+    186: memalign 0xb6003000 4096 64       memalign PTR ALIGN SIZE
+    186: realloc 0xb60370a0 0xb6037058 17  realloc NEW OLD SIZE
+    186: free 0xb6027400                   free PTR, 0x0 allowed
+    376: thread_done 0x0
+
+Newer recordings end each line with two times in nanoseconds, begin and end; the first is kept.
+Source: AOSP, system/extras/memory_replay.
+"""
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from benchmarks.events.events import (
+    ALIGNED,
+    ALLOCATOR_OPS,
+    CALLOC,
+    FREE,
+    MALLOC,
+    OP_NAMES,
+    REALLOC,
+    THREAD_END,
+    Events,
+    column,
+)
+from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.trace.formats.objects import Records, address_of, note
+from benchmarks.trace.formats.printing import name_table, put_address, put_decimal, put_name
+from kernel.engine.jit import build_once, jit
+
+NAME = "Android memory_replay"
+#: A line that only such a trace has.
+PATTERN = re.compile(rb"^\s*\d+:\s*\w+\s+0x[0-9a-fA-F]", re.MULTILINE)
+
+#: Operations: what they are, and the fields after thread and name.
+OPERATIONS = {
+    "malloc": (MALLOC, ("PTR", "SIZE")),
+    "free": (FREE, ("PTR",)),
+    "realloc": (REALLOC, ("NEW", "OLD", "SIZE")),
+    "calloc": (CALLOC, ("PTR", "N", "SIZE")),
+    "memalign": (ALIGNED, ("PTR", "ALIGN", "SIZE")),
+    "thread_done": (THREAD_END, ("PTR",)),
+}
+_POWERS = 1 << np.arange(62)
+#: The names by number, for writing.
+_SPELLED = {number: name for name, (number, _) in OPERATIONS.items()}
+_NAMES = name_table([_SPELLED.get(op, "") for op in range(len(OP_NAMES))])
+#: Room for the longest line, bytes.
+_LONGEST_LINE = 160
+_BLANK, _COLON, _NEWLINE = b" :\n"
+
+
+class Reader:
+    """Reads one trace, piece by piece."""
+
+    def __init__(self) -> None:
+        self._start: int | None = None
+
+    def read(self, lines: Lines) -> Records:
+        """Return the records of ``lines``."""
+        values, kinds, fields = lines
+        op = np.full(len(fields), 255, "u1")
+        operands = np.zeros(len(fields), "i8")
+        for name, (number, names) in OPERATIONS.items():
+            mine = (values[:, 1] == word(name)) & (kinds[:, 1] == WORD)
+            op[mine] = number
+            operands[mine] = len(names)
+        timed = fields == 2 + operands + 2
+        good = (op != 255) & (timed | (fields == 2 + operands)) & (kinds[:, 0] == NUMBER)
+        for i in range(2, kinds.shape[1]):
+            good &= (kinds[:, i] == NUMBER) | (fields <= i)
+        a, b = values[:, 3], values[:, 4]
+        size = np.where(operands == 2, a, np.where(operands == 3, b, 0))
+        callocs = op == CALLOC
+        size[callocs] = a[callocs] * b[callocs]
+        good &= ~callocs | (a == 0) | ((size // np.maximum(a, 1) == b) & (a > 0))
+        good &= (size >= 0) & ((op != ALIGNED) | ((a > 0) & (a & (a - 1) == 0)))
+
+        line = np.flatnonzero(good)
+        op, a = op[line], a[line]
+        return Records(
+            line=line,
+            op=op,
+            pointer=values[line, 2],
+            old=np.where(op == REALLOC, a, 0),
+            size=size[line],
+            align=np.where(op == ALIGNED, np.searchsorted(_POWERS, a), 0).astype("u1"),
+            thread=values[line, 0],
+            time=self._times(values[line], 2 + operands[line], timed[line]),
+            bad=np.flatnonzero(~good & (fields > 0)),
+        )
+
+    def _times(self, values: np.ndarray, column: np.ndarray, timed: np.ndarray) -> np.ndarray:
+        """Nanoseconds since the first event; nothing when that one has no time."""
+        if self._start is None and len(values):
+            self._start = int(values[0, column[0]]) if timed[0] else -1
+        if self._start is None or self._start < 0:
+            return np.empty(0, "i8")
+        time = values[np.arange(len(values)), np.where(timed, column, 0)] - self._start
+        return np.maximum.accumulate(np.where(timed, time, 0))
+
+    def explain(self, fields: list[str]) -> str:
+        """What is wrong with a line of these fields."""
+        if len(fields) < 2 or not fields[0].isdecimal():
+            return "expected '<thread>: <operation> <pointer> …'"
+        name = fields[1]
+        if name not in OPERATIONS:
+            return f"unknown operation {name!r} (known: {', '.join(OPERATIONS)})"
+        form = " ".join(OPERATIONS[name][1])
+        return f"expected '{name} {form}', found {' '.join(fields[1:])!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"{pointer & (1 << 64) - 1:#x}"
+
+
+@jit
+def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
+    """Write a line for each of n events into ``text``, uint8; returns the bytes written.
+
+    ``pointer``, ``old`` (n,): NEW and OLD of a realloc, else ``pointer`` alone.  ``time``: (0,)
+    where lines have none.
+    """
+    at = 0
+    for i in range(op.shape[0]):
+        kind = int(op[i])
+        at = put_decimal(text, at, int(thread[i]) + 1)
+        text[at] = _COLON
+        text[at + 1] = _BLANK
+        at = put_name(text, at + 2, names, ends, kind)
+        text[at] = _BLANK
+        at = put_address(text, at + 1, int(pointer[i]))
+        if kind == REALLOC:
+            text[at] = _BLANK
+            at = put_address(text, at + 1, int(old[i]))
+        elif kind in (CALLOC, ALIGNED):
+            text[at] = _BLANK
+            at = put_decimal(text, at + 1, 1 << int(align[i]) if kind == ALIGNED else 1)
+        if kind not in (FREE, THREAD_END):
+            text[at] = _BLANK
+            at = put_decimal(text, at + 1, int(size[i]))
+        if time.shape[0] > 0:
+            for _ in range(2):
+                text[at] = _BLANK
+                at = put_decimal(text, at + 1, int(time[i]))
+        text[at] = _NEWLINE
+        at += 1
+    return at
+
+
+class Writer:
+    """Writes one trace, piece by piece: calloc as N = 1, threads numbered from 1."""
+
+    NAME = NAME
+
+    def __init__(self) -> None:
+        #: What the format cannot hold, counted.
+        self.lost: Counter = Counter()
+
+    def header(self) -> bytes:
+        """The lines above the first event."""
+        return b""
+
+    def lines(self, events: Events, before: np.ndarray) -> bytes:
+        """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
+        op, slot, size = events.op, events.slot, events.size
+        touches = (op >= ALLOCATOR_OPS) & (op != THREAD_END)
+        note(self.lost, "touch (left out)", touches)
+        note(self.lost, "size of a free", (op == FREE) & (size > 0))
+        note(self.lost, "call site", ~touches & (column(events, "site") != 0))
+        address = address_of(slot)
+        held = before >= 0
+        gone = (op == REALLOC) & held & (size == 0)
+        columns = [
+            op,
+            np.where(gone, 0, address),
+            np.where(held, address, 0),
+            size,
+            column(events, "align"),
+            column(events, "thread"),
+            events.time,
+        ]
+        kept = ~touches
+        columns = [c[kept] if len(c) else c for c in columns]
+        text = np.empty(int(kept.sum()) * _LONGEST_LINE, "u1")
+        return text[: build_once(print_lines)(*columns, *_NAMES, text)].tobytes()

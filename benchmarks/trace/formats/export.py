@@ -1,0 +1,108 @@
+"""Traces for other tools: write any trace as malloc-lab .rep or as Android memory_replay text.
+
+    trace ──► native, by row group ──► a format's Writer ──► OUT (plain, .gz or .zip)
+
+A format that can be written has a Writer: ``header()``, ``lines(events, before)``, ``lost`` (what
+it cannot hold, counted), and ``survey(events, before, after)`` if its header needs a first pass.
+"""
+
+import gzip
+import uuid
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from benchmarks.events import native
+from benchmarks.events.events import Events, rows
+from benchmarks.events.ledger import Ledger
+from benchmarks.events.native import TraceError
+from benchmarks.trace import formats
+from benchmarks.trace.formats import android, malloc_lab
+
+#: What can be written beside the native format, by the name that --to takes.
+WRITERS: dict[str, ModuleType] = {"android": android, "rep": malloc_lab}
+#: The native format's name.
+NATIVE = "native"
+
+#: Events that are written at once.
+_ROWS = 1 << 16
+
+
+def form_of(out: Path) -> str:
+    """The format that the name ``out`` asks for by its ending."""
+    endings = out.suffixes[-2:]
+    if ".rep" in endings:
+        return "rep"
+    return "android" if endings[-1:] and endings[-1] in (".txt", ".gz", ".zip") else NATIVE
+
+
+def export(
+    path: Path, out: Path, form: str, strict: bool, progress: formats.Progress | None = None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write the trace ``path`` at ``out`` in a format of WRITERS.
+
+    Returns the provenance of the trace, and what the format cannot hold, counted.  ``out`` appears
+    whole or not at all.  Raises TraceError.
+    """
+    formats.recognise(path)
+    formats.check_output(out, path)
+    writer = WRITERS[form].Writer()
+    with formats.native_file(path, strict, progress) as (reader, checked):
+        survey = getattr(writer, "survey", None)
+        if survey:
+            for events, before, after in _followed(path, reader, checked, None):
+                survey(events, before, after)
+        checked = checked or survey is not None
+        try:
+            with _whole(out) as file:
+                file.write(writer.header())
+                for events, before, _ in _followed(path, reader, checked, progress):
+                    file.write(writer.lines(events, before))
+        except OSError as error:
+            raise TraceError(f"{out}: {error.strerror or error}") from None
+        return reader.provenance, dict(writer.lost)
+
+
+def _followed(
+    path: Path, reader: native.Reader, checked: bool, progress: formats.Progress | None
+) -> Iterator[tuple[Events, np.ndarray, np.ndarray]]:
+    """Yield the events of ``reader`` piece by piece, with the bytes of each object around it."""
+    ledger, seen = Ledger(), 0
+    groups = reader.groups()
+    for group in groups if checked else native.verify(path, groups):
+        for begin in range(0, len(group.op), _ROWS):
+            events = rows(group, begin, begin + _ROWS)
+            followed = ledger.follow(events)
+            yield events, followed.before, followed.after
+            seen += len(events.op)
+            if progress:
+                progress(seen / max(reader.events, 1), f"writing {path.name}")
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes ``out``, packed as its ending says, when no error happens."""
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("xb") as file:
+            if out.suffix == ".gz":
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
+                    yield stream
+            elif out.suffix == ".zip":
+                member = zipfile.ZipInfo(out.stem if Path(out.stem).suffix else f"{out.stem}.txt")
+                member.compress_type = zipfile.ZIP_DEFLATED
+                with (
+                    zipfile.ZipFile(file, "w") as archive,
+                    archive.open(member, "w", force_zip64=True) as stream,
+                ):
+                    yield stream
+            else:
+                yield file
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""heaptrack's raw recordings (``heaptrack --raw``): hexadecimal throughout, no thread numbers.
+
+    v 10400 3                 version of heaptrack and of the format
+    x 9 /bin/prog             program; X arguments, I system, R resident pages, m modules, S # notes
+    t 7fb87cd8cb9f 0          a node of the tree of backtraces: instruction, parent
+    + 1d8 7 557dd5aa61e0      + SIZE BACKTRACE POINTER
+    - 557dd5aa61e0            - POINTER
+    c 1f                      milliseconds since the start
+    A                         attached to a running program: earlier objects are freed too
+
+A realloc is written as a free and an allocation and is read as such (realloc(p, 0) not at all);
+calloc and aligned allocations are as malloc.  Failed requests and free(NULL) are not written, nor
+memalign(3) and pvalloc(3), nor what a forked child does; and a thread may use a block before the
+realloc that gave it back is written: lenient reading drops and counts what then does not fit.  The
+number of the backtrace becomes the call site.
+Source: heaptrack, src/track/libheaptrack.cpp and heaptrack_preload.cpp; recordings made here.
+"""
+
+import re
+
+import numpy as np
+
+from benchmarks.events.events import FREE, MALLOC
+from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.piece import spell_address
+
+NAME = "heaptrack raw"
+#: Raw recordings name the program's file at once; interpreted ones do not.
+PATTERN = re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\nx ")
+#: What heaptrack makes without --raw, and why it is of no use here.
+INTERPRETED = (
+    re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\n[^x]"),
+    "an interpreted heaptrack file, which has no addresses; record with heaptrack --raw",
+)
+SPLIT = {"base": 16}
+
+#: Lines that are no events.
+_OTHERS = [word(letter) for letter in ("v", "x", "X", "I", "R", "m", "t", "S", "#")]
+#: The letters that are hexadecimal digits too.
+_ATTACHED, _CLOCK = 0xA, 0xC
+_MILLISECOND = 1_000_000
+
+
+class Reader:
+    """Reads one trace, piece by piece."""
+
+    def __init__(self) -> None:
+        self._now = 0
+        #: Whether heaptrack was attached to a running program.
+        self.late = False
+
+    def read(self, lines: Lines) -> Records:
+        """Return the records of ``lines``."""
+        values, kinds, fields = lines
+        first, words = values[:, 0], kinds[:, 0] == WORD
+        allocations = words & (first == word("+"))
+        frees = words & (first == word("-"))
+        clock = ~words & (first == _CLOCK) & (fields == 2) & (kinds[:, 1] == NUMBER)
+        attached = ~words & (first == _ATTACHED) & (fields == 1)
+        self.late = self.late or bool(attached.any())
+        good = allocations & (fields == 4) & (values[:, 1] >= 0)
+        good &= (kinds[:, 2] == NUMBER) & (kinds[:, 3] == NUMBER)
+        good |= frees & (fields == 2)
+        good &= kinds[:, 1] == NUMBER
+        known = good | clock | attached | (words & np.isin(first, _OTHERS))
+
+        now = np.where(clock, values[:, 1] * _MILLISECOND, 0)
+        now = np.maximum(np.maximum.accumulate(now), self._now)
+        self._now = int(now[-1]) if len(now) else self._now
+        line = np.flatnonzero(good)
+        allocations = allocations[line]
+        size, site, pointer = (values[line, i] for i in (1, 2, 3))
+        return Records(
+            line=line,
+            op=np.where(allocations, MALLOC, FREE).astype("u1"),
+            pointer=np.where(allocations, pointer, size),
+            old=np.zeros(len(line), "i8"),
+            size=np.where(allocations, size, 0),
+            align=np.zeros(len(line), "u1"),
+            thread=np.empty(0, "i8"),
+            time=now[line],
+            bad=np.flatnonzero(~known & (fields > 0)),
+            site=np.where(allocations, site, 0),
+        )
+
+    def explain(self, fields: list[str]) -> str:
+        """What is wrong with a line of these fields."""
+        forms = {"+": "'+ SIZE BACKTRACE POINTER'", "-": "'- POINTER'", "c": "'c MILLISECONDS'"}
+        if fields[0] not in forms:
+            return f"unknown line {' '.join(fields[:4])!r}"
+        return f"expected {forms[fields[0]]} in hexadecimal, found {' '.join(fields)!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return spell_address(pointer)

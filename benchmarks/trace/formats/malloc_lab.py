@@ -1,0 +1,158 @@
+"""Traces of the malloc lab of computer-systems courses (.rep).
+
+20000      weight, or a suggested heap size
+100        number of ids
+200        number of operations
+1          weight
+a 0 512    allocate: id, bytes
+r 0 640    reallocate: id, bytes
+f 0        free: id
+"""
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from benchmarks.events.events import (
+    ALIGNED,
+    ALLOCATOR_OPS,
+    CALLOC,
+    FREE,
+    MALLOC,
+    REALLOC,
+    THREAD_END,
+    Events,
+    column,
+)
+from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.trace.formats.objects import Records, note
+from benchmarks.trace.formats.printing import put_decimal
+from kernel.engine.jit import build_once, jit
+
+NAME = "malloc-lab"
+#: The header and the first operation.
+PATTERN = re.compile(rb"\A\s*(\d+\s+){4}[arf]\s+\d")
+
+#: Letters: operation and number of fields.
+OPERATIONS = {"a": (MALLOC, 3), "r": (REALLOC, 3), "f": (FREE, 2)}
+_HEADER_LINES = 4
+#: Room for the longest line, bytes.
+_LONGEST_LINE = 64
+_ALLOCATE, _REALLOCATE, _RELEASE = b"arf"
+_BLANK, _NEWLINE = b" \n"
+
+
+class Reader:
+    """Reads one trace, piece by piece."""
+
+    def __init__(self) -> None:
+        self._header = _HEADER_LINES
+
+    def read(self, lines: Lines) -> Records:
+        """Return the records of ``lines``; an object's pointer is its id + 1."""
+        values, kinds, fields = lines
+        op = np.full(len(fields), 255, "u1")
+        expected = np.zeros(len(fields), "i8")
+        for letter, (number, count) in OPERATIONS.items():
+            mine = (values[:, 0] == word(letter)) & (kinds[:, 0] == WORD)
+            op[mine], expected[mine] = number, count
+        good = (op != 255) & (fields == expected) & (kinds[:, 1] == NUMBER) & (values[:, 1] >= 0)
+        good &= (fields == 2) | ((kinds[:, 2] == NUMBER) & (values[:, 2] >= 0))
+        header = np.flatnonzero(fields > 0)[: self._header]
+        header = header[(fields[header] == 1) & (kinds[header, 0] == NUMBER)]
+        self._header -= len(header)
+        bad = ~good & (fields > 0)
+        bad[header] = False
+        line = np.flatnonzero(good)
+        op, pointer = op[line], values[line, 1] + 1
+        nothing = np.zeros(len(line), "i8")
+        return Records(
+            line=line,
+            op=op,
+            pointer=pointer,
+            old=np.where(op == REALLOC, pointer, 0),
+            size=np.where(op == FREE, 0, values[line, 2]),
+            align=nothing.astype("u1"),
+            thread=nothing,
+            time=np.empty(0, "i8"),
+            bad=np.flatnonzero(bad),
+        )
+
+    def explain(self, fields: list[str]) -> str:
+        """What is wrong with a line of these fields."""
+        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {' '.join(fields)!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"id {pointer - 1}"
+
+
+@jit
+def print_lines(letter, slot, size, text):
+    """Write a line for each of n events into ``text``, uint8; returns the bytes written."""
+    at = 0
+    for i in range(letter.shape[0]):
+        text[at] = letter[i]
+        text[at + 1] = _BLANK
+        at = put_decimal(text, at + 2, int(slot[i]))
+        if letter[i] != _RELEASE:
+            text[at] = _BLANK
+            at = put_decimal(text, at + 1, int(size[i]))
+        text[at] = _NEWLINE
+        at += 1
+    return at
+
+
+class Writer:
+    """Writes one trace, piece by piece, after :meth:`survey` saw all of it; ids are slots."""
+
+    NAME = NAME
+
+    def __init__(self) -> None:
+        #: What the format cannot hold, counted.
+        self.lost: Counter = Counter()
+        self._ids = self._operations = 0
+        self._live = self._peak = 0
+
+    def survey(self, events: Events, before: np.ndarray, after: np.ndarray) -> None:
+        """Take n events for the header, with the bytes of their objects, -1: none."""
+        kept = self._kept(events)
+        self._operations += int(np.count_nonzero(kept))
+        if kept.any():
+            self._ids = max(self._ids, int(events.slot[kept].max()) + 1)
+            live = self._live + np.cumsum(np.maximum(after, 0) - np.maximum(before, 0))
+            self._live, self._peak = int(live[-1]), max(self._peak, int(live.max()))
+
+    @staticmethod
+    def _kept(events: Events) -> np.ndarray:
+        return (events.op < ALLOCATOR_OPS) & (events.slot >= 0)
+
+    def header(self) -> bytes:
+        """The four lines above the first event; the heap size suggested is the peak of live."""
+        return b"%d\n%d\n%d\n1\n" % (self._peak, self._ids, self._operations)
+
+    def lines(self, events: Events, before: np.ndarray) -> bytes:
+        """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
+        op, size, kept = events.op, events.size, self._kept(events)
+        fresh = (op == REALLOC) & (before < 0)
+        lost = {
+            "calloc (written as a)": op == CALLOC,
+            "aligned allocation (written as a)": op == ALIGNED,
+            "realloc of NULL (written as a)": fresh,
+            "free of NULL (left out)": (op == FREE) & ~kept,
+            "end of a thread (left out)": op == THREAD_END,
+            "touch (left out)": (op >= ALLOCATOR_OPS) & (op != THREAD_END),
+            "size of a free": (op == FREE) & (size > 0),
+            "thread": kept & (column(events, "thread") != 0),
+            "time": kept & (column(events, "time") != 0),
+            "call site": kept & (column(events, "site") != 0),
+        }
+        for what, where in lost.items():
+            note(self.lost, what, where)
+        letter = np.full(len(op), _ALLOCATE, "u1")
+        letter[(op == REALLOC) & ~fresh] = _REALLOCATE
+        letter[op == FREE] = _RELEASE
+        text = np.empty(int(kept.sum()) * _LONGEST_LINE, "u1")
+        columns = (letter[kept], events.slot[kept], size[kept])
+        return text[: build_once(print_lines)(*columns, text)].tobytes()

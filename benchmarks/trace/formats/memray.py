@@ -1,0 +1,138 @@
+"""memray's captures of Python programs (``memray run``), through memray's own reader.
+
+    address  size  allocator (a kind of allocation or of free)  thread
+
+With PYTHONMALLOC=malloc, or with --trace-python-allocators, every object of Python is there.
+memray starts in mid-program and does not see every allocation, so that frees of objects which it
+did not see are no errors.  A realloc is captured as a free and an allocation marked as realloc, one
+after the other; they are put together again.
+The alignment of posix_memalign, aligned_alloc and memalign is not captured: they are as malloc.
+mmap and munmap are no requests to an allocator.  Places are counted in records.
+Needs the optional package memray.  Source: memray's documentation, class FileReader; memray 1.10
+to 1.20.
+"""
+
+import itertools
+from collections.abc import Iterator
+from operator import attrgetter
+
+import numpy as np
+
+from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from benchmarks.events.native import TraceError
+from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.packing import Source, complaints
+from benchmarks.trace.formats.piece import Piece, spell_address
+
+NAME = "memray"
+UNIT = "record"
+
+_LZ4_FRAME, _NAME = b"\x04\x22\x4d\x18", b"memray\x00"
+_PIECE = 1 << 16
+
+#: What the names in memray.AllocatorType are to us; their numbers differ from version to version.
+#: Of the aligned ones only valloc and pvalloc tell the alignment.
+_OPERATIONS = {
+    "FREE": FREE,
+    "MALLOC": MALLOC,
+    "CALLOC": CALLOC,
+    "REALLOC": REALLOC,
+    "POSIX_MEMALIGN": MALLOC,
+    "ALIGNED_ALLOC": MALLOC,
+    "MEMALIGN": MALLOC,
+    "VALLOC": ALIGNED,
+    "PVALLOC": ALIGNED,
+}
+_PYTHONS_OWN = "PYMALLOC_"
+_PAGE_SHIFT = 12
+_MAPPING, _UNKNOWN = 254, 255
+
+
+def _operation(name: str) -> int:
+    if name in ("MMAP", "MUNMAP"):
+        return _MAPPING
+    return _OPERATIONS.get(name.removeprefix(_PYTHONS_OWN), _UNKNOWN)
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins so is a capture: usually compressed with LZ4."""
+    return head.startswith(_NAME) or (head.startswith(_LZ4_FRAME) and _NAME in head[:64])
+
+
+def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
+    """Yield the pieces of a capture, and the fraction read."""
+    try:
+        import memray
+    except ImportError:
+        raise TraceError(
+            f"{source.path}: reading a memray capture needs the package memray: "
+            "pip install -e '.[memray]'"
+        ) from None
+    with complaints(source.path):
+        try:
+            reader = memray.FileReader(source.path)
+            total = reader.metadata.total_allocations  # 0: the program was killed
+            seen = 0
+            operations = np.full(256, _UNKNOWN, "u1")
+            for kind in memray.AllocatorType:
+                operations[kind.value] = _operation(kind.name)
+            for piece, seen in _pieces(iter(reader.get_allocation_records()), operations):
+                yield piece, min(seen / max(total, 1), 1.0)
+            if seen < total:
+                raise TraceError(f"{source.path}: cut off: {seen} of {total} records")
+        except NotImplementedError:
+            raise TraceError(
+                f"{source.path}: an aggregated capture has no single events; "
+                "record without --aggregate"
+            ) from None
+
+
+def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, int]]:
+    """Yield the pieces of a stream of AllocationRecords, and how many were read.
+
+    ``operations`` (256,): ours, by memray's number.
+    """
+    fields = attrgetter("address", "size", "allocator", "tid")
+    held = np.empty((0, 4), "i8")
+    seen = 0
+    while True:
+        rows = list(map(fields, itertools.islice(stream, _PIECE)))
+        table = np.concatenate([held, np.array(rows, "i8").reshape(-1, 4)])
+        # A free at the end may be the first half of a realloc: it waits for the next piece.
+        wait = len(rows) == _PIECE and operations[np.clip(table[-1, 2], 0, 255)] == FREE
+        held = table[len(table) - wait :]
+        table = table[: len(table) - wait]
+        seen += len(table)
+        yield _piece(table, operations), seen
+        if len(rows) < _PIECE:
+            return
+
+
+def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
+    """Records of (n, 4): address, size, allocator, thread."""
+    address, size, allocator, thread = (np.ascontiguousarray(c) for c in table.T)
+    op = operations[np.clip(allocator, 0, 255)]
+    second = np.zeros(len(op), bool)
+    second[1:] = (op[1:] == REALLOC) & (op[:-1] == FREE) & (thread[1:] == thread[:-1])
+    first = np.zeros(len(op), bool)
+    first[:-1] = second[1:]
+    unknown = op == _UNKNOWN
+    old = np.where(second, np.roll(address, 1), 0)
+    line = np.flatnonzero((op < _MAPPING) & ~first)
+    op = op[line]
+    records = Records(
+        line=line,
+        op=op,
+        pointer=address[line],
+        old=old[line],
+        size=np.where(op == FREE, 0, size[line]),
+        align=np.where(op == ALIGNED, _PAGE_SHIFT, 0).astype("u1"),
+        thread=thread[line],
+        time=np.empty(0, "i8"),
+        bad=np.flatnonzero(unknown),
+    )
+
+    def explain(row: int) -> str:
+        return f"unknown kind of allocation {allocator[row]}"
+
+    return Piece(records, len(table), explain, lambda _row, p: spell_address(p), late=True)

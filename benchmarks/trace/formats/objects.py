@@ -1,0 +1,213 @@
+"""From pointers to slots: the objects of a recorded program get dense numbers, reused after a free.
+
+Every reader of a foreign format gives :class:`Records`; this module finds out which object each
+one is about, and which of them cannot have happened.  Memory grows with the number of different
+pointers, not with the length of the trace.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.events.events import FREE, OP_NAMES, REALLOC, THREAD_END
+from kernel.engine.jit import build_once, jit
+
+
+class Records(NamedTuple):
+    """Events of a piece of a trace, as recorded: columns of ``n`` rows, and lines in error.
+
+    ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8.
+    ``pointer`` int64: what was returned or freed, 0 for NULL.  ``old`` int64: realloc's argument.
+    ``size`` int64: bytes.  ``align`` uint8: log2.  ``thread`` int64: the program's own number.
+    ``time`` int64: ns since the start.  ``bad`` int64: lines that make no sense.  ``site`` int64:
+    number of the call site.  ``thread``, ``time`` and ``site`` are (0,) where the format has none.
+    """
+
+    line: np.ndarray
+    op: np.ndarray
+    pointer: np.ndarray
+    old: np.ndarray
+    size: np.ndarray
+    align: np.ndarray
+    thread: np.ndarray
+    time: np.ndarray
+    bad: np.ndarray
+    site: np.ndarray = np.empty(0, "i8")
+
+
+#: What can be wrong with a record.  FAILED is no error: the program itself was answered with NULL.
+#: Nor is UNSEEN, where a recording began in mid-program: the free of an object that it did not see.
+FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD = range(6)
+#: What dropped records are counted as.
+PROBLEM_NAMES = (
+    "fine",
+    "failed_request",
+    "free_of_an_object_not_seen_allocated",
+    "live_pointer",
+    "unknown_pointer",
+    "freed_pointer",
+)
+
+#: What a key of the table stands for when it has no slot.
+_FREED, _NULL, _NO_KEY = -1, -2, -3
+_HASH = 0x9E3779B97F4A7C15 >> 1
+
+
+@jit
+def find(keys, slots, pointer):
+    """Index of ``pointer`` in the table, or of the empty place where it belongs."""
+    mask = keys.shape[0] - 1
+    i = (((pointer >> 4) ^ pointer) * _HASH >> 20) & mask
+    while slots[i] != _NO_KEY and keys[i] != pointer:
+        i = (i + 1) & mask
+    return i
+
+
+@jit
+def move_table(keys, slots, new_keys, new_slots):
+    """Enter all of one table into another, empty one."""
+    for i in range(keys.shape[0]):
+        if slots[i] != _NO_KEY:
+            pointer = int(keys[i])
+            j = find(new_keys, new_slots, pointer)
+            new_keys[j] = pointer
+            new_slots[j] = slots[i]
+
+
+@jit
+def enter(keys, slots, counts, pointer, slot):
+    """Let ``pointer`` stand for ``slot`` (or _FREED, _NULL)."""
+    i = find(keys, slots, pointer)
+    if slots[i] == _NO_KEY:
+        keys[i] = pointer
+        counts[2] += 1
+    slots[i] = slot
+
+
+@jit
+def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict, late):
+    """Fill ``slot`` and ``problem`` (n,) for records in order.
+
+    ``keys``, ``slots``: the table.  ``spare``: stack of slots to reuse.  ``counts``: height of
+    that stack, slots ever used, keys in the table.  ``strict``: stop at the first error.  ``late``:
+    the recording began in mid-program, and objects may have been allocated unseen.
+    """
+    for i in range(op.shape[0]):
+        kind = op[i]
+        slot[i] = -1
+        if kind == THREAD_END:
+            continue
+        new = int(pointer[i])
+        argument = new if kind == FREE else int(old[i])
+        held = _NULL
+        if argument != 0:
+            held = int(slots[find(keys, slots, argument)])
+        unseen = late and held in (_NO_KEY, _FREED)
+        if unseen and kind == REALLOC:
+            argument = 0
+            held = _NULL
+            unseen = False
+        releases = kind == FREE or (kind == REALLOC and size[i] == 0 and held >= 0)
+        if unseen:
+            problem[i] = UNSEEN
+        elif held == _NO_KEY:
+            problem[i] = UNKNOWN
+        elif held == _FREED:
+            problem[i] = DEAD
+        elif not releases and new == 0:
+            problem[i] = FAILED
+        elif not releases and new != argument and slots[find(keys, slots, new)] >= 0:
+            problem[i] = LIVE
+        if problem[i] != FINE:
+            if strict and problem[i] > UNSEEN:
+                return
+        elif releases:
+            if held >= 0:
+                slot[i] = held
+                spare[counts[0]] = held
+                counts[0] += 1
+            if argument != 0:
+                enter(keys, slots, counts, argument, _FREED)
+            if kind == REALLOC and new != 0:
+                # Some libraries answer realloc(p, 0) with a pointer; freeing it frees nothing.
+                enter(keys, slots, counts, new, _NULL)
+        else:
+            if held >= 0:
+                enter(keys, slots, counts, argument, _FREED)
+            elif counts[0] > 0:
+                counts[0] -= 1
+                held = int(spare[counts[0]])
+            else:
+                held = int(counts[1])
+                counts[1] += 1
+            enter(keys, slots, counts, new, held)
+            slot[i] = held
+
+
+class Objects:
+    """The objects of one trace, followed through successive Records."""
+
+    def __init__(self) -> None:
+        self._keys = np.zeros(1 << 12, "i8")
+        self._slots = np.full(1 << 12, _NO_KEY, "i4")
+        self._spare = np.zeros(1 << 10, "i4")
+        self._counts = np.zeros(3, "i8")
+
+    def rename(
+        self, records: Records, strict: bool, late: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
+
+        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  When ``strict``,
+        what follows the first error is not looked at.  When ``late``, objects may have been
+        allocated unseen: a realloc of one is an allocation.
+        """
+        n = len(records.op)
+        self._make_room(n)
+        slot, problem = np.full(n, -1, "i4"), np.zeros(n, "u1")
+        table = (self._keys, self._slots, self._spare, self._counts)
+        columns = (records.op, records.pointer, records.old, records.size)
+        build_once(rename)(*table, *columns, slot, problem, strict, late)
+        return slot, problem
+
+    def _make_room(self, n: int) -> None:
+        """Grow the table so that n more records leave half of it empty, and the stack likewise."""
+        used = int(self._counts[1])
+        if len(self._spare) < used + n:
+            self._spare = np.concatenate([self._spare, np.zeros(used + n, "i4")])
+        need = 2 * (int(self._counts[2]) + 2 * n)
+        if len(self._keys) < need:
+            length = 1 << (need - 1).bit_length()
+            keys, slots = np.zeros(length, "i8"), np.full(length, _NO_KEY, "i4")
+            build_once(move_table)(self._keys, self._slots, keys, slots)
+            self._keys, self._slots = keys, slots
+
+
+def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str]) -> str:
+    """Why record ``i`` cannot have happened; ``spell`` names a pointer."""
+    free = records.op[i] == FREE
+    name = OP_NAMES[records.op[i]]
+    argument = records.pointer[i] if free or problem == LIVE else records.old[i]
+    which = spell(int(argument))
+    if problem == LIVE:
+        return f"{name} returned {which}, which is still allocated"
+    if problem == UNKNOWN:
+        return f"{name} of {which}, which was never allocated"
+    return f"{'double free' if free else name} of {which}, which was freed before"
+
+
+#: Bytes between the addresses of two slots.
+_STEP = 16
+
+
+def address_of(slot: np.ndarray) -> np.ndarray:
+    """A pointer for each slot, 0 for slot -1: a slot holds one object at a time."""
+    return (slot.astype("i8") + 1) * _STEP
+
+
+def note(lost: Counter, what: str, where: np.ndarray) -> None:
+    """Count in ``lost`` the events, (n,) bool, of which a format cannot hold ``what``."""
+    if n := int(np.count_nonzero(where)):
+        lost[what] += n

@@ -1,0 +1,133 @@
+"""How a trace file is packed: plain, gzip, zstd or one member of a zip archive.
+
+    FILE ──► chunks of bytes ──► whole lines
+
+Whatever the operating system and the unpackers raise becomes a TraceError that names the file.
+"""
+
+import gzip
+import lzma
+import os
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
+
+from benchmarks.events.native import TraceError
+
+#: First bytes of a packed file.
+_MAGIC = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
+#: Bytes read at once.
+_PIECE = 1 << 22
+#: What unpackers raise for damaged input, beside OSError.
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, ValueError)
+
+
+@dataclass
+class Source:
+    """A trace file: where it is, how it is packed, and which format is inside (None: native)."""
+
+    path: Path
+    packing: str
+    member: str = ""
+    format: ModuleType | None = None
+    #: Lines (or messages, or records) seen, and what was dropped, by name; filled while importing.
+    lines: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    first_problem: tuple[int, str] | None = None
+
+
+def packed(path: Path, magic: bytes) -> Source:
+    """The source at ``path``, whose first bytes are ``magic``."""
+    for begin, packing in _MAGIC.items():
+        if magic.startswith(begin):
+            return Source(path, packing, _member(path) if packing == "zip" else "")
+    return Source(path, "plain")
+
+
+def _member(path: Path) -> str:
+    """The one file in a zip archive, or the one .txt."""
+    with zipfile.ZipFile(path) as archive:
+        files = [info.filename for info in archive.infolist() if not info.is_dir()]
+    texts = [name for name in files if name.endswith(".txt")]
+    for choice in (files, texts):
+        if len(choice) == 1:
+            return choice[0]
+    if not files:
+        raise TraceError(f"{path}: the archive holds no file")
+    shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+    raise TraceError(
+        f"{path}: the archive holds {len(files)} files ({shown}); expected one, or one .txt"
+    )
+
+
+@contextmanager
+def complaints(path: Path) -> Iterator[None]:
+    """Turn what the operating system and the unpackers raise into a TraceError."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise TraceError(f"{path}: truncated or damaged gzip file ({error})") from None
+        if error.errno is None:  # pyarrow's, of a zstd file
+            raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
+        raise TraceError(f"{path}: {error.strerror or error}") from None
+    except _DAMAGE as error:
+        raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
+    except RuntimeError as error:  # a password, or an unknown way of packing
+        raise TraceError(f"{path}: {error}") from None
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """Yield the unpacked stream, and a function that tells the fraction read."""
+    with source.path.open("rb") as file:
+        total = max(os.fstat(file.fileno()).st_size, 1)
+
+        def fraction() -> float:
+            return file.tell() / total
+
+        if source.packing == "gzip":
+            with gzip.GzipFile(fileobj=file) as stream:
+                yield stream, fraction
+        elif source.packing == "zip":
+            with zipfile.ZipFile(file) as archive, archive.open(source.member) as stream:
+                yield stream, fraction
+        elif source.packing == "zstd":
+            import pyarrow as pa
+
+            with pa.CompressedInputStream(file, "zstd") as stream:
+                yield stream, fraction
+        else:
+            yield file, fraction
+
+
+def chunks(source: Source) -> Iterator[tuple[bytes, float]]:
+    """Yield the unpacked bytes, some megabytes at a time, and the fraction read."""
+    with complaints(source.path), opened(source) as (stream, fraction):
+        while data := stream.read(_PIECE):
+            yield data, fraction()
+
+
+def whole_lines(source: Source) -> Iterator[tuple[bytes, float]]:
+    """Yield whole lines, some megabytes at a time, and the fraction read."""
+    rest = b""
+    for data, fraction in chunks(source):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield rest + data[:end], fraction
+            rest = data[end:]
+        else:
+            rest += data
+        if len(rest) > _PIECE:
+            raise TraceError(f"{source.path}: a line of more than {_PIECE} bytes; no text trace")
+    if rest:
+        yield rest, 1.0

@@ -1,0 +1,57 @@
+"""wee_alloc traces: one event a line, objects named by the number of their Alloc.
+
+    Alloc(552),     the first is number 0
+    Free(0),
+
+Source: rustwasm/wee_alloc, test/traces.
+"""
+
+import re
+
+import numpy as np
+
+from benchmarks.events.events import FREE, MALLOC
+from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
+from benchmarks.trace.formats.objects import Records
+
+NAME = "wee_alloc"
+#: A line that only such a trace has.
+PATTERN = re.compile(rb"^\s*(Alloc|Free)\(", re.MULTILINE)
+
+
+class Reader:
+    """Reads one trace, piece by piece."""
+
+    def __init__(self) -> None:
+        self._allocated = 0
+
+    def read(self, lines: Lines) -> Records:
+        """Return the records of ``lines``; an object's pointer is its number + 1."""
+        values, kinds, fields = lines
+        allocs, frees = ((values[:, 0] == word(name)) for name in ("Alloc", "Free"))
+        good = (kinds[:, 0] == WORD) & (kinds[:, 1] == NUMBER) & (fields == 2) & (allocs | frees)
+        good &= values[:, 1] >= 0
+        line = np.flatnonzero(good)
+        allocs, argument = allocs[line], values[line, 1]
+        number = self._allocated + np.cumsum(allocs)
+        self._allocated += int(np.count_nonzero(allocs))
+        nothing = np.zeros(len(line), "i8")
+        return Records(
+            line=line,
+            op=np.where(allocs, MALLOC, FREE).astype("u1"),
+            pointer=np.where(allocs, number, argument + 1),
+            old=nothing,
+            size=np.where(allocs, argument, 0),
+            align=nothing.astype("u1"),
+            thread=nothing,
+            time=np.empty(0, "i8"),
+            bad=np.flatnonzero(~good & (fields > 0)),
+        )
+
+    def explain(self, fields: list[str]) -> str:
+        """What is wrong with a line of these fields."""
+        return f"expected 'Alloc(SIZE),' or 'Free(NUMBER),', found {' '.join(fields)!r}"
+
+    def spell(self, pointer: int) -> str:
+        """The object as the trace names it."""
+        return f"number {pointer - 1}"

@@ -1,0 +1,303 @@
+"""Read what the recorder left: events of one image in order, in bounded memory.
+
+The numbers of an image's events are dense, so nothing is sorted: a window of numbers is filled from
+every chunk that has some of them.
+
+    numbers   0 ........ W ........ 2W ....        chunk of thread 1   ──────   ───────
+    window    [ op pointer … ]                     chunk of thread 2       ─────────
+
+A realloc has two numbers.  It counts at the second, where its new address is surely its own, unless
+another thread gets the old address before that; then it counts just before that event:
+
+    thread 1   realloc(A) begins 5 ............................ 9 ends, gave B
+    thread 2                          malloc gave A 7
+    order                     realloc A→B, malloc A
+
+B is free by then: it was taken before A was released, and what freed it has a lower number still.
+(That other event may itself be the early end of a realloc, and so on.)
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.events import events as ev
+from benchmarks.trace.formats.objects import Records
+from kernel.engine.jit import build_once, jit
+
+#: Bytes of a chunk and of a header, and a header's first word: as in recorder.c.
+CHUNK = 131072
+HEADER = 65536
+MAGIC = 0x3252434552424D4D
+#: Words before a chunk's records.
+HEAD = 2
+#: Operations in the files: those of benchmarks.events.events plus one, and these.
+MALLOC, FREE, REALLOC, CALLOC, ALIGNED = (
+    op + 1 for op in (ev.MALLOC, ev.FREE, ev.REALLOC, ev.CALLOC, ev.ALIGNED)
+)
+THREAD_END = ev.THREAD_END + 1
+BEGIN, ORIGIN, TIME = 9, 10, 11
+#: Added to an allocation that is all in one word.
+SHORT = 11
+#: Only in windows: a realloc that has no end, and one that was given its place.
+UNFINISHED, PLACED = 16, 17
+
+#: Numbers that are looked at together.
+WINDOW = 1 << 20
+
+#: One number's row.  op 0: nothing has the number.
+ROW = np.dtype(
+    [
+        ("op", "u1"),
+        ("align", "u1"),  # log2
+        ("thread", "i4"),
+        ("pointer", "i8"),  # obtained, or freed
+        ("old", "i8"),  # realloc's argument
+        ("bytes", "i8"),  # asked for
+        ("time", "i8"),  # ticks
+    ],
+    align=True,
+)
+
+_SHORT_ADDRESS, _SHORT_SIZE = ((1 << 44) - 1) << 4, (1 << 12) - 1
+_ADDRESS, _SIZE, _TICKS = (1 << 52) - 1, (1 << 56) - 1, (1 << 60) - 1
+
+
+@jit
+def fill(row, op, align, thread, pointer, old, size, time):
+    """Set all fields of a row."""
+    row.op = op
+    row.align = align
+    row.thread = thread
+    row.pointer = pointer
+    row.old = old
+    row.bytes = size
+    row.time = time
+
+
+@jit
+def decode(words, first, window):
+    """Enter the records of a chunk whose numbers lie in ``window``.
+
+    ``words``: int64, 0 from where nothing was written.  ``window``: (n,) ROW, of the numbers from
+    ``first`` on.  Returns the last number of the chunk.
+    """
+    n = window.shape[0]
+    thread = 0
+    number = 0
+    origin = 0
+    now = 0
+    begin = -1
+    old = 0
+    i = 0
+    while i < words.shape[0]:
+        word = int(words[i])
+        op = (word >> 60) & 15
+        i += 1
+        if op == 0:
+            break  # never written
+        if op == ORIGIN:
+            thread = word & _TICKS
+            number = int(words[i])
+            origin = int(words[i + 1])
+            now = origin
+            i += 2
+            continue
+        if op == TIME:
+            now = origin + (word & _TICKS)
+            continue
+        size = 0
+        align = 0
+        if op > SHORT:
+            op -= SHORT
+            number += (word >> 56) & 15
+            pointer = (word >> 8) & _SHORT_ADDRESS
+            size = word & _SHORT_SIZE
+        else:
+            number += (word >> 52) & 255
+            pointer = word & _ADDRESS
+            if op in (MALLOC, REALLOC, CALLOC, ALIGNED):
+                size = int(words[i]) & _SIZE
+                align = (int(words[i]) >> 56) & 255
+                i += 1
+        at = number - first
+        if op == BEGIN:
+            begin = at
+            old = pointer
+            if 0 <= at < n:
+                window[at].op = UNFINISHED
+            continue
+        if op != REALLOC:
+            old = 0
+        elif old and 0 <= begin < n:
+            fill(window[begin], BEGIN, align, thread, pointer, old, size, now)
+        if 0 <= at < n:
+            fill(window[at], op, align, thread, pointer, old, size, now)
+        old = 0
+    return number
+
+
+@jit
+def make_way(pending, m, stack, pointer, out, n):
+    """Place the reallocs that must have released ``pointer`` before it is obtained again.
+
+    ``pending``: the ``m`` reallocs under way.  ``stack`` (m,): scratch.  Returns the rows in
+    ``out``, of which ``n`` were there.
+    """
+    depth = 0
+    while pointer:
+        found = -1
+        for j in range(m):
+            if pending[j].op == BEGIN and pending[j].old == pointer:
+                found = j
+        if found < 0:
+            break
+        pending[found].op = PLACED
+        stack[depth] = found
+        depth += 1
+        pointer = pending[found].pointer  # which this one obtains in turn
+    while depth:
+        depth -= 1
+        out[n] = pending[stack[depth]]
+        out[n].op = REALLOC
+        n += 1
+    return n
+
+
+@jit
+def order(window, pending, m, stack, out):
+    """Write the events of ``window`` to ``out``, every realloc at one place.
+
+    ``pending``: room for the reallocs under way, ``m`` from the windows before.  ``out``: room for
+    all of both.  Returns the number of events and of reallocs now under way.
+    """
+    n = 0
+    for i in range(window.shape[0]):
+        op = window[i].op
+        if op == 0 or op == UNFINISHED:
+            continue
+        if op == BEGIN:
+            pending[m] = window[i]
+            m += 1
+            continue
+        if op == REALLOC and window[i].old:
+            mine = -1
+            for j in range(m):
+                if pending[j].thread == window[i].thread:
+                    mine = j
+            if mine >= 0:
+                placed = pending[mine].op == PLACED
+                m -= 1
+                pending[mine] = pending[m]
+                if placed:
+                    continue
+        if op != FREE and op != THREAD_END:
+            n = make_way(pending, m, stack, window[i].pointer, out, n)
+        out[n] = window[i]
+        n += 1
+    return n, m
+
+
+class Image:
+    """What the recorder left of one process image.  Raises ValueError for one that never began."""
+
+    def __init__(self, buffers: Path) -> None:
+        self.buffers = buffers
+        self._chunks = buffers.with_suffix(".chunks")
+        with buffers.open("rb") as file:
+            header = file.read(HEADER)
+        words = np.frombuffer(header[:64], "<i8")
+        if len(header) < HEADER or words[0] != MAGIC:
+            raise ValueError("no header")
+        #: Process numbers; start in ns since the epoch, and by the recorder's clock.
+        self.pid, self.parent, self.started, self.start_ticks = map(int, words[1:5])
+        program, arguments = header[64:][: words[5]], header[64 + words[5] :][: words[6]]
+        self.program = program.decode(errors="replace")
+        self.arguments = [a.decode(errors="replace") for a in arguments.split(b"\0")[:-1]]
+        #: Numbers that no record has: lost with a full disk, or by a kill in mid-record.
+        self.missing = 0
+        self._index()
+
+    def _index(self) -> None:
+        """Find the chunks, and which numbers each has."""
+        found = []
+        for path in (self.buffers, self._chunks):
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                for slot in range(path is self.buffers, -(-path.stat().st_size // CHUNK)):
+                    file.seek(slot * CHUNK)
+                    head = np.frombuffer(file.read(8 * (HEAD + 2)), "<i8")
+                    if len(head) == HEAD + 2 and head[HEAD] != 0:
+                        found.append((path, slot, int(head[HEAD + 1]), int(head[1])))
+        # A kill may leave a chunk half written; its buffer is then still whole.
+        whole = {first for path, _, first, _ in found if path is self.buffers}
+        self._places = [c for c in found if c[0] is self.buffers or c[2] not in whole]
+        nowhere = np.zeros(0, ROW).view(np.recarray)
+        last = []
+        for path, slot, _, told in self._places:
+            if path is self.buffers:  # not told yet
+                told = build_once(decode)(self._read(path, slot), 0, nowhere)
+            last.append(told)
+        self._first = np.array([c[2] for c in self._places], "i8")
+        self._last = np.array(last, "i8")
+
+    def _read(self, path: Path, slot: int) -> np.ndarray:
+        """The words of a chunk, zero where the file has none."""
+        n = CHUNK - 8 * HEAD
+        with path.open("rb") as file:
+            file.seek(slot * CHUNK + 8 * HEAD)
+            return np.frombuffer(file.read(n).ljust(n, b"\0"), "<i8").astype("i8")
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers were given out, at least."""
+        return int(self._last.max()) + 1 if len(self._last) else 0
+
+    def records(self) -> Iterator[tuple[Records, float]]:
+        """Yield the events in order, piece by piece, and the fraction done; times in ticks."""
+        pending = np.zeros(0, ROW).view(np.recarray)
+        now = self.start_ticks
+        for first in range(0, self.numbers, WINDOW):
+            n = min(WINDOW, self.numbers - first)
+            window = np.zeros(n, ROW).view(np.recarray)
+            for i in np.flatnonzero((self._first < first + n) & (self._last >= first)):
+                path, slot, _, _ = self._places[i]
+                build_once(decode)(self._read(path, slot), first, window)
+            self.missing += int(np.count_nonzero(window.op == 0))
+            m = len(pending)
+            room = m + int(np.count_nonzero(window.op == BEGIN))
+            pending = np.concatenate([pending, np.zeros(room - m, ROW)]).view(np.recarray)
+            out = np.zeros(n + room, ROW).view(np.recarray)
+            count, m = build_once(order)(window, pending, m, np.zeros(room, "i8"), out)
+            pending = pending[:m]
+            out = out[:count]
+            # Threads read the clock now and then only: an event is not before those above it.
+            time = np.maximum.accumulate(np.maximum(out.time, now))
+            now = int(time[-1]) if count else now
+            yield (
+                Records(
+                    line=np.zeros(count, "i8"),
+                    op=out.op - 1,
+                    pointer=np.ascontiguousarray(out.pointer),
+                    old=np.ascontiguousarray(out.old),
+                    size=np.ascontiguousarray(out.bytes),
+                    align=np.ascontiguousarray(out.align),
+                    thread=out.thread.astype("i8"),
+                    time=time,
+                    bad=np.empty(0, "i8"),
+                ),
+                (first + n) / self.numbers,
+            )
+
+
+def images(directory: Path) -> list[Image]:
+    """What is in a directory of the recorder's, in the order of their starts.  Raises OSError."""
+    found = []
+    for path in sorted(directory.glob("*.buffers")):
+        try:
+            found.append(Image(path))
+        except ValueError:
+            continue
+    return sorted(found, key=lambda image: image.started)

@@ -1,0 +1,122 @@
+"""cat: events as text, one a line.
+
+    NUMBER THREAD: OPERATION OBJECT BYTES …
+
+         0 0: malloc #0 100                   object 0 has 100 bytes
+         1 0: aligned #1 64 align 4096
+         2 1: realloc #0 300 @1500            at 1500 ns, where the trace has time
+         3 0: touch_write #1 8 at 16 site 7   bytes 16 to 24 of it, from call site 7
+         4 1: free #0
+         5 0: free NULL
+         6 1: thread_end
+
+The lines are put together by pyarrow, column by column: some millions a second.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from benchmarks.events.events import (
+    ALIGNED,
+    FREE,
+    OP_NAMES,
+    THREAD_END,
+    TOUCH_READ,
+    TOUCH_WRITE,
+    Events,
+    rows,
+)
+from benchmarks.trace import formats
+from benchmarks.trace.tools import derive
+
+HELP = "print the events as text: number, thread, operation, object, bytes"
+
+#: Events that are put into words at a time.
+_BLOCK = 1 << 15
+#: Width to which numbers of events are filled up with blanks, digits.
+_WIDTH = 9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    derive.add_input(parser)
+
+
+def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
+    """Open the trace; returns what prints it."""
+    return printing(given, None, progress)
+
+
+def printing(
+    given: argparse.Namespace, most: int | None, progress: formats.Progress | None
+) -> Callable[[], None]:
+    """Open the trace; returns what prints its first ``most`` events, or all.  Raises TraceError."""
+    with ExitStack() as stack:
+        _, groups = stack.enter_context(derive.opened(given.file, given.lenient, progress))
+        held = stack.pop_all()
+
+    def say() -> None:
+        with held:
+            left, first = most, 0
+            for events in groups:
+                write(events, first, sys.stdout.buffer, left)
+                first += len(events.op)
+                if left is not None:
+                    left -= len(events.op)
+                    if left <= 0:
+                        return
+
+    return say
+
+
+def write(events: Events, first: int, out: BinaryIO, most: int | None = None) -> None:
+    """Write a line for each of (n,) ``events``, ``most`` at most, numbered from ``first``."""
+    n = len(events.op) if most is None else min(most, len(events.op))
+    for begin in range(0, n, _BLOCK):
+        end = min(begin + _BLOCK, n)
+        out.write(_lines(rows(events, begin, end), first + begin))
+
+
+def _lines(events: Events, first: int) -> memoryview:
+    """The text of some events, UTF-8."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def text(numbers: np.ndarray) -> Any:
+        return pc.cast(pa.array(numbers), pa.string())
+
+    def where(condition: np.ndarray, *parts: Any) -> Any:
+        """The parts one after the other, where the condition holds, else nothing."""
+        return pc.if_else(pa.array(condition), pc.binary_join_element_wise(*parts, ""), "")
+
+    n, op, slot = len(events.op), events.op, events.slot
+    thread = events.thread if len(events.thread) else np.zeros(n, "i4")
+    touches = (op == TOUCH_READ) | (op == TOUCH_WRITE)
+    names = pa.array([f": {name}" for name in OP_NAMES]).take(pa.array(op))
+    parts = [
+        pc.utf8_lpad(text(first + np.arange(n)), _WIDTH),
+        " ",
+        text(thread),
+        names,
+        where(slot >= 0, " #", text(slot)),
+        where((slot < 0) & (op == FREE), " NULL"),
+        where(((op != FREE) | (events.size != 0)) & (op != THREAD_END), " ", text(events.size)),
+    ]
+    if len(events.align):
+        parts.append(where(op == ALIGNED, " align ", text(1 << events.align.astype("i8"))))
+    if len(events.offset):
+        parts.append(where(touches, " at ", text(events.offset)))
+    if len(events.time):
+        parts += [" @", text(events.time)]
+    if len(events.site):
+        parts.append(where(events.site != 0, " site ", text(events.site)))
+    lines = pc.binary_join_element_wise(*parts, "\n", "")
+    # The strings of an array lie one after the other in its last buffer.
+    _, offsets, data = lines.buffers()
+    ends = np.frombuffer(offsets, "i4")
+    return memoryview(data)[int(ends[lines.offset]) : int(ends[lines.offset + n])]

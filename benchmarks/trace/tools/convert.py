@@ -1,0 +1,46 @@
+"""convert: write a trace in the native format, or in one that other tools read."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.trace import formats
+from benchmarks.trace.formats import export
+from benchmarks.trace.tools import derive
+
+HELP = "write a trace in the native format, as Android memory_replay text or as malloc-lab .rep"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("input", type=derive.trace, metavar="IN", help="a trace, or shipped:NAME")
+    parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument(
+        "--to",
+        choices=[export.NATIVE, *export.WRITERS],
+        help="format of OUT; without it OUT's ending tells: .rep (rep), .txt, .gz, .zip (android), "
+        "any other (native)",
+    )
+    parser.add_argument(
+        "--lenient", action="store_true", help="drop and count what cannot have happened"
+    )
+
+
+def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
+    """Convert; returns what prints where it went."""
+    form = given.to or export.form_of(given.output)
+    strict, lost = not given.lenient, {}
+    if form == export.NATIVE:
+        provenance = formats.convert(given.input, given.output, strict, progress)
+    else:
+        provenance, lost = export.export(given.input, given.output, form, strict, progress)
+
+    def say() -> None:
+        formats.report_dropped(given.input, provenance)
+        if lost:
+            counts = ", ".join(f"{count} × {what}" for what, count in lost.items())
+            print(f"{given.output}: the format cannot hold {counts}", file=sys.stderr)
+        print(given.output)
+
+    return say

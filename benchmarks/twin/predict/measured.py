@@ -1,0 +1,70 @@
+"""The real library: its memory event by event, and the time it takes for each piece of a program.
+
+For time the process of benchmarks.real plays the whole program in one go, writing nothing down; it
+looks at its clock between pieces.  The clock is the thread's CPU time, which stands still while
+other processes have the processor.
+"""
+
+import numpy as np
+
+from allocators.base.library import Library, LibraryError
+from benchmarks.real import machine
+from benchmarks.real.memory import RealRun
+from benchmarks.real.process import RealProcess, prepare
+from benchmarks.workloads import Workload
+from kernel.linux.host.process import OP, OP_CALL, OP_CLOCK, OP_STORE
+
+_CLOCK_THREAD_CPUTIME_ID = 3
+
+
+class _Clocked(RealProcess):
+    """A process with room for all events of a workload."""
+
+    LOG_ROOM = machine.MARGIN + 1
+
+    def __init__(self, library: Library, workload: Workload) -> None:
+        self.BATCH = max(len(workload.events.op), 1)
+        super().__init__(library, slots=workload.slots, touch=workload.touch, observe=False)
+
+    def clocked(self, todo: np.ndarray, piece: int) -> np.ndarray:
+        """Do the events ``todo`` (EVENT); nanoseconds of each piece, (pieces,) int64.
+
+        Raises LibraryError when the library crashes.
+        """
+        block = self.blocks[0]
+        block.give(todo)
+        ops: list[tuple] = []
+        for first in range(0, len(todo), piece):
+            count = min(piece, len(todo) - first)
+            starts = {
+                "events": int(block.control["events"]) + first * machine.EVENT.itemsize,
+                "answers": int(block.control["answers"]) + first * machine.ANSWER.itemsize,
+                "count": count,
+            }
+            ops += [self._store(name, value) for name, value in starts.items()]
+            clock = (OP_CLOCK, 0, (_CLOCK_THREAD_CPUTIME_ID, 0, 0, 0, 0, 0))
+            play = (OP_CALL, 0, (self._entries["play"], block.address, 0, 0, 0, 0))
+            ops += [clock, play, clock]
+        results = self._host.run(np.array(ops, OP), faults=False)
+        rows = results["value"].reshape(-1, 6)
+        if results["sig"].any() or rows[:, 4].sum() != len(todo):
+            raise LibraryError(f"{self.library.name}: it crashed after {rows[:, 4].sum()} events")
+        return rows[:, 5] - rows[:, 3]
+
+    def _store(self, name: str, value: int) -> tuple:
+        place = self.blocks[0].address + machine.CONTROL.fields[name][1]
+        return (OP_STORE, 0, (place, value, 0, 0, 0, 0))
+
+
+def clocked(library: Library, workload: Workload, piece: int) -> np.ndarray:
+    """Nanoseconds of each piece of ``piece`` events in a fresh process, (pieces,) int64.
+
+    ``workload``: of one thread, stored.  Raises LibraryError or HostError.
+    """
+    with _Clocked(library, workload) as process:
+        return process.clocked(prepare(workload.events), piece)
+
+
+def memory_of_real(library: Library, workload: Workload) -> dict[str, float | None]:
+    """Return the library's metrics by name, None for what cannot be seen here."""
+    return RealRun(library, workload).metrics()

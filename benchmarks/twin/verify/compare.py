@@ -1,0 +1,422 @@
+"""Two sides under one program: the real process, and the twin on a kernel that is like its own."""
+
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from allocators.base import registry
+from benchmarks.twin.verify.libc import Libc
+from benchmarks.twin.verify.operation import PROGRAM, Op
+from benchmarks.twin.verify.threads import THREADS
+from benchmarks.twin.verify.twin import BLOCK_COLUMNS, EXPECTED, Twin
+from kernel.config import KernelConfig
+from kernel.engine.branches import Branch
+from kernel.engine.jit import build_once
+from kernel.engine.memory import windows
+from kernel.engine.record import record
+from kernel.engine.watchdog import SoftLockup, watched
+from kernel.linux.host.observe import Observer, host_settings
+from kernel.linux.host.process import HostError, HostProcess
+from kernel.linux.verify.model import (
+    AREA_ROW,
+    COUNTERS,
+    MAX_AREAS,
+    MAX_REGIONS,
+    REGION_ROW,
+    WINDOW_BITS,
+    Model,
+    State,
+    host_areas,
+    host_regions,
+)
+from kernel.linux.verify.run import side_by_side
+from kernel.maps import MMAP_MIN_ADDR
+from kernel.task import reason
+from kernel.types import SimulatedSignal
+from kernel.uapi import RLIM_INFINITY
+
+#: Tunables whose setting, whatever the value, fixes the thresholds.
+FIXING = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
+#: Seconds that the twin may take over one operation.
+PATIENCE = 20.0
+#: What may be in the way of a process that its limits are compared with.
+_RLIMITS = {
+    "rlim_as": resource.RLIMIT_AS,
+    "rlim_data": resource.RLIMIT_DATA,
+    "rlim_memlock": resource.RLIMIT_MEMLOCK,
+    "rlim_stack": resource.RLIMIT_STACK,
+}
+_FIELDS = ("vm_size", "vm_data", "vm_stk", "vm_lck", "vm_pte", "rss_anon")
+#: Lines of the chunks that are shown, at most.
+_MOST_CHUNKS = 60
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a program runs under.  ``seed`` makes the program in its ``mode``."""
+
+    seed: str
+    mode: str
+    tunables: Mapping[str, int] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """The setting in a few words."""
+        named = [f"{name}={value}" for name, value in self.tunables.items()]
+        return ", ".join([f"seed {self.seed}", f"mode {self.mode}", *named])
+
+
+@dataclass
+class Outcome:
+    """How far a program went, and what differs there: ``what`` is '' where nothing does.
+
+    ``done``: rows that were compared and found equal.  ``row``: the one that differs, -1 where
+    only the end does; of a process that has died, the first whose answer is lost.  ``expected``
+    and ``actual``, (n,) EXPECTED: up to that row.
+    """
+
+    done: int
+    expected: np.ndarray
+    actual: np.ndarray
+    what: str = ""
+    row: int = -1
+    lines: list[str] = field(default_factory=list)  # both states, for people
+
+
+def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
+    """The plugin with the tunables as settings, those that it does not have left out."""
+    settings = dict(tunables)
+    declared = registry.declared_settings(registry.load(allocator).module)
+    if "cores" in declared:
+        settings.setdefault("cores", min(os.sysconf("SC_NPROCESSORS_ONLN"), declared["cores"].high))
+    if "dynamic" in declared and any(name in tunables for name in FIXING):
+        settings["dynamic"] = "off"
+    return registry.load(allocator, {n: v for n, v in settings.items() if n in declared})
+
+
+class Twins:
+    """Compiled twins by their tunables, and machines by the maps that they start from.
+
+    ``bindings`` replace functions or constants of the plugin.
+    """
+
+    def __init__(
+        self,
+        allocator: str,
+        *,
+        count_branches: bool = False,
+        bindings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.allocator = allocator
+        self.count_branches = count_branches
+        self.bindings = dict(bindings or {})
+        self._twins: dict[tuple, Twin] = {}
+        self._models: dict[tuple, Model] = {}
+        self._host = host_settings()
+        self._hits = np.zeros(0, "i8")
+
+    def twin(self, tunables: Mapping[str, int]) -> Twin:
+        """The twin under ``tunables``, compiled."""
+        key = tuple(sorted(tunables.items()))
+        if key not in self._twins:
+            plugin = plugin_for(self.allocator, tunables)
+            config = KernelConfig(window_bits=WINDOW_BITS)
+            self._twins[key] = Twin(
+                plugin, config, count_branches=self.count_branches, bindings=self.bindings
+            )
+        return self._twins[key]
+
+    def branches(self) -> list[Branch]:
+        """What is counted, by number in ``k.hits``: alike under all tunables."""
+        return self.twin({}).branches
+
+    def model(self, host: HostProcess) -> Model:
+        """A machine like that of ``host``, which has just started.
+
+        Raises ValueError for a layout that its window cannot hold.
+        """
+        # Inodes differ with every start, and say nothing here.
+        key = tuple(tuple(line.split()[:3]) for line in host.maps.splitlines())
+        if key in self._models:
+            self._models[key].reset()
+            return self._models[key]
+        self._models.clear()  # a random layout does not come again
+        found = self._host
+        config = KernelConfig(
+            maps=host.maps,
+            window_bits=WINDOW_BITS,
+            overcommit=int(found["overcommit_memory"] or 0),
+            memory=int(found["memory"]),
+            swap=int(found["swap"]),
+            thp=str(found["thp_enabled"] or "never"),
+            max_map_count=min(int(found["max_map_count"] or 65530), 65530),
+        )
+        self._models[key] = Model(config)
+        return self._models[key]
+
+    def forget(self) -> None:
+        """Keep no machine: one whose loop still runs, or that a broken rule has harmed."""
+        self._models.clear()
+
+
+class Pair:
+    """A real process and its twin, just started.  A context manager.
+
+    Raises HostError where the process cannot be made.
+    """
+
+    def __init__(self, twins: Twins, setting: Setting) -> None:
+        self.twins = twins
+        self.setting = setting
+        self.twin = twins.twin(setting.tunables)
+        self.libc = Libc(setting.tunables)
+        try:
+            self.observer = Observer(self.libc.host.pid)
+            self.model = twins.model(self.libc.host)
+            self.k = self.model.k
+            self._align()
+            self.a = self.twin.plugin.state()
+            self.threads = record(THREADS)
+            self.threads["alive"][0] = 1
+            self.twin.init(self.k, self.a)
+        except BaseException:
+            self.libc.close()
+            raise
+        self._start = int(self.k.mm.brk)
+
+    def __enter__(self) -> "Pair":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.observer.close()
+        self.libc.close()
+
+    def _align(self) -> None:
+        """Let the model begin where the real process is, whose own memory is warm."""
+        host, k = self.libc.host, self.k
+        mm = k.mm
+        spans = [(int(v.vm_start), int(v.vm_end)) for v in k.vma[: mm.map_count]]
+        self._protected = self.model.protected = np.array(spans, "i8")
+        mm.start_brk = mm.brk = host.start_brk
+        mm.end_data = mm.start_data + host.data_bytes
+        mm.dac_mmap_min_addr = host_settings()["mmap_min_addr"] or 0
+        mm.mmap_min_addr = max(mm.dac_mmap_min_addr, MMAP_MIN_ADDR)
+        for name, number in _RLIMITS.items():
+            soft = resource.prlimit(host.pid, number)[0]
+            mm[name] = RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft
+        written = dict(self.libc.writable())
+        for v in k.vma[: mm.map_count]:
+            if int(v.vm_start) in written:
+                mm.anon_vmas += 1
+                v.anon_vma = mm.anon_vmas
+        for region in self.observer.residency():
+            self.model.machine.assume_tables(int(region["start"]), int(region["end"]))
+        self._host_areas = build_once(host_areas)
+        self._host_regions = build_once(host_regions)
+        self._rows, self._ids = np.zeros(MAX_AREAS, AREA_ROW), np.zeros(MAX_AREAS, "i8")
+        self._regions = np.zeros(MAX_REGIONS, REGION_ROW)
+        self._base = (0,) * len(COUNTERS)
+        self.model.refresh()
+        # What the process has of its own, which the model does not know.
+        real, model = self.real_state(), self.model.state()
+        self._base = tuple(r - m for r, m in zip(real.counters, model.counters, strict=True))
+
+    def real_state(self) -> State:
+        """Areas, resident pages and counters of the real process.  Overwritten by the next."""
+        areas = self.observer.areas().view(np.recarray)
+        n = self._host_areas(areas, self._protected, self._rows, self._ids)
+        m = self._host_regions(self.observer.residency(), self._protected, self._regions)
+        status = self.observer.status()
+        counters = tuple(int(status[f]) - b for f, b in zip(_FIELDS, self._base, strict=True))
+        return State(self._rows[:n], self._regions[:m], counters)
+
+    # --- running a program ----------------------------------------------------------------------
+
+    def run(
+        self,
+        program: np.ndarray,
+        blocks: np.ndarray,
+        *,
+        patience: float = PATIENCE,
+        careful: int | None = None,
+        at_end: bool = True,
+    ) -> Outcome:
+        """Run ``program``, (n,) PROGRAM, on both sides, up to a difference.
+
+        ``blocks``: the table of blocks, which goes on from one part of a program to the next.
+        ``careful``: from this row on the process does one operation at a time, so that one that
+        ends it is known.  ``at_end``: compare areas and pages after the last row.
+
+        The twin plays all before the process begins, and the process does a batch before it is
+        looked at: after a difference neither is where the difference was.
+        """
+        n = len(program)
+        rows = program.view(np.recarray)
+        expected = np.zeros(n, EXPECTED).view(np.recarray)
+        actual = np.zeros(n, EXPECTED).view(np.recarray)
+        ours, died = self._play(rows, expected, blocks, patience)
+        careful = ours if careful is None else min(careful, ours)
+        outcome = Outcome(0, expected, actual)
+        try:
+            row = self.libc.run(rows, expected, actual, 0, careful)
+            if row < 0:
+                row = self.libc.run(rows, expected, actual, careful, ours, single=True)
+        except HostError as error:
+            outcome.done = self.libc.done
+            outcome.row = self.libc.done
+            outcome.what = f"libc: {error}"
+            return outcome
+        if row >= 0:
+            outcome.done = outcome.row = row
+            outcome.what = what_differs(expected[row], actual[row])
+        elif died and self._dies_too(rows, expected, actual, ours, died):
+            outcome.done = ours + 1
+        elif died:
+            outcome.done = outcome.row = ours
+            outcome.what = died
+        else:
+            outcome.done = n
+            if at_end:
+                self._compare_end(outcome)
+        return outcome
+
+    def _play(
+        self, rows: np.recarray, expected: np.recarray, blocks: np.ndarray, patience: float
+    ) -> tuple[int, str]:
+        """Let the twin play; how many rows are expected, and why no more."""
+        k, n = self.k, len(rows)
+        state = (k, self.a, rows, expected, blocks, self.threads)
+        self.twin.play(*state, 0, 0)  # the watchdog waits for no compiler
+        try:
+            watched(k, self.twin.play, *state, 0, n, patience=patience)
+        except SimulatedSignal:
+            why = reason(k)
+            row = int(k.task.now)
+            k.task.sig = 0
+            return row, f"the twin: {why}"
+        except SoftLockup as error:
+            self.twins.forget()
+            return error.event, "the twin does not come back"
+        return n, ""
+
+    def _dies_too(
+        self,
+        rows: np.recarray,
+        expected: np.recarray,
+        actual: np.recarray,
+        row: int,
+        died: str,
+    ) -> bool:
+        """Whether the process is ended by the C library in the row in which the twin aborted."""
+        if "SIGABRT" not in died:
+            return False
+        try:
+            self.libc.run(rows, expected, actual, row, row + 1, single=True)
+        except HostError as error:
+            return "SIGABRT" in str(error)
+        return False
+
+    def _compare_end(self, outcome: Outcome) -> None:
+        """Compare areas, resident pages and counters."""
+        self.model.refresh()
+        real, model = self.real_state(), self.model.state()
+        found = [
+            name
+            for name, r, m in zip(COUNTERS, real.counters, model.counters, strict=True)
+            if r != m
+        ]
+        if real.areas.tobytes() != model.areas.tobytes():
+            found.append("areas")
+        if real.regions.tobytes() != model.regions.tobytes():
+            found.append("resident pages")
+        if found:
+            outcome.what = "at the end: " + ", ".join(found)
+            outcome.lines = [line[4:] for line in side_by_side(real, model)]
+
+    # --- looking at the heaps -------------------------------------------------------------------
+
+    def states(self) -> list[str]:
+        """Both sides' areas and pages, and the chunks of the heap where they differ."""
+        self.model.refresh()
+        lines = [line[4:] for line in side_by_side(self.real_state(), self.model.state())]
+        return lines + self._chunk_lines()
+
+    def _chunk_lines(self) -> list[str]:
+        """The chunks of the main heap by their heads, where those of the two sides differ."""
+        end = int(self.k.mm.brk)
+        words = max(end - self._start, 0) >> 3
+        real = self.libc.words(self._start, words)
+        at = (self._start & ((1 << WINDOW_BITS) - 1)) >> 3
+        model = windows[int(self.k.window)][at : at + words]
+        left, right = _chunks(real, self._start), _chunks(model, self._start)
+        differ = sorted(set(left) ^ set(right))
+        if not differ:
+            return [f"  the heap's {len(left)} chunks have the same sizes on both sides"]
+        both = sorted(set(left) | set(right))
+        first = max(both.index(differ[0]) - 2, 0)
+        lines = [f"  chunks from the first that differs on ({len(left)} and {len(right)}):"]
+        for chunk in both[first : first + _MOST_CHUNKS]:
+            mine, theirs = (_chunk_words(chunk) if chunk in c else "" for c in (right, left))
+            mark = "  " if mine == theirs else "! "
+            lines.append(f"{mark}{theirs:<58} {mine}".rstrip())
+        return lines
+
+
+def _chunks(words: Sequence[int], start: int) -> dict[tuple[int, int], None]:
+    """(address, head) of the chunks of a heap that begins at ``start``."""
+    found: dict[tuple[int, int], None] = {}
+    at = 1
+    while at < len(words):
+        head = int(words[at])
+        found[start + 8 * (at - 1), head] = None
+        size = head & ~7
+        if size < 32:
+            break
+        at += size >> 3
+    return found
+
+
+def _chunk_words(chunk: tuple[int, int]) -> str:
+    address, head = chunk
+    before = "in use" if head & 1 else "free"
+    return f"{address:#x} {head & ~7:#x} ({before} before)"
+
+
+def what_differs(x: np.record, y: np.record) -> str:
+    """Which of the observations of one operation differ; ``x`` expected, ``y`` actual."""
+    names = {
+        "value": "address or value",
+        "brk": "break",
+        "minflt": "page faults of the call",
+        "use_minflt": "page faults of the use",
+    }
+    return ", ".join(words for name, words in names.items() if x[name] != y[name])
+
+
+def row_lines(op: Op, x: np.record, y: np.record | None) -> list[str]:
+    """One operation, what it gave, and both sides where they differ (``y``: the real one's)."""
+
+    def told(z: np.record) -> str:
+        value = int(z.value)
+        result = "NULL" if value == 0 else hex(value) if value > 9 else str(value)
+        faults = f"{int(z.minflt)}+{int(z.use_minflt)} faults"
+        return f"{result}, break {int(z.brk):#x}, {faults}"
+
+    head = op.words()
+    if y is None:
+        return [f"{head}  = {told(x)}"]
+    return [head, f"      libc  {told(y)}", f"      twin  {told(x)}"]
+
+
+def empty_blocks(program: np.ndarray, least: int = 1) -> np.ndarray:
+    """A table of blocks for ``program``, all empty."""
+    slots = int(program["slot"].max(initial=0)) + 1
+    return np.zeros((max(slots, least), BLOCK_COLUMNS), "i8")
+
+
+def with_prefix(program: np.ndarray, rows: int) -> np.ndarray:
+    """The first ``rows`` of a program."""
+    return np.ascontiguousarray(program[:rows], PROGRAM)

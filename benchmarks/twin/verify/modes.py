@@ -1,0 +1,510 @@
+"""Random programs: modes, their phases, and the compiled loop that fills a phase with operations.
+
+A program is a row of phases.  Each has sizes of its own (a range, or few sizes again and again), a
+number of live blocks that it goes for, an order in which it frees, and a way of using blocks::
+
+    grow ▁▃▅▇   steady ▇▆▇▆   drain ▇▅▃▁   burst: grow ▁▇, drain ▇▁, grow ▁▇ with the same sizes
+
+Sizes at which a rule changes, and impossible ones, are mixed in (EDGES).  One program in four is
+hostile: memory between the break and the mappings is taken, limits come and go, and the program
+moves the break itself.  Where there are threads, they start and end between phases.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.twin.verify.operation import (
+    ALIGNED,
+    BLOCK,
+    CALLOC,
+    FREE,
+    LEAVE,
+    LIMIT_AS,
+    LIMIT_DATA,
+    MALLOC,
+    PROGRAM,
+    READ,
+    REALLOC,
+    SBRK,
+    TRIM,
+    UNBLOCK,
+    USABLE,
+    USE,
+    WRITE,
+)
+from benchmarks.twin.verify.schedule import Schedule
+from benchmarks.workloads.base.prng import Random
+from kernel.engine.jit import build_once, jit
+from kernel.engine.record import record
+
+_PAGE = 4096
+#: Slots of blocks; those above hold the areas that are in the heap's way.
+SLOTS = 1 << 13
+_OBSTACLES = 4
+TABLE = SLOTS + _OBSTACLES
+
+#: Sizes at which a rule of glibc's changes, for whoever comes near; and sizes that cannot be.
+_RULES = (
+    *(0, 1, 8, 9, 23, 24, 25, 40, 41, 56, 88, 104, 120, 121, 128, 136, 152, 160, 168),
+    *(1000, 1007, 1008, 1009, 1016, 1023, 1024, 1025, 1032, 1033, 1040, 1048),
+    *(2032, 3056, 3072, 3120, 4064, 4072, 4080, 4088, 4096, 8168, 10224, 10752, 12264, 32752),
+    *(40960, 45056, 65488, 65496, 65504, 65512, 65520, 65528, 65536, 131016, 131032),
+    *(131040, 131048, 131056, 131057, 131064, 131072, 131080, 135144, 135152, 163840),
+    *(262120, 262144, 266232, 524264, 524288, 1048552, 1048560, 1048576, 2097128, 2097152),
+    *(4194280, 4194304, 33554384, 33554400, 33554408, 33554416, 33554424, 33554432, 33554433),
+)
+_IMPOSSIBLE = (1 << 47, (1 << 63) - 1, (1 << 63) - 32, (1 << 63) - 4096, -1, -24, -4096, -(1 << 63))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What programs of a mode are made of; sizes in bytes, each pair a range with both ends."""
+
+    name: str
+    about: str
+    sizes: tuple[int, int]
+    phases: tuple[int, int]  # operations of a phase
+    live: tuple[int, int]  # blocks that a phase goes for
+    length: tuple[int, int]  # operations of a program
+    budget: int  # most bytes that are live
+    used: int  # most bytes of a block that the program writes or reads at a time
+    threads: int = 1  # most that there are at a time
+    tunables: tuple[dict[str, int], ...] = ({},)  # that its programs have in turn
+
+    def words(self) -> str:
+        """The ranges in one line."""
+        ranges = (("sizes", self.sizes, " bytes"), ("phases", self.phases, " operations"))
+        parts = [f"{what} {low:,} to {high:,}{unit}" for what, (low, high), unit in ranges]
+        parts.append(f"live {self.live[0]:,} to {self.live[1]:,} blocks")
+        parts.append(f"programs {self.length[0]:,} to {self.length[1]:,}")
+        if self.threads > 1:
+            parts.append(f"2 to {self.threads} threads")
+        return f"{self.name}: {self.about}; " + ", ".join(parts)
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode(
+            "small",
+            "tcache, fastbins, small bins",
+            (0, 1100),
+            (20, 3000),
+            (1, 4000),
+            (500, 20_000),
+            16 << 20,
+            2048,
+        ),
+        Mode(
+            "mixed",
+            "unsorted list, large bins, consolidation, top, trimming",
+            (0, 160 << 10),
+            (20, 2000),
+            (1, 1500),
+            (500, 12_000),
+            128 << 20,
+            64 << 10,
+        ),
+        Mode(
+            "big",
+            "mappings, dynamic threshold, mremap, trimming",
+            (64 << 10, 64 << 20),
+            (10, 400),
+            (1, 60),
+            (200, 3000),
+            1 << 30,
+            256 << 10,
+        ),
+        Mode(
+            "burst",
+            "many blocks of few sizes freed and taken again: tcache refills",
+            (0, 2200),
+            (8, 400),
+            (4, 120),
+            (500, 12_000),
+            8 << 20,
+            4096,
+        ),
+        Mode(
+            "threads",
+            "arenas of threads, their heaps, frees by other threads",
+            (0, 1 << 20),
+            (20, 1000),
+            (1, 2000),
+            (500, 12_000),
+            512 << 20,
+            32 << 10,
+            threads=6,
+            # Few arenas for many threads; heaps whose free ends go at once.
+            tunables=({}, {"arena_max": 2}, {}, {"arena_max": 3, "top_pad": 0}),
+        ),
+    )
+}
+
+# --- Filling a phase ----------------------------------------------------------------------------
+
+#: In which order a phase frees: any, the newest, the oldest, every other of those in a row.
+ANY, NEWEST, OLDEST, ALTERNATE = range(4)
+
+#: Shares are of 1024.
+PHASE = np.dtype(
+    [
+        ("alloc", "i8"),  # of allocations among these and frees, below the target
+        ("target", "i8"),  # live blocks
+        ("budget", "i8"),  # live bytes
+        ("order", "i8"),
+        ("realloc", "i8"),
+        ("calloc", "i8"),  # of allocations
+        ("aligned", "i8"),
+        ("usable", "i8"),
+        ("use", "i8"),  # of operations that only use a block
+        ("null", "i8"),  # free(NULL)
+        ("trim", "i8"),  # of 65536
+        ("write", "i8"),  # of new blocks that are written to
+        ("read", "i8"),  # and read from
+        ("used", "i8"),  # bytes at most
+    ]
+)
+#: The live blocks: ``order`` (4 × SLOTS,) slots in order of age, -1 where one has gone.
+LIVE = np.dtype(
+    [
+        ("count", "i8"),
+        ("held", "i8"),  # bytes
+        ("head", "i8"),
+        ("tail", "i8"),
+        ("cursor", "i8"),
+        ("spare", "i8"),
+        ("order", "i8", (4 * SLOTS,)),
+        ("place", "i8", (SLOTS,)),  # of a slot in order
+        ("bytes", "i8", (SLOTS,)),  # asked for
+        ("free", "i8", (SLOTS,)),  # slots that hold nothing, as a stack
+    ]
+)
+#: Random numbers of 32 bits that one operation takes.
+DRAWS = 8
+
+
+@jit(inline=True)
+def _scaled(draw, bound):
+    """A number in [0, bound) from one of 32 random bits; bound < 2**31."""
+    return (draw * bound) >> 32
+
+
+@jit
+def _born(live, size):
+    """Enter a new block; its slot."""
+    if live.tail == 4 * SLOTS:
+        _compact(live)
+    live.spare -= 1
+    slot = live.free[live.spare]
+    live.order[live.tail] = slot
+    live.place[slot] = live.tail
+    live.bytes[slot] = size
+    live.tail += 1
+    live.count += 1
+    live.held += size
+    return slot
+
+
+@jit
+def _compact(live):
+    """Close the gaps in the order of age."""
+    n = 0
+    for i in range(live.head, live.tail):
+        slot = live.order[i]
+        if slot >= 0:
+            live.order[n] = slot
+            live.place[slot] = n
+            n += 1
+    live.head = 0
+    live.tail = n
+    live.cursor = 0
+
+
+@jit
+def _gone(live, slot):
+    """Strike a block off."""
+    live.order[live.place[slot]] = -1
+    live.free[live.spare] = slot
+    live.spare += 1
+    live.count -= 1
+    live.held -= live.bytes[slot]
+    while live.head < live.tail and live.order[live.head] < 0:
+        live.head += 1
+    while live.tail > live.head and live.order[live.tail - 1] < 0:
+        live.tail -= 1
+
+
+@jit
+def _pick(live, order, draw):
+    """One of the live blocks, of which there are some; its slot."""
+    if order == NEWEST:
+        return live.order[live.tail - 1]
+    if order == OLDEST:
+        return live.order[live.head]
+    if order == ALTERNATE:
+        i = live.cursor + 1
+        while i < live.tail and live.order[max(i, 0)] < 0:
+            i += 1
+        i += 1
+    else:
+        i = live.head + _scaled(draw, live.tail - live.head)
+    i = max(i, live.head)
+    while i < live.tail and live.order[i] < 0:
+        i += 1
+    if i >= live.tail:
+        i = live.head
+    live.cursor = i
+    return live.order[i]
+
+
+@jit
+def _choose_use(phase, op, size, draw, where, length):
+    """Let the program use a block of ``size`` bytes after the operation, or not."""
+    kind = _scaled(draw, 1024)
+    if size <= 0 or kind >= phase.write + phase.read:
+        return
+    op.use = WRITE if kind < phase.write else READ
+    most = min(size, phase.used)
+    # Half of the time from the start, else anywhere; all that is allowed in one of four.
+    op.begin = 0 if where & 1 else _scaled(where, min(size, 1 << 30))
+    op.length = most if length & 3 == 0 else 1 + _scaled(length, most)
+
+
+@jit
+def _new_size(old, draw, fresh):
+    """What a block of ``old`` bytes is made by realloc."""
+    way = draw & 7
+    step = _scaled(draw, 1 << 16)
+    if way == 0:
+        return old + 1 + (step & 31)
+    if way == 1:
+        return max(old - 1 - (step & 31), 0)
+    if way == 2:
+        return old + (old >> 1) + (step & 255)
+    if way == 3:
+        return old >> 1
+    if way == 4:
+        return old + (step & 4095)
+    return fresh
+
+
+@jit
+def fill(phase, live, draws, sizes, aligns, program, begin, end):
+    """Fill rows [begin, end) of ``program``; the first that was not filled.
+
+    A phase that goes for no blocks ends when there are none.  ``draws`` (n, DRAWS), ``sizes`` and
+    ``aligns`` (n,): random numbers, sizes and log2 of alignments for each row.
+    """
+    for i in range(begin, end):
+        if phase.target == 0 and live.count == 0:
+            return i
+        op = program[i]
+        d = draws[i - begin]
+        size = sizes[i - begin]
+        op.slot = -1
+        op.request = 0
+        op.extra = 0
+        op.use = LEAVE
+        op.begin = 0
+        op.length = 0
+        way = _scaled(d[0], 1024)
+        if _scaled(d[1], 65536) < phase.trim:
+            op.kind = TRIM
+        elif way < phase.null:
+            op.kind = FREE
+        elif live.count and way < phase.null + phase.usable:
+            op.kind = USABLE
+            op.slot = _pick(live, ANY, d[2])
+        elif live.count and way < phase.null + phase.usable + phase.use:
+            op.kind = USE
+            op.slot = _pick(live, ANY, d[2])
+            _choose_use(phase, op, live.bytes[op.slot], d[4] >> 1, d[5], d[6])
+        elif live.count and way < phase.null + phase.usable + phase.use + phase.realloc:
+            op.kind = REALLOC
+            op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
+            old = live.bytes[op.slot]
+            op.request = _new_size(old, d[7], size)
+            if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
+                op.request = old >> 1
+            if op.request == 0:
+                _gone(live, op.slot)
+            elif 0 < op.request < 1 << 40:  # else refused
+                live.held += op.request - old
+                live.bytes[op.slot] = op.request
+                _choose_use(phase, op, op.request, d[4], d[5], d[6])
+        elif live.count and (
+            live.count >= phase.target
+            or live.held >= phase.budget
+            or live.count >= SLOTS - 1
+            or _scaled(d[2], 1024) >= phase.alloc
+        ):
+            op.kind = FREE
+            op.slot = _pick(live, phase.order, d[3])
+            _gone(live, op.slot)
+        else:
+            possible = 0 <= size < 1 << 40
+            op.slot = _born(live, size if possible else 0)
+            op.request = size
+            how = _scaled(d[3], 1024)
+            op.kind = MALLOC
+            if how < phase.calloc:
+                op.kind = CALLOC
+                # Members of 8 bytes where that is what comes out: the product is what counts.
+                op.extra = 8 if size & 7 == 0 else 1
+            elif how < phase.calloc + phase.aligned:
+                op.kind = ALIGNED
+                op.extra = aligns[i - begin]
+            if possible:
+                _choose_use(phase, op, size, d[4], d[5], d[6])
+    return end
+
+
+# --- Choosing phases ------------------------------------------------------------------------------
+
+
+class Generator:
+    """Makes one program."""
+
+    def __init__(self, mode: Mode, seed: str) -> None:
+        self._mode = mode
+        self._choice = random.Random(f"{mode.name} {seed}")
+        self._random = Random(self._choice.getrandbits(64))
+        self._fill = build_once(fill)
+        self._live = record(LIVE)
+        self._live.spare = SLOTS
+        self._live["free"] = np.arange(SLOTS)[::-1]
+        self._hostile = self._choice.random() < 0.25
+        self._schedule = None
+        if mode.threads > 1:
+            most = self._choice.randint(2, mode.threads)
+            self._schedule = Schedule(self._choice, self._random, most, SLOTS)
+
+    def program(self, most: int) -> np.ndarray:
+        """The program, (n,) PROGRAM of at most ``most`` rows."""
+        choice, mode = self._choice, self._mode
+        length = min(self._between(*mode.length), most)
+        rows = np.zeros(length, PROGRAM).view(np.recarray)
+        n = 0
+        while n < length:
+            if self._hostile and choice.random() < 0.3:
+                rows[n] = self._hostility()
+                n += 1
+            first = n
+            for row in self._schedule.changes()[: length - n] if self._schedule else ():
+                rows[n] = row
+                n += 1
+                first = n
+            for phase, sizes in self._phases(length - n):
+                n = self._fill_phase(phase, sizes, rows, n, length)
+            if self._schedule:
+                self._schedule.assign(rows[first:n])
+        return rows.view(np.ndarray)
+
+    def _between(self, low: int, high: int) -> int:
+        """A whole number in [low, high], small ones as likely as large ones by their logarithm."""
+        return min(int((low + 1) * ((high + 2) / (low + 1)) ** self._choice.random()) - 1, high)
+
+    def _fill_phase(
+        self, phase: np.record, sizes: np.ndarray, rows: np.recarray, n: int, end: int
+    ) -> int:
+        end = min(n + len(sizes), end)
+        count = end - n
+        draws = self._random.below(max(count, 1) * DRAWS, 1 << 32).reshape(-1, DRAWS)
+        largest = 21 if self._choice.random() < 0.05 else 13
+        aligns = self._random.below(max(count, 1), largest - 3) + 4
+        return self._fill(phase, self._live, draws, sizes, aligns, rows, n, end)
+
+    def _phases(self, most: int) -> list[tuple[np.record, np.ndarray]]:
+        """The next phases, each with a size for each operation."""
+        choice, mode = self._choice, self._mode
+        n = self._between(*mode.phases)
+        live = min(self._between(*mode.live), SLOTS // 2)
+        kind = choice.random()
+        burst = 0.8 if mode.name == "burst" else 0.15
+        if kind < burst:
+            sizes = self._some_sizes(few=choice.randint(1, 3), n=n)
+            number = min(choice.randint(3, 40) if choice.random() < 0.7 else live, n)
+            rounds = []
+            for _ in range(choice.randint(1, 4)):
+                rounds += [
+                    (self._phase(alloc=1024, target=1 << 20, pure=True), sizes[:number]),
+                    (self._phase(target=0, pure=True), sizes[: choice.randint(1, number)]),
+                ]
+            return rounds
+        sizes = self._some_sizes(few=choice.choice((0, 0, 0, 1, 2, 6)), n=n)
+        if kind < burst + (1 - burst) * 0.25:
+            return [(self._phase(alloc=choice.choice((700, 900, 1024)), target=live), sizes)]
+        if kind < burst + (1 - burst) * 0.4:
+            return [(self._phase(target=0), sizes)]
+        return [(self._phase(alloc=choice.choice((300, 500, 560, 700)), target=live), sizes)]
+
+    def _phase(self, *, target: int, alloc: int = 0, pure: bool = False) -> np.record:
+        """A phase's record.  ``pure``: hardly anything but malloc, calloc and free."""
+        choice, mode = self._choice, self._mode
+        phase = record(PHASE)
+        phase.alloc, phase.target, phase.budget = alloc, target, mode.budget
+        phase.order = choice.choice((ANY, ANY, NEWEST, OLDEST, ALTERNATE))
+        phase.calloc = choice.choice((0, 100, 400)) if not pure or choice.random() < 0.2 else 0
+        phase.aligned = choice.choice((0, 30, 300)) if not pure else choice.choice((0, 0, 30))
+        if not pure:
+            phase.realloc = choice.choice((0, 50, 200, 400))
+            phase.usable = choice.choice((0, 10))
+            phase.use = choice.choice((0, 20, 150))
+            phase.null = choice.choice((0, 5))
+            phase.trim = choice.choice((0, 0, 20, 200))
+        style = choice.random()
+        if style > 0.2:
+            phase.write = choice.choice((300, 700, 1024))
+            phase.read = choice.choice((0, 0, 300)) if phase.write < 1024 else 0
+        # Whole large blocks are rarely used: it is page faults that take time.
+        phase.used = mode.used * 16 if choice.random() < 0.05 else mode.used
+        return phase
+
+    def _some_sizes(self, *, few: int, n: int) -> np.ndarray:
+        """``n`` sizes: a range drawn from the mode's, or ``few`` of them again and again."""
+        choice, mode = self._choice, self._mode
+        low, high = mode.sizes
+        a, b = sorted((self._between(low, high), self._between(low, high)))
+        if few:
+            kinds = np.array([self._between(a, b) for _ in range(few)], "i8")
+            sizes = kinds[self._random.below(n, few)]
+        elif choice.random() < 0.5:
+            sizes = a + self._random.below(n, b - a + 1)
+        else:
+            exponents = self._random.below(n, 1 << 20) / (1 << 20)
+            sizes = ((a + 1) * ((b + 1) / (a + 1)) ** exponents).astype("i8") - 1
+        edges = choice.choice((0, 0, 8, 64))  # of 1024
+        if edges:
+            near = [s for s in _RULES if low // 2 <= s <= high + 64]
+            table = np.array([*near * 4, *_IMPOSSIBLE], "i8")
+            chosen = self._random.below(n, 1024) < edges
+            values = table[self._random.below(n, len(table))]
+            near_by = self._random.below(n, 3) - 1
+            values = np.where((values > 0) & (values < 1 << 40), values + near_by, values)
+            sizes = np.where(chosen, np.where(values == 0, 0, values), sizes)
+        return sizes
+
+    def _hostility(self) -> tuple[int, ...]:
+        """A row of PROGRAM that makes things difficult, or easy again."""
+        choice = self._choice
+        slot = SLOTS + choice.randrange(_OBSTACLES)
+        room = choice.choice((0, 1, 2, 33, 64, 300, 1000)) * _PAGE
+        match choice.randrange(9):
+            case 0 | 1:
+                return BLOCK, slot, room, choice.randint(1, 20) * _PAGE, LEAVE, 0, 0, 0
+            case 2:
+                return UNBLOCK, slot, 0, 0, LEAVE, 0, 0, 0
+            case 3:
+                return LIMIT_DATA, -1, room, 0, LEAVE, 0, 0, 0
+            case 4:
+                return LIMIT_DATA, -1, -1, 0, LEAVE, 0, 0, 0
+            case 5:
+                return LIMIT_AS, -1, room + choice.choice((0, 1 << 20)), 0, LEAVE, 0, 0, 0
+            case 6:
+                return LIMIT_AS, -1, -1, 0, LEAVE, 0, 0, 0
+            case _:
+                step = choice.choice((8, 16, 24, 100, _PAGE, 3 * _PAGE, 132 << 10, 5000))
+                return SBRK, -1, step, 0, LEAVE, 0, 0, 0

@@ -1,0 +1,128 @@
+"""What the C library's threads do beside malloc: their stacks, and what they take from the heap.
+
+::
+
+    stack of a thread, 8 MiB and a guard page, mapped as a whole before its rights change
+
+    base │ guard │ … untouched … │ touched │ kept when it ends │ start │ descriptor │ end
+
+pthread_create takes the stack that was given back last, else maps one, writes the descriptor at its
+end and takes the thread's vector (of pointers to its thread-local storage) by calloc; a stack that
+is used again has kept its vector.  A thread that ends gives malloc what its cache held, and the
+kernel all pages of its stack but the last.  pthread_join keeps the stack for the next thread;
+beyond 40 MiB of kept stacks the oldest are freed by whoever joins.
+
+Observed of glibc 2.36 on x86-64 by its address space, as all of the twin.
+"""
+
+import numpy as np
+
+from allocators.base.contract import calloc, free, thread_exit
+from kernel.access import touch
+from kernel.engine.jit import jit
+from kernel.linux.host.code import MAX_THREADS, THREAD_STACK
+from kernel.madvise import madvise
+from kernel.mmap import mmap, munmap
+from kernel.mprotect import mprotect
+from kernel.uapi import (
+    EAGAIN,
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    MAP_STACK,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+_PAGE = 4096
+#: Bytes of a stack with its guard: RLIMIT_STACK is what kernel.linux.host.process sets.
+_GUARD = _PAGE
+_STACK = (8 << 20) + _GUARD
+#: The vector: its length, a counter, the one library that has such storage, and 14 to spare.
+_VECTOR = 17 * 16
+#: The descriptor is in the last page; the thread starts in the page before, and touches what is
+#: below (kernel.linux.host.code).
+_START = 2 * _PAGE
+_TOUCHED = _START + THREAD_STACK
+#: What a thread keeps of its stack when it ends.
+_KEPT = _START + (16 << 10)
+#: Most bytes of stacks that are kept for others.
+_CACHE = 40 << 20
+
+#: The threads by number, and the stacks that are kept, the oldest first.
+THREADS = np.dtype(
+    [
+        ("alive", "i8", (MAX_THREADS,)),
+        ("stack", "i8", (MAX_THREADS,)),
+        ("vector", "i8", (MAX_THREADS,)),
+        ("cached", "i8"),
+        ("cached_stack", "i8", (MAX_THREADS,)),
+        ("cached_vector", "i8", (MAX_THREADS,)),
+    ]
+)
+
+
+@jit
+def first_thread(k, a):
+    """The process has a second thread; bound to the twin's where that must know, as glibc."""
+
+
+@jit(cold=True)
+def _new_stack(k, a, threads, number):
+    """A stack that nobody has had; 0, or an error number."""
+    stack = mmap(k, 0, _STACK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK)
+    if stack < 0:
+        return EAGAIN
+    usable = _STACK - _GUARD
+    if mprotect(k, stack + _GUARD, usable, PROT_READ | PROT_WRITE) < 0:
+        munmap(k, stack, _STACK)
+        return EAGAIN
+    touch(k, stack + _STACK - _PAGE, 8, 1)
+    vector = calloc(k, a, _VECTOR)
+    if vector == 0:
+        munmap(k, stack, _STACK)
+        return EAGAIN
+    threads.stack[number] = stack
+    threads.vector[number] = vector
+    return 0
+
+
+@jit(cold=True)
+def start_thread(k, a, threads, number):
+    """pthread_create on the running thread; 0, or an error number."""
+    first_thread(k, a)
+    if threads.cached:
+        threads.cached -= 1
+        threads.stack[number] = threads.cached_stack[threads.cached]
+        threads.vector[number] = threads.cached_vector[threads.cached]
+    else:
+        error = _new_stack(k, a, threads, number)
+        if error:
+            return error
+    threads.alive[number] = 1
+    touch(k, threads.stack[number] + _STACK - _TOUCHED, _TOUCHED, 1)
+    return 0
+
+
+@jit(cold=True)
+def end_thread(k, a, threads, number):
+    """Thread ``number`` returns, and the running thread joins it; 0."""
+    joiner = k.task.tid
+    k.task.tid = number
+    thread_exit(k, a)
+    k.task.tid = joiner
+    stack = threads.stack[number]
+    madvise(k, stack, _STACK - _KEPT, MADV_DONTNEED)
+    threads.alive[number] = 0
+    threads.cached_stack[threads.cached] = stack
+    threads.cached_vector[threads.cached] = threads.vector[number]
+    threads.cached += 1
+    while threads.cached * _STACK > _CACHE:
+        free(k, a, threads.cached_vector[0])
+        munmap(k, threads.cached_stack[0], _STACK)
+        threads.cached -= 1
+        for i in range(threads.cached):
+            threads.cached_stack[i] = threads.cached_stack[i + 1]
+            threads.cached_vector[i] = threads.cached_vector[i + 1]
+    return 0

@@ -1,0 +1,265 @@
+"""The twin's side: play a program on the kernel model, and write down what should be observed."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from allocators.base.contract import aligned_alloc, calloc, free, malloc, realloc, trim, usable_size
+from allocators.base.registry import Plugin
+from benchmarks.replay.loop import initialise
+from benchmarks.twin.verify.operation import (
+    ALIGNED,
+    BLOCK,
+    CALLOC,
+    FREE,
+    GROWN,
+    LEAVE,
+    LIMIT_AS,
+    LIMIT_DATA,
+    MALLOC,
+    REALLOC,
+    SBRK,
+    STRAY,
+    THREAD_END,
+    THREAD_START,
+    TRIM,
+    UNBLOCK,
+    USABLE,
+    WRITE,
+)
+from benchmarks.twin.verify.threads import end_thread, first_thread, start_thread
+from kernel.access import touch
+from kernel.brk import sbrk
+from kernel.config import KernelConfig
+from kernel.engine.branches import Branch, instrument
+from kernel.engine.jit import build, jit, source_hash
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.limits import setrlimit
+from kernel.linux.host.code import MAX_THREADS
+from kernel.mmap import mmap, munmap, page_align
+from kernel.uapi import (
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    PROT_NONE,
+    RLIM_INFINITY,
+    RLIMIT_AS,
+    RLIMIT_DATA,
+)
+
+#: What is expected of one operation, and the arguments that make the real process do it.
+EXPECTED = np.dtype(
+    [
+        ("p", "i8"),  # the block before, or the address that the operation is about
+        ("thread", "i8"),  # by which the operation is done
+        ("request", "i8"),  # as the operation says; a limit in full; no thread where there is none
+        ("value", "i8"),  # what the call returns
+        ("brk", "i8"),  # the break afterwards
+        ("minflt", "i8"),  # page faults of the call
+        ("address", "i8"),  # use of the block: its first byte, and how many; 0 for none
+        ("length", "i8"),
+        ("use_minflt", "i8"),  # page faults of the use
+    ]
+)
+#: Columns of the table of blocks: the address, 0 for none; the bytes asked for; the last address.
+BLOCK_COLUMNS = 3
+
+
+@jit
+def _make(k, a, op, x):
+    """Let the allocator serve a request for a new block; its address."""
+    if op.kind == MALLOC:
+        return malloc(k, a, x.request)
+    if op.kind == CALLOC:
+        return calloc(k, a, x.request)
+    return aligned_alloc(k, a, 1 << op.extra, x.request)
+
+
+@jit
+def _resize(k, a, x):
+    """realloc by the C library's rules: NULL allocates, size 0 frees."""
+    if x.p == 0:
+        return malloc(k, a, x.request)
+    if x.request == 0:
+        free(k, a, x.p)
+        return 0
+    return realloc(k, a, x.p, x.request)
+
+
+@jit
+def morecore(k, a, increment):
+    """libc's sbrk, or -1; bound to the twin's where that keeps a record of the break, as libc."""
+    return max(sbrk(k, increment), -1)
+
+
+@jit(cold=True)
+def _change_world(k, a, op, x, blocks):
+    """What is not the allocator's: the program's own break, areas in the way, limits."""
+    mm = k.mm
+    if op.kind == SBRK:
+        return morecore(k, a, x.request)
+    if op.kind == BLOCK:
+        x.p = page_align(mm.brk) + x.request
+        x.request = op.extra
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        value = mmap(k, x.p, x.request, PROT_NONE, flags)
+        if value > 0:
+            blocks[op.slot, 0] = value
+            blocks[op.slot, 1] = x.request
+        return value
+    if op.kind == UNBLOCK:
+        x.request = blocks[op.slot, 1]
+        blocks[op.slot, 0] = 0
+        return munmap(k, x.p, x.request) if x.p else 0
+    if x.request < 0:
+        x.request = RLIM_INFINITY
+    elif op.kind == LIMIT_DATA:
+        x.request += mm.data_vm << PAGE_SHIFT
+    else:
+        x.request += mm.total_vm << PAGE_SHIFT
+    return setrlimit(k, RLIMIT_DATA if op.kind == LIMIT_DATA else RLIMIT_AS, x.request)
+
+
+@jit(cold=True)
+def _start_or_end(k, a, op, x, threads):
+    """Start or end thread ``x.request``, which becomes 0 where there is nothing to be done."""
+    number = x.request
+    ends = op.kind == THREAD_END
+    if number <= 0 or number >= MAX_THREADS or number == x.thread or threads.alive[number] != ends:
+        x.request = 0
+        return 0
+    if ends:
+        return end_thread(k, a, threads, number)
+    return start_thread(k, a, threads, number)
+
+
+@jit
+def _call(k, a, op, x, blocks, threads):
+    """Do an operation's call and keep the table of blocks; what it returns."""
+    kind, slot = op.kind, op.slot
+    if kind in (MALLOC, CALLOC, ALIGNED):
+        value = _make(k, a, op, x)
+        blocks[slot, 0] = value
+        blocks[slot, 1] = x.request
+        blocks[slot, 2] = value
+        return value
+    if kind == FREE:
+        if x.p:
+            blocks[slot, 0] = 0
+            free(k, a, x.p)
+        return 0
+    if kind == REALLOC:
+        value = _resize(k, a, x)
+        if value or x.request == 0:  # else refused: the block stays as it is
+            blocks[slot, 0] = value
+            blocks[slot, 1] = x.request
+            blocks[slot, 2] = value if value else x.p
+        return value
+    if kind == USABLE:
+        return usable_size(k, a, x.p) if x.p else 0
+    if kind == TRIM:
+        trim(k, a)
+        return 0
+    if kind == STRAY:
+        x.p = blocks[slot, 2] + x.request
+        free(k, a, x.p)
+        return 0
+    if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
+        return _change_world(k, a, op, x, blocks)
+    if kind in (THREAD_START, THREAD_END):
+        return _start_or_end(k, a, op, x, threads)
+    return 0
+
+
+@jit
+def _use(k, op, x, p, old, size):
+    """The program uses its block of ``size`` bytes at ``p``, which had ``old`` before."""
+    begin = min(old if op.begin == GROWN else op.begin, size)
+    length = min(op.length, size - begin)
+    if length > 0:
+        x.address = p + begin
+        x.length = length
+        touch(k, x.address, length, 1 if op.use == WRITE else 0)
+
+
+@jit
+def play(k, a, program, expected, blocks, threads, begin, end):
+    """Play rows [begin, end) of ``program``, writing the same rows of ``expected``.
+
+    ``blocks``, (n, BLOCK_COLUMNS), and ``threads``, a THREADS, are what the rows before have left.
+    ``k.task.now`` is the row that runs, where a signal left it too.
+    """
+    mm = k.mm
+    for i in range(begin, end):
+        k.task.now = i
+        op = program[i]
+        x = expected[i]
+        slot = op.slot
+        x.thread = op.thread if threads.alive[op.thread] else 0
+        k.task.tid = x.thread
+        x.p = blocks[slot, 0] if slot >= 0 else 0
+        old = blocks[slot, 1] if x.p else 0
+        x.request = op.request
+        before = mm.minflt
+        x.value = _call(k, a, op, x, blocks, threads)
+        x.brk = mm.brk
+        x.minflt = mm.minflt - before
+        x.address = 0
+        x.length = 0
+        before = mm.minflt
+        if op.use != LEAVE and slot >= 0 and blocks[slot, 0]:
+            _use(k, op, x, blocks[slot, 0], old, blocks[slot, 1])
+        x.use_minflt = mm.minflt - before
+    return end
+
+
+class Twin:
+    """A plugin compiled for playing programs.
+
+    ``count_branches``: count those of everything reached in ``k.hits``.  ``bindings``: replace
+    functions or constants of the plugin (mutation checks).
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        config: KernelConfig,
+        *,
+        count_branches: bool = False,
+        bindings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plugin = plugin
+        everything = plugin.bindings() | config.switches()
+        for default in (morecore, first_thread):
+            name = default.__name__
+            everything[name] = getattr(plugin.module, name, default)
+        everything |= dict(bindings or {})
+        self.branches: list[Branch] = []
+        if count_branches:
+            self.play, self.branches = _counting(play, everything)
+        else:
+            self.play = _built(play, everything)
+        self.init = _built(initialise, everything)
+
+
+#: What was compiled in this process, by the hash of all that it depends on.
+_compiled: dict[str, Callable] = {}
+_instrumented: dict[str, tuple[Callable, list[Branch]]] = {}
+
+
+def _built(function: Callable, bindings: Mapping[str, Any]) -> Callable:
+    """``build``, remembered by what is compiled: most settings do not change the loop."""
+    key = source_hash(function, **bindings)
+    if key not in _compiled:
+        _compiled[key] = build(function, **bindings)
+    return _compiled[key]
+
+
+def _counting(function: Callable, bindings: Mapping[str, Any]) -> tuple[Callable, list[Branch]]:
+    """A copy of ``function`` that counts branches, and these."""
+    key = source_hash(function, **bindings)
+    if key not in _instrumented:
+        counting, branches = instrument(function, **bindings)
+        _instrumented[key] = build(counting), branches
+    return _instrumented[key]

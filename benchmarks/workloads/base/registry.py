@@ -1,0 +1,304 @@
+"""Find workloads, check their settings, and make their events."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from allocators.base.settings import Setting
+from benchmarks.events.events import Events, operation_count, read_only, slot_count
+from benchmarks.events.facts import Fingerprint
+from benchmarks.events.stream import Stream
+from benchmarks.events.touch import TOUCH_NAMES
+from benchmarks.trace import shipped
+from benchmarks.workloads.base.prng import Random
+from benchmarks.workloads.base.sizes import SizesSetting
+from kernel.engine.jit import is_jit
+
+#: Every module here is a workload.
+_FOLDER = Path(__file__).resolve().parent.parent
+#: What the program does with its memory where a workload's settings do not say.
+DEFAULT_TOUCH = "all"
+#: Fields of a program's record that tell the replay loop the next event.
+PROGRAM_FIELDS = ("op", "slot", "request", "align", "offset")
+MAX_SEED = (1 << 62) - 1
+
+
+class WorkloadError(ValueError):
+    """A workload that cannot be found, made or read; the message names the setting or place."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled generator: ``state()`` makes a fresh record for its ``next_event(g, last)``.
+
+    ``length``: at most this many events; the generator ends itself by returning False.
+    """
+
+    next_event: Callable
+    state: Callable[[], np.record]
+    length: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is replayed: stored ``events``, a ``program``, or a ``stream`` of events.
+
+    ``slots``: size of the table of objects.  ``operations``: events of the allocator (of a
+    program: at most).  ``fingerprint``: sha256 over all columns (of a program: over its source,
+    settings and seed).  ``provenance``: plain values for JSON.
+    """
+
+    name: str
+    label: str
+    events: Events | None = field(repr=False)
+    program: Program | None
+    stream: Stream | None
+    slots: int
+    operations: int
+    fingerprint: str
+    touch: str
+    seed: int
+    provenance: dict[str, Any] = field(repr=False)
+
+
+class PathSetting:
+    """The declaration of a setting that names a file."""
+
+    default = ""
+
+    def parse(self, name: str, value: object) -> str:
+        """Return the path, of a shipped trace its own.  Raises ValueError when there is none."""
+        if not isinstance(value, str) or not value:
+            raise ValueError(
+                f"{name}={'' if value is None else value}: expected the path of a file"
+            )
+        if value.startswith(shipped.PREFIX):
+            return str(shipped.path_of(value.removeprefix(shipped.PREFIX)))
+        return value
+
+    def spell(self, value: str) -> str:
+        """The path as given."""
+        name = shipped.name_of(Path(value))
+        return f"{shipped.PREFIX}{name}" if name else value
+
+
+def path() -> PathSetting:
+    """Declare a setting that names a file; it has no default."""
+    return PathSetting()
+
+
+def names() -> list[str]:
+    """Return the workloads of the project."""
+    return sorted(p.stem for p in _FOLDER.glob("[!_]*.py"))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A workload's module with checked settings."""
+
+    name: str
+    module: ModuleType
+    settings: dict[str, Any]
+    touch: str
+    seed: int
+
+    @property
+    def spelled(self) -> dict[str, Any]:
+        declared = _declared(self.module)
+        return {name: declared[name].spell(value) for name, value in self.settings.items()}
+
+    @property
+    def label(self) -> str:
+        """The name and the settings that differ from their defaults; of a path, the file's name.
+
+        A shipped trace is a workload of its own: its name stands for the workload's.
+        """
+        title, changed = self.name, []
+        for name, setting in _declared(self.module).items():
+            value = self.settings[name]
+            if isinstance(setting, SizesSetting):
+                changed += setting.differences(name, value)
+            elif isinstance(setting, PathSetting):
+                name = shipped.name_of(Path(value))
+                if name and title == "trace":
+                    title = name
+                else:
+                    changed.append(name or Path(value).name)
+            elif value != setting:
+                changed.append(f"{name}={setting.spell(value)}")
+        if self.touch != DEFAULT_TOUCH:
+            changed.append(f"touch={self.touch}")
+        return f"{title}({', '.join(changed)})" if changed else title
+
+
+def validate(settings: Mapping[str, Any]) -> None:
+    """Check the settings of a workload without making it; no compiler is imported.
+
+    Raises WorkloadError as :func:`load` would, short of what only reading a whole trace can show.
+    """
+    _choose(settings)
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """The name of a workload with the settings that differ from their defaults.
+
+    Raises WorkloadError, as :func:`validate` does.
+    """
+    return _choose(settings).label
+
+
+def load(
+    settings: Mapping[str, Any], progress: Callable[[float, str], None] | None = None
+) -> Workload:
+    """Make or read the workload ``settings["name"]``: a file's stem in this folder or a .py path.
+
+    ``settings`` may hold ``seed``, ``touch`` and the workload's own; what is missing has its
+    default.  ``progress`` is told the fraction done while a trace is read.  Raises WorkloadError.
+    """
+    choice = _choose(settings)
+    s, module = SimpleNamespace(**choice.settings, seed=choice.seed), choice.module
+    provenance: dict[str, Any] = {
+        "workload": choice.name,
+        "settings": choice.spelled,
+        "seed": choice.seed,
+        "source_sha256": hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest(),
+    }
+    events = program = stream = None
+    if hasattr(module, "next_event"):
+        program = Program(
+            module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
+        )
+        try:
+            fields = program.state().dtype.names
+        except ValueError as error:
+            raise WorkloadError(f"workload {choice.name}: {error}") from None
+        lacking = [name for name in PROGRAM_FIELDS if name not in fields]
+        if lacking:
+            raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
+        slots, operations = module.slots(s), program.length
+        text = json.dumps(provenance, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+    else:
+        if hasattr(module, "read"):
+            try:
+                events, more = module.read(s, progress)
+            except ValueError as error:
+                raise WorkloadError(f"workload {choice.name}: {error}") from None
+            provenance |= more
+        else:
+            events = module.generate(s, Random(choice.seed))
+        if isinstance(events, Stream):
+            events, stream = None, events
+            facts = stream.facts
+            slots, operations, digest = facts.slots, facts.operations, facts.fingerprint
+        else:
+            events = read_only(events)
+            slots, operations = slot_count(events), operation_count(events)
+            digest = fingerprint(events)
+    return Workload(
+        name=choice.name,
+        label=choice.label,
+        events=events,
+        program=program,
+        stream=stream,
+        slots=slots,
+        operations=operations,
+        fingerprint=digest,
+        touch=choice.touch,
+        seed=choice.seed,
+        provenance=provenance,
+    )
+
+
+def fingerprint(events: Events) -> str:
+    """sha256 over names, types and contents of all columns that say anything, 64 hex digits."""
+    whole = Fingerprint()
+    whole.add(events)
+    return whole.hexdigest()
+
+
+def _declared(module: ModuleType) -> dict[str, Any]:
+    kinds = (Setting, SizesSetting, PathSetting)
+    return {name.lower(): v for name, v in vars(module).items() if isinstance(v, kinds)}
+
+
+def _choose(settings: Mapping[str, Any]) -> _Choice:
+    """Find the module and check every setting.  Raises WorkloadError."""
+    given = dict(settings)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise WorkloadError(f"workload.name={name}: choose one of {', '.join(names())}")
+    module = _import(name)
+    stem = Path(name).stem if name.endswith(".py") else name
+    seed = given.pop("seed", 1)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise WorkloadError(
+            f"workload {stem}: seed={seed}: expected a whole number from 0 to 2**62 - 1"
+        )
+    touch = given.pop("touch", DEFAULT_TOUCH)
+    if touch not in TOUCH_NAMES:
+        raise WorkloadError(
+            f"workload {stem}: touch={touch}: choose one of {', '.join(TOUCH_NAMES)}"
+        )
+    declared = _declared(module)
+    for key in given:
+        if key not in declared:
+            known = ", ".join([*declared, "seed", "touch"])
+            raise WorkloadError(f"workload {stem}: unknown setting {key!r} (it has: {known})")
+    checked = {}
+    try:
+        for key, setting in declared.items():
+            default = int(setting) if isinstance(setting, Setting) else setting.default
+            # A path has no default worth keeping: parsing complains of a missing one.
+            missing = key not in given and not isinstance(setting, PathSetting)
+            checked[key] = default if missing else setting.parse(key, given.get(key))
+        if hasattr(module, "check_settings"):
+            module.check_settings(SimpleNamespace(**checked))
+    except ValueError as error:
+        raise WorkloadError(f"workload {stem}: {error}") from None
+    return _Choice(stem, module, checked, touch, seed)
+
+
+def _import(name: str) -> ModuleType:
+    """Import the workload ``name`` and see that it is one.  Raises WorkloadError."""
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        module_name = f"workload_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+        if not file.is_file():
+            raise WorkloadError(f"no workload file {name}")
+    elif name in names():
+        file = _FOLDER / f"{name}.py"
+        module_name = f"benchmarks.workloads.{name}"
+    else:
+        raise WorkloadError(
+            f"no workload {name!r}; choose one of {', '.join(names())}, or a .py file"
+        )
+    if module_name in sys.modules and not name.endswith(".py"):
+        module = sys.modules[module_name]
+    else:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            text = f"workload {name}: {file}: {type(error).__name__}: {error}"
+            raise WorkloadError(text.replace("\n", " ")) from error
+    if hasattr(module, "next_event"):
+        lacking = [n for n in ("start", "length", "slots") if not hasattr(module, n)]
+        if lacking:
+            raise WorkloadError(f"workload {name}: {file} does not define {', '.join(lacking)}")
+        if not is_jit(module.next_event):
+            raise WorkloadError(f"workload {name}: next_event in {file} is not marked @jit")
+    elif not hasattr(module, "generate") and not hasattr(module, "read"):
+        raise WorkloadError(f"workload {name}: {file} defines neither generate nor next_event")
+    return module

@@ -1,0 +1,4 @@
+"""How the model is compiled and run: jit's walk, the linker, switches, simulated memory, records.
+
+Imports nothing of the model, which is built on it; everything above may import it.
+"""

@@ -1,0 +1,231 @@
+"""Watch the branches that compiled code takes: an instrumented copy of a function and its callees.
+
+Every marked function whose first parameter is ``k`` is parsed anew, and a statement put into both
+arms of every if, for and while (an arm that is not written gets one too).  To count them it is
+``k.hits[n] += 1``, also at the function's entry; to follow them, a call that tells which
+conditional went which way.  The copies are ordinary marked functions, for
+:func:`kernel.engine.jit.build`; they name the same file and lines, so that messages still point at
+the source.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kernel.engine.jit import _global_names, is_jit
+from kernel.engine.switches import NAMES
+
+#: Room in ``k.hits`` (kernel.types).
+MAX_BRANCHES = 4096
+#: What the function that follows is called in the copies.
+_FOLLOW = "_follow_branch"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One way through a function; ``number`` is its index in ``k.hits``."""
+
+    number: int
+    module: str
+    function: str
+    file: str
+    line: int
+    text: str  # the statement, and which arm of it
+    under: str = ""  # the switch (kernel.engine.switches) that must be on for it to be compiled
+
+    def __str__(self) -> str:
+        return f"{self.module.replace('.', '/')}.py:{self.line}: {self.function}: {self.text}"
+
+
+class _Insert(ast.NodeTransformer):
+    """Puts a counter into every arm and notes what it counts."""
+
+    def __init__(self, function: Callable, first_line: int, branches: list[Branch]) -> None:
+        self.function = function
+        self.first_line = first_line
+        self.branches = branches
+        self.under = ""
+
+    def statement(self, number: int, first: int) -> str:
+        """What is put into branch ``number``; ``first``: of its conditional's arms, -1 for none."""
+        return f"k.hits[{number}] += 1"
+
+    def counter(self, node: ast.AST, text: str, first: int) -> ast.stmt:
+        """The statement for a new branch at ``node``."""
+        number = len(self.branches)
+        if number >= MAX_BRANCHES:
+            raise ValueError(f"more than {MAX_BRANCHES} branches: k.hits has no room")
+        code = self.function.__code__
+        self.branches.append(
+            Branch(
+                number,
+                self.function.__module__,
+                self.function.__name__,
+                code.co_filename,
+                self.first_line + node.lineno - 1,
+                text,
+                self.under,
+            )
+        )
+        statement = ast.parse(self.statement(number, first)).body[0]
+        for part in ast.walk(statement):
+            if hasattr(part, "lineno"):
+                part.lineno = part.end_lineno = node.lineno
+                part.col_offset = part.end_col_offset = node.col_offset
+        return statement
+
+    def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
+        # In the order of the lines: this statement first, then those inside it.
+        outer = self.under
+        if isinstance(node, ast.If):
+            self.under = _switch(node.test) or outer
+        first = len(self.branches)
+        body = self.counter(node, head, first)
+        self.under = outer
+        endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
+        otherwise = None if endless else self.counter(node, f"{head}  else", first)
+        # What is nested in the first arm needs its switch too.
+        if isinstance(node, ast.If):
+            self.under = _switch(node.test) or outer
+        node.body = [self.visit(statement) for statement in node.body]
+        self.under = outer
+        node.orelse = [self.visit(statement) for statement in node.orelse]
+        node.body.insert(0, body)
+        if otherwise is not None:
+            node.orelse.insert(0, otherwise)
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Count both arms of an if."""
+        return self._arms(node, f"if {ast.unparse(node.test)}:")
+
+    def visit_While(self, node: ast.While) -> ast.AST:
+        """Count the rounds of a loop, and its ends."""
+        return self._arms(node, f"while {ast.unparse(node.test)}:")
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        """Count the rounds of a loop, and its ends."""
+        return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
+
+
+class _Follow(_Insert):
+    """Puts a call of ``follow`` into every arm instead; the entry gets none.
+
+    What is decided when it is compiled is no branch of the machine code.
+    """
+
+    def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
+        if isinstance(node, ast.For) or not _is_constant(node.test):
+            return super()._arms(node, head)
+        self.generic_visit(node)
+        return node
+
+    def statement(self, number: int, first: int) -> str:
+        """A call; the conditional has the number of its first arm."""
+        return "pass" if first < 0 else f"{_FOLLOW}(k, {first}, {int(number == first)})"
+
+
+def _is_constant(test: ast.expr) -> bool:
+    """Whether ``test`` names nothing but constants, which are switches and settings in capitals."""
+    parts = list(ast.walk(test))
+    changing = (ast.Call, ast.Attribute, ast.Subscript)
+    return not any(isinstance(part, changing) for part in parts) and all(
+        part.id.isupper() for part in parts if isinstance(part, ast.Name)
+    )
+
+
+def _switch(test: ast.expr) -> str:
+    """The switch that ``test`` asks to be on: alone, or first in an ``and``; '' for none."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        test = test.values[0]
+    return test.id if isinstance(test, ast.Name) and test.id in NAMES else ""
+
+
+def _takes_kernel(function: Callable) -> bool:
+    code = function.__code__
+    return code.co_argcount > 0 and code.co_varnames[0] == "k"
+
+
+def _watched_code(
+    function: Callable, kind: type[_Insert], branches: list[Branch]
+) -> types.CodeType:
+    """The code of ``function`` with what ``kind`` inserts."""
+    lines, first_line = inspect.getsourcelines(function)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        raise TypeError(f"{function.__qualname__} is not a plain function")
+    insert = kind(function, first_line, branches)
+    entry = insert.counter(definition, "entered", -1)
+    insert.generic_visit(definition)
+    has_docstring = ast.get_docstring(definition) is not None
+    definition.body.insert(int(has_docstring), entry)
+    definition.decorator_list = []
+    ast.increment_lineno(tree, first_line - 1)
+    module = compile(tree, function.__code__.co_filename, "exec")
+    return next(c for c in module.co_consts if isinstance(c, types.CodeType))
+
+
+def instrument(function: Callable, **bindings: Any) -> tuple[Callable, list[Branch]]:
+    """Return a counting copy of ``function`` and all that it reaches, and what is counted.
+
+    The copy is marked as ``function`` is, and has ``bindings`` (see
+    :func:`kernel.engine.jit.build`) in it.  Raises ValueError when ``k.hits`` has no room.
+    """
+    branches: list[Branch] = []
+    return _Copies(bindings, _Insert, branches).of(function), branches
+
+
+def followed(function: Callable, follow: Callable, within: str, **bindings: Any) -> Callable:
+    """Return a copy of ``function`` which calls ``follow(k, conditional, taken)`` at each branch.
+
+    ``follow``: a marked function.  ``conditional`` is the number of an if, for or while, at most
+    MAX_BRANCHES, and ``taken`` 1 where its first arm is run, else 0.  Only functions of modules
+    whose names match the pattern ``within`` are followed.  ``bindings``: see :func:`instrument`.
+    """
+    copies = _Copies(bindings, _Follow, [], {_FOLLOW: follow}, within)
+    return copies.of(function)
+
+
+class _Copies:
+    """The instrumented copies of functions, each made once."""
+
+    def __init__(
+        self,
+        bindings: Mapping[str, Any],
+        kind: type[_Insert],
+        branches: list[Branch],
+        names: Mapping[str, Any] | None = None,
+        within: str = "",
+    ) -> None:
+        self.bindings, self.kind, self.branches = bindings, kind, branches
+        self.names = names or {}  # globals of what is inserted
+        self.within = re.compile(within)
+        self.done: dict[Callable, Callable] = {}
+
+    def of(self, function: Callable) -> Callable:
+        """The copy of ``function``, its callees first."""
+        if function in self.done:
+            return self.done[function]
+        scope = dict(function.__globals__) | self.names
+        watched = _takes_kernel(function) and self.within.match(function.__module__)
+        code = function.__code__
+        if watched:
+            code = _watched_code(function, self.kind, self.branches)
+        for name in _global_names(function.__code__):
+            if name in self.bindings:
+                scope[name] = self.bindings[name]
+            if is_jit(scope.get(name)):
+                scope[name] = self.of(scope[name])
+        copy = types.FunctionType(code, scope, function.__name__, function.__defaults__)
+        copy.__module__ = function.__module__
+        copy.__qualname__ = function.__qualname__
+        copy.__jit__ = dict(function.__jit__)
+        copy.__cold__ = function.__cold__
+        self.done[function] = copy
+        return copy

@@ -1,0 +1,283 @@
+"""One decorator and one builder: everything that is compiled passes through here.
+
+``@jit`` only marks a function as part of the hot core; the module that holds it stays importable
+without Numba and its functions run as plain Python.  :func:`build` compiles: it walks the marked
+functions that a loop reaches through its globals, copies each with some global names *bound* to
+other values (a plugin's ``malloc``, a switch, a setting), and hands the copies to Numba.
+
+Why copies and not arguments: a dispatcher passed as an argument, a closure factory and a jitclass
+never hit Numba's disk cache, and first-class functions cost an indirect call.  A copy with bound
+globals is inlined, cached, and runs the same with the JIT off.
+
+Why one walk: the code reached and the constants bound are exactly what the machine code depends
+on, so their hash names the cache directory.  Numba itself watches only the file of the outermost
+function and would serve stale code after an edit of a callee.  Only the outermost function is
+cached on disk; copies of the others are shared by the loops of one process that reach the same code
+with the same bindings.  Every copy carries the hash of what it reaches in its name, so that symbols
+never collide.
+
+``_nrt=False`` keeps atomic reference counts out of the loop (ten times faster); such code cannot
+allocate arrays, so all state is made in Python beforehand.
+"""
+
+import dis
+import hashlib
+import inspect
+import os
+import platform
+import types
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+#: Modules whose functions Numba knows itself; a compiled function may name no other module.
+_FOREIGN = {"math", "numpy"}
+
+_OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
+#: Functions that only compiled code calls need no entry points of their own.
+_INNER_OPTIONS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def jit(function: Callable | None = None, *, inline: bool = False, cold: bool = False) -> Callable:
+    """Mark ``function`` as compilable.
+
+    ``inline=True`` forces its body into every caller; ``cold=True`` (a slow path) keeps it out.
+    """
+    if function is None:
+        return lambda f: jit(f, inline=inline, cold=cold)
+    # Explicit either way: Numba lets a function inherit the options of whoever calls it first.
+    function.__jit__ = {"forceinline": inline}
+    function.__cold__ = cold
+    return function
+
+
+def is_jit(value: object) -> bool:
+    """Whether ``value`` was marked by :func:`jit`."""
+    return isinstance(value, types.FunctionType) and hasattr(value, "__jit__")
+
+
+def disabled() -> bool:
+    """Whether NUMBA_DISABLE_JIT asks for plain Python (the lane that measures coverage)."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
+def cache_root() -> Path:
+    """Directory of the compiled code: NUMBA_CACHE_DIR, else the user's cache directory."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "malloc-bench" / "numba"
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield a code object and those nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _fingerprint(code: types.CodeType) -> str:
+    """Text that changes exactly when what the code does changes (not its place or comments)."""
+    parts = []
+    for c in _codes(code):
+        constants = [repr(x) for x in c.co_consts if not isinstance(x, types.CodeType)]
+        tables = (c.co_names, c.co_varnames, c.co_argcount, c.co_exceptiontable)
+        parts.append(repr((c.co_code.hex(), constants, *tables)))
+    return "\n".join(parts)
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    """The globals that a function reads (co_names would add its attributes)."""
+    return sorted(
+        {
+            i.argval
+            for c in _codes(code)
+            for i in dis.get_instructions(c)
+            if i.opname == "LOAD_GLOBAL"
+        }
+    )
+
+
+#: Inner functions that were compiled in this process, by :meth:`_Walk.key_of`.
+_compiled: dict[str, Callable] = {}
+
+
+class _Walk:
+    """The functions that one outermost function reaches, and everything they depend on."""
+
+    def __init__(self, function: Callable, bindings: dict[str, Any]) -> None:
+        self.outermost = function
+        self.bindings = bindings
+        self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
+        self.callees: dict[Callable, list[str]] = {}
+        self.lines: dict[Callable, list[str]] = {}
+        self.path: list[Callable] = []
+        self._visit(function)
+        self._environment = _environment()
+        self._keys: dict[Callable, str] = {}
+        self.key = self.key_of(function)
+
+    def _visit(self, function: Callable) -> None:
+        if function in self.path:
+            raise TypeError(f"{_name(function)} calls itself: compiled functions cannot recurse")
+        if function in self.globals:
+            return
+        if function.__closure__:
+            raise TypeError(
+                f"{_name(function)} uses {', '.join(function.__code__.co_freevars)} of the "
+                "function around it: compiled functions see only globals of their module"
+            )
+        scope = dict(function.__globals__)
+        self.globals[function] = scope
+        self.callees[function] = []
+        lines = self.lines[function] = []
+        options = (function.__defaults__, function.__jit__, function.__cold__)
+        lines.append(f"def {_name(function)} {options!r}")
+        lines.append(_fingerprint(function.__code__))
+        self.path.append(function)
+        for name in _global_names(function.__code__):
+            if name in self.bindings:
+                scope[name] = self.bindings[name]
+            elif name not in scope:
+                continue  # a builtin
+            value = scope[name]
+            if is_jit(value):
+                self.callees[function].append(name)
+                self._visit(value)
+            elif isinstance(value, int) and not isinstance(value, bool):
+                scope[name] = value = int(value)  # a setting becomes a plain constant
+                lines.append(f"{name} = {value!r}")
+            else:
+                lines.append(f"{name} = {_describe(function, name, value)}")
+        self.path.pop()
+
+    def key_of(self, function: Callable) -> str:
+        """Hash (16 hex digits) of ``function`` and of all that it reaches."""
+        if function not in self._keys:
+            scope = self.globals[function]
+            below = [f"{name}: {self.key_of(scope[name])}" for name in self.callees[function]]
+            text = "\n".join([*self.lines[function], *below, *self._environment])
+            self._keys[function] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._keys[function]
+
+    def compile(self, function: Callable, done: dict[Callable, Callable]) -> Callable:
+        """Return the specialised copy of ``function``, its callees first."""
+        if function in done:
+            return done[function]
+        inner = function is not self.outermost
+        key = self.key_of(function)
+        if inner and not disabled() and key in _compiled:
+            return _compiled[key]
+        scope = self.globals[function]
+        name = f"{function.__name__}_{key}" if inner else f"{function.__name__}_{key}_entry"
+        copy = types.FunctionType(function.__code__, scope, name, function.__defaults__)
+        copy.__qualname__ = name
+        copy.__module__ = function.__module__
+        for callee in self.callees[function]:
+            scope[callee] = self.compile(scope[callee], done)
+        if not disabled():
+            import numba  # late: importing a plugin must not cost Numba's start-up
+
+            options = _OPTIONS | _INNER_OPTIONS if inner else _OPTIONS
+            if inner:
+                from kernel.engine.link import declare_inner
+
+                declare_inner(name, function.__cold__)
+            copy = numba.njit(**options, **function.__jit__)(copy)
+            if inner:
+                _compiled[key] = copy
+        done[function] = copy
+        return copy
+
+
+def _name(function: Callable) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _describe(function: Callable, name: str, value: object) -> str:
+    """Return a text that stands for a global in the cache key.
+
+    Raises TypeError for what cannot be frozen into compiled code or watched for changes.
+    """
+    if isinstance(value, types.ModuleType):
+        if value.__name__.split(".")[0] not in _FOREIGN:
+            raise TypeError(
+                f"{_name(function)}: import the names used from {value.__name__} instead of the "
+                "module, so that changes to them are seen"
+            )
+        return value.__name__
+    if isinstance(value, (bool, float, str, bytes, tuple, type(None))):
+        return repr(value)
+    if hasattr(value, "tobytes") and not isinstance(value, type):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, types.FunctionType):
+        raise TypeError(f"{_name(function)} calls {name}(), which is not marked @jit")
+    kind = value if isinstance(value, type) else type(value)
+    source = getattr(inspect.getmodule(kind), "__file__", None)
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    own_name = getattr(value, "__name__", name)
+    return f"{kind.__module__}.{kind.__qualname__} {own_name} {digest}"
+
+
+def _environment() -> list[str]:
+    """What else machine code depends on: versions, NUMBA_ flags, and how this package compiles."""
+    flags = [
+        f"{name}={os.environ[name]}"
+        for name in sorted(os.environ)
+        if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR"
+    ]
+    from importlib.metadata import version
+
+    versions = [f"{p} {version(p)}" for p in ("numba", "llvmlite", "numpy")]
+    builder = [
+        hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
+        for name in ("jit.py", "link.py")
+    ]
+    return [platform.python_version(), platform.machine(), *versions, *flags, *builder]
+
+
+def source_hash(function: Callable, **bindings: Any) -> str:
+    """Hash (16 hex digits) of all code and constants that ``build`` would compile."""
+    return _Walk(function, bindings).key
+
+
+def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callable:
+    """Compile ``function`` and all marked functions it reaches.
+
+    ``bindings`` maps global names to values that replace them everywhere in what is reached:
+    marked functions, numbers, booleans.  With NUMBA_DISABLE_JIT=1 the result is plain Python with
+    the same bindings.  Raises TypeError when a reached function mentions what cannot be compiled.
+    """
+    walk = _Walk(function, bindings)
+    if not disabled():
+        from kernel.engine import (
+            link,  # only now: a mistake in the walk answers without Numba's start-up
+        )
+
+        link.install()
+        walk = _Walk(function, link.INTRINSICS | bindings)
+    result = walk.compile(function, {})
+    if cache and not disabled():
+        from numba.core import config
+
+        # Numba reads CACHE_DIR when caching is enabled for a function, and only then.
+        previous, config.CACHE_DIR = config.CACHE_DIR, str(cache_root() / walk.key)
+        try:
+            result.enable_caching()
+        finally:
+            config.CACHE_DIR = previous
+    return result
+
+
+def build_once(function: Callable, **bindings: Any) -> Callable:
+    """``build``, remembered for the life of the process.  Its arguments must be hashable."""
+    return _built(disabled(), function, **bindings)
+
+
+@cache
+def _built(plain: bool, function: Callable, **bindings: Any) -> Callable:
+    """What was compiled and what runs as plain Python stay apart."""
+    return build(function, **bindings)

@@ -1,0 +1,227 @@
+"""Optimise a loop once, whole, instead of every function together with all that it calls.
+
+Numba compiles a function by linking in everything it calls, optimising the lot and assembling it,
+and does so anew for each caller up the chain: three minutes for a replay loop over the kernel.
+Here *inner* functions (those that only compiled code calls) are kept as plain LLVM modules; the
+outermost function links all of them, makes them internal, and meets the optimiser once.  The
+machine code is better for it: unused arguments go, and what is marked cold is never inlined.
+
+The hook is Numba's own: a code generator makes its libraries from a class, and this is another.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+
+import llvmlite.binding as ll
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core import types as nb
+from numba.core.callconv import CPUCallConv
+from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+#: Qualified names of inner functions, and whether they are cold.
+_inner: dict[str, bool] = {}
+
+
+class _NoEnvironment:
+    """A code generator for inner functions: nothing of theirs is in the engine to be told about."""
+
+    def __init__(self, codegen: object) -> None:
+        self._codegen = codegen
+
+    def set_env(self, env_name: str, env: object) -> None:
+        """Skip what only entry points from Python need."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._codegen, name)
+
+
+class LinkedOnceLibrary(JITCodeLibrary):
+    """A plain module while inner; links its whole call tree when outermost."""
+
+    @property
+    def _is_inner(self) -> bool:
+        return self.name in _inner
+
+    @property
+    def codegen(self) -> object:
+        """The code generator, less the environment for inner functions."""
+        return _NoEnvironment(self._codegen) if self._is_inner else self._codegen
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """0 for inner functions, which are never assembled on their own."""
+        return 0 if self._is_inner else super().get_pointer_to_function(name)
+
+    def _tree(self, seen: dict["LinkedOnceLibrary", None]) -> dict["LinkedOnceLibrary", None]:
+        """All libraries to link, inner ones followed down."""
+        for library in self._linking_libraries:
+            if library not in seen:
+                seen[library] = None
+                if getattr(library, "_is_inner", False):
+                    library._tree(seen)
+        return seen
+
+    def finalize(self) -> None:
+        """Do nothing while inner; else link the call tree, then optimise and assemble it."""
+        if self._is_inner:
+            self._finalized = True
+            return
+        tree = self._tree({})
+        own = [library for library in tree if getattr(library, "_is_inner", False)]
+        if own:
+            self._linking_libraries = [library for library in tree if library not in own]
+            for library in own:
+                self._reload_init.update(library._reload_init)
+                self._final_module.link_in(library._final_module, preserve=True)
+            # Only now: an internal function would not answer the declarations still to come.
+            for library in own:
+                for function in library._final_module.functions:
+                    if not function.is_declaration:
+                        linked = self._final_module.get_function(function.name)
+                        linked.linkage = ll.Linkage.internal
+                        if _inner[library.name]:
+                            linked.add_function_attribute("noinline")
+        super().finalize()
+
+
+def _unset(call_function: Callable) -> Callable:
+    """A ``call_function`` that leaves the slot for the callee's exception unset.
+
+    Numba clears the slot where the caller begins, so that a fast path pays a store for every slow
+    path beside it.  It is read only after the callee has raised, and so has set it.
+    """
+
+    def lean(self: CPUCallConv, builder: ir.IRBuilder, *args: object, **options: object) -> tuple:
+        status, result = call_function(self, builder, *args, **options)
+        slot = status.code.args[1]
+        for instruction in builder.function.entry_basic_block.instructions:
+            if isinstance(instruction, ir.StoreInstr) and instruction.operands[1] is slot:
+                cleared = instruction.operands[0]
+                instruction.operands = [ir.Constant(cleared.type, ir.Undefined), slot]
+        return status, result
+
+    return lean
+
+
+def declare_inner(name: str, cold: bool) -> None:
+    """Announce that the function of qualified name ``name`` is inner, before it is compiled."""
+    _inner[name] = cold
+
+
+@intrinsic
+def load_word(typing_context, base, index):
+    """kernel.memory.load_word as one load."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(pointer, [args[1]]))
+
+    return nb.int64(nb.int64, nb.int64), generate
+
+
+@intrinsic
+def store_word(typing_context, base, index, word):
+    """kernel.memory.store_word as one store."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.store(args[2], builder.gep(pointer, [args[1]]))
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64, nb.int64), generate
+
+
+@intrinsic
+def load_half_word(typing_context, base, index):
+    """kernel.memory.load_half_word as one load."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
+        return builder.zext(builder.load(builder.gep(pointer, [args[1]])), ir.IntType(64))
+
+    return nb.int64(nb.int64, nb.int64), generate
+
+
+@intrinsic
+def store_half_word(typing_context, base, index, value):
+    """kernel.memory.store_half_word as one store."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
+        low = builder.trunc(args[2], ir.IntType(16))
+        builder.store(low, builder.gep(pointer, [args[1]]))
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64, nb.int64), generate
+
+
+@intrinsic
+def prefetch_word(typing_context, base, index):
+    """kernel.memory.prefetch_word as one prefetch for writing."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        address = builder.bitcast(builder.gep(pointer, [args[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [address, flag(1), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64), generate
+
+
+@intrinsic
+def bit_length(typing_context, n):
+    """kernel.engine.bits.bit_length as one count of leading zeros."""
+
+    def generate(context, builder, signature, args):
+        zero_is_fine = ir.IntType(1)(0)
+        return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], zero_is_fine))
+
+    return nb.int64(nb.int64), generate
+
+
+@intrinsic
+def trailing_zeros(typing_context, n):
+    """kernel.engine.bits.trailing_zeros as one count."""
+
+    def generate(context, builder, signature, args):
+        return builder.cttz(args[0], ir.IntType(1)(0))
+
+    return nb.int64(nb.int64), generate
+
+
+#: What build() binds in place of the plain-Python functions of kernel.memory and
+#: kernel.engine.bits.
+INTRINSICS = {
+    "load_word": load_word,
+    "store_word": store_word,
+    "load_half_word": load_half_word,
+    "store_half_word": store_half_word,
+    "prefetch_word": prefetch_word,
+    "bit_length": bit_length,
+    "trailing_zeros": trailing_zeros,
+}
+
+
+@functools.cache
+def install() -> None:
+    """Make Numba's CPU target use these libraries and leaner calls, and treat records otherwise.
+
+    A symbol spells the types of its arguments; a record's would list all its fields, ten
+    kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
+    never taken for one whose fields it begins with, but code is made for each.
+    """
+    cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
+    CPUCallConv.call_function = _unset(CPUCallConv.call_function)
+
+    def mangling_args(self: nb.Type) -> tuple[str, tuple]:
+        return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()
+
+    nb.Record.can_convert_to = lambda self, context, other: None
+    nb.Record.mangling_args = property(mangling_args)
+    nb.NamedTuple.mangling_args = property(mangling_args)

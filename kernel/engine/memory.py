@@ -1,0 +1,67 @@
+"""The words of simulated memory, reached by a base address instead of through an array.
+
+Compiled code gets one machine instruction each (kernel.engine.link binds these names to
+intrinsics); the functions below are their meaning, and what runs with the JIT off.  An array
+argument would cost seven machine words at every call; the whole kernel state is one pointer this
+way.
+
+Callers fold the address first (kernel.access), so ``index`` always lies in the window.
+"""
+
+import numpy as np
+
+from kernel.engine.jit import jit
+from kernel.engine.switches import PAGE_SHIFT
+
+#: Windows by base address, (2**WINDOW_BITS / 8,) int64; and the words of k.folio, one a page.
+windows: dict[int, np.ndarray] = {}
+
+
+@jit
+def load_word(base, index):
+    """Return word ``index`` of the window at address ``base``."""
+    return int(windows[int(base)][index])
+
+
+@jit
+def store_word(base, index, word):
+    """Set word ``index`` of the window at address ``base``."""
+    windows[int(base)][index] = word
+
+
+@jit
+def load_half_word(base, index):
+    """Return half-word ``index``, 2 bytes without a sign, of the window at address ``base``."""
+    return int(windows[int(base)].view("u2")[index])
+
+
+@jit
+def store_half_word(base, index, value):
+    """Set half-word ``index`` of the window at address ``base`` to ``value``, 0 to 65535."""
+    windows[int(base)].view("u2")[index] = value
+
+
+@jit
+def prefetch_word(base, index):
+    """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
+
+
+@jit(cold=True)
+def clear_page(k, page):
+    """Zero the words of folded page number ``page``."""
+    words = 1 << (PAGE_SHIFT - 3)
+    first = page << (PAGE_SHIFT - 3)
+    for w in range(first, first + words):
+        store_word(k.window, w, 0)
+
+
+@jit(cold=True)
+def copy_page(k, dst, src):
+    """Copy the words of folded page number ``src`` to ``dst``."""
+    words = 1 << (PAGE_SHIFT - 3)
+    for w in range(words):
+        store_word(
+            k.window,
+            (dst << (PAGE_SHIFT - 3)) + w,
+            load_word(k.window, (src << (PAGE_SHIFT - 3)) + w),
+        )

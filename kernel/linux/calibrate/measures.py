@@ -1,0 +1,463 @@
+"""What is timed: the same work in two sizes, executed and timed inside a tiny process of our own.
+
+The difference of the two sizes, divided, is the marginal price of one unit: the clock, the call
+around it and whatever else does not grow with the size cancel out.  The clock is the thread's CPU
+time, which stands still while other processes have the processor.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from kernel.linux.host.process import (
+    FIRST_FILE,
+    OP,
+    OP_CLOCK,
+    OP_LOAD,
+    OP_NOP,
+    OP_STORE,
+    OP_SYSCALL,
+    OP_TOUCH,
+    HostProcess,
+)
+from kernel.uapi import (
+    EINVAL,
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    NR_BRK,
+    NR_MADVISE,
+    NR_MLOCK,
+    NR_MMAP,
+    NR_MPROTECT,
+    NR_MREMAP,
+    NR_MUNLOCK,
+    NR_MUNMAP,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+PAGE = 4096
+HUGE_PAGE = 2 << 20
+
+#: Two addresses far from everything else, multiples of 1 GiB.
+PLACE, ELSEWHERE = 0x2000_0000_0000, 0x2100_0000_0000
+#: Units of a small and of a large batch.  Pages: with the one that is touched before, a large batch
+#: still fits one page of page tables, whose cost so stays out of the difference.
+CALLS = (64, 320)
+PAGES = (64, 448)
+HUGE_PAGES = (1, 5)
+#: Pages brought back from the swap area, each from a neighbourhood of its own in which reading
+#: ahead does no harm.
+SWAPPED = (16, 64)
+NEIGHBOURHOOD = 64
+
+#: The clock stands still while other processes have the processor.
+_CLOCK_THREAD_CPUTIME_ID = 3
+_NR_GETPPID = 110
+_READ_WRITE = PROT_READ | PROT_WRITE
+_PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
+_MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
+
+Ops = list[tuple]
+
+
+class NotMeasuredError(Exception):
+    """The host does not do what was to be timed: a few words that say why."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of work, in batches of ``sizes`` units.
+
+    ``timed(n)``: the operations of a batch of n units.  Not timed: ``before(n)``, and ``after``,
+    which is given what the timed operations returned.  ``loop``: every unit is an operation, so
+    that what executing an operation costs is to be taken off.  ``faults``, ``majors``: minor and
+    major faults that a unit causes; where there are others, something else was timed.
+    ``proof(n)``: operations that cause no fault if the work was done as meant.  ``needs``: an
+    earlier measure without which this one means nothing.
+    """
+
+    name: str
+    sizes: tuple[int, int]
+    timed: Callable[[int], Ops]
+    before: Callable[[int], Ops] = lambda n: []
+    after: Callable[[Sequence[int]], Ops] = lambda returned: [_call(NR_MUNMAP, PLACE, 1 << 30)]
+    proof: Callable[[int], Ops] = lambda n: []
+    loop: bool = False
+    faults: int = 0
+    majors: int = 0
+    needs: str = ""
+
+
+def _call(nr: int, *args: int) -> tuple:
+    return OP_SYSCALL, nr, (*args, *(0,) * (6 - len(args)))
+
+
+def _touch(start: int, pages: int, write: int = 1) -> tuple:
+    return OP_TOUCH, 0, (start, pages * PAGE, write, 7, 0, 0)
+
+
+def _mmap(start: int, pages: int, prot: int = _READ_WRITE, flags: int = 0, fd: int = -1) -> tuple:
+    kind = MAP_SHARED if fd >= 0 else _PRIVATE
+    return _call(NR_MMAP, start, pages * PAGE, prot, kind | flags, fd)
+
+
+def _area(pages: int, fd: int = -1, at: int = PLACE) -> Ops:
+    """An area of small pages; the touch of its first one has it given a page of page tables."""
+    return [
+        _mmap(at, pages, flags=MAP_FIXED, fd=fd),
+        _call(NR_MADVISE, at, pages * PAGE, MADV_NOHUGEPAGE),
+        _touch(at, 1),
+    ]
+
+
+def _resident(n: int) -> Ops:
+    """An area of ``n`` pages after the first, all of them touched."""
+    return [*_area(n + 1), _touch(PLACE, n + 1)]
+
+
+def _untouched(n: int) -> Ops:
+    """``n`` areas of one page side by side."""
+    return [_mmap(PLACE + i * PAGE, 1, _rights(i), MAP_FIXED) for i in range(n)]
+
+
+def _rights(i: int) -> int:
+    """Alternating, so that neighbours do not merge."""
+    return PROT_READ if i % 2 else _READ_WRITE
+
+
+def _grow_and_shrink(n: int) -> Ops:
+    sizes = PAGE, 2 * PAGE
+    return [_call(NR_MREMAP, PLACE, sizes[i % 2], sizes[1 - i % 2]) for i in range(n)]
+
+
+def _to_and_fro(n: int) -> Ops:
+    places = PLACE, ELSEWHERE
+    return [_call(NR_MREMAP, places[i % 2], PAGE, PAGE, _MOVE, places[1 - i % 2]) for i in range(n)]
+
+
+def _destination(n: int) -> Ops:
+    """Resident pages, and a page of page tables where they will go."""
+    return [*_resident(n), *_area(HUGE_PAGE // PAGE, at=ELSEWHERE)]
+
+
+def _clear_both(_returned: Sequence[int]) -> Ops:
+    return [_call(NR_MUNMAP, place, 1 << 30) for place in (PLACE, ELSEWHERE)]
+
+
+def _huge_area(n: int) -> Ops:
+    return [
+        _mmap(PLACE, n * HUGE_PAGE // PAGE, flags=MAP_FIXED),
+        _call(NR_MADVISE, PLACE, n * HUGE_PAGE, MADV_HUGEPAGE),
+    ]
+
+
+def _huge_stores(n: int) -> Ops:
+    return [(OP_STORE, 0, (PLACE + i * HUGE_PAGE, 7, 0, 0, 0, 0)) for i in range(n)]
+
+
+def _neighbourhoods(n: int) -> Ops:
+    return _resident(n * NEIGHBOURHOOD - 1)
+
+
+def _page_out(n: int) -> tuple:
+    return _call(NR_MADVISE, PLACE, n * NEIGHBOURHOOD * PAGE, MADV_PAGEOUT)
+
+
+def _loads_apart(n: int) -> Ops:
+    """One load in the middle of each neighbourhood."""
+    step = NEIGHBOURHOOD * PAGE
+    return [(OP_LOAD, 0, (PLACE + step // 2 + i * step, 0, 0, 0, 0, 0)) for i in range(n)]
+
+
+def measures(start_brk: int, *, swap: bool) -> list[Measure]:
+    """What is measured in a process whose break starts at ``start_brk``.
+
+    ``swap``: whether the host has any.
+    """
+    found = [
+        Measure("loop", CALLS, lambda n: [(OP_NOP, 0, (0,) * 6)] * n),
+        Measure("syscall_floor", CALLS, lambda n: [_call(_NR_GETPPID)] * n, loop=True),
+        Measure(
+            "brk",
+            CALLS,
+            lambda n: [_call(NR_BRK, start_brk + i * PAGE) for i in range(1, n + 1)],
+            after=lambda returned: [_call(NR_BRK, start_brk)],
+            loop=True,
+        ),
+        Measure(
+            "mmap",
+            CALLS,
+            lambda n: [_mmap(0, 1, _rights(i)) for i in range(n)],
+            after=lambda returned: [_call(NR_MUNMAP, start, PAGE) for start in returned],
+            loop=True,
+        ),
+        Measure(
+            "munmap",
+            CALLS,
+            lambda n: [_call(NR_MUNMAP, PLACE + i * PAGE, PAGE) for i in range(n)],
+            before=_untouched,
+            loop=True,
+        ),
+        Measure(
+            "madvise",
+            CALLS,
+            lambda n: [_call(NR_MADVISE, PLACE, PAGE, MADV_DONTNEED)] * n,
+            before=lambda n: _untouched(1),
+            loop=True,
+        ),
+        Measure("mremap", CALLS, _grow_and_shrink, before=lambda n: _untouched(1), loop=True),
+        Measure(
+            "mremap_move",
+            CALLS,
+            _to_and_fro,
+            before=lambda n: _untouched(1),
+            after=_clear_both,
+            loop=True,
+        ),
+        Measure(
+            "page_moved",
+            PAGES,
+            # Not by a multiple of 2 MiB: no page of page tables can be carried over as a whole.
+            lambda n: [
+                _call(NR_MREMAP, PLACE + PAGE, n * PAGE, n * PAGE, _MOVE, ELSEWHERE + 2 * PAGE)
+            ],
+            before=_destination,
+            after=_clear_both,
+        ),
+        Measure(
+            "mprotect",
+            CALLS,
+            lambda n: [
+                _call(NR_MPROTECT, PLACE, PAGE, _READ_WRITE if i % 2 else PROT_NONE)
+                for i in range(n)
+            ],
+            before=lambda n: _untouched(1),
+            loop=True,
+        ),
+        Measure(
+            "mlock",
+            CALLS,
+            lambda n: [_call(NR_MUNLOCK if i % 2 else NR_MLOCK, PLACE, PAGE) for i in range(n)],
+            before=lambda n: _area(1),
+            loop=True,
+        ),
+        Measure(
+            "fault_write",
+            PAGES,
+            lambda n: [_touch(PLACE + PAGE, n)],
+            before=lambda n: _area(n + 1),
+            faults=1,
+        ),
+        Measure(
+            "fault_read",
+            PAGES,
+            lambda n: [_touch(PLACE + PAGE, n, write=0)],
+            before=lambda n: _area(n + 1),
+            faults=1,
+        ),
+        Measure(
+            "fault_cow",
+            PAGES,
+            lambda n: [_touch(PLACE + PAGE, n)],
+            before=lambda n: [*_area(n + 1), _touch(PLACE + PAGE, n, write=0)],
+            faults=1,
+        ),
+        Measure(
+            "fault_populate",
+            PAGES,
+            lambda n: [_mmap(PLACE + PAGE, n, flags=MAP_FIXED | MAP_POPULATE)],
+            before=lambda n: _area(1),
+            faults=1,
+        ),
+        Measure(
+            "fault_huge",
+            HUGE_PAGES,
+            _huge_stores,
+            before=_huge_area,
+            proof=lambda n: [_touch(PLACE, n * HUGE_PAGE // PAGE)],
+            loop=True,
+            faults=1,
+        ),
+        Measure(
+            "fault_file",
+            PAGES,
+            lambda n: [_touch(PLACE + PAGE, n)],
+            before=lambda n: _area(n + 1, fd=FIRST_FILE),
+            faults=1,
+        ),
+        Measure(
+            "returned_by_madvise",
+            PAGES,
+            lambda n: [_call(NR_MADVISE, PLACE + PAGE, n * PAGE, MADV_DONTNEED)],
+            before=_resident,
+        ),
+        Measure(
+            "returned_by_munmap",
+            PAGES,
+            lambda n: [_call(NR_MUNMAP, PLACE + PAGE, n * PAGE)],
+            before=_resident,
+        ),
+        Measure(
+            "huge_page_returned",
+            HUGE_PAGES,
+            lambda n: [_call(NR_MADVISE, PLACE, n * HUGE_PAGE, MADV_DONTNEED)],
+            before=lambda n: [*_huge_area(n), *_huge_stores(n)],
+            needs="fault_huge",
+        ),
+    ]
+    if swap:
+        found += [
+            Measure(
+                "fault_major",
+                SWAPPED,
+                _loads_apart,
+                before=lambda n: [*_neighbourhoods(n), _page_out(n)],
+                loop=True,
+                majors=1,
+            ),
+            Measure(
+                "swapped_neighbourhood",
+                SWAPPED,
+                lambda n: [_page_out(n)],
+                before=_neighbourhoods,
+                needs="fault_major",
+            ),
+        ]
+    return found
+
+
+def marginal(sizes: tuple[int, int], small: Sequence[float], large: Sequence[float]) -> float:
+    """Return what one unit costs: the difference of the medians by the difference of the sizes.
+
+    ``small`` and ``large``: what batches of ``sizes[0]`` and ``sizes[1]`` units took.
+    """
+    return (median(large) - median(small)) / (sizes[1] - sizes[0])
+
+
+def measure_process(rounds: int, *, swap: bool) -> Iterator[tuple[str, float | str]]:
+    """Start a process and measure everything in it; yield each name with ns a unit as it comes.
+
+    ``rounds``: batches timed of each size.  What cannot be measured comes with the reason instead.
+    Raises HostError.
+    """
+    fd = os.memfd_create("calibrate", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, bytes((PAGES[1] + 1) * PAGE))
+        with HostProcess(files=[fd]) as host:
+            yield from _measure_all(host, measures(host.start_brk, swap=swap), rounds)
+    finally:
+        os.close(fd)
+
+
+def _measure_all(
+    host: HostProcess, wanted: Sequence[Measure], rounds: int
+) -> Iterator[tuple[str, float | str]]:
+    found: dict[str, float | str] = {}
+    for measure in wanted:
+        try:
+            found[measure.name] = _measure(host, measure, rounds, found)
+        except NotMeasuredError as error:
+            found[measure.name] = str(error)
+            host.run(_prepared(_clear_both(())))
+        yield measure.name, found[measure.name]
+
+
+def _measure(
+    host: HostProcess, measure: Measure, rounds: int, found: Mapping[str, float | str]
+) -> float:
+    """Return nanoseconds a unit.  Raises NotMeasuredError."""
+    if isinstance(found.get(measure.needs), str):
+        raise NotMeasuredError(found[measure.needs])
+    for n in measure.sizes:
+        _verify(host, measure, n)
+    taken: tuple[list[int], list[int]] = [], []
+    for _ in range(rounds):
+        for n, column in zip(measure.sizes, taken, strict=True):
+            column.append(_time(host, measure, n))
+    price = marginal(measure.sizes, *taken)
+    return price - found["loop"] if measure.loop else price
+
+
+def _verify(host: HostProcess, measure: Measure, n: int) -> None:
+    """Do the work once, untimed, and count its faults.  Raises NotMeasuredError."""
+    _run(host, measure.before(n))
+    results = _run(host, measure.timed(n), faults=True)
+    minors, majors = int(results["minflt"].sum()), int(results["majflt"].sum())
+    if (minors, majors) != (n * measure.faults, n * measure.majors):
+        raise NotMeasuredError(
+            f"{minors} minor and {majors} major faults instead of "
+            f"{n * measure.faults} and {n * measure.majors}"
+        )
+    if _run(host, measure.proof(n), faults=True)["minflt"].sum():
+        raise NotMeasuredError("the host gives small pages instead of huge ones")
+    _run(host, measure.after(results["value"].tolist()))
+
+
+def _time(host: HostProcess, measure: Measure, n: int) -> int:
+    """Do the work once; return the nanoseconds that it took, with one look at the clock."""
+    clock = (OP_CLOCK, 0, (_CLOCK_THREAD_CPUTIME_ID, 0, 0, 0, 0, 0))
+    _run(host, measure.before(n))
+    values = _run(host, [clock, *measure.timed(n), clock])["value"].tolist()
+    _run(host, measure.after(values[1:-1]))
+    return values[-1] - values[0]
+
+
+def _prepared(ops: Ops) -> np.ndarray:
+    return np.array(ops, OP) if ops else np.zeros(0, OP)
+
+
+def _run(host: HostProcess, ops: Ops, *, faults: bool = False) -> np.ndarray:
+    """Execute operations that all must succeed.  Raises NotMeasuredError."""
+    prepared = _prepared(ops)
+    results = host.run(prepared, faults=faults)
+    values = results["value"]
+    failed = (values < 0) & (values >= -4095) & (prepared["kind"] != OP_LOAD)
+    failed |= results["sig"] != 0
+    failed |= (
+        (prepared["kind"] == OP_SYSCALL)
+        & (prepared["nr"] == NR_BRK)
+        & (values != prepared["args"][:, 0])
+    )
+    for i in np.flatnonzero(failed):
+        _kind, nr, args = ops[i]
+        # A kernel without huge pages gives small ones anyway.
+        if (nr, args[2], values[i]) != (NR_MADVISE, MADV_NOHUGEPAGE, -EINVAL):
+            raise NotMeasuredError(_failure(nr, args, results[i]))
+    return results
+
+
+_NAMES = {
+    NR_BRK: "brk",
+    NR_MMAP: "mmap",
+    NR_MUNMAP: "munmap",
+    NR_MADVISE: "madvise",
+    NR_MREMAP: "mremap",
+    NR_MPROTECT: "mprotect",
+    NR_MLOCK: "mlock",
+    NR_MUNLOCK: "munlock",
+}
+
+
+def _failure(nr: int, args: Sequence[int], result: np.void) -> str:
+    """Say what went wrong."""
+    if result["sig"]:
+        return f"an access ended in signal {result['sig']}"
+    reason = errno.errorcode.get(-int(result["value"]), "refused")
+    if nr == NR_MADVISE and args[2] == MADV_HUGEPAGE and reason == "EINVAL":
+        return "the host has no transparent huge pages"
+    return f"{_NAMES.get(nr, 'a system call')}: {reason}"

@@ -1,0 +1,481 @@
+"""A tiny real process that executes prepared operations on the real kernel.
+
+::
+
+    with HostProcess() as host:
+        ops = np.zeros(2, OP)
+        ops[0] = (OP_SYSCALL, 9, (0, 8192, 3, 0x22, -1, 0))  # mmap
+        address = host.run(ops[:1])["value"][0]
+        ops[1] = (OP_STORE, 0, (address, 42, 0, 0, 0, 0))
+        assert host.run(ops[1:])["minflt"][0] == 1
+
+The process starts with no heap, an empty environment and almost no mappings of its own
+(:mod:`kernel.linux.host.code`).  It runs without capabilities, because root is exempt from some
+limits, and dies with the thread that made it.  No setting of the host is changed.
+"""
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import os
+import resource
+import signal
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+import numpy as np
+
+from kernel.linux.host.code import (
+    CHUNK,
+    CODE,
+    CONTROL,
+    EXIT_SET_UP,
+    HANDLES,
+    HARNESS,
+    HARNESS_SIZE,
+    MAX_THREADS,
+    OP,
+    OP_CALL,
+    OP_CLOCK,
+    OP_JOIN,
+    OP_LOAD,
+    OP_NOP,
+    OP_SETRLIMIT,
+    OP_STORE,
+    OP_SWITCH,
+    OP_SYSCALL,
+    OP_TOUCH,
+    OPS,
+    OPTION_NO_FAULTS,
+    RESULT,
+    RESULTS,
+    SHARED_FD,
+    USAGE_OF_PROCESS,
+    USAGE_OF_THREAD,
+    the_program,
+)
+from kernel.linux.host.elf import PAGE_SIZE, STT_GNU_IFUNC, ElfFile
+
+__all__ = [
+    "OP",
+    "OP_CALL",
+    "OP_CLOCK",
+    "OP_JOIN",
+    "OP_LOAD",
+    "OP_NOP",
+    "OP_SETRLIMIT",
+    "OP_STORE",
+    "OP_SWITCH",
+    "OP_SYSCALL",
+    "OP_TOUCH",
+    "RESULT",
+    "HostError",
+    "HostProcess",
+]
+
+#: First file descriptor of ``files`` in the child.
+FIRST_FILE = 10
+
+#: The usual size of a stack; the place of the first mapping depends on this limit.
+_STACK_LIMIT = 8 << 20
+
+#: How often each side looks for the other's word before it sleeps in the kernel.  The scheduler
+#: puts both on one processor, where spinning only delays the other.
+SPINS = 0
+
+#: Longest wait inside one call of machine code: a dead child and Ctrl-C are noticed so soon.
+_PATIENCE_NS = 20_000_000
+
+#: What the child's answer reads before its first one.
+_NOT_READY = 0xFFFFFFFF
+
+_ADDR_NO_RANDOMIZE = 0x0040000
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 24, 28
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+#: SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP, both locked: exec as root gives nothing back.
+_SECUREBITS = 0x0F
+_NR_CAPSET, _NR_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 126, 436, 4
+
+
+class HostError(Exception):
+    """The host process could not be started, or has died: one line that says why."""
+
+
+class HostProcess:
+    """One real process at the mercy of prepared operations.
+
+    ``randomize``: keep address space randomisation; else it is switched off for this process, and
+    where the system refuses that, ``.randomized`` says so.  ``stack_unlimited``: start as under
+    ``ulimit -s unlimited``.  ``legacy_layout``: mappings from the bottom up, by personality; on
+    Linux 6.18 an unlimited stack alone leaves them top-down, from a sixth of the address space.
+    ``limits``: soft limits in bytes by RLIMIT number; hard limits stay, and the stack's is 8 MiB
+    unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
+    ``libc``: load the system's C library too, with these environment variables (``{}`` for none);
+    LD_PRELOAD among them names libraries, by path, whose functions come before the C library's.
+
+    ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
+    ``.maps``: the text of /proc/PID/maps at the start; ``.start_brk``.
+
+    Raises HostError where it cannot be made.
+    """
+
+    def __init__(
+        self,
+        *,
+        randomize: bool = False,
+        stack_unlimited: bool = False,
+        legacy_layout: bool = False,
+        limits: dict[int, int] | None = None,
+        libc: Mapping[str, str] | None = None,
+        files: Sequence[int] = (),
+    ) -> None:
+        self._environment = None if libc is None else dict(libc)
+        self._limits = dict(limits or {})
+        if stack_unlimited:
+            self._limits[resource.RLIMIT_STACK] = resource.RLIM_INFINITY
+        self._persona = 0 if randomize else _ADDR_NO_RANDOMIZE
+        if legacy_layout:
+            self._persona |= 0x0200000  # ADDR_COMPAT_LAYOUT
+        self._status = -1
+        self._sequence = 0
+        try:
+            self._program = the_program(libc=libc is not None)
+            shared = os.memfd_create("shared", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"no executable memory file: {error.strerror}") from error
+        try:
+            os.ftruncate(shared, HARNESS_SIZE)
+            self._memory = mmap.mmap(shared, HARNESS_SIZE)
+            self._control = np.frombuffer(self._memory, CONTROL, 1)[0]
+            self._control["done"] = _NOT_READY
+            self._control["usage_of"] = USAGE_OF_THREAD
+            self.pid = self._start(shared, list(files))
+        finally:
+            os.close(shared)
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _reap, self.pid, self._owner)
+        # Bytes, because NumPy copies records field by field.
+        self._ops = np.frombuffer(self._memory, "u1", CHUNK * OP.itemsize, OPS)
+        self._results = np.frombuffer(self._memory, "u1", CHUNK * RESULT.itemsize, RESULTS)
+        self._address = self._ops.ctypes.data - OPS
+        self._count = ctypes.c_int64.from_buffer(self._memory, CONTROL.fields["count"][1])
+        self._options = ctypes.c_int64.from_buffer(self._memory, CONTROL.fields["options"][1])
+        self._timeout = (ctypes.c_int64 * 2)(0, _PATIENCE_NS)
+        self._timeout_address = ctypes.addressof(self._timeout)
+        self.spins = SPINS
+        try:
+            self._wait_until_ready()
+            self._look_around()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "HostProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def spins(self) -> int:
+        """How often each side looks for the other's word before it sleeps."""
+        return self._spins
+
+    @spins.setter
+    def spins(self, count: int) -> None:
+        self._spins = count
+        self._control["spin"] = count
+
+    def run(
+        self,
+        ops: np.ndarray,
+        *,
+        faults: bool = True,
+        waiting: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """Execute ``ops`` (dtype OP, any number) in order; return an array of RESULT.
+
+        Without ``faults`` the fault counts stay 0 and an operation costs one system call less.
+        ``waiting`` is called every so often while there is no answer; when it raises, the process
+        ends.  Raises HostError when the process dies; what it has answered by then is lost.
+        """
+        if self._status >= 0:
+            raise HostError(f"the host process {_in_words(self._status)}")
+        self._options.value = 0 if faults else OPTION_NO_FAULTS
+        total = len(ops)
+        if total <= CHUNK:
+            return self._batch(ops, total, waiting)
+        results = np.empty(total, RESULT)
+        for first in range(0, total, CHUNK):
+            part = ops[first : first + CHUNK]
+            results[first : first + CHUNK] = self._batch(part, len(part), waiting)
+        return results
+
+    def expect_threads(self) -> None:
+        """From now on pthread_create may be called, with what :meth:`create` returns.
+
+        Faults are those of the process: the acting thread's, because the others sleep.
+        """
+        self._control["usage_of"] = USAGE_OF_PROCESS
+
+    def create(self, thread: int) -> tuple[int, int, int, int]:
+        """Arguments of pthread_create for thread number ``thread``, 1 to MAX_THREADS - 1.
+
+        OP_SWITCH and OP_JOIN know it by that number.  It touches what it needs of its stack and
+        waits: its faults until then are of the operations that it runs beside.
+        """
+        if not 0 < thread < MAX_THREADS:
+            raise HostError(f"no thread can have the number {thread}")
+        return HARNESS + HANDLES + 8 * thread, 0, self._program.thread, thread
+
+    def function(self, name: str) -> int:
+        """Return the address of a function, for OP_CALL: a preloaded library's, else libc's.
+
+        Raises HostError when the process has no C library, when a library was not preloaded, and
+        when none has such a function.
+        """
+        return self.provider(name)[1]
+
+    def provider(self, name: str) -> tuple[str, int]:
+        """Path of the library whose function ``name`` is called, and the function's address.
+
+        Libraries come in the loader's order: the preloaded ones, then the C library.  Raises
+        HostError as :meth:`function` does.
+        """
+        if self._environment is None:
+            raise HostError("the host process was made without a C library")
+        loaded: dict[str, int] = {}
+        for line in self.maps.splitlines():
+            span, _rights, offset, _device, _inode, *path = line.split(maxsplit=5)
+            if path and not int(offset, 16):
+                loaded.setdefault(path[0], int(span.split("-")[0], 16))
+        preloaded = self._environment.get("LD_PRELOAD", "").split(":")
+        order = [os.path.realpath(path) for path in preloaded if path]
+        if absent := [path for path in order if path not in loaded]:
+            raise HostError(f"{absent[0]} was not preloaded: the loader refused it")
+        order += [path for path in loaded if path.endswith("/libc.so.6")]
+        for path in order:
+            value, kind = _library(path).get(name, (0, 0))
+            if kind == STT_GNU_IFUNC:
+                raise HostError(f"{name} of {path} is chosen when it is loaded: no fixed address")
+            if value:
+                return path, loaded[path] + value
+        raise HostError(f"{order[-1] if order else 'the host process'} has no {name}")
+
+    def close(self) -> None:
+        """End the process; more than once does no harm."""
+        if self._finalizer.detach():
+            self._status = max(_reap(self.pid, self._owner), 0)
+
+    def _batch(self, ops: np.ndarray, count: int, waiting: Callable[[], None] | None) -> np.ndarray:
+        self._ops[: count * OP.itemsize] = np.ascontiguousarray(ops, OP).view("u1")
+        self._count.value = count
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        call = self._program.parent
+        try:
+            while call(self._address, self._sequence, self._spins, self._timeout_address):
+                self._check_alive()
+                if waiting:
+                    waiting()
+        except BaseException:  # such as Ctrl-C: nobody may write operations while it reads them
+            self.close()
+            raise
+        return self._results[: count * RESULT.itemsize].copy().view(RESULT)
+
+    def _check_alive(self) -> None:
+        """Raise HostError when the child has ended."""
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError as error:  # somebody else has waited for it
+            raise HostError("the host process has ended, nobody knows how") from error
+        if pid:
+            self._finalizer.detach()
+            self._status = status
+            raise HostError(f"the host process {_in_words(status)}")
+
+    def _wait_until_ready(self) -> None:
+        """Wait for the child's answer to command 0, which nobody gave."""
+        deadline = time.monotonic() + 30
+        while self._control["done"] == _NOT_READY:
+            self._check_alive()
+            if time.monotonic() > deadline:
+                raise HostError("the host process does not answer")
+            time.sleep(0.0002)
+
+    def _look_around(self) -> None:
+        """Read what the child is like at the start, and that it has no capabilities."""
+        folder = Path(f"/proc/{self.pid}")
+        try:
+            self.maps = (folder / "maps").read_text()
+            status = (folder / "status").read_text()
+            persona = int((folder / "personality").read_text(), 16)
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError as error:
+            raise HostError(f"{error.filename} cannot be read: {error.strerror}") from error
+        self.randomized = not persona & _ADDR_NO_RANDOMIZE and _randomization() > 0
+        #: end_data - start_data, which counts against RLIMIT_DATA.
+        self.data_bytes = int(fields[43]) - int(fields[42])
+        self.start_brk = int(fields[44])
+        self.areas = ((HARNESS, HARNESS + HARNESS_SIZE), (CODE, CODE + PAGE_SIZE))
+        # One processor: lists of pages that each keeps for itself (MADV_FREE adds to one) would
+        # make what MADV_PAGEOUT finds depend on where the process has been.
+        allowed = sorted(os.sched_getaffinity(self.pid))
+        os.sched_setaffinity(self.pid, {allowed[os.getpid() % len(allowed)]})
+        effective = status.split("CapEff:", 1)[1].split()[0]
+        if int(effective, 16):
+            raise HostError(f"capabilities cannot be given up ({effective} are left)")
+
+    # --- the start ----------------------------------------------------------------------------
+
+    def _start(self, shared: int, files: list[int]) -> int:
+        """Fork and exec; return the child's pid.  Raises HostError with what was refused."""
+        _libc()  # loaded before the fork
+        reader, writer = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            self._become(parent, shared, files, writer)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            refused = pipe.read().decode()
+        if refused:
+            os.waitpid(pid, 0)
+            raise HostError(refused)
+        return pid
+
+    def _become(self, parent: int, shared: int, files: list[int], writer: int) -> NoReturn:
+        """Turn the forked child into the program; the pipe closes itself when that succeeds."""
+        step = "the fork"
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            step = "passing on files"
+            program, writer = _pass_files([shared, *files], self._program.fd, writer)
+            with contextlib.suppress(OSError):  # if memory runs out, this process goes first
+                Path("/proc/self/oom_score_adj").write_text("1000")
+            step = "giving up capabilities"
+            _drop_capabilities()
+            libc = _libc()
+            libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+            libc.personality(self._persona)
+            step = "setting limits"
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if resource.RLIMIT_STACK not in self._limits:
+                _set_limit(resource.RLIMIT_STACK, _STACK_LIMIT, strict=False)
+            for number, soft in self._limits.items():
+                _set_limit(number, soft, strict=True)
+            step = "executing a memory file"
+            os.execve(program, [b"host"], self._environment or {})
+        except BaseException as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            os.write(writer, f"{step}: {reason or error}".encode())
+        os._exit(1)
+
+
+@functools.cache
+def _library(path: str) -> dict[str, tuple[int, int]]:
+    """Return the symbols of a shared library."""
+    return ElfFile(Path(path).read_bytes()).symbols(".dynsym")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Return this Python's C library, for the calls that Python does not offer."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
+
+
+def _pass_files(files: list[int], program: int, writer: int) -> tuple[int, int]:
+    """Give the child ``files`` (the shared memory first), nothing else.
+
+    Return the descriptors of the program and of the pipe, which close when the program starts.
+    """
+    import fcntl
+
+    # Out of the way of the numbers to come.
+    above = FIRST_FILE + len(files)
+    program, writer, *files = (
+        fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (program, writer, *files)
+    )
+    numbers = ctypes.c_ulong(0), ctypes.c_ulong(2**32 - 1), ctypes.c_ulong(_CLOSE_RANGE_CLOEXEC)
+    if _libc().syscall(ctypes.c_long(_NR_CLOSE_RANGE), *numbers):  # before Linux 5.11
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
+    os.dup2(files[0], SHARED_FD)
+    for place, fd in enumerate(files[1:], FIRST_FILE):
+        os.dup2(fd, place)
+    return program, writer
+
+
+def _drop_capabilities() -> None:
+    """Give up every capability for good, so that the limits hold for root as for anybody.
+
+    What only root may do is attempted; without root there is nothing to give up.
+    """
+    libc = _libc()
+    for capability in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    none = (ctypes.c_uint32 * 6)()
+    if libc.syscall(ctypes.c_long(_NR_CAPSET), header, none):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _set_limit(number: int, soft: int, *, strict: bool) -> None:
+    """Set a soft limit; above the hard one it becomes that, or an error if ``strict``."""
+    hard = resource.getrlimit(number)[1]
+    if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+        if strict:
+            raise ValueError(f"limit {number} cannot be {soft}: the hard limit is {hard}")
+        soft = hard
+    resource.setrlimit(number, (soft, hard))
+
+
+def _randomization() -> int:
+    """Return kernel.randomize_va_space."""
+    try:
+        return int(Path("/proc/sys/kernel/randomize_va_space").read_text())
+    except OSError:
+        return 2
+
+
+def _reap(pid: int, parent: int) -> int:
+    """Kill a child of ``parent`` and wait for it; return its wait status, -1 if it is not ours."""
+    if os.getpid() != parent:  # a fork of the parent forgets its copy of the HostProcess
+        return -1
+    try:
+        os.kill(pid, signal.SIGKILL)
+        return os.waitpid(pid, 0)[1]
+    except (ProcessLookupError, ChildProcessError):
+        return -1
+
+
+def _in_words(status: int) -> str:
+    """Say how a process ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"was killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"was killed by signal {number}"
+    code = os.waitstatus_to_exitcode(status)
+    if code == EXIT_SET_UP:
+        return "could not map its memory or set its signal handlers"
+    return f"exited with status {code}"

@@ -1,0 +1,161 @@
+"""``python -m kernel.linux.replay``: record memory calls; hold a recording against the model.
+
+record [-o FILE] [--no-aslr] -- COMMAND…   run COMMAND and write its memory calls
+FILE [--maps FILE] [--json] [--verbose]    replay a recording, or a log of strace
+trial [--keep FOLDER] [NAME…]              record and replay real programs, print a table
+
+Exit codes of a replay: 0 nothing differs, 1 something does, 2 the file cannot be read, 130
+interrupted.  Of a recording: the command's own (128 + the signal that ended it), 126 or 127 when
+it cannot be run, 77 where recording is impossible.  Of a trial: 0, 1 (also when more than 1 % of
+the calls are not comparable), 2 or 77.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+STRACE = "strace -f -y -e trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64 -o FILE COMMAND"
+
+
+def _record_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.linux.replay record",
+        description="Run a program and write down its memory system calls, with the maps at each "
+        "exec and at the end.  Ctrl-C reaches the program as always; three within two seconds end "
+        "it.  What was recorded is kept.",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: the command's name + .calls.gz; gzip if it ends so",
+    )
+    parser.add_argument(
+        "--no-aslr",
+        action="store_true",
+        help="with the same addresses each time, as setarch -R does",
+    )
+    parser.add_argument("command", nargs="+", metavar="COMMAND")
+    return parser
+
+
+def _replay_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.linux.replay",
+        description="Replay a recording on the kernel model and compare every answer, and the "
+        "maps at the end.  'record -- COMMAND' makes a recording.",
+        epilog=f"A log of strace will do as well: {STRACE}",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording, or a log of strace")
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        metavar="FILE",
+        help="the program's /proc/PID/maps at its exec, for a log of strace",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+    parser.add_argument(
+        "--verbose", action="store_true", help="list each process and each call not compared"
+    )
+    return parser
+
+
+def _record(arguments: list[str]) -> int:
+    own, command = arguments, []
+    if "--" in arguments:
+        place = arguments.index("--")
+        own, command = arguments[:place], arguments[place + 1 :]
+    parser = _record_parser()
+    if not command and "-h" not in own and "--help" not in own:
+        parser.error("expected -- COMMAND")
+    options = parser.parse_args([*own, "--", *command])
+    from kernel.linux.replay.recorder import CannotRecordError, record
+
+    name = Path(command[0]).name or "program"
+    path = options.output or Path(f"{name}.calls.gz")
+    try:
+        code, calls = record(command, path, aslr=not options.no_aslr)
+    except CannotRecordError as error:
+        print(f"record: {error}", file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f"record: {path}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(f"record: {calls} calls in {path}", file=sys.stderr)
+    return code
+
+
+def _replay(arguments: list[str]) -> int:
+    options = _replay_parser().parse_args(arguments)
+    from kernel.linux.replay import report
+    from kernel.linux.replay.log import LogError
+    from kernel.linux.replay.run import replay
+
+    try:
+        result = replay(options.file, options.maps)
+    except LogError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(report.as_json(result), indent=1))
+    else:
+        print(report.text(result, verbose=options.verbose))
+    return int(result.differ)
+
+
+def _trial_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernel.linux.replay trial",
+        description="Record and replay real programs, those that are installed, with randomised "
+        "addresses and without, by the recorder and by strace.",
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only programs so called")
+    return parser
+
+
+def _trial(arguments: list[str]) -> int:
+    options = _trial_parser().parse_args(arguments)
+    from kernel.linux.replay.trial import PROGRAMS, Trial, TrialError
+
+    chosen = [p for p in PROGRAMS if not options.names or any(n in p.name for n in options.names)]
+    if not chosen:
+        names = "; ".join(program.name for program in PROGRAMS)
+        print(f"trial: no program is called {options.names[0]!r}: {names}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="trial-") as folder:
+        place = options.keep or Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            return Trial(place, lambda line: print(line, flush=True)).run(chosen)
+        except TrialError as error:
+            print(f"trial: {error}", file=sys.stderr)
+            return error.code
+        except OSError as error:
+            print(f"trial: {place}: {error.strerror or error}", file=sys.stderr)
+            return 2
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; the exit code."""
+    try:
+        if arguments[:1] == ["record"]:
+            return _record(arguments[1:])
+        if arguments[:1] == ["trial"]:
+            return _trial(arguments[1:])
+        return _replay(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

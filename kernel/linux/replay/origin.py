@@ -1,0 +1,326 @@
+"""How an address space begins: from a snapshot, from a maps file, or from what its calls betray.
+
+A log without the state at exec is anchored: everything from the end of the first mapping whose
+address was left to the kernel, up to ``mmap_base``, is taken; the first answer of brk is where the
+heap begins; and what calls name below it, which no call has mapped, is the program itself.  The
+rest of the program is not in the log, so that a hint that points there may have met it or not, and
+limits of sizes cannot be held against them.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernel.config import KernelConfig
+from kernel.linux.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot, parse_area
+from kernel.linux.replay.model import (
+    FIRST_FILE_ID,
+    WINDOW_BITS,
+    State,
+    initial_state,
+    without_sizes,
+)
+from kernel.linux.replay.plan import PAGE, Op
+from kernel.linux.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
+from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
+from kernel.types import (
+    VM_ACCOUNT,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_GROWSDOWN,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WIPEONFORK,
+)
+from kernel.uapi import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE
+
+_STACK_TOP = 0x7FFFFFFFF000
+_STACK_GUARD = 256 * PAGE
+_MIN_GAP = 128 << 20
+#: Room for what lies between the first mapping and mmap_base when the log does not tell; less than
+#: the gap that the kernel leaves below the stack.
+_TAKEN = 64 << 20
+#: No program is larger than this.
+_PROGRAM = 4 << 30
+
+#: The model's flags by the letters of smaps.
+FLAGS = {
+    "sh": VM_SHARED,
+    "mr": VM_MAYREAD,
+    "mw": VM_MAYWRITE,
+    "me": VM_MAYEXEC,
+    "ms": VM_MAYSHARE,
+    "gd": VM_GROWSDOWN,
+    "lo": VM_LOCKED,
+    "sr": VM_SEQ_READ,
+    "rr": VM_RAND_READ,
+    "dc": VM_DONTCOPY,
+    "ac": VM_ACCOUNT,
+    "nr": VM_NORESERVE,
+    "wf": VM_WIPEONFORK,
+    "dd": VM_DONTDUMP,
+    "hg": VM_HUGEPAGE,
+    "nh": VM_NOHUGEPAGE,
+}
+_SEEN_IN_SMAPS = sum(FLAGS.values())
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What an anchored space does not show: the program below its heap, and the sizes of all."""
+
+    low: int  # bytes; where a program may begin at the lowest
+    heap: int
+    taken: int  # an address that certainly is
+
+    def allow_for(self, ops: list[Op]) -> None:
+        """Let the ops be answered as they may be whatever is there."""
+        for op in ops:
+            if op.step.child is not None:
+                continue
+            op.rows = [without_sizes(row) for row in op.rows]
+            if op.call.name == "mmap" and len(op.rows) == 1:
+                hint, length, _, flags = op.call.args[:4]
+                plain = not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)
+                inside = hint < self.heap and self.low < hint + length
+                if plain and inside and op.call.result != hint:
+                    row = op.rows[0]
+                    op.rows.append((row[0], self.taken, *row[2:]))
+
+
+@dataclass
+class Origin:
+    """The state in which a space begins, and the ops whose answers gave it."""
+
+    state: State
+    anchors: list[Op] = field(default_factory=list)
+    unknown: Unknown | None = None
+
+
+def _mappings(areas: list[Area], image: Image) -> list[Area]:
+    """What the kernel has placed by itself: not the program, the heap or the stack."""
+    stacks = [area.start for area in areas if area.name == "[stack]"]
+    ceiling = min(stacks, default=_STACK_TOP)
+    own = {image.path, "[heap]", "[stack]"}
+    placed = [area for area in areas if area.end <= ceiling and area.name not in own]
+    # The program's bss lies in an area without a name, right behind its data.
+    ends = {area.end for area in areas if area.name == image.path}
+    return [area for area in placed if area.name or area.start not in ends]
+
+
+def _computed_base(image: Image) -> int:
+    """mmap_base of a process without address randomisation: by the limit of its stack."""
+    gap = image.stack_limit
+    if gap < 0:
+        gap = _STACK_TOP
+    elif gap + _STACK_GUARD > gap:
+        gap += _STACK_GUARD
+    gap = min(max(gap, _MIN_GAP), _STACK_TOP // 6 * 5)
+    return -(-(_STACK_TOP - gap) // PAGE) * PAGE
+
+
+def _mmap_base(areas: list[Area], image: Image) -> int:
+    """Where top-down placement begins; 0 when nothing in the maps betrays it."""
+    top = max((area.end for area in _mappings(areas, image)), default=0)
+    if image.personality & ADDR_NO_RANDOMIZE:
+        return max(top, _computed_base(image))
+    return top
+
+
+def _is_free_choice(op: Op) -> bool:
+    """Whether the kernel was free to place a mapping, and did."""
+    event = op.step.event
+    if not isinstance(event, Call) or event.name != "mmap" or event.result is None:
+        return False
+    anywhere = event.args[0] == 0 and not event.args[3] & (MAP_FIXED | MAP_32BIT)
+    return event.result > 0 and anywhere
+
+
+def _first(ops: list[Op], name: str) -> Op | None:
+    return next((op for op in ops if not op.step.child and op.call.name == name), None)
+
+
+def _first_brk(ops: list[Op]) -> Op | None:
+    op = _first(ops, "brk")
+    return op if op and op.call.result is not None else None
+
+
+def _end_of(op: Op) -> int:
+    assert op.call.result is not None
+    return op.call.result + -(-op.call.args[1] // PAGE) * PAGE
+
+
+def _named_ranges(ops: list[Op]) -> list[tuple[int, int]]:
+    """Start and end of every range that a call names as there already."""
+    ranges = []
+    for op in ops:
+        if op.step.child is None and op.call.name in ("mprotect", "madvise", "mlock", "munmap"):
+            start, length = op.call.args[:2]
+            if length > 0:
+                ranges.append((start, start + -(-length // PAGE) * PAGE))
+    return ranges
+
+
+def _line(start: int, end: int, rights: str, name: str) -> str:
+    return Area(start, end, rights, 0, "00:00", 0, name).line()
+
+
+def _anchored(ops: list[Op]) -> tuple[str, int, int, list[Op]]:
+    """Maps text, mmap_base and heap start that the calls betray, and the calls that did."""
+    lines: list[tuple[int, str]] = []
+    anchors = []
+    base = 0
+    first = next((op for op in ops if _is_free_choice(op)), None)
+    if first is not None:
+        anchors.append(first)
+        low = _end_of(first)
+        unrandomised = _computed_base(Image(""))
+        base = unrandomised if unrandomised - _TAKEN < low < unrandomised else low + _TAKEN
+        lines.append((low, _line(low, base, "rwxp", "[taken]")))
+    heap = 0
+    grown = _first_brk(ops)
+    if grown is not None:
+        anchors.append(grown)
+        assert grown.call.result is not None
+        heap = grown.call.result
+        below = heap // PAGE * PAGE
+        named = [r for r in _named_ranges(ops) if below - _PROGRAM < r[0] < r[1] <= below]
+        if named:
+            start, end = min(r[0] for r in named), max(r[1] for r in named)
+            lines.append((start, _line(start, end, "rwxp", "[program]")))
+    text = "\n".join(line for _, line in sorted(lines))
+    return text, base, heap, anchors
+
+
+def _config(machine: Machine, text: str, *, legacy: bool) -> KernelConfig:
+    thp = machine.thp if machine.thp in ("never", "madvise", "always") else "never"
+    return KernelConfig(
+        maps=text,
+        layout_only=True,
+        window_bits=WINDOW_BITS,
+        memory=machine.memory,
+        overcommit=machine.overcommit,
+        thp=thp,
+        legacy_layout=legacy,
+    )
+
+
+def _boot(machine: Machine, areas: list[Area], *, legacy: bool = False) -> State:
+    """A state with these areas; what smaps said of their flags counts."""
+    user = [area for area in areas if area.start < TASK_SIZE]
+    text = "\n".join(area.line() for area in user)
+    state = initial_state(_config(machine, text, legacy=legacy))
+    for row, area in zip(state.vma, user, strict=True):
+        if area.flags is not None:
+            flags = sum(FLAGS.get(letters, 0) for letters in area.flags.split())
+            row["vm_flags"] = (int(row["vm_flags"]) & ~_SEEN_IN_SMAPS) | flags
+    mm = state.mm
+    mm["max_map_count"] = min(machine.max_map_count, int(mm["max_map_count"]))
+    # A build may keep hints away from more than the setting says.
+    mm["mmap_min_addr"] = max(machine.mmap_min_addr, MMAP_MIN_ADDR)
+    accounted = (state.vma["vm_flags"] & VM_ACCOUNT) != 0
+    mm["committed"] = _pages(state.vma[accounted])
+    return state
+
+
+def _pages(vma: np.ndarray) -> int:
+    return int((vma["vm_end"] - vma["vm_start"]).sum()) // PAGE
+
+
+def _from_snapshot(machine: Machine, image: Image, snapshot: Snapshot, ops: list[Op]) -> Origin:
+    legacy = machine.legacy_layout or bool(image.personality & ADDR_COMPAT_LAYOUT)
+    origin = Origin(_boot(machine, snapshot.areas, legacy=legacy))
+    mm = origin.state.mm
+    mm["start_data"], mm["end_data"] = image.start_data, image.end_data
+    mm["start_brk"] = mm["brk"] = image.start_brk
+    if legacy:
+        lowest = min((a.start for a in _mappings(snapshot.areas, image)), default=0)
+        if lowest and not image.personality & ADDR_NO_RANDOMIZE:
+            mm["mmap_legacy_base"] = lowest
+        mm["mmap_base"] = mm["mmap_legacy_base"]
+        return origin
+    base = _mmap_base(snapshot.areas, image)
+    if not base:
+        base = _anchor_base(origin, ops)
+    mm["mmap_base"] = base
+    return origin
+
+
+def _anchor_base(origin: Origin, ops: list[Op]) -> int:
+    """mmap_base by the first mapping that the kernel placed; the call is an anchor then."""
+    first = next((op for op in ops if _is_free_choice(op)), None)
+    if first is None:
+        return _computed_base(Image(""))
+    origin.anchors.append(first)
+    return _end_of(first)
+
+
+def _from_maps(machine: Machine, areas: list[Area], image: Image, ops: list[Op]) -> Origin:
+    """From a maps file: as a snapshot, but the heap's start may have to come from brk."""
+    origin = Origin(_boot(machine, areas))
+    mm = origin.state.mm
+    program = next((area.name for area in areas if area.inode and area.name), image.path)
+    base = _mmap_base(areas, Image(program))
+    mm["mmap_base"] = base or _anchor_base(origin, ops)
+    grown = _first_brk(ops)
+    heap = any(area.name == "[heap]" for area in areas)
+    if grown is not None and not heap:
+        assert grown.call.result is not None
+        if grown.call.result != int(mm["brk"]):
+            origin.anchors.append(grown)
+        mm["start_brk"] = mm["brk"] = grown.call.result
+    return origin
+
+
+def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) -> Origin:
+    """The origin of a space that an exec (or the log itself) begins, and that makes ``ops``.
+
+    ``maps``: its areas at that time, from a file.  Raises ValueError for areas that cannot be.
+    """
+    image = exec_.image if exec_ and exec_.image else Image("program")
+    if exec_ is not None and exec_.snapshot is not None:
+        return _from_snapshot(log.machine, image, exec_.snapshot, ops)
+    if maps is not None:
+        return _from_maps(log.machine, maps, image, ops)
+    text, base, heap, anchors = _anchored(ops)
+    areas = [area for area in map(parse_area, text.splitlines()) if area is not None]
+    origin = Origin(_boot(log.machine, areas), anchors)
+    mm, vma = origin.state.mm, origin.state.vma
+    # These stand for areas of many kinds: they may be divided and changed, but merge with nothing.
+    for n, row in enumerate(vma):
+        row["vm_flags"] = 7 | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+        row["vm_file"] = FIRST_FILE_ID - 1 - n
+    mm["mmap_base"] = base or _computed_base(Image(""))
+    origin.unknown = Unknown(max(heap - _PROGRAM, PAGE), heap, int(mm["mmap_base"]) - PAGE)
+    mm["start_brk"] = mm["brk"] = heap
+    mm["start_data"] = mm["end_data"] = heap
+    return origin
+
+
+def fork(state: State) -> State:
+    """The copy of a state that a fork makes: without what MADV_DONTFORK keeps back, unlocked."""
+    kept = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) == 0].copy()
+    dropped = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) != 0]
+    mm = state.mm.copy()
+    mm["map_count"] = len(kept)
+    mm["total_vm"] -= _pages(dropped)
+    flags = dropped["vm_flags"]
+    stack = (flags & VM_GROWSDOWN) != 0
+    data = ~stack & ((flags & (2 | VM_SHARED)) == 2)
+    mm["stack_vm"] -= _pages(dropped[stack])
+    mm["data_vm"] -= _pages(dropped[data])
+    mm["reserved_vm"] -= _pages(dropped[(flags & 7) == 0])
+    mm["committed"] = _pages(kept[(kept["vm_flags"] & VM_ACCOUNT) != 0])
+    kept["vm_flags"] &= ~(VM_LOCKED | VM_LOCKONFAULT)
+    mm["locked_vm"] = 0
+    return State(mm, kept)

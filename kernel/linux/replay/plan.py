@@ -1,0 +1,558 @@
+"""What the model is asked for each call of a log, or why it cannot be asked.
+
+A call becomes rows for the model (:mod:`kernel.linux.replay.model`): one for each way in which it
+may have been meant, where the log leaves that open.  What the model cannot answer is left out, with
+the reason, and its effect put in place where it is known.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from errno import EBUSY
+
+from kernel.linux.replay import table
+from kernel.linux.replay.log import Call, FileInfo, Limits, Machine
+from kernel.linux.replay.model import (
+    FAULTED_BY_USER,
+    FIRST_FILE_ID,
+    MERGEABLE,
+    NAME,
+    PKEY,
+    POLICY,
+    SEALED,
+    Model,
+    Row,
+    unlimited,
+)
+from kernel.linux.replay.spaces import Space, Step
+from kernel.types import VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
+from kernel.uapi import (
+    EACCES,
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    EPERM,
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_HUGETLB,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+PAGE = 4096
+HUGE_PAGE = 2 << 20
+#: How the names of System V's shared segments begin.
+SEGMENT = "/SYSV"
+
+#: File systems whose files are placed so that huge pages can map them, and those that do not.
+_ALIGNING = {"ext4", "xfs", "btrfs", "f2fs", "bcachefs"}
+_NOT_ALIGNING = {"tmpfs", "proc", "sysfs"}
+#: Errors of mmap that a plain file has no part in.
+_PLAIN_ERRORS = {-EINVAL, -ENOMEM, -EEXIST}
+
+#: Calls that the model does not know and that leave areas alone.
+_NO_EFFECT = {
+    "get_mempolicy": "NUMA policies of processes are not modelled",
+    "set_mempolicy": "NUMA policies of processes are not modelled",
+    "migrate_pages": "NUMA policies of processes are not modelled",
+    "move_pages": "NUMA policies of processes are not modelled",
+    "process_madvise": "advice from another process is not modelled",
+}
+#: Calls that the model does not know and that may divide areas or make new ones.
+_UNKNOWN_EFFECT = {
+    "set_mempolicy_home_node": "home nodes of NUMA policies are not modelled",
+    "remap_file_pages": "remap_file_pages is not modelled",
+    "map_shadow_stack": "shadow stacks are not modelled",
+}
+#: Advice that the model knows; see madvise(2).
+_ADVICE = {0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
+#: Advice beyond these that divides no area: remove, collapse, poison, offline, guard pages.
+_PLAIN_ADVICE = {table.MADV_REMOVE, 25, 100, 101, 102, 103}
+_OTHER_ADVICE = {*_PLAIN_ADVICE, table.MADV_MERGEABLE, table.MADV_UNMERGEABLE}
+
+Check = Callable[[Model, Call], int]
+
+
+@dataclass(slots=True)
+class Op:
+    """A step as the search sees it."""
+
+    step: Step
+    rows: list[Row] = field(default_factory=list)  # any one of them explains the call
+    reason: str = ""  # why it is not compared
+    check: Check | None = None  # in place of rows: has the effect, computes the answer
+    taints: str = ""  # what it did to areas that the model does not follow
+    excuse: str = ""  # why a difference says nothing, where no order fits: it was refused
+
+    @property
+    def compared(self) -> bool:
+        """Whether its answer is held against the model's."""
+        return not self.reason and self.step.child is None
+
+    @property
+    def call(self) -> Call:
+        """The call, for what is not a fork."""
+        assert isinstance(self.step.event, Call)
+        return self.step.event
+
+
+@dataclass
+class Planner:
+    """Turns the steps of spaces into ops; knows which files are the same."""
+
+    machine: Machine
+    blind: bool = False  # the log does not tell limits and what is set on the machine
+    file_ids: dict[tuple, int] = field(default_factory=dict)
+    names: dict[int, FileInfo] = field(default_factory=dict)  # of files by id
+    policies: list[str] = field(default_factory=list)  # NUMA policies met, from number 1 on
+    labels: list[str] = field(default_factory=list)  # names given to areas, from number 1 on
+    segments: dict[int, int] = field(default_factory=dict)  # bytes of a shared segment by id
+    rings: dict[tuple[int, int], int] = field(default_factory=dict)  # bytes by space and context
+
+    def plan(self, space: Space) -> list[Op]:
+        """The ops of a space, in the order of its steps."""
+        bits = space.image.bits if space.image else 64
+        ops = []
+        for step in space.steps:
+            op = Op(step)
+            if step.child is None:
+                self._plan(op, space)
+                if op.call.result is None and not op.reason:
+                    op.reason = "the thread was ended inside the call"
+                if self.blind and not op.reason and _refused(op.call):
+                    op.excuse = "memory was refused by a limit that is not in the log"
+                if bits == 32:
+                    op.reason, op.rows, op.check = "a 32-bit program", [], None
+            ops.append(op)
+        return ops
+
+    def _plan(self, op: Op, space: Space) -> None:
+        call = op.call
+        handler = _HANDLERS.get(call.name)
+        if handler is not None:
+            handler(self, op, space)
+        elif call.name in table.NUMBERS and call.name in _COMPARED:
+            op.rows = [self._row(op, table.NUMBERS[call.name], call.args)]
+        elif call.name in _NO_EFFECT:
+            op.reason = _NO_EFFECT[call.name]
+        elif call.name in _UNKNOWN_EFFECT:
+            op.reason = _UNKNOWN_EFFECT[call.name]
+            if call.result is None or call.result >= 0:
+                op.taints = op.reason
+        else:
+            op.reason = f"{call.name} is not modelled"
+            op.taints = op.reason
+
+    def _row(
+        self,
+        op: Op,
+        number: int,
+        args: tuple[int, ...],
+        *,
+        expected: int | None = None,
+        file: tuple[int, int, int] = (0, 0, 0),
+    ) -> Row:
+        """A row; ``file`` is the id, the rights that it allows, and whether it aligns."""
+        padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        if expected is None:
+            expected = op.call.result or 0
+        limits = op.step.limits
+        # Of a blind log the answer must tell whether its process may.
+        may = limits.may_map_low or (self.blind and not -PAGE < expected < 0)
+        lowest = 0 if may else self.machine.mmap_min_addr
+        return (number, *padded, expected, *file, *_limits(limits), lowest)
+
+    def _new_file(self, info: FileInfo) -> int:
+        number = FIRST_FILE_ID + len(self.names)
+        self.names[number] = info
+        return number
+
+    def file_id(self, info: FileInfo, fd: int) -> int:
+        """An id for an open file: the same for the same descriptor of the same file."""
+        key = (info.path, info.device, info.inode, fd)
+        if key not in self.file_ids:
+            self.file_ids[key] = self._new_file(info)
+        return self.file_ids[key]
+
+    # --- mmap ------------------------------------------------------------------------------------
+
+    def _mmap(self, op: Op, space: Space) -> None:
+        call = op.call
+        addr, length, prot, flags, fd, offset = call.args
+        fd = (fd & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
+        result = call.result
+        args = (addr, length, prot, flags, 0, offset)
+        if flags & MAP_HUGETLB or (call.file and call.file.file_system == "hugetlbfs"):
+            op.reason = "pages of hugetlbfs are not modelled"
+            if result is not None and result >= 0:
+                op.taints = op.reason
+                size = -(-length // HUGE_PAGE) * HUGE_PAGE
+                fixed = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                row = self._row(op, table.NUMBERS["mmap"], (result, size, prot, fixed, 0, 0))
+                op.rows = [row]
+            return
+        if flags & MAP_32BIT and not flags & MAP_FIXED and space.randomised:
+            op.reason = "MAP_32BIT looks for a place from a random address on"
+            if result is not None and result >= 0:
+                args = (result, length, prot, flags & ~MAP_32BIT | MAP_FIXED, 0, offset)
+        if flags & MAP_ANONYMOUS:
+            op.rows = [self._row(op, table.NUMBERS["mmap"], args)]
+            return
+        file = call.file
+        if file is None:
+            if result is None or result >= 0:
+                file = FileInfo(path=f"descriptor {fd}")
+            else:
+                op.rows = [self._row(op, table.NUMBERS["mmap"], args)]
+                return
+        if result is not None and result < 0 and not self._decided(op, file):
+            op.reason = "the file decides whether it can be mapped"
+            return
+        number = self.file_id(file, fd)
+        may = _rights(file)
+        op.rows = [
+            self._row(op, table.NUMBERS["mmap"], args, file=(number, may, align))
+            for align in self._alignments(file, length)
+        ]
+
+    def _decided(self, op: Op, file: FileInfo) -> bool:
+        """Whether an error is one that the model can tell, from how the file was opened."""
+        error = op.call.result
+        if file.kind != "file" or file.file_system in ("anon_inodefs", "proc", "sysfs"):
+            return False
+        if error == -EACCES:
+            return file.access is not None
+        if error == -EPERM:
+            return bool(file.no_exec and op.call.args[2] & PROT_EXEC)
+        return error in _PLAIN_ERRORS
+
+    def _alignments(self, file: FileInfo, length: int) -> tuple[int, ...]:
+        """Whether the file aligns to huge pages; both where that is not known and matters."""
+        if file.kind == "file" and file.file_system in _ALIGNING:
+            return (1,)
+        if file.kind == "file" and file.file_system in _NOT_ALIGNING:
+            return (0,)
+        return (1, 0) if length >= HUGE_PAGE else (0,)
+
+    # --- what maps and unmaps beside mmap ---------------------------------------------------------
+
+    def _shmat(self, op: Op, space: Space) -> None:
+        call = op.call
+        _, addr, flags = call.args[:3]
+        flags &= 0xFFFFFFFF
+        size = call.extra.get("size", 0)
+        if call.result is None or call.result < 0:
+            op.reason = "the segment decides whether it can be attached"
+            return
+        if not size:
+            op.reason = "the size of the segment is not in the log"
+            op.taints = op.reason
+            return
+        map_flags = MAP_SHARED
+        if addr:
+            map_flags |= MAP_FIXED if flags & table.SHM_REMAP else MAP_FIXED_NOREPLACE
+            if flags & table.SHM_RND:
+                addr &= -PAGE
+        prot = PROT_READ if flags & table.SHM_RDONLY else PROT_READ | PROT_WRITE
+        prot |= PROT_EXEC if flags & table.SHM_EXEC else 0
+        number = self._new_file(FileInfo(path=SEGMENT, file_system="tmpfs"))
+        self.segments[number] = size
+        may = VM_MAYREAD | VM_MAYEXEC | (VM_MAYWRITE if prot & PROT_WRITE else 0)
+        args = (addr, size, prot, map_flags, 0, 0)
+        op.rows = [self._row(op, table.NUMBERS["mmap"], args, file=(number, may, 0))]
+
+    def _shmdt(self, op: Op, space: Space) -> None:
+        op.check = self._detach
+
+    def _detach(self, model: Model, call: Call) -> int:
+        """shmdt: unmaps what is left of the segment that was attached at the address."""
+        addr = call.args[0]
+        if addr % PAGE:
+            return -EINVAL
+        for area in model.areas:
+            size = self.segments.get(int(area["vm_file"]))
+            start = int(area["vm_start"])
+            if size is not None and start - addr == int(area["vm_pgoff"]) * PAGE >= 0:
+                break
+        else:
+            return -EINVAL
+        number, end = int(area["vm_file"]), addr + size
+        mine = [
+            (int(a["vm_start"]), int(a["vm_end"]))
+            for a in model.areas
+            if a["vm_file"] == number
+            and a["vm_start"] - addr == int(a["vm_pgoff"]) * PAGE
+            and a["vm_end"] <= end
+        ]
+        rest = (0, 0, 0, 0, 0, 0, 0, 0, *_limits(Limits()), 0)
+        for low, high in mine:
+            model.call((table.NUMBERS["munmap"], low, high - low, *rest))
+        return 0
+
+    def _io_setup(self, op: Op, space: Space) -> None:
+        call = op.call
+        context, size = call.extra.get("context", 0), call.extra.get("size", 0)
+        if call.result != 0 or not context:
+            op.reason = "the kernel's limits of asynchronous requests are not modelled"
+            return
+        if not size:
+            op.reason = "the size of the ring is not in the log"
+            op.taints = op.reason
+            return
+        self.rings[space.number, context] = size
+        number = self._new_file(FileInfo(path="/[aio]"))
+        may = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+        args = (0, size, PROT_READ | PROT_WRITE, MAP_SHARED, 0, 0)
+        file = (number, may, 0)
+        row = self._row(op, table.NUMBERS["mmap"], args, expected=context, file=file)
+        op.rows = [row]
+
+    def _io_destroy(self, op: Op, space: Space) -> None:
+        context = op.call.args[0]
+        size = self.rings.pop((space.number, context), 0)
+        if op.call.result == 0 and size:
+            op.rows = [self._row(op, table.NUMBERS["munmap"], (context, size))]
+            return
+        op.reason = "no io_setup in the log made the context"
+        if op.call.result == 0:
+            op.taints = op.reason
+
+    # --- calls that are nearly others ------------------------------------------------------------
+
+    def _pkey_mprotect(self, op: Op, space: Space) -> None:
+        call = op.call
+        key = call.args[3] & 0xFFFFFFFF
+        row = self._row(op, table.NUMBERS["mprotect"], call.args[:3])
+        if key == 0xFFFFFFFF:
+            op.rows = [row]
+            return
+        if call.result is None or call.result < 0:
+            op.reason = "protection keys are not modelled"
+            return
+
+        def protect(model: Model, call: Call) -> int:
+            answer = model.call(row)
+            if answer == 0:
+                model.set_field(*_range(call), PKEY, key)
+            return answer
+
+        op.check = protect
+
+    # --- attributes of areas that only keep them apart -------------------------------------------
+
+    def _number(self, known: list[str], value: str, field: tuple[int, int], op: Op) -> int:
+        """The number of a policy or name, 0 for none; taints when there are too many."""
+        if not value:
+            return 0
+        if value not in known:
+            known.append(value)
+        number = known.index(value) + 1
+        if number >> field[1]:
+            op.taints = "too many NUMA policies or names of areas"
+            return 0
+        return number
+
+    def _mbind(self, op: Op, space: Space) -> None:
+        call = op.call
+        mode = call.args[2]
+        if call.result not in (0, -EFAULT):
+            op.reason = "NUMA nodes are not modelled"
+            return
+        policy = "" if mode == 0 else f"{mode} {call.extra.get('nodes')}"
+        number = self._number(self.policies, policy, POLICY, op)
+
+        def bind(model: Model, call: Call) -> int:
+            if mode and not model.covered(*_range(call)):
+                return -EFAULT
+            return model.set_field(*_range(call), POLICY, number)
+
+        op.check = bind
+
+    def _prctl(self, op: Op, space: Space) -> None:
+        call = op.call
+        if call.args[:2] != (table.PR_SET_VMA, table.PR_SET_VMA_ANON_NAME):
+            op.reason = "prctl(PR_SET_MM) is not modelled"
+            op.taints = op.reason
+            return
+        if call.result is None or call.result < 0:
+            op.reason = "not every kernel can name areas"
+            return
+        number = self._number(self.labels, call.extra.get("text") or "", NAME, op)
+        start, end = call.args[2], call.args[2] + -(-call.args[3] // PAGE) * PAGE
+
+        def name(model: Model, call: Call) -> int:
+            if not model.covered(start, end):
+                return -ENOMEM
+            return model.set_field(start, end, NAME, number)
+
+        op.check = name
+
+    def _mseal(self, op: Op, space: Space) -> None:
+        op.reason = "sealed areas are not modelled"
+        if op.call.result == 0:
+            op.check = _marks(SEALED)
+
+    def _userfaultfd(self, op: Op, space: Space) -> None:
+        call = op.call
+        op.reason = "userfaultfd is not modelled"
+        given = call.extra.get("range")
+        if call.result == 0 and given:
+            on = call.args[1] & 0xFFFFFFFF == table.UFFDIO_REGISTER
+            start, length = given
+
+            def register(model: Model, call: Call) -> int:
+                bits = FAULTED_BY_USER if on else 0
+                return model.mark(start, start + length, FAULTED_BY_USER, bits)
+
+            op.check = register
+
+    def _mlockall(self, op: Op, space: Space) -> None:
+        call = op.call
+        flags = call.args[0] & 0xFFFFFFFF
+        known = table.MCL_CURRENT | table.MCL_FUTURE | table.MCL_ONFAULT
+        limit = _limits(op.step.limits)[2]
+        if flags & table.MCL_FUTURE:
+            op.reason = "locking of future mappings is not modelled"
+            if call.result == 0:
+                op.taints = op.reason
+            return
+
+        def lock(model: Model, call: Call) -> int:
+            mm = model.k.mm
+            if not flags or flags & ~known or flags == table.MCL_ONFAULT:
+                return -EINVAL
+            if limit == 0:
+                return -EPERM
+            if int(mm.total_vm) > limit // PAGE:
+                return -ENOMEM
+            on_fault = VM_LOCKONFAULT if flags & table.MCL_ONFAULT else 0
+            _lock_all(model, VM_LOCKED | on_fault)
+            return 0
+
+        op.check = lock
+
+    def _munlockall(self, op: Op, space: Space) -> None:
+        def unlock(model: Model, call: Call) -> int:
+            _lock_all(model, 0)
+            return 0
+
+        op.check = unlock
+
+    def _madvise(self, op: Op, space: Space) -> None:
+        call = op.call
+        advice = call.args[2] & 0xFFFFFFFF
+        # Linux refuses numbers that mean nothing, and the model refuses all that it does not know.
+        nothing = advice not in _OTHER_ADVICE and call.result == -EINVAL
+        if advice in _ADVICE or nothing:
+            op.rows = [self._row(op, table.NUMBERS["madvise"], call.args)]
+            return
+        op.reason = f"advice {advice} is not modelled"
+        if call.result == 0 and advice in (table.MADV_MERGEABLE, table.MADV_UNMERGEABLE):
+            op.check = _marks(MERGEABLE, on=advice == table.MADV_MERGEABLE)
+        elif call.result == 0 and advice not in _PLAIN_ADVICE:
+            op.taints = op.reason
+
+    def _msync(self, op: Op, space: Space) -> None:
+        op.check = _msync
+
+    def _mincore(self, op: Op, space: Space) -> None:
+        op.check = _mincore
+        if op.call.result is not None and op.call.result not in (0, -EINVAL, -ENOMEM):
+            op.reason, op.check = "the answer depends on where it was to be written", None
+
+
+def _refused(call: Call) -> bool:
+    """Whether the call asked for memory in vain."""
+    if call.name == "brk":
+        return call.result is not None and call.result < call.args[0]
+    return call.name in ("mmap", "mremap", "mprotect") and call.result == -ENOMEM
+
+
+def _range(call: Call) -> tuple[int, int]:
+    """Start and end of the pages that the first two arguments name."""
+    start, length = call.args[:2]
+    return start, start + -(-length // PAGE) * PAGE
+
+
+def _marks(bits: int, *, on: bool = True) -> Check:
+    """An effect that is nothing but bits in the flags of areas."""
+
+    def mark(model: Model, call: Call) -> int:
+        return model.mark(*_range(call), bits, bits if on else 0)
+
+    return mark
+
+
+def _lock_all(model: Model, bits: int) -> None:
+    """mlockall and munlockall: every area becomes locked or not."""
+    model.mark(0, int(model.k.mm.task_size), VM_LOCKED | VM_LOCKONFAULT, bits)
+    locked = model.areas[(model.areas["vm_flags"] & VM_LOCKED) != 0]
+    model.k.mm.locked_vm = int((locked["vm_end"] - locked["vm_start"]).sum()) // PAGE
+
+
+def _limits(limits: Limits) -> tuple[int, int, int]:
+    memlock = None if limits.may_lock else limits.memlock
+    return unlimited(limits.address_space), unlimited(limits.data), unlimited(memlock)
+
+
+def _rights(file: FileInfo) -> int:
+    """VM_MAY* of an open file; what is not known is allowed."""
+    may = 0 if file.no_exec else VM_MAYEXEC
+    if file.access in (None, 0, 2):
+        may |= VM_MAYREAD
+    if file.access in (None, 1, 2):
+        may |= VM_MAYWRITE
+    return may
+
+
+def _msync(model: Model, call: Call) -> int:
+    start, length, flags = call.args[:3]
+    flags &= 0xFFFFFFFF
+    known = table.MS_ASYNC | table.MS_INVALIDATE | table.MS_SYNC
+    both = table.MS_ASYNC | table.MS_SYNC
+    if flags & ~known or start % PAGE or flags & both == both:
+        return -EINVAL
+    end = start + -(-length // PAGE) * PAGE
+    if not start <= end < 1 << 63:
+        return -ENOMEM
+    for area in model.areas:
+        locked = area["vm_flags"] & VM_LOCKED and flags & table.MS_INVALIDATE
+        if locked and area["vm_start"] < end and start < area["vm_end"]:
+            return -EBUSY
+    return 0 if model.covered(start, end) else -ENOMEM
+
+
+def _mincore(model: Model, call: Call) -> int:
+    start, length = call.args[:2]
+    if start % PAGE:
+        return -EINVAL
+    end = start + -(-length // PAGE) * PAGE
+    if length < 0 or not 0 <= start <= end <= int(model.k.mm.task_size):
+        return -ENOMEM
+    return 0 if model.covered(start, end) else -ENOMEM
+
+
+_COMPARED = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}
+_HANDLERS: dict[str, Callable[[Planner, Op, Space], None]] = {
+    "mmap": Planner._mmap,
+    "madvise": Planner._madvise,
+    "pkey_mprotect": Planner._pkey_mprotect,
+    "shmat": Planner._shmat,
+    "shmdt": Planner._shmdt,
+    "io_setup": Planner._io_setup,
+    "io_destroy": Planner._io_destroy,
+    "prctl": Planner._prctl,
+    "mbind": Planner._mbind,
+    "mseal": Planner._mseal,
+    "userfaultfd": Planner._userfaultfd,
+    "mlockall": Planner._mlockall,
+    "munlockall": Planner._munlockall,
+    "msync": Planner._msync,
+    "mincore": Planner._mincore,
+}

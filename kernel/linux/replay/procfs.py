@@ -1,0 +1,209 @@
+"""What /proc and statfs tell about a traced program and its machine."""
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import stat
+from pathlib import Path
+from typing import Any
+
+from kernel.linux.replay.log import FileInfo, Image, Limits, Machine, Snapshot, parse_areas
+
+#: Fields of /proc/PID/status that a snapshot keeps, by their name there.
+_SIZES = ("VmSize", "VmData", "VmLck", "VmPTE")
+_CAP_IPC_LOCK, _CAP_SYS_RAWIO = 14, 17
+
+#: File systems by statfs's f_type; others are named by the number.
+_FILE_SYSTEMS = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0xCA451A4E: "bcachefs",
+    0x01021994: "tmpfs",
+    0x958458F6: "hugetlbfs",
+    0x794C7630: "overlayfs",
+    0x6969: "nfs",
+    0x65735546: "fuse",
+    0x73717368: "squashfs",
+    0xE0F5E1E2: "erofs",
+    0x2FC12FC1: "zfs",
+    0x01021997: "9p",
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
+    0x09041934: "anon_inodefs",
+    0x50495045: "pipefs",
+    0x534F434B: "sockfs",
+}
+_ST_NOEXEC = 8
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _status(tid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{tid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def thread_group(tid: int) -> int:
+    """The process that a thread belongs to.  Raises OSError when it is gone."""
+    return int(_status(tid)["Tgid"])
+
+
+def snapshot(tid: int) -> Snapshot | None:
+    """Areas and sizes of a stopped thread's memory; None when it has none any more."""
+    try:
+        status = _status(tid)
+        try:
+            text = Path(f"/proc/{tid}/smaps").read_text()
+        except OSError:  # kernels built without it
+            text = Path(f"/proc/{tid}/maps").read_text()
+    except OSError:
+        return None
+    areas = parse_areas(text)
+    if not areas:
+        return None
+    sizes = {name: int(status[name].split()[0]) for name in _SIZES if name in status}
+    return Snapshot(areas, sizes)
+
+
+def limits(tid: int) -> Limits:
+    """The soft limits that memory calls meet."""
+    values = [
+        resource.prlimit(tid, kind)[0]
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
+    ]
+    capable = int(_status(tid)["CapEff"], 16)
+    may = (bool(capable >> bit & 1) for bit in (_CAP_IPC_LOCK, _CAP_SYS_RAWIO))
+    return Limits(*(None if v == resource.RLIM_INFINITY else v for v in values), *may)
+
+
+def image(tid: int) -> Image:
+    """What an exec has set up, beyond its areas."""
+    # The name in parentheses may hold spaces and parentheses itself.
+    fields = Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()
+    start_stack = int(fields[25])
+    start_data, end_data, start_brk = (int(x) for x in fields[42:45])
+    try:
+        personality = int(Path(f"/proc/{tid}/personality").read_text(), 16)
+    except OSError:
+        personality = 0
+    try:
+        path = str(Path(f"/proc/{tid}/exe").readlink())
+        with Path(f"/proc/{tid}/exe").open("rb") as program:
+            head = program.read(20)
+    except OSError:
+        path, head = "?", b""
+    bits = 32 if head[:4] == b"\x7fELF" and head[4] == 1 else 64
+    stack = resource.prlimit(tid, resource.RLIMIT_STACK)[0]
+    if stack == resource.RLIM_INFINITY:
+        stack = -1
+    return Image(
+        path, bits, personality, start_data, end_data, start_brk, start_stack, stack, limits(tid)
+    )
+
+
+def read_words(tid: int, address: int, count: int) -> list[int] | None:
+    """``count`` unsigned 8-byte words of the program's memory; None where it has none."""
+    try:
+        with Path(f"/proc/{tid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(address)
+            data = memory.read(8 * count)
+    except (OSError, OverflowError, ValueError):
+        return None
+    if len(data) != 8 * count:
+        return None
+    return [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
+
+
+def read_text(tid: int, address: int, size: int) -> str | None:
+    """The string at ``address``, at most ``size`` bytes; None where the program has none."""
+    words = read_words(tid, address, size // 8)
+    if words is None:
+        return None
+    data = b"".join(word.to_bytes(8, "little") for word in words)
+    return data.partition(b"\0")[0].decode(errors="replace")
+
+
+def _file_system(path: str) -> tuple[str, bool]:
+    """Name of the file system that holds an open file, and whether it is mounted noexec."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statfs(path.encode(), buffer) != 0:
+        return "?", False
+    kind = int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF
+    try:
+        no_exec = bool(os.statvfs(path).f_flag & _ST_NOEXEC)
+    except OSError:
+        no_exec = False
+    return _FILE_SYSTEMS.get(kind, hex(kind)), no_exec
+
+
+def open_file(tid: int, fd: int) -> FileInfo | None:
+    """What a descriptor names, as far as mmap's answer depends on it; None when it is not open."""
+    link = f"/proc/{tid}/fd/{fd}"
+    try:
+        path = str(Path(link).readlink())
+        info = os.stat(link)  # noqa: PTH116 - the link of a deleted file leads nowhere else
+        flags = int(re.search(r"^flags:\s*(\d+)", _fdinfo(tid, fd), re.M)[1], 8)
+    except (OSError, TypeError):
+        return None
+    kind = {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "block device",
+        stat.S_IFIFO: "pipe",
+        stat.S_IFSOCK: "socket",
+    }.get(stat.S_IFMT(info.st_mode), "other")
+    system, no_exec = _file_system(link)
+    device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}"
+    return FileInfo(
+        path=path,
+        kind=kind,
+        device=device,
+        inode=info.st_ino,
+        size=info.st_size,
+        file_system=system,
+        access=flags & os.O_ACCMODE,
+        no_exec=no_exec,
+    )
+
+
+def _fdinfo(tid: int, fd: int) -> str:
+    return Path(f"/proc/{tid}/fdinfo/{fd}").read_text()
+
+
+def _sysctl(path: str, default: int) -> int:
+    try:
+        return int(Path("/proc/sys", path).read_text())
+    except (OSError, ValueError):
+        return default
+
+
+def _chosen(path: str) -> str:
+    """The choice in brackets of a file such as transparent_hugepage/enabled."""
+    try:
+        match = re.search(r"\[(\w+)\]", Path(path).read_text())
+    except OSError:
+        match = None
+    return match[1] if match else "never"
+
+
+def machine() -> Machine:
+    """The settings of this machine on which memory calls depend."""
+    amounts: dict[str, Any] = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        amounts[key] = int(value.split()[0]) << 10
+    thp = "/sys/kernel/mm/transparent_hugepage"
+    return Machine(
+        kernel=platform.release(),
+        overcommit=_sysctl("vm/overcommit_memory", 0),
+        memory=amounts["MemTotal"] + amounts.get("SwapTotal", 0),
+        max_map_count=_sysctl("vm/max_map_count", 65530),
+        mmap_min_addr=_sysctl("vm/mmap_min_addr", 65536),
+        legacy_layout=bool(_sysctl("vm/legacy_va_layout", 0)),
+        thp=_chosen(f"{thp}/enabled"),
+        thp_shared=_chosen(f"{thp}/shmem_enabled"),
+    )

@@ -1,0 +1,239 @@
+"""The file of a recording: JSON lines, plain or gzip, written as the program runs.
+
+The first line describes machine and command, the last one says how the recording ended; where it
+is missing the recording was cut short.  Between them one line for each event, in the order of
+their ends: ``in`` and ``out`` (or ``at``) are the positions of entry and exit in time.
+"""
+
+import dataclasses
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from kernel.linux.replay.log import (
+    NEVER,
+    Area,
+    Call,
+    Clone,
+    Event,
+    Exec,
+    Exit,
+    FileInfo,
+    Image,
+    Limits,
+    Log,
+    LogError,
+    Machine,
+    SetLimit,
+    Snapshot,
+    in_order,
+    parse_area,
+)
+
+FORMAT, VERSION = "memory-calls", 1
+#: Seconds after which what was recorded is handed to the operating system.
+_FLUSH_EVERY = 1.0
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _drop_empty(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if value not in (None, {}, "")}
+
+
+def _snapshot_to_json(snapshot: Snapshot | None) -> dict[str, Any] | None:
+    if snapshot is None:
+        return None
+    areas = [[area.line(), area.rss, area.flags] for area in snapshot.areas]
+    return {"sizes": snapshot.sizes, "areas": areas}
+
+
+def _snapshot_from_json(value: dict[str, Any] | None) -> Snapshot | None:
+    if value is None:
+        return None
+    areas: list[Area] = []
+    for line, rss, flags in value["areas"]:
+        area = parse_area(line)
+        if area is None:
+            raise ValueError(f"not a line of a maps file: {line}")
+        if not in_order(areas, area):
+            raise ValueError(f"not above the area before it: {line}")
+        area.rss, area.flags = rss, flags
+        areas.append(area)
+    return Snapshot(areas, dict(value["sizes"]))
+
+
+def _to_json(event: Event) -> dict[str, Any]:
+    out = None if event.exit == NEVER else event.exit
+    base: dict[str, Any] = {"tid": event.tid, "in": event.entry, "out": out}
+    if isinstance(event, Call):
+        record = {"t": "call", **base, "name": event.name, "args": event.args, "ret": event.result}
+        if event.file is not None:
+            record["file"] = _drop_empty(dataclasses.asdict(event.file))
+        if event.extra:
+            record["extra"] = event.extra
+        return record
+    if isinstance(event, Clone):
+        return {"t": "clone", **base, "flags": event.flags, "child": event.child}
+    if isinstance(event, SetLimit):
+        what = {"target": event.target, "resource": event.resource, "soft": event.soft}
+        return {"t": "limit", **base, **what}
+    if isinstance(event, Exec):
+        record = {"t": "exec", **base, "former": event.former}
+        if event.image is not None:
+            record["image"] = dataclasses.asdict(event.image)
+        if event.before is not None:
+            record["before"] = _snapshot_to_json(event.before)
+        return record | {"maps": _snapshot_to_json(event.snapshot)}
+    assert isinstance(event, Exit)
+    record = {"t": "exit", **base}
+    if event.snapshot is not None:
+        record["maps"] = _snapshot_to_json(event.snapshot)
+    return record
+
+
+def _from_json(line: int, record: dict[str, Any]) -> Event:
+    kind = record["t"]
+    out = record["out"]
+    base = {"line": line, "tid": record["tid"], "entry": record["in"]}
+    base["exit"] = NEVER if out is None else out
+    if kind == "call":
+        file = FileInfo(**{"path": "", **record["file"]}) if "file" in record else None
+        extra = record.get("extra", {})
+        name, args, result = record["name"], tuple(record["args"]), record["ret"]
+        return Call(**base, name=name, args=args, result=result, file=file, extra=extra)
+    if kind == "clone":
+        return Clone(**base, flags=record["flags"], child=record["child"])
+    if kind == "limit":
+        what = {key: record[key] for key in ("target", "resource", "soft")}
+        return SetLimit(**base, **what)
+    maps = _snapshot_from_json(record.get("maps"))
+    if kind == "exec":
+        image = record.get("image")
+        if image is not None:
+            image = Image(**{**image, "limits": Limits(**image["limits"])})
+        before = _snapshot_from_json(record.get("before"))
+        return Exec(**base, former=record["former"], image=image, snapshot=maps, before=before)
+    if kind == "exit":
+        return Exit(**base, snapshot=maps)
+    raise ValueError(f"unknown kind of line {kind!r}")
+
+
+class Writer:
+    """Writes a recording; what was written survives whatever happens to the recorder."""
+
+    def __init__(self, path: Path, command: list[str], machine: Machine) -> None:
+        """Create the file.  Raises OSError when that is impossible."""
+        self.calls = 0
+        self._file: IO[str] = (
+            gzip.open(path, "wt", encoding="utf-8", compresslevel=4)  # noqa: SIM115
+            if path.suffix == ".gz"
+            else path.open("w", encoding="utf-8")
+        )
+        self._flushed = time.monotonic()
+        header = {"format": FORMAT, "version": VERSION, "command": command}
+        self._line(header | {"machine": dataclasses.asdict(machine)})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _line(self, record: dict[str, Any]) -> None:
+        # Names of files need not be UTF-8: what is not survives as a surrogate escape.
+        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
+
+    def event(self, event: Event) -> None:
+        """Add one event."""
+        self._line(_to_json(event))
+        self.calls += isinstance(event, Call)
+        now = time.monotonic()
+        if now - self._flushed > _FLUSH_EVERY:
+            self._file.flush()
+            self._flushed = now
+
+    def end(self, status: int) -> None:
+        """Say that the recording is whole, and the program's exit code."""
+        self._line({"t": "end", "calls": self.calls, "status": status})
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a log, plain or gzip.  Raises LogError when that is impossible."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+        if magic == _GZIP_MAGIC:
+            return gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape")
+        return path.open(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise LogError(f"{path}: {error.strerror or error}") from None
+
+
+def lines_of(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
+    """Number and text of each line; a truncated gzip file ends where its data end."""
+    try:
+        yield from enumerate(file, 1)
+    except EOFError:
+        return
+    except (OSError, gzip.zlib.error) as error:
+        raise LogError(f"{path}: damaged: {error}") from None
+
+
+def is_recording(first_line: str) -> bool:
+    """Whether a file that starts with this line claims to be a recording."""
+    return first_line.startswith('{"format":')
+
+
+def read_recording(path: Path) -> Log:
+    """Read a recording.  Raises LogError, with the line, for what is not one."""
+    log = Log(path=str(path), kind="recording", complete=False)
+    number = 0
+    with open_text(path) as file:
+        pending: tuple[int, Exception] | None = None
+        for number, text in lines_of(path, file):
+            if pending is not None:
+                raise LogError(f"{path}: line {pending[0]}: {_reason(pending[1])}")
+            try:
+                record = json.loads(text)
+                if number == 1:
+                    _read_header(log, record)
+                elif record["t"] == "end":
+                    log.complete = True
+                else:
+                    log.events.append(_from_json(number, record))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                pending = number, error
+    if pending is not None and (number == 1 or pending[1].__class__ is not json.JSONDecodeError):
+        raise LogError(f"{path}: line {pending[0]}: {_reason(pending[1])}")
+    # Half a line at the end is what a recorder that was killed leaves.
+    if not log.complete:
+        log.notes.append("the recording was cut short: the states at the exits are missing")
+    return log
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    return str(error)
+
+
+def _read_header(log: Log, record: dict[str, Any]) -> None:
+    if record.get("format") != FORMAT:
+        raise ValueError("not a recording of memory calls")
+    if record["version"] != VERSION:
+        raise ValueError(
+            f"a recording of version {record['version']}; this program reads version {VERSION}"
+        )
+    log.command = list(record["command"])
+    log.machine = Machine(**record["machine"])

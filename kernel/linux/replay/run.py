@@ -1,0 +1,277 @@
+"""Replay a whole log: every space in turn, and what came of it."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernel.linux.replay import areas, origin
+from kernel.linux.replay.log import Area, Log, LogError, Snapshot, parse_areas
+from kernel.linux.replay.model import Model, State
+from kernel.linux.replay.plan import Op, Planner
+from kernel.linux.replay.recording import is_recording, open_text, read_recording
+from kernel.linux.replay.search import Outcome, Search, fork_states
+from kernel.linux.replay.spaces import Space, follow
+from kernel.linux.replay.strace import read_strace
+from kernel.uapi import MAP_FIXED
+
+#: The reason of calls that say where mappings or the heap begin, where no maps do.
+ANCHOR = "taken as given: it says where mappings or the heap begin"
+
+
+@dataclass
+class SpaceResult:
+    """What came of one address space."""
+
+    space: Space
+    ops: list[Op]
+    outcome: Outcome
+    names: areas.Names
+    start_stack: int
+    compared: int = 0  # those that differ included
+    anchors: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)  # calls not comparable, by reason
+    comparison: areas.Comparison | None = None
+    no_comparison: str = ""  # why there is none
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        """Calls on memory in it."""
+        return sum(op.step.child is None for op in self.ops)
+
+    @property
+    def not_comparable(self) -> int:
+        """Calls that are not compared, anchors apart."""
+        return self.skipped.total()
+
+    @property
+    def differ(self) -> int:
+        """Calls whose answer differs."""
+        return len(self.outcome.differences)
+
+    @property
+    def snapshot_differs(self) -> bool:
+        """Whether the last snapshot does."""
+        return self.comparison is not None and self.comparison.difference is not None
+
+
+@dataclass
+class Result:
+    """What came of a log."""
+
+    log: Log
+    spaces: list[SpaceResult] = field(default_factory=list)
+
+    def total(self, count: Callable[[SpaceResult], int]) -> int:
+        """The sum of something over all spaces."""
+        return sum(count(space) for space in self.spaces)
+
+    @property
+    def differ(self) -> bool:
+        """Whether anything does."""
+        return any(space.differ or space.snapshot_differs for space in self.spaces)
+
+
+def read_log(path: Path) -> Log:
+    """Read a recording or a log of strace.  Raises LogError for what is neither."""
+    with open_text(path) as file:
+        try:
+            first = file.readline()
+        except (OSError, EOFError) as error:
+            raise LogError(f"{path}: damaged: {error}") from None
+    if not first:
+        raise LogError(f"{path}: empty")
+    return read_recording(path) if is_recording(first) else read_strace(path)
+
+
+def read_maps(path: Path) -> list[Area]:
+    """Read the text of /proc/PID/maps or smaps.  Raises LogError, with the line."""
+    try:
+        with open_text(path) as file:
+            found = parse_areas(file.read())
+    except ValueError as error:
+        raise LogError(f"{path}: line {error}") from None
+    if not found:
+        raise LogError(f"{path}: no areas in it")
+    return found
+
+
+class Replayer:
+    """Replays the spaces of one log, parents before their copies."""
+
+    def __init__(self, log: Log, maps: list[Area] | None = None) -> None:
+        self.log = log
+        self.maps = maps
+        self.model = Model()
+        self.planner = Planner(log.machine, blind=log.kind != "recording")
+        self.unknown: dict[int, origin.Unknown] = {}  # by number of the space
+        self.results: dict[int, SpaceResult] = {}
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
+        """Replay everything.  Raises LogError for a log that cannot be followed."""
+        spaces = follow(self.log)
+        if self.maps is not None and any(s.exec and s.exec.snapshot for s in spaces):
+            raise LogError(
+                f"{self.log.path}: --maps is for logs of strace: a recording has its own"
+            )
+        result = Result(self.log)
+        for done, space in enumerate(spaces):
+            if progress is not None:
+                progress(done, len(spaces))
+            found = self._copy(space) if space.parent else self._fresh(space)
+            self._count(found)
+            self.results[space.number] = found
+            result.spaces.append(found)
+        return result
+
+    def _fresh(self, space: Space) -> SpaceResult:
+        ops = self.planner.plan(space)
+        maps, self.maps = self.maps, None
+        try:
+            begin = origin.begin(self.log, space.exec, ops, maps)
+        except ValueError as error:
+            line = f"line {space.exec.line}: " if space.exec else ""
+            raise LogError(f"{self.log.path}: {line}{error}") from None
+        for op in begin.anchors:
+            self._anchor(op)
+        if begin.unknown is not None:
+            self.unknown[space.number] = begin.unknown
+            begin.unknown.allow_for(ops)
+        snapshot = space.exec.snapshot if space.exec else None
+        given = snapshot.areas if snapshot else maps or []
+        initial = {
+            int(row["vm_file"]): area
+            for row, area in zip(begin.state.vma, given, strict=False)
+            if row["vm_file"]
+        }
+        image = space.exec.image if space.exec else None
+        names = areas.Names(self.planner.names, initial, self.planner.labels)
+        start_stack = image.start_stack if image else 0
+        result = self._search(space, ops, [begin.state], names, start_stack)
+        if snapshot is not None:
+            self._check_origin(result, snapshot, begin.state)
+        return result
+
+    def _anchor(self, op: Op) -> None:
+        """Take a call's answer as given: a mapping is put where it was."""
+        op.reason = ANCHOR
+        if op.call.name == "mmap" and op.rows:
+            row = list(op.rows[0])
+            row[1] = row[7]
+            row[4] |= MAP_FIXED
+            op.rows = [tuple(row)]
+
+    def _copy(self, space: Space) -> SpaceResult:
+        assert space.parent is not None
+        ops = self.planner.plan(space)
+        parent = self.results[space.parent.number]
+        unknown = self.unknown.get(space.parent.number)
+        if unknown is not None:
+            self.unknown[space.number] = unknown
+            unknown.allow_for(ops)
+        index = next(i for i, op in enumerate(parent.ops) if op.step.child is space)
+        if index in parent.outcome.forks:
+            states = fork_states(self.model, parent.ops, parent.outcome, index)
+        else:
+            states = [parent.outcome.state]
+        return self._search(
+            space, ops, [origin.fork(s) for s in states], parent.names, parent.start_stack
+        )
+
+    def _search(
+        self,
+        space: Space,
+        ops: list[Op],
+        states: list[State],
+        names: areas.Names,
+        start_stack: int,
+    ) -> SpaceResult:
+        """The best that any of the states in which the space may have begun leads to."""
+        best: SpaceResult | None = None
+        for state in states:
+            self.model.load(state)
+            found = self._search_from(space, ops, state, names, start_stack)
+            if best is None or _badness(found) < _badness(best):
+                best = found
+            if _badness(best) == (0, 0):
+                break
+        assert best is not None
+        return best
+
+    def _search_from(
+        self, space: Space, ops: list[Op], state: State, names: areas.Names, start_stack: int
+    ) -> SpaceResult:
+        taints = [op.taints for op in ops if op.taints]
+        comparisons: list[areas.Comparison] = []
+
+        def check(model: Model) -> areas.Difference | None:
+            assert space.final is not None
+            comparison = areas.compare(
+                space.final,
+                model.save(),
+                names,
+                start_stack,
+                space.final_line,
+                tainted=bool(taints),
+            )
+            comparisons.append(comparison)
+            return comparison.difference
+
+        bits = space.image.bits if space.image else 64
+        comparable = space.final is not None and bits == 64
+        search = Search(self.model, ops, check if comparable else None)
+        outcome = search.run(state)
+        result = SpaceResult(space, ops, outcome, names, start_stack)
+        if search.loose and outcome.final is not None:
+            result.no_comparison = "a thread was ended inside a call that may have been half done"
+        elif comparisons:
+            result.comparison = comparisons[-1]
+            if outcome.final is not None:
+                agreeing = [c for c in comparisons if c.difference is outcome.final]
+                result.comparison = agreeing[0]
+        else:
+            result.no_comparison = self._why_no_comparison(space, bits)
+        if taints:
+            result.notes.append(f"areas at the end are not compared: {taints[0]}")
+        return result
+
+    def _why_no_comparison(self, space: Space, bits: int) -> str:
+        if bits == 32:
+            return "a 32-bit program"
+        if self.log.kind != "recording":
+            return "a log of strace has no maps"
+        if not self.log.complete:
+            return "the recording was cut short"
+        if space.ended:
+            return "another process went on using its memory, or it was killed"
+        return "it had not ended"
+
+    def _check_origin(self, result: SpaceResult, snapshot: Snapshot, state: State) -> None:
+        """The state at exec must be what the snapshot says before anything is replayed on it."""
+        line = result.space.exec.line if result.space.exec else 0
+        comparison = areas.compare(
+            snapshot, state, result.names, result.start_stack, line, tainted=False
+        )
+        if comparison.difference is not None and not result.snapshot_differs:
+            result.comparison = comparison
+
+    def _count(self, result: SpaceResult) -> None:
+        for op in result.ops:
+            if op.step.child is not None:
+                continue
+            if op.reason == ANCHOR:
+                result.anchors += 1
+            elif op.reason:
+                result.skipped[op.reason] += 1
+            else:
+                result.compared += 1
+
+
+def _badness(result: SpaceResult) -> tuple[int, int]:
+    return result.differ, int(result.snapshot_differs)
+
+
+def replay(path: Path, maps: Path | None = None) -> Result:
+    """Replay the log ``path``.  Raises LogError for a file that cannot be read or followed."""
+    return Replayer(read_log(path), read_maps(maps) if maps else None).run()

@@ -1,0 +1,373 @@
+"""Real programs, recorded and replayed: what ``python -m kernel.linux.replay trial`` repeats.
+
+Each program runs with randomised addresses and without (as under ``setarch -R``), by the recorder
+and, where strace is installed, under strace as well.  Programs that are not installed are left out.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernel import PROJECT
+from kernel.linux.replay import report
+from kernel.linux.replay.log import LogError
+from kernel.linux.replay.recorder import IMPOSSIBLE
+from kernel.linux.replay.run import Result, replay
+
+STRACE = ["strace", "-f", "-y", "-e", "trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64"]
+#: Seconds that one program may take.
+_PATIENCE = 300
+#: Share of calls, in percent, that need not be comparable.
+_NOT_COMPARABLE = 1.0
+
+_HELLO = """
+#include <stdio.h>
+int main(void) { return printf("hello\\n") < 0; }
+"""
+#: Twelve threads at once and thirty one after the other, each with an arena of its own.
+_THREADS = """
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *work(void *argument)
+{
+    unsigned state = (unsigned long)argument * 7919 + 1;
+    char *blocks[64] = {0};
+    for (int i = 0; i < 3000; i++) {
+        state = state * 1103515245 + 12345;
+        int k = state >> 8 & 63;
+        size_t size = (state >> 16) % 300000 + 1;
+        free(blocks[k]);
+        blocks[k] = malloc(size);
+        memset(blocks[k], 1, size < 4096 ? size : 4096);
+        if (i % 50 == 0)
+            blocks[k] = realloc(blocks[k], 3 * size);
+    }
+    for (int k = 0; k < 64; k++)
+        free(blocks[k]);
+    return 0;
+}
+
+int main(void)
+{
+    pthread_t threads[12], thread;
+    for (long i = 0; i < 12; i++)
+        pthread_create(&threads[i], 0, work, (void *)i);
+    for (int i = 0; i < 12; i++)
+        pthread_join(threads[i], 0);
+    for (long i = 0; i < 30; i++) {
+        pthread_create(&thread, 0, work, (void *)i);
+        pthread_join(thread, 0);
+    }
+    return 0;
+}
+"""
+_NUMPY = """
+import numpy
+a = numpy.random.rand(1500, 1500)
+print((a @ a).sum(), numpy.linalg.svd(a[:200, :200])[1][0])
+"""
+_THREADED_PYTHON = """
+import os, subprocess, threading, zlib
+def work():
+    data = os.urandom(1 << 20)
+    for n in range(20):
+        zlib.compress(data[: n * 50000])
+        bytearray(200000 + n * 100000)
+threads = [threading.Thread(target=work) for _ in range(10)]
+for t in threads: t.start()
+for t in threads: t.join()
+subprocess.run(["ls", "/"])
+"""
+_FORKING_PYTHON = """
+import os, threading
+def fork():
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            bytearray(1 << 20)
+            os._exit(0)
+        os.waitpid(child, 0)
+def churn():
+    for n in range(200):
+        bytearray((1 << 20) + 5000 * n)
+threads = [threading.Thread(target=f) for f in (fork, churn, churn)]
+for t in threads: t.start()
+for t in threads: t.join()
+"""
+_EXECING_PYTHON = """
+import os, threading, time
+def churn():
+    while True:
+        bytearray(1 << 20)
+for _ in range(3):
+    threading.Thread(target=churn, daemon=True).start()
+time.sleep(0.1)
+os.execvp("ls", ["ls", "/"])
+"""
+_PERL = """
+my %h; $h{$_} = "x" x ($_ % 5000) for 1 .. 30000;
+my $s = "a" x (20 << 20); print length($s), scalar(keys %h), `echo hi`;
+"""
+_SQL = """
+create table t(a, b);
+with recursive c(x) as (select 1 union all select x + 1 from c where x < 200000)
+insert into t select x, hex(randomblob(20)) from c;
+create index i on t(b);
+select count(*), max(b) from t;
+"""
+_NODE = """
+const a = []; for (let i = 0; i < 300000; i++) a.push({i, s: "x" + i});
+const { Worker } = require("worker_threads");
+new Worker("let b = []; for (let i = 0; i < 1e5; i++) b.push([i])", { eval: true });
+"""
+_PIPELINE = "seq 1 200000 | sort -r | awk '{s+=$1} END {print s}' | gzip -c | zcat | wc"
+
+
+_HUNGRY = """
+blocks = []
+try:
+    while True:
+        blocks.append(bytearray(1 << 20))
+except MemoryError:
+    pass
+"""
+_SOURCES = {"hello.c": _HELLO, "threads.c": _THREADS}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of the trial.  ``{folder}`` in its words is a folder of its own."""
+
+    name: str
+    command: list[str]
+    needs: tuple[str, ...] = ()  # other commands that must be there
+    before: tuple[list[str], ...] = ()  # what prepares it, not recorded
+
+    def missing(self) -> str:
+        """A command that it needs and that is not installed; empty when all are."""
+        words = [self.command[0], *self.needs]
+        installed = (word for word in words if not word.startswith("{folder}"))
+        return next((word for word in installed if shutil.which(word) is None), "")
+
+
+def _python(program: str) -> list[str]:
+    return [sys.executable, "-c", program]
+
+
+def _limited(limit: str, command: list[str]) -> list[str]:
+    """The command under a limit of the shell's ulimit."""
+    return ["bash", "-c", f'ulimit {limit}; exec "$@"', "-", *command]
+
+
+def _compiled(source: str, *options: str) -> list[str]:
+    return ["gcc", "-g", *options, f"{{folder}}/{source}", "-o", "{folder}/program"]
+
+
+_REPOSITORY = ["git", "-C", "{folder}/kernel", "-c", "user.name=trial", "-c", "user.email=trial"]
+_COMPILED = ["{folder}/program"]
+
+PROGRAMS = [
+    Program("python3 with numpy", _python(_NUMPY)),
+    Program("python3, threads", _python(_THREADED_PYTHON)),
+    Program("python3, forks among threads", _python(_FORKING_PYTHON)),
+    Program("python3, exec among threads", _python(_EXECING_PYTHON)),
+    Program("python3, ulimit -v", _limited("-v 400000", _python(_HUNGRY))),
+    Program("python3, ulimit -s unlimited", _limited("-s unlimited", _python(_NUMPY))),
+    Program("gcc", ["gcc", "-O2", "{folder}/threads.c", "-o", "{folder}/compiled"]),
+    Program("C, 42 threads", _COMPILED, ("gcc",), (_compiled("threads.c", "-pthread"),)),
+    Program("C, linked statically", _COMPILED, ("gcc",), (_compiled("hello.c", "-static"),)),
+    Program("perl", ["perl", "-e", _PERL]),
+    Program("sqlite3", ["sqlite3", ":memory:", _SQL]),
+    Program(
+        "git",
+        [*_REPOSITORY, "gc", "--aggressive", "--quiet"],
+        before=(
+            ["cp", "-r", str(PROJECT / "kernel"), "{folder}/kernel"],
+            [*_REPOSITORY, "init", "-q"],
+            [*_REPOSITORY, "add", "."],
+            [*_REPOSITORY, "commit", "-q", "-m", "kernel"],
+        ),
+    ),
+    Program("jq", ["jq", "-n", "[range(200000)] | map(. * 2) | add"]),
+    Program("shell pipeline", ["sh", "-c", _PIPELINE], ("awk", "sort", "gzip", "zcat")),
+    Program("node", ["node", "-e", _NODE]),
+    Program(
+        "xz, 4 threads",
+        ["xz", "-T4", "-k", "-c", "-1", "{folder}/data"],
+        before=(["sh", "-c", "seq 1 4000000 > {folder}/data"],),
+    ),
+    Program("tar with xz", ["tar", "cJf", "{folder}/k.tar.xz", str(PROJECT / "kernel")], ("xz",)),
+    Program(
+        "gdb",
+        ["gdb", "--batch", "-ex", "info functions main", *_COMPILED],
+        ("gcc",),
+        (_compiled("hello.c"),),
+    ),
+    Program("find", ["find", str(PROJECT / "kernel"), "-name", "*.py", "-newer", "/etc/passwd"]),
+    Program("openssl", ["openssl", "genrsa", "-out", "{folder}/key", "3072"]),
+    Program("java", ["java", "-version"]),
+]
+
+
+@dataclass
+class Row:
+    """What one run of one program gave: counts of calls and of maps compared."""
+
+    program: str
+    addresses: str  # random or fixed
+    by: str  # record or strace
+    result: Result
+    log: str  # its path
+
+    def cells(self) -> list[str]:
+        """Its columns as text."""
+        total = self.result.total
+        counts = [
+            total(lambda s: s.calls),
+            total(lambda s: s.compared),
+            total(lambda s: s.differ),
+            total(lambda s: s.anchors),
+            total(lambda s: s.not_comparable),
+            total(lambda s: int(s.comparison is not None)),
+            total(lambda s: int(s.snapshot_differs)),
+        ]
+        return [self.program, self.addresses, self.by, *map(str, counts)]
+
+
+HEAD = [
+    *("program", "addresses", "by", "calls", "compared", "differ", "given", "not comparable"),
+    *("maps", "differ"),
+]
+_WIDTHS = [30, 9, 6, 6, 8, 6, 5, 14, 4, 6]
+
+
+def line_of(cells: list[str]) -> str:
+    """One line of the table."""
+    return "  ".join(
+        cell.ljust(width) if n < 3 else cell.rjust(width)
+        for n, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
+    ).rstrip()
+
+
+class TrialError(Exception):
+    """A program could not be prepared or recorded, or its log not replayed."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _run(command: list[str]) -> int:
+    """Run a command in silence; its exit code.  Raises TrialError when it takes too long."""
+    quiet = subprocess.DEVNULL
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "GIT_CONFIG_GLOBAL": os.devnull}
+    try:
+        return subprocess.run(
+            command,
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            env=environment,
+            timeout=_PATIENCE,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        raise TrialError(f"took more than {_PATIENCE} s") from None
+    except OSError as error:
+        raise TrialError(f"{command[0]}: {error.strerror or error}") from None
+
+
+@dataclass
+class Trial:
+    """Runs the programs one after the other; ``say`` prints a line."""
+
+    folder: Path  # where the logs go
+    say: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    failures: int = 0
+
+    def run(self, programs: list[Program]) -> int:
+        """Run them, print the table; the exit code.  Raises TrialError where none can be."""
+        self.say(line_of(HEAD))
+        for number, program in enumerate(programs):
+            missing = program.missing()
+            if missing:
+                self.say(f"{program.name}: left out, {missing} is not installed")
+                continue
+            with tempfile.TemporaryDirectory(prefix="trial-") as own:
+                try:
+                    self._prepare(program, Path(own))
+                except TrialError as error:
+                    self.say(f"{program.name}: left out, {error}")
+                    continue
+                for addresses, by in self._ways():
+                    path = self.folder / f"{number:02}-{addresses}.{by}.gz"
+                    try:
+                        self._one(program, Path(own), addresses, by, path)
+                    except TrialError as error:
+                        if error.code == IMPOSSIBLE:
+                            raise
+                        self.failures += 1
+                        self.say(f"{program.name}, {addresses} addresses, {by}: {error}")
+        self.say(self.summary())
+        too_many = self._percent() > _NOT_COMPARABLE
+        return int(bool(self.failures) or too_many or any(row.result.differ for row in self.rows))
+
+    def _ways(self) -> Iterator[tuple[str, str]]:
+        for addresses in ("random", "fixed"):
+            yield addresses, "record"
+            if shutil.which("strace") and (addresses == "random" or shutil.which("setarch")):
+                yield addresses, "strace"
+
+    def _prepare(self, program: Program, own: Path) -> None:
+        for name, text in _SOURCES.items():
+            (own / name).write_text(text)
+        for command in program.before:
+            if _run([word.replace("{folder}", str(own)) for word in command]) != 0:
+                raise TrialError(f"{command[0]} cannot prepare it")
+
+    def _one(self, program: Program, own: Path, addresses: str, by: str, path: Path) -> None:
+        command = [word.replace("{folder}", str(own)) for word in program.command]
+        fixed = addresses == "fixed"
+        if by == "record":
+            how = [sys.executable, "-m", "kernel.linux.replay", "record", "-o", str(path)]
+            code = _run([*how, *(["--no-aslr"] if fixed else []), "--", *command])
+            if code == IMPOSSIBLE and not path.exists():
+                hint = "python -m kernel.linux.replay record -- true"
+                raise TrialError(f"nothing can be recorded here: '{hint}' says why", IMPOSSIBLE)
+        else:
+            path = path.with_suffix("")
+            how = ["setarch", "-R", *STRACE] if fixed else STRACE
+            _run([*how, "-o", str(path), *command])
+        try:
+            row = Row(program.name, addresses, by, replay(path), str(path))
+        except LogError as error:
+            raise TrialError(str(error)) from None
+        self.rows.append(row)
+        self.say(line_of(row.cells()))
+        for line in report.explain_first(row.result):
+            self.say(f"    {line}")
+
+    def _percent(self) -> float:
+        return report.percent(self._total(4), self._total(0))
+
+    def _total(self, column: int) -> int:
+        return sum(int(row.cells()[3 + column]) for row in self.rows)
+
+    def summary(self) -> str:
+        """The last line."""
+        calls, compared, differ, given, left, maps, maps_differ = map(self._total, range(7))
+        programs = len({row.program for row in self.rows})
+        return (
+            f"{len(self.rows)} runs of {programs} program{'s' * (programs != 1)}: {calls} calls: "
+            f"{compared} compared, "
+            f"{differ} differ, {left} not comparable ({self._percent():.1f} %), {given} taken as "
+            f"given; {maps} maps compared, {maps_differ} differ"
+        )

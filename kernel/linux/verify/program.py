@@ -1,0 +1,1006 @@
+"""Random operations, aimed: at the areas that are there, their edges, and the free space beside.
+
+A program lives in two or three *corners* of the address space (around the ends of a PTE, a PMD and
+a PUD page, the heap, the mmap area, below the stack …), so that its mappings meet.  Kinds come from
+a deck that is dealt out before it is shuffled again: their shares are exact.  Everything follows
+from the seed and from what the model says; the operations that come out are plain numbers.
+
+What must not be done to the real process is in :func:`permitted`, which the shrinker asks too.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernel import uapi
+from kernel.linux.verify.operation import (
+    OP_LOAD,
+    OP_SETRLIMIT,
+    OP_STORE,
+    OP_SYSCALL,
+    OP_TOUCH,
+    Op,
+    syscall,
+)
+from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
+from kernel.types import VM_GROWSDOWN, VM_HUGEPAGE, VM_LOCKED, VM_SHARED
+from kernel.uapi import (
+    MAP_32BIT,
+    MAP_ABOVE4G,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_SYNC,
+    MAP_TYPE,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    NR_BRK,
+    NR_MADVISE,
+    NR_MLOCK,
+    NR_MLOCK2,
+    NR_MMAP,
+    NR_MPROTECT,
+    NR_MREMAP,
+    NR_MUNLOCK,
+    NR_MUNMAP,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_WRITE,
+    RLIM_INFINITY,
+    RLIMIT_AS,
+    RLIMIT_DATA,
+    RLIMIT_MEMLOCK,
+    RLIMIT_STACK,
+)
+
+PAGE = 4096
+SLOT = 2 << 20  # what a PTE page maps, and a huge page
+#: No area larger than this, and no more in all: areas must not meet in the model's window.
+LARGEST, LARGEST_TOTAL = 8 << 30, 40 << 30
+#: Corners are this far apart in the window, bytes.
+APART = 64 << 30
+#: Areas of a program, beyond which it clears up.
+MOST_AREAS = 40
+_ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+#: Descriptors that the real process inherits (kernel.linux.verify.compare makes the files).
+FDS = (10, 11, 12, 13, 14)
+_CLOSED_FD = 999
+
+
+@dataclass(frozen=True)
+class Area:
+    """One area of the model: addresses in bytes, ``flags`` VM_*, ``file`` an id or 0."""
+
+    start: int
+    end: int
+    flags: int
+    pgoff: int
+    anon_vma: int
+    file: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is private anonymous memory, which may be touched."""
+        return not self.file and not self.flags & VM_SHARED
+
+
+@dataclass
+class View:
+    """What the generator may know of the model's state.  Sizes in pages, limits in bytes."""
+
+    areas: list[Area]
+    brk: int
+    total_vm: int
+    data_vm: int
+    locked_vm: int
+    rss: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What stays the same while a program runs."""
+
+    protected: tuple[tuple[int, int], ...]  # areas of the harness in the real process
+    stack: int  # where its stack begins
+    start_brk: int
+    mmap_base: int
+    legacy_base: int
+    window: int  # bytes of the model's window
+    memlock: int  # RLIMIT_MEMLOCK at the start, bytes
+    memory: int  # MemTotal and swap, bytes, when overcommit mode 0 checks it; else 0
+    thp: bool
+    randomized: bool
+
+    @property
+    def populate_most(self) -> int:
+        """Pages that one operation may fault in."""
+        return 1600 if self.thp else 200
+
+    @property
+    def rss_most(self) -> int:
+        """Resident pages beyond which a program clears up."""
+        return 10000 if self.thp else 500
+
+    def is_protected(self, start: int, end: int) -> bool:
+        """Whether [start, end) meets the harness."""
+        return any(low < end and start < high for low, high in self.protected)
+
+
+def _aligned(value: int) -> bool:
+    return value % PAGE == 0
+
+
+def _span(addr: int, length: int) -> tuple[int, int]:
+    """The pages of [addr, addr + length)."""
+    return addr // PAGE * PAGE, -(-(addr + length) // PAGE) * PAGE
+
+
+def _touchable(view: View, ground: Ground, start: int, end: int) -> bool:
+    """Whether [start, end) has nothing but plain areas and holes, and grows no foreign stack."""
+    if ground.is_protected(start, end):
+        return False
+    for area in view.areas:
+        if area.end > start:
+            if area.start >= end:
+                # A touch in the hole below may let this area grow down.
+                foreign = ground.is_protected(area.start, area.end)
+                return not (area.flags & VM_GROWSDOWN and foreign)
+            if not area.plain:
+                return False
+    return True
+
+
+def _room(view: View, ground: Ground, length: int, *, charged: bool) -> bool:
+    """Whether a mapping of ``length`` more bytes is small enough, or sure to be refused."""
+    if length > TASK_SIZE or length < 0:
+        return True
+    if charged and ground.memory and length > 2 * ground.memory:
+        return True
+    return length <= LARGEST and view.total_vm * PAGE + length <= LARGEST_TOTAL
+
+
+def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
+    addr, length, prot, flags, fd, _offset = args
+    kind = flags & MAP_TYPE
+    if flags & MAP_HUGETLB and flags & MAP_ANONYMOUS:
+        return False
+    if flags & (MAP_POPULATE | MAP_LOCKED):
+        if not flags & MAP_ANONYMOUS and fd in FDS and kind:
+            return False
+        if kind in (MAP_SHARED, MAP_SHARED_VALIDATE) or length > ground.populate_most * PAGE:
+            return False
+    if ground.randomized and flags & MAP_32BIT and not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        return False  # Linux then begins its search at a random place
+    if (
+        flags & MAP_FIXED
+        and not flags & MAP_FIXED_NOREPLACE
+        and ground.is_protected(*_span(addr, length))
+    ):
+        if _aligned(addr) and 0 < length <= TASK_SIZE - addr:
+            return False
+    charged = kind == MAP_PRIVATE and prot & PROT_WRITE and not flags & MAP_NORESERVE
+    return _room(view, ground, length, charged=bool(charged))
+
+
+def _mremap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
+    addr, old_len, new_len, flags, new_addr = args
+    if ground.is_protected(*_span(addr, max(old_len, 1))) and _aligned(addr):
+        return False
+    if flags & MREMAP_FIXED and ground.is_protected(*_span(new_addr, new_len)):
+        if _aligned(new_addr) and new_len > 0 and flags & MREMAP_MAYMOVE:
+            return False
+    if new_len > old_len:
+        for area in view.areas:
+            if area.start <= addr < area.end and area.flags & VM_LOCKED:
+                if new_len - old_len > ground.populate_most * PAGE:
+                    return False
+    return _room(view, ground, new_len, charged=False)
+
+
+def permitted(op: Op, view: View, ground: Ground) -> bool:
+    """Whether the real process survives ``op``, and the model can tell what comes of it.
+
+    Refused is what would take the harness's own memory away, touch shared or file memory (only
+    their layout is modelled), or exceed what the model's window can hold.
+    """
+    args = op.args
+    if op.kind in (OP_LOAD, OP_STORE):
+        return args[0] >= 0 and _touchable(view, ground, *_span(args[0], 8))
+    if op.kind == OP_TOUCH:
+        small = 0 <= args[1] <= ground.populate_most * PAGE
+        return small and args[0] >= 0 and _touchable(view, ground, *_span(args[0], args[1]))
+    if op.kind == OP_SETRLIMIT:
+        return True
+    if op.nr == NR_MMAP:
+        return _mmap_permitted(view, ground, args)
+    if op.nr == NR_MREMAP:
+        return _mremap_permitted(view, ground, args)
+    if op.nr == NR_BRK:
+        # The stack is in the way of what is not small.
+        return args[0] < ground.start_brk + LARGEST or args[0] >= ground.stack
+    addr, length = args[:2]
+    start, end = _span(addr, length)
+    if op.nr == NR_MUNMAP:
+        harmless = not _aligned(addr) or length <= 0 or end > TASK_SIZE + PAGE
+        return harmless or not ground.is_protected(start, end)
+    if op.nr in (NR_MLOCK, NR_MLOCK2):
+        if length < 0:
+            return True
+        small = length <= ground.populate_most * PAGE
+        return small and addr >= 0 and _touchable(view, ground, start, end)
+    if op.nr == NR_MADVISE and args[2] in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
+        if not _aligned(addr) or length <= 0:
+            return True
+        small = length <= ground.populate_most * PAGE
+        return small and addr >= 0 and _touchable(view, ground, start, end)
+    if op.nr != NR_MUNLOCK and not _aligned(addr):
+        return True
+    if length < 0:
+        # An unsigned length: refused where the sum wraps, else everything from addr on.
+        wraps = addr < 0 or addr + length >= 0 or length > -PAGE
+        return wraps or not ground.is_protected(start, 1 << 64)
+    return not ground.is_protected(start, end)
+
+
+#: Kinds of operations: what makes one, its share in the deck, and whether it needs huge pages.
+_KINDS: dict[str, tuple[Callable, float, bool]] = {}
+
+
+def _kind(label: str, share: float = 1.5, *, thp: bool = False) -> Callable:
+    def register(make: Callable) -> Callable:
+        _KINDS[label] = (make, share, thp)
+        return make
+
+    return register
+
+
+def labels(*, thp: bool) -> list[str]:
+    """Every kind of operation that programs are made of."""
+    return [label for label, (_, _, needs) in _KINDS.items() if thp or not needs]
+
+
+class Generator:
+    """Makes the next operation from a seed and the state that the ones before have led to."""
+
+    def __init__(self, seed: str, ground: Ground) -> None:
+        self.rng = random.Random(seed)
+        self.ground = ground
+        self.view = View([], 0, 0, 0, 0, 0)
+        self.own: list[Area] = []
+        self.focus = 0
+        self.deck: list[str] = []
+        self.planned: list[tuple[int, Op]] = []  # at which operation what must come
+        self.made = 0
+        self.word = 0
+        self.corners = self._choose_corners()
+
+    def next(self, view: View) -> Op:
+        """The next operation, made for the state ``view``."""
+        self.view = view
+        self.own = [a for a in view.areas if not self.ground.is_protected(a.start, a.end)]
+        self.made += 1
+        if self.planned and self.planned[0][0] <= self.made:
+            return self.planned.pop(0)[1]
+        if len(self.own) > MOST_AREAS or view.rss > self.ground.rss_most:
+            op = self._clear_up()
+            if permitted(op, view, self.ground):
+                return op
+        for _ in range(200):
+            if not self.deck:
+                self._shuffle()
+            label = self.deck.pop()
+            for _ in range(12):
+                op = _KINDS[label][0](self, label)
+                if permitted(op, view, self.ground):
+                    if op.kind != OP_SETRLIMIT and op.args[0] > 0:
+                        self.focus = op.args[0]
+                    return op
+        return syscall("brk_grow", NR_BRK, 0)
+
+    def _shuffle(self) -> None:
+        for label, (_, share, thp) in _KINDS.items():
+            if self.ground.thp or not thp:
+                count = int(share) + (self.rng.random() < share % 1)
+                self.deck += [label] * count
+        self.rng.shuffle(self.deck)
+
+    def _clear_up(self) -> Op:
+        """Unmap a run of areas, from a random one on."""
+        first = self.rng.randrange(len(self.own)) if self.own else 0
+        group = self.own[first : first + self.rng.randint(3, 20)]
+        while len(group) > 1 and self.ground.is_protected(group[0].start, group[-1].end):
+            group = group[: len(group) // 2]
+        if not group:
+            return syscall("munmap", NR_MUNMAP, MMAP_MIN_ADDR, PAGE)
+        return syscall("munmap", NR_MUNMAP, group[0].start, group[-1].end - group[0].start)
+
+    # --- places -------------------------------------------------------------------------------
+
+    def _choose_corners(self) -> list[int]:
+        """Two or three places far enough apart in the window of the model."""
+        g = self.ground
+        fixed = [start for start, _ in g.protected]
+        candidates = {
+            "lowest": MMAP_MIN_ADDR + 4 * PAGE,
+            "heap": g.start_brk,
+            "top": g.mmap_base - 64 * PAGE,
+            "below the stack": g.stack - 260 * PAGE,
+            "legacy": g.legacy_base + 16 * PAGE,
+            "32 bit": 0x40000000 + 16 * PAGE,
+            "slot": 0x600000000000 + 300 * (1 << 30) + 5 * SLOT,
+            "1 GiB": 0x600000000000 + 700 * (1 << 30),
+            "512 GiB": 0x680000000000 + 2 * (512 << 30),
+            "512 GiB in the heap's half": 0x300000000000 + (512 << 30),
+        }
+        chosen: list[int] = []
+        for name in self.rng.sample(sorted(candidates), len(candidates)):
+            place = candidates[name]
+            near = [a for a in fixed if abs(a - place) < APART]
+            folds = [a % g.window for a in [*fixed, *chosen] if a not in near]
+            distances = [min((place - f) % g.window, (f - place) % g.window) for f in folds]
+            if min(distances, default=APART) >= APART:
+                chosen.append(place)
+            if len(chosen) == 3:
+                break
+        return chosen or [g.mmap_base - 64 * PAGE]
+
+    def _corner(self) -> int:
+        rng = self.rng
+        place = rng.choice(self.corners)
+        kind = rng.random()
+        if kind < 0.75:
+            return place + rng.randrange(-20, 40) * PAGE
+        return (place // SLOT + rng.randrange(-2, 4)) * SLOT + rng.choice((0, 0, -1, 1)) * PAGE
+
+    def _area(self) -> Area | None:
+        """Some area of the program, often the one last worked on."""
+        if not self.own:
+            return None
+        if self.rng.random() < 0.3:
+            return min(self.own, key=lambda a: abs(a.start - self.focus))
+        return self.rng.choice(self.own)
+
+    def _huge_area(self) -> Area | None:
+        """An area with a whole slot in it that may hold huge pages, if there is one."""
+        found = [
+            a
+            for a in self.own
+            if a.plain and a.end // SLOT - -(-a.start // SLOT) > 0 and a.flags & VM_HUGEPAGE
+        ]
+        return self.rng.choice(found) if found else self._area()
+
+    def _inside(self, area: Area) -> int:
+        """A page of the area: near an end, at a slot, or anywhere."""
+        rng = self.rng
+        pages = (area.end - area.start) // PAGE
+        kind = rng.random()
+        if kind < 0.25:
+            return area.start + min(rng.randrange(3), pages - 1) * PAGE
+        if kind < 0.45:
+            return area.end - min(rng.randint(1, 3), pages) * PAGE
+        if kind < 0.6 and area.end // SLOT > area.start // SLOT:
+            slot = rng.randint(-(-area.start // SLOT), area.end // SLOT) * SLOT
+            addr = slot + rng.choice((0, 0, -1, 1)) * PAGE
+            return min(max(addr, area.start), area.end - PAGE)
+        return area.start + rng.randrange(min(pages, 1 << 18)) * PAGE
+
+    def _place(self) -> int:
+        """An address for something new or anything: an edge, a neighbour, a corner."""
+        rng = self.rng
+        area = self._area()
+        if area is None or rng.random() < 0.3:
+            return self._corner()
+        return max(
+            rng.choice((area.start, area.end, area.end, self._inside(area)))
+            + rng.choice((0, 0, 0, 0, 1, -1, 2, -3)) * PAGE,
+            PAGE,
+        )
+
+    def _length(self) -> int:
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.78:
+            pages = rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 7, 12))
+        elif kind < 0.88:
+            pages = rng.choice((16, 33, 60, 130))
+        elif kind < 0.97:
+            pages = 512 * rng.randint(1, 3) + rng.choice((0, 0, -1, 1, 7))
+        else:
+            pages = rng.choice((1 << 17, 1 << 18, (1 << 18) + 512, 1 << 19))
+        if rng.random() < 0.1:
+            return pages * PAGE - rng.randrange(1, PAGE)
+        return pages * PAGE
+
+    def _touched_length(self) -> int:
+        """Of what will be faulted in."""
+        if self.ground.thp and self.rng.random() < 0.3:
+            return self.rng.choice((511, 512, 513, 520, 1024)) * PAGE
+        return min(self._length(), self.rng.choice((8, 30, 100)) * PAGE)
+
+    def _new_place(self, length: int) -> int:
+        """Where a mapping of ``length`` would often touch others."""
+        area = self._area()
+        if area and self.rng.random() < 0.25:
+            return area.start - -(-length // PAGE) * PAGE
+        return self._place()
+
+    def _range(self) -> tuple[int, int]:
+        """An address and a length, related to areas: whole, part, across, beyond."""
+        rng = self.rng
+        area = self._area()
+        kind = rng.random()
+        if area is None or kind < 0.08:
+            return self._place(), self._length()
+        if kind < 0.28:
+            return area.start, area.end - area.start
+        if kind < 0.40:
+            return area.start, self._length()
+        if kind < 0.52:
+            start = self._inside(area)
+            return start, area.end - start
+        if kind < 0.78 or len(self.own) < 2:
+            start = self._inside(area)
+            return start, min(self._length(), area.end - start)
+        i = self.own.index(area)
+        other = self.own[min(i + rng.randint(1, 3), len(self.own) - 1)]
+        if rng.random() < 0.5:
+            start, end = area.start, other.end
+        else:
+            start, end = self._inside(area), self._inside(other) + PAGE
+        if end - start <= 0 or end - start > 64 << 20:
+            return area.start, area.end - area.start
+        return start, end - start
+
+    def _huge_range(self) -> tuple[int, int]:
+        """Slots, or parts of slots, of an area that may hold huge pages."""
+        rng = self.rng
+        area = self._huge_area()
+        if area is None or rng.random() < 0.15:
+            return self._range()
+        slot = rng.randint(area.start // SLOT, max(area.end // SLOT, area.start // SLOT)) * SLOT
+        kind = rng.random()
+        if kind < 0.35:
+            return slot, rng.randint(1, 2) * SLOT
+        if kind < 0.75:
+            pages = rng.choice((1, 1, 2, 8, 64, 256, 511))
+            return slot + rng.choice((0, 1, 100, 512 - pages)) * PAGE, pages * PAGE
+        return slot - rng.randint(0, 20) * PAGE, rng.choice((20, 512, 540)) * PAGE
+
+    def _some_range(self) -> tuple[int, int]:
+        if self.ground.thp and self.rng.random() < 0.4:
+            addr, length = self._huge_range()
+        else:
+            addr, length = self._range()
+        return self._spoil(max(addr, 0), length)
+
+    def _spoil(self, addr: int, length: int) -> tuple[int, int]:
+        """Make one call in twenty wrong."""
+        rng = self.rng
+        kind = rng.randrange(120)
+        if kind == 0:
+            return addr + rng.randrange(1, PAGE), length
+        if kind == 1:
+            return addr, 0
+        if kind == 2:
+            return addr, length + rng.randrange(1, PAGE)
+        if kind == 3:
+            return addr, rng.choice((-PAGE, -1, 1 << 47, (1 << 63) - 1))
+        if kind == 4:
+            return rng.choice((-PAGE, TASK_SIZE, TASK_SIZE - PAGE, 0)), length
+        if kind == 5:
+            return addr + PAGE, length
+        return addr, length
+
+    def _prot(self) -> int:
+        return self.rng.choices((3, 1, 0, 7, 2, 5, 4, 6), weights=(60, 14, 12, 4, 4, 2, 2, 2))[0]
+
+    def _word(self) -> int:
+        """A word to store: never 0, which Linux may take for a page that was never written."""
+        self.word += 1
+        return self.word
+
+    def _slots(self) -> int:
+        return self.rng.choice((1, 1, 2, 2, 3)) * SLOT
+
+    # --- operations ---------------------------------------------------------------------------
+
+    def _mmap(self, label: str, addr: int, length: int, prot: int, flags: int) -> Op:
+        return syscall(label, NR_MMAP, addr, length, prot, flags, -1, 0)
+
+    @_kind("mmap", 4)
+    def _mmap_anywhere(self, label: str) -> Op:
+        flags = _ANONYMOUS | (MAP_ABOVE4G if self.rng.random() < 0.05 else 0)
+        return self._mmap(label, 0, self._length(), self._prot(), flags)
+
+    @_kind("mmap_aligned", 2)
+    def _mmap_aligned(self, label: str) -> Op:
+        length = self._slots() + (PAGE if self.rng.random() < 0.15 else 0)
+        return self._mmap(label, 0, length, self._prot(), _ANONYMOUS)
+
+    @_kind("mmap_hint", 4)
+    def _mmap_hint(self, label: str) -> Op:
+        length = self._length()
+        addr, length = self._spoil(self._new_place(length), length)
+        if self.rng.random() < 0.05:
+            addr = self.rng.choice((1, PAGE, MMAP_MIN_ADDR - PAGE, TASK_SIZE - PAGE))
+        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS)
+
+    @_kind("mmap_fixed", 8)
+    def _mmap_fixed(self, label: str) -> Op:
+        addr, length = self._range() if self.rng.random() < 0.4 else (0, self._length())
+        addr, length = self._spoil(addr or self._new_place(length), length)
+        if self.rng.random() < 0.03:
+            addr = self.rng.choice((0, PAGE, MMAP_MIN_ADDR - PAGE, TASK_SIZE - PAGE))
+        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS | MAP_FIXED)
+
+    @_kind("mmap_noreplace", 2)
+    def _mmap_noreplace(self, label: str) -> Op:
+        length = self._length()
+        addr, length = self._spoil(self._new_place(length), length)
+        flags = _ANONYMOUS | MAP_FIXED_NOREPLACE | (MAP_FIXED if self.rng.random() < 0.2 else 0)
+        return self._mmap(label, addr, length, self._prot(), flags)
+
+    @_kind("mmap_noreserve", 2)
+    def _mmap_noreserve(self, label: str) -> Op:
+        length = self._length()
+        fixed = MAP_FIXED if self.rng.random() < 0.7 else 0
+        addr = self._new_place(length)
+        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS | MAP_NORESERVE | fixed)
+
+    @_kind("mmap_populate", 2)
+    def _mmap_populate(self, label: str) -> Op:
+        length = self._touched_length()
+        flags = _ANONYMOUS | MAP_POPULATE | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags |= MAP_NONBLOCK if self.rng.random() < 0.1 else 0
+        return self._mmap(label, self._new_place(length), length, self._prot(), flags)
+
+    @_kind("mmap_locked", 2)
+    def _mmap_locked(self, label: str) -> Op:
+        length = self._touched_length()
+        flags = _ANONYMOUS | MAP_LOCKED | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        return self._mmap(label, self._new_place(length), length, self._prot(), flags)
+
+    @_kind("mmap_growsdown")
+    def _mmap_growsdown(self, label: str) -> Op:
+        length = self._length()
+        kind = self.rng.choice((MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED))
+        flags = kind | MAP_ANONYMOUS | MAP_GROWSDOWN
+        flags |= MAP_FIXED if self.rng.random() < 0.7 else 0
+        return self._mmap(label, self._new_place(length), length, self._prot(), flags)
+
+    @_kind("mmap_32bit")
+    def _mmap_32bit(self, label: str) -> Op:
+        addr = 0x40000000 + self.rng.randrange(40) * PAGE if self.rng.random() < 0.4 else 0
+        flags = _ANONYMOUS | MAP_32BIT
+        if self.ground.randomized:
+            flags |= MAP_FIXED  # which then only passes
+            addr = addr or self._new_place(PAGE)
+        return self._mmap(label, addr, self._length(), self._prot(), flags)
+
+    @_kind("mmap_stack")
+    def _mmap_stack(self, label: str) -> Op:
+        length = self._length()
+        flags = _ANONYMOUS | MAP_STACK | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        return self._mmap(label, self._new_place(length), length, self._prot(), flags)
+
+    @_kind("mmap_shared", 2)
+    def _mmap_shared(self, label: str) -> Op:
+        length = self._length()
+        flags = MAP_SHARED | MAP_ANONYMOUS | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags |= MAP_NORESERVE if self.rng.random() < 0.3 else 0
+        return self._mmap(label, self._new_place(length), length, self._prot(), flags)
+
+    def _mmap_file(self, label: str, kind: int) -> Op:
+        rng = self.rng
+        length = self._slots() if rng.random() < 0.3 else self._length()
+        fixed = MAP_FIXED if rng.random() < 0.5 else 0
+        addr = self._new_place(length) if rng.random() < 0.8 else 0
+        area = self._area()
+        if area and area.file and rng.random() < 0.3:
+            pages = area.pgoff + (area.end - area.start) // PAGE  # goes on where that one ends
+            addr, fixed, offset = area.end, MAP_FIXED, pages * PAGE
+        else:
+            offset = rng.choice((0, 0, 0, 1, 2, 5, 512, 511)) * PAGE
+        offset += rng.choice((0,) * 30 + (1, PAGE // 2))
+        prot = self._prot() if rng.random() < 0.5 else PROT_READ
+        fd = rng.choice((*FDS, *FDS[:2])) if rng.random() < 0.97 else rng.choice((-1, _CLOSED_FD))
+        flags = kind | fixed | (MAP_NORESERVE if rng.random() < 0.1 else 0)
+        return syscall(label, NR_MMAP, addr, length, prot, flags, fd, offset)
+
+    @_kind("mmap_file_private", 2)
+    def _mmap_file_private(self, label: str) -> Op:
+        return self._mmap_file(label, MAP_PRIVATE)
+
+    @_kind("mmap_file_shared", 2)
+    def _mmap_file_shared(self, label: str) -> Op:
+        kind = MAP_SHARED_VALIDATE if self.rng.random() < 0.3 else MAP_SHARED
+        return self._mmap_file(label, kind)
+
+    @_kind("mmap_wrong", 2)
+    def _mmap_wrong(self, label: str) -> Op:
+        rng = self.rng
+        addr, length, prot = self._place(), self._length(), self._prot()
+        match rng.randrange(10):
+            case 0:
+                return syscall(label, NR_MMAP, addr, length, prot, MAP_ANONYMOUS, -1, 0)
+            case 1:
+                return syscall(label, NR_MMAP, addr, length, prot, _ANONYMOUS, -1, 1)
+            case 2:
+                kind = MAP_SHARED_VALIDATE
+                return syscall(label, NR_MMAP, addr, length, prot, kind | MAP_ANONYMOUS, -1, 0)
+            case 3:
+                flags = MAP_SHARED_VALIDATE | MAP_SYNC
+                return syscall(label, NR_MMAP, 0, length, PROT_READ, flags, rng.choice(FDS), 0)
+            case 4:
+                return syscall(label, NR_MMAP, 0, length, prot, 4, rng.choice(FDS), 0)
+            case 5:
+                flags = MAP_PRIVATE | MAP_GROWSDOWN
+                return syscall(label, NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+            case 6:
+                flags = MAP_PRIVATE | MAP_HUGETLB
+                return syscall(label, NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+            case 7:
+                length = rng.choice((1 << 46, 1 << 47, -PAGE, TASK_SIZE, TASK_SIZE - PAGE))
+                return self._mmap(label, 0, length, 3, _ANONYMOUS)
+            case 8:
+                length = rng.choice((1 << 46, (1 << 47) - PAGE))
+                return self._mmap(label, addr, length, 3, _ANONYMOUS | MAP_FIXED)
+            case _:
+                return syscall(label, NR_MMAP, 0, length, prot, MAP_PRIVATE, _CLOSED_FD, 0)
+
+    @_kind("munmap", 7)
+    def _munmap(self, label: str) -> Op:
+        return syscall(label, NR_MUNMAP, *self._some_range())
+
+    @_kind("brk_grow", 3)
+    def _brk_grow(self, label: str) -> Op:
+        more = self._length() if self.rng.random() < 0.9 else self.rng.randrange(PAGE)
+        return syscall(label, NR_BRK, self.view.brk + more)
+
+    @_kind("brk_shrink", 2)
+    def _brk_shrink(self, label: str) -> Op:
+        size = self.view.brk - self.ground.start_brk
+        less = min(self._length(), size) if self.rng.random() < 0.7 else size
+        return syscall(label, NR_BRK, self.view.brk - less)
+
+    @_kind("brk_refused")
+    def _brk_refused(self, label: str) -> Op:
+        rng = self.rng
+        above = [a.start for a in self.view.areas if a.start >= self.view.brk]
+        if above and rng.random() < 0.6 and above[0] - self.view.brk < LARGEST:
+            # Right up to the next area, or a page less, which is too much as well, or two.
+            return syscall(label, NR_BRK, above[0] - rng.choice((0, 0, 1, 1, 2)) * PAGE)
+        place = rng.choice((0, self.ground.start_brk - 1, PAGE, TASK_SIZE, 1 << 47, -PAGE))
+        return syscall(label, NR_BRK, place)
+
+    def _mremap(self, label: str, flags: int, *args: int) -> Op:
+        addr, old_len, new_len, new_addr = args
+        rng = self.rng
+        kind = rng.randrange(150)
+        if kind == 0:
+            addr += 8
+        elif kind == 1:
+            new_len = rng.choice((0, 1 << 47, -PAGE))
+        elif kind == 2:
+            flags ^= rng.choice((1, 2, 4, 8))
+        elif kind == 3:
+            new_addr = rng.choice((addr, new_addr + 1, TASK_SIZE - PAGE, -PAGE, 0, PAGE))
+        elif kind == 4:
+            old_len = rng.choice((old_len + PAGE, old_len - PAGE, -PAGE, 0))
+        elif kind == 5:
+            addr = self._place()
+        return syscall(label, NR_MREMAP, addr, old_len, new_len, flags, new_addr)
+
+    @_kind("mremap_grow", 2)
+    def _mremap_grow(self, label: str) -> Op:
+        area = self._area()
+        addr, length = self._range()
+        if area and self.rng.random() < 0.7:
+            addr = area.start if self.rng.random() < 0.6 else self._inside(area)
+            length = area.end - addr
+        return self._mremap(label, 0, addr, length, length + self._length(), 0)
+
+    @_kind("mremap_shrink", 2)
+    def _mremap_shrink(self, label: str) -> Op:
+        addr, length = self._range()
+        less = min(self._length(), length - 1) if self.rng.random() < 0.8 else 0
+        flags = MREMAP_MAYMOVE * self.rng.randrange(2)
+        return self._mremap(label, flags, addr, length, max(length - less, 1), 0)
+
+    def _moved_range(self) -> tuple[int, int]:
+        """What to move: in one area, often whole slots where there are huge pages."""
+        if self.ground.thp and self.rng.random() < 0.5:
+            return self._huge_range()
+        area = self._area()
+        if area is None or self.rng.random() < 0.1:
+            return self._range()
+        kind = self.rng.random()
+        if kind < 0.4:
+            return area.start, area.end - area.start
+        start = self._inside(area)
+        return start, min(area.end - start, self._length())
+
+    def _resized(self, length: int) -> int:
+        kind = self.rng.random()
+        if kind < 0.5:
+            return length
+        if kind < 0.85:
+            return length + self._length()
+        return max(length - self._length(), 1)
+
+    @_kind("mremap_move", 3)
+    def _mremap_move(self, label: str) -> Op:
+        addr, length = self._moved_range()
+        return self._mremap(label, MREMAP_MAYMOVE, addr, length, length + self._length(), 0)
+
+    def _destination(self, addr: int, length: int) -> int:
+        """Where to move to: anywhere, or agreeing with ``addr`` in its place in a slot."""
+        rng = self.rng
+        if rng.random() < (0.6 if self.ground.thp else 0.3):
+            return self._corner() // SLOT * SLOT + addr % SLOT
+        return self._new_place(length)
+
+    @_kind("mremap_fixed", 4)
+    def _mremap_fixed(self, label: str) -> Op:
+        addr, length = self._moved_range()
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        return self._mremap(
+            label, flags, addr, length, self._resized(length), self._destination(addr, length)
+        )
+
+    @_kind("mremap_dontunmap", 2)
+    def _mremap_dontunmap(self, label: str) -> Op:
+        addr, length = self._moved_range()
+        flags = MREMAP_MAYMOVE | MREMAP_DONTUNMAP
+        new_addr = self._destination(addr, length) if self.rng.random() < 0.7 else 0
+        flags |= MREMAP_FIXED * (self.rng.random() < 0.4)
+        new_len = length if self.rng.random() < 0.97 else length + PAGE
+        return self._mremap(label, flags, addr, length, new_len, new_addr)
+
+    @_kind("mremap_areas", 2)
+    def _mremap_areas(self, label: str) -> Op:
+        rng = self.rng
+        near = [
+            (a, b)
+            for i, a in enumerate(self.own)
+            for b in self.own[i + 1 : i + 4]
+            if b.end - a.start < 16 << 20
+        ]
+        if not near:
+            return self._mremap_fixed(label)
+        first, last = rng.choice(near)
+        start = first.start if rng.random() < 0.7 else self._inside(first)
+        end = last.end if rng.random() < 0.7 else self._inside(last) + PAGE
+        if rng.random() < 0.1:
+            start -= PAGE
+        if rng.random() < 0.1:
+            end += PAGE
+        length = max(end - start, PAGE)
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP * (rng.random() < 0.15)
+        return self._mremap(label, flags, start, length, length, self._destination(start, length))
+
+    @_kind("mremap_zero")
+    def _mremap_zero(self, label: str) -> Op:
+        shared = [a for a in self.own if a.flags & VM_SHARED]
+        area = self.rng.choice(shared) if shared and self.rng.random() < 0.8 else self._area()
+        addr = self._inside(area) if area else self._place()
+        flags = self.rng.choice((0, 1, 1, 3, 3, 5))
+        length = self._length()
+        if area and self.rng.random() < 0.5:
+            length = min(length, area.end - addr)
+        return self._mremap(label, flags, addr, 0, length, self._new_place(length))
+
+    @_kind("mprotect", 9)
+    def _mprotect(self, label: str) -> Op:
+        prot = self._prot()
+        if self.rng.random() < 0.02:
+            prot |= self.rng.choice(
+                (PROT_GROWSDOWN, PROT_GROWSUP, PROT_GROWSDOWN | PROT_GROWSUP, 0x100, 8)
+            )
+        area = self._area()
+        if area and area.flags & VM_GROWSDOWN and self.rng.random() < 0.3:
+            return syscall(
+                label, NR_MPROTECT, self._inside(area), PAGE, self._prot() | PROT_GROWSDOWN
+            )
+        return syscall(label, NR_MPROTECT, *self._some_range(), prot)
+
+    def _lock_range(self) -> tuple[int, int]:
+        addr, length = self._some_range()
+        if self.rng.random() < 0.1:
+            addr, length = addr + self.rng.randrange(PAGE), max(length - PAGE, 1)
+        return addr, length
+
+    @_kind("mlock", 2)
+    def _mlock(self, label: str) -> Op:
+        return syscall(label, NR_MLOCK, *self._lock_range())
+
+    @_kind("mlock2", 2)
+    def _mlock2(self, label: str) -> Op:
+        flags = self.rng.choices((1, 0, 2), weights=(80, 15, 5))[0]
+        return syscall(label, NR_MLOCK2, *self._lock_range(), flags)
+
+    @_kind("munlock", 3)
+    def _munlock(self, label: str) -> Op:
+        locked = [a for a in self.own if a.flags & VM_LOCKED]
+        if locked and self.rng.random() < 0.5:
+            area = self.rng.choice(locked)
+            return syscall(label, NR_MUNLOCK, area.start, area.end - area.start)
+        return syscall(label, NR_MUNLOCK, *self._lock_range())
+
+    def _madvise(self, label: str, advice: int) -> Op:
+        return syscall(label, NR_MADVISE, *self._some_range(), advice)
+
+    @_kind("dontneed", 5)
+    def _dontneed(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_DONTNEED)
+
+    @_kind("dontneed_locked")
+    def _dontneed_locked(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_DONTNEED_LOCKED)
+
+    @_kind("free", 4)
+    def _free(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_FREE)
+
+    @_kind("cold")
+    def _cold(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_COLD)
+
+    @_kind("pageout")
+    def _pageout(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_PAGEOUT)
+
+    @_kind("willneed")
+    def _willneed(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_WILLNEED)
+
+    @_kind("nohugepage", 2)
+    def _nohugepage(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_NOHUGEPAGE)
+
+    @_kind("hugepage", 5, thp=True)
+    def _hugepage(self, label: str) -> Op:
+        large = [a for a in self.own if a.plain and a.end - a.start >= SLOT]
+        if large and self.rng.random() < 0.7:
+            area = self.rng.choice(large)
+            return syscall(label, NR_MADVISE, area.start, area.end - area.start, uapi.MADV_HUGEPAGE)
+        return self._madvise(label, uapi.MADV_HUGEPAGE)
+
+    @_kind("mmap_slots", 5, thp=True)
+    def _mmap_slots(self, label: str) -> Op:
+        """Room for huge pages."""
+        rng = self.rng
+        length = self._slots() + rng.choice((0, 0, 0, PAGE, -PAGE, 17 * PAGE))
+        addr = self._corner() // SLOT * SLOT + rng.choice((0, 0, 0, PAGE, -PAGE)) * (
+            rng.random() < 0.5
+        )
+        fixed = MAP_FIXED if rng.random() < 0.7 else 0
+        return self._mmap(
+            label, addr if fixed else 0, length, PROT_READ | PROT_WRITE, _ANONYMOUS | fixed
+        )
+
+    @_kind("touch_slot", 6, thp=True)
+    def _touch_slot(self, label: str) -> Op:
+        area = self._huge_area()
+        if area is None:
+            return self._touch(label, 1)
+        slot = self.rng.randint(area.start // SLOT, (area.end - 1) // SLOT) * SLOT
+        addr = slot + self.rng.choice((0, 1, 5, 300, 511)) * PAGE
+        pages = self.rng.choice((1, 1, 1, 2, 8, 100, 512))
+        write = int(self.rng.random() < 0.7)
+        return Op(label, OP_TOUCH, 0, (addr, pages * PAGE, write, self._word()))
+
+    @_kind("populate_read", 2)
+    def _populate_read(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_POPULATE_READ)
+
+    @_kind("populate_write", 2)
+    def _populate_write(self, label: str) -> Op:
+        return self._madvise(label, uapi.MADV_POPULATE_WRITE)
+
+    @_kind("advise_flags", 5)
+    def _advise_flags(self, label: str) -> Op:
+        advice = self.rng.choice(
+            (
+                uapi.MADV_NORMAL,
+                uapi.MADV_NORMAL,
+                uapi.MADV_RANDOM,
+                uapi.MADV_SEQUENTIAL,
+                uapi.MADV_DONTFORK,
+                uapi.MADV_DOFORK,
+                uapi.MADV_DONTDUMP,
+                uapi.MADV_DODUMP,
+                uapi.MADV_WIPEONFORK,
+                uapi.MADV_KEEPONFORK,
+                *((5, 99, -1) if self.rng.random() < 0.1 else ()),
+            )
+        )
+        return self._madvise(label, advice)
+
+    def _limit(self, label: str, resource: int, soft: int, otherwise: int) -> Op:
+        """Set a limit, and plan to lift it some operations later."""
+        if self.rng.random() < 0.15:
+            return Op(label, OP_SETRLIMIT, 0, (resource, otherwise))
+        lift = Op(label, OP_SETRLIMIT, 0, (resource, otherwise))
+        self.planned.append((self.made + self.rng.randint(2, 12), lift))
+        self.planned.sort(key=lambda plan: plan[0])
+        return Op(label, OP_SETRLIMIT, 0, (resource, max(soft, 0)))
+
+    def _near(self, pages: int) -> int:
+        """A limit some pages more than ``pages``, or a little less; bytes."""
+        more = self.rng.choice((-20, -1, 0, 1, 2, 3, 5, 8, 20, 520))
+        return (pages + more) * PAGE + self.rng.choice((0, 0, 1, PAGE - 1))
+
+    @_kind("rlimit_as", 0.9)
+    def _rlimit_as(self, label: str) -> Op:
+        return self._limit(label, RLIMIT_AS, self._near(self.view.total_vm), RLIM_INFINITY)
+
+    @_kind("rlimit_data", 0.9)
+    def _rlimit_data(self, label: str) -> Op:
+        pages = self.view.data_vm
+        if self.rng.random() < 0.4:
+            pages = (self.view.brk - self.ground.start_brk) // PAGE + self.rng.randrange(4)
+        soft = self._near(pages) if self.rng.random() < 0.9 else 0
+        return self._limit(label, RLIMIT_DATA, soft, RLIM_INFINITY)
+
+    @_kind("rlimit_memlock", 0.9)
+    def _rlimit_memlock(self, label: str) -> Op:
+        soft = self._near(self.view.locked_vm) if self.rng.random() < 0.85 else 0
+        soft = min(soft, self.ground.memlock)
+        return self._limit(label, RLIMIT_MEMLOCK, soft, self.ground.memlock)
+
+    @_kind("rlimit_stack", 0.9)
+    def _rlimit_stack(self, label: str) -> Op:
+        soft = self._near(self.rng.choice((8, 20, 130, 256)))
+        return self._limit(label, RLIMIT_STACK, soft, 8 << 20)
+
+    def _touched_place(self) -> int:
+        """Where to touch: nearly always in an area, at times just below one that grows down."""
+        rng = self.rng
+        plain = [a for a in self.own if a.plain]
+        if not plain or rng.random() < 0.06:
+            return self._place()
+        growing = [a for a in plain if a.flags & VM_GROWSDOWN]
+        if growing and rng.random() < 0.25:
+            area = rng.choice(growing)
+            return area.start - rng.choice((1, 1, 2, 3, 100, 255, 256, 257, 300)) * PAGE
+        if rng.random() < 0.35:
+            return self._inside(min(plain, key=lambda a: abs(a.start - self.focus)))
+        return self._inside(rng.choice(plain))
+
+    @_kind("load", 4)
+    def _load(self, label: str) -> Op:
+        addr = max(self._touched_place(), 0) + self.rng.choice((0, 0, 0, 8, 4088))
+        return Op(label, OP_LOAD, 0, (addr,))
+
+    @_kind("store", 5)
+    def _store(self, label: str) -> Op:
+        addr = max(self._touched_place(), 0) + self.rng.choice((0, 0, 0, 8, 4088))
+        return Op(label, OP_STORE, 0, (addr, self._word()))
+
+    def _touch(self, label: str, write: int) -> Op:
+        length = max(self._touched_length() // PAGE, 1) * PAGE
+        return Op(label, OP_TOUCH, 0, (max(self._touched_place(), 0), length, write, self._word()))
+
+    @_kind("touch_read", 4)
+    def _touch_read(self, label: str) -> Op:
+        return self._touch(label, 0)
+
+    @_kind("touch_write", 7)
+    def _touch_write(self, label: str) -> Op:
+        return self._touch(label, 1)
+
+
+assert OP_SYSCALL == 0, "syscall() writes the kind of a system call"

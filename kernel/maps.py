@@ -1,0 +1,179 @@
+"""The initial areas of a process, from the text of /proc/PID/maps."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernel.types import (
+    ADDRESS_BITS,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+    VMA,
+)
+
+TASK_SIZE = (1 << ADDRESS_BITS) - 4096
+
+MMAP_MIN_ADDR = 65536
+
+#: A small position-independent program right after exec, without address randomisation: its text
+#: and data, the vdso below mmap_base, and the stack.  The heap starts behind the data.
+FRESH_PROCESS = """
+555555554000-555555558000 r-xp 00000000 00:01 1 program
+555555558000-555555559000 rw-p 00004000 00:01 1 program
+7ffff7ff7000-7ffff7ffb000 r--p 00000000 00:00 0 [vvar]
+7ffff7ffb000-7ffff7ffd000 r--p 00000000 00:00 0 [vvar_vclock]
+7ffff7ffd000-7ffff7fff000 r-xp 00000000 00:00 0 [vdso]
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+"""
+
+_MAPS_LINE = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) \S+ (\d+)\s*(.*)"
+)
+
+
+@dataclass(frozen=True)
+class InitialMap:
+    """A process right after exec: its areas, (n,) VMA, and where its data and heap lie."""
+
+    areas: np.ndarray
+    start_data: int
+    end_data: int
+    start_brk: int
+    brk: int
+    mmap_base: int  # where the highest mapping below the stack ends
+    legacy_base: int  # where bottom-up search begins: the a third of the address space
+    files: int  # ids of files in use
+
+
+#: The stack's anon_vma, which no area has that the process writes later.
+_EXEC_ANON_VMA = -1
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a maps text, aligned to pages; empty where the area below keeps its only page."""
+
+    start: int
+    end: int
+    flags: int
+    last: int  # end as written, not aligned
+    offset: int  # in the file, bytes
+    file: str  # what is mapped; empty for anonymous memory
+    name: str
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is private and writable."""
+        return self.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is the stack that exec made."""
+        return bool(self.flags & VM_GROWSDOWN)
+
+    def pgoff(self, page_size: int) -> int:
+        """The page offset, pages.
+
+        Exec makes the stack at the end of user space, writes the arguments, and then moves it to
+        its random place: its page offset remains.
+        """
+        if self.is_stack:
+            return (TASK_SIZE // page_size * page_size - (self.end - self.start)) // page_size
+        return (self.offset if self.file else self.start) // page_size
+
+
+def _read_lines(text: str, page_size: int) -> list[_Line]:
+    """Parse a maps text; what it raises is described at :func:`parse_maps`."""
+    lines: list[_Line] = []
+    task_size = TASK_SIZE // page_size * page_size
+    above = 0
+    for number, line in enumerate(text.strip().splitlines(), 1):
+        match = _MAPS_LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(
+                f"maps line {number}: expected 'start-end perms offset dev inode name': {line}"
+            )
+        first, last, r, w, x, share, offset, inode, name = match.groups()
+        start, end = int(first, 16), int(last, 16)
+        if not above <= start < end:
+            raise ValueError(f"maps line {number}: not above the area before it: {line}")
+        above = end
+        if start >= task_size:
+            continue
+        flags = VM_READ * (r == "r") | VM_WRITE * (w == "w") | VM_EXEC * (x == "x")
+        flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+        flags |= (VM_SHARED | VM_MAYSHARE) * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
+        special = name.startswith("[") and name not in ("[heap]", "[stack]")
+        flags |= VM_SPECIAL * special
+        if name.startswith("[vvar"):
+            flags = (flags | VM_PFNMAP) & ~VM_MAYWRITE
+        file = (name or f"inode {inode}") if special or inode != "0" else ""
+        low = max(start // page_size * page_size, lines[-1].end if lines else 0)
+        high = min(-(-end // page_size) * page_size, task_size)
+        lines.append(_Line(low, high, flags, end, int(offset, 16), file, name))
+    return lines
+
+
+def _place_heap(lines: list[_Line]) -> tuple[int, int, int, int]:
+    """Return start_data, end_data, start_brk and brk of the program, the lowest file."""
+    lowest = next((line.file for line in lines if line.file), None)
+    program = [line for line in lines if line.file == lowest]
+    data = [line for line in program if line.is_data] or program[-1:]
+    start_data = data[0].start if data else MMAP_MIN_ADDR
+    end_data = data[-1].end if data else MMAP_MIN_ADDR
+    heap = [line for line in lines if line.name == "[heap]"]
+    if heap:
+        return start_data, end_data, heap[0].start, heap[-1].end
+    bss = [line.end for line in lines if line.start == end_data and not line.file and line.is_data]
+    brk = max([end_data, *bss])
+    return start_data, end_data, brk, brk
+
+
+def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
+    """Read a /proc/PID/maps text, its areas aligned outwards to ``page_size``.
+
+    Where larger pages make two areas share one, the lower keeps it.  What lies beyond user space
+    (vsyscall) is left out.  The heap is [heap], else empty and behind the program's data and bss.
+
+    Raises ValueError for a line that is not of that form or not above the line before.
+    """
+    lines = _read_lines(text, page_size)
+    ids: dict[str, int] = {"": 0}
+    rows = [
+        (
+            line.start,
+            line.end,
+            line.flags | VM_ACCOUNT * line.is_data,
+            line.pgoff(page_size),
+            _EXEC_ANON_VMA * line.is_stack,
+            ids.setdefault(line.file, len(ids)),
+        )
+        for line in lines
+        if line.start < line.end
+    ]
+    base = max([v.last for v in lines if not v.flags & VM_GROWSDOWN], default=TASK_SIZE)
+    return InitialMap(np.array(rows, VMA), *_place_heap(lines), base, TASK_SIZE // 3, len(ids))
+
+
+def check_window(areas: np.ndarray, window_bits: int) -> None:
+    """Raise ValueError when two of the ``areas`` share a place in the window."""
+    size = 1 << window_bits
+    folded = sorted((int(v["vm_start"]) % size, int(v["vm_end"] - v["vm_start"])) for v in areas)
+    # Each may reach to where the next one starts, the last around the end to the first.
+    limits = [start for start, _ in folded[1:]] + [start + size for start, _ in folded[:1]]
+    if any(start + length > limit for (start, length), limit in zip(folded, limits, strict=True)):
+        raise ValueError(
+            f"maps has areas that share a place in the window of 2**{window_bits} bytes: "
+            "set a larger window_bits"
+        )

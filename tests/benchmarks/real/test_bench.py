@@ -1,0 +1,118 @@
+"""``bench.py allocator=native/…``: the same files, the same figures, beside the model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyperf
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from allocators.base import library
+from benchmarks.replay.metrics import NATIVE
+from benchmarks.run.job import JobError, check_job
+from tests.conftest import ROOT
+
+SMALL = ("workload=churn", "workload.operations=20000", "workload.live=500")
+TINY = ("measure.processes=1", "measure.samples=1", "measure.warmups=1", "measure.min_events=1")
+
+
+def python(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "132"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The directory of a sweep over real and simulated allocators, and its standard output."""
+    from .conftest import library as needed
+
+    needed("native/glibc")
+    folder = tmp_path_factory.mktemp("real")
+    allocators = "allocator=native/glibc,bump"
+    done = python(folder, ROOT / "bench.py", "-m", allocators, *SMALL, *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(done.stdout.strip().splitlines()[-1].removeprefix("results: ")), done.stdout
+
+
+def test_a_run_leaves_the_same_files(sweep):
+    directory, printed = sweep
+    run = directory / "0-native-glibc-churn"
+    names = {path.name for path in (directory / "1-bump-churn").iterdir()}
+    assert {path.name for path in run.iterdir()} == names
+    told = json.loads((run / "run.json").read_text())
+    assert (told["label"], told["status"]) == ("native/glibc", "ok")
+    assert told["library"]["file"] == "libc.so.6"
+    assert told["library"]["threads"] == "one"
+    assert "/" not in json.dumps(told["library"]["file"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {name for name in NATIVE if name != "ns_per_op"}
+    (benchmark,) = pyperf.BenchmarkSuite.load(str(run / "bench.json")).get_benchmarks()
+    assert benchmark.get_metadata()["library"].startswith("libc.so.6, sha256 ")
+    line = next(line for line in printed.splitlines() if "native/glibc" in line)
+    assert line.count("–") == 2  # modelled time and steps
+
+
+def test_figures_show_both(sweep, tmp_path):
+    directory, _ = sweep
+    figures = "--figures=time,faults"
+    done = python(tmp_path, "-m", "analysis", directory, "-o", tmp_path / "figures", figures)
+    assert done.returncode == 0, done.stderr
+    for name, remark in (("time", "‡: a real library"), ("faults", "–: not known of a real")):
+        drawn = re.findall("<!-- (.*?) -->", (tmp_path / "figures" / f"{name}.svg").read_text())
+        assert remark in " ".join(drawn)
+    table = (tmp_path / "figures" / "table.csv").read_text()
+    assert "native/glibc" in table
+
+
+def test_one_run_is_summed_up(tmp_path, glibc):
+    done = python(tmp_path, ROOT / "bench.py", "allocator=native/glibc", *SMALL, "measure=counters")
+    assert done.returncode == 0, done.stderr
+    assert "peak_rss" in done.stdout
+    assert "kernel_ns_per_op" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["glibc", "jemalloc", "mimalloc", "tcmalloc", "lib"])
+def test_a_yaml_spells_every_setting(name, monkeypatch, glibc):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", [f"allocator=native/{name}"]))
+    settings = config["allocator"]
+    assert settings.pop("name") == f"native/{name}"
+    here = str(glibc.path)
+    if name != "glibc":
+        settings["path"] = here
+    monkeypatch.setattr(library, "_try", lambda found: None)
+    found = library.find(f"native/{name}", settings)
+    assert found.label == ("native/lib(libc.so.6)" if name == "lib" else f"native/{name}")
+    assert set(settings) <= {"path", "threads", library._KNOWN[name].settings}
+
+
+def test_settings_on_the_command_line(tmp_path, glibc):
+    tunables = "allocator.tunables={glibc.malloc.tcache_count: 0}"
+    arguments = ("allocator=native/glibc", tunables, "allocator.threads=two")
+    done = python(tmp_path, ROOT / "bench.py", *arguments, *SMALL)
+    assert done.returncode == 1
+    assert "threads=two: choose one of one, real" in done.stderr
+
+
+def test_a_kernel_that_is_not_this_one_is_refused(glibc):
+    config = {
+        "allocator": {"name": "native/glibc"},
+        "workload": {"name": "churn"},
+        "kernel": {"memory": 1 << 30, "cost": {}},
+        "measure": {},
+        "seed": 1,
+    }
+    with pytest.raises(JobError, match=r"kernel\.memory=1073741824: native/glibc runs on this"):
+        check_job(config)

@@ -1,0 +1,166 @@
+"""What a real process did is what is reported of it."""
+
+import numpy as np
+import pytest
+
+from benchmarks import workloads
+from benchmarks.events.events import (
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    REALLOC,
+    TOUCH_WRITE,
+    make_events,
+    operation_count,
+    slot_count,
+)
+from benchmarks.real import machine, memory
+from benchmarks.real.memory import RealRun, clean_seconds
+from benchmarks.real.process import PAGE, RealProcess, prepare
+from benchmarks.replay.metrics import NATIVE
+from benchmarks.workloads import Workload
+
+from .conftest import library
+
+SMALL = {"name": "churn", "operations": 30_000, "live": 1500, "seed": 3}
+MIB = 1 << 20
+
+
+def workload(*rows, touch="all"):
+    """Events (op, slot, size, align log2, offset) as a workload."""
+    padded = np.array([(*row, *(0,) * (5 - len(row))) for row in rows], "i8")
+    op, slot, size, align, offset = padded.T
+    events = make_events(op, slot, size, align=align, offset=offset)
+    return Workload(
+        name="rows",
+        label="rows",
+        events=events,
+        program=None,
+        stream=None,
+        slots=slot_count(events),
+        operations=operation_count(events),
+        fingerprint="",
+        touch=touch,
+        seed=1,
+        provenance={},
+    )
+
+
+def test_addresses_go_from_malloc_to_free(glibc):
+    rows = [(MALLOC, 0, 24), (MALLOC, 1, 24), (FREE, 0, 0), (MALLOC, 2, 20), (FREE, -1, 0)]
+    rows += [(ALIGNED, 3, 100, 12), (REALLOC, 4, 40), (REALLOC, 4, 0), (CALLOC, 5, 40)]
+    events = workload(*rows).events
+    with RealProcess(glibc, slots=6, touch="all") as real:
+        answers, _ = next(real.play(prepare(events)))
+    first, second, freed, third, null, aligned, grown, gone, cleared = answers["address"].tolist()
+    assert (second - first, third, freed, null, gone) == (32, first, 0, 0, 0)
+    assert first % PAGE == 0x2A0
+    assert aligned % 4096 == 0
+    assert grown > second
+    assert cleared != grown  # calloc does not take from the tcache (glibc before 2.41)
+    assert answers["place"].tolist() == list(range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("touch", "faults", "resident"),
+    [("all", 257, 257), ("read", 257, 1), ("first", 1, 1), ("nothing", 1, 1)],
+)
+def test_a_mapped_block_costs_what_it_must(glibc, touch, faults, resident):
+    # A first small block has the C library make its heap; the large one is mapped: 257 pages with
+    # its header, which is written whatever the program does.
+    rows = [(MALLOC, 0, 24), (MALLOC, 1, MIB), (FREE, 1, 0)]
+    before = RealRun(glibc, workload(*rows[:1], touch=touch)).metrics()
+    after = RealRun(glibc, workload(*rows, touch=touch)).metrics()
+    assert after["faults"] - before["faults"] == faults
+    assert after["peak_rss"] - before["end_rss"] == resident * PAGE
+    assert after["peak_heap"] - before["end_heap"] == 257 * PAGE
+    assert after["end_heap"] == before["end_heap"]
+    assert after["end_rss"] == before["end_rss"]
+    changed = {n for n in NATIVE if n.startswith("syscalls_") and after[n] != before[n]}
+    assert changed == {"syscalls_mmap", "syscalls_munmap"}
+    assert after["peak_live"] == MIB + 24
+
+
+def test_touch_events_touch(glibc):
+    # The byte before page 3 of the block, and the first one of it.
+    rows = [(MALLOC, 0, MIB), (TOUCH_WRITE, 0, 2, 0, 3 * PAGE - 17)]
+    before = RealRun(glibc, workload(*rows[:1], touch="nothing")).metrics()
+    after = RealRun(glibc, workload(*rows, touch="nothing")).metrics()
+    assert after["faults"] - before["faults"] == 2
+
+
+def test_what_is_counted_from_events_is_what_any_allocator_has(glibc):
+    churn = workloads.load(SMALL)
+    run = RealRun(glibc, churn)
+    found = run.metrics()
+    live, peak, sizes = 0, 0, {}
+    for op, slot, size in zip(churn.events.op, churn.events.slot, churn.events.size, strict=True):
+        if op == MALLOC:
+            sizes[slot] = int(size)
+            live += int(size)
+        elif op == FREE:
+            live -= sizes.pop(slot)
+        peak = max(peak, live)
+    assert (found["peak_live"], found["end_live"]) == (peak, live)
+    assert found["operations"] == churn.operations == run.events
+    assert found["end_heap"] == (run.end.writable - run.start.writable) * PAGE
+    assert found["end_rss"] == (run.end.private - run.start.private) * PAGE
+    assert set(found) == {n for n in NATIVE if n != "ns_per_op"}
+    timeline = run.timeline()
+    assert timeline["rss"].max() <= found["peak_rss"]
+    assert timeline["rss"][-1] == found["end_rss"]
+    assert timeline["syscalls"][-1] == found["syscalls"]
+    assert (np.diff(timeline["minor_faults"]) >= 0).all()
+
+
+def test_glibc_does_the_same_twice(glibc):
+    churn = workloads.load(SMALL)
+    first, second = RealRun(glibc, churn), RealRun(glibc, churn)
+    assert first.metrics() == second.metrics()
+    assert first.r.checksum == second.r.checksum
+
+
+def test_without_sight_of_calls_only_they_are_missing(glibc, monkeypatch):
+    grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
+    seen = RealRun(glibc, grow)
+    monkeypatch.setattr(RealProcess, "_trap_calls", lambda self: False)
+    unseen = RealRun(glibc, grow)
+    assert seen.sees_calls
+    assert not unseen.sees_calls
+    known, unknown = seen.metrics(), unseen.metrics()
+    assert known["syscalls"] > 2
+    for name, value in known.items():
+        assert unknown[name] == (None if name.startswith("syscalls") else value), name
+
+
+def test_batches_and_full_logs_change_nothing(glibc, monkeypatch):
+    grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
+    whole = RealRun(glibc, grow).metrics()
+    monkeypatch.setattr(RealProcess, "BATCH", 1000)
+    monkeypatch.setattr(RealProcess, "LOG_ROOM", machine.MARGIN + 3)
+    assert RealRun(glibc, grow).metrics() == whole
+
+
+def test_a_program_sees_the_addresses_that_it_got(glibc, monkeypatch):
+    robson = workloads.load({"name": "robson", "budget": 65536, "doublings": 4})
+    found = RealRun(glibc, robson).metrics()
+    assert found["fragmentation_peaks"] > 50  # no fixed trace does that to glibc
+    monkeypatch.setattr(memory, "_COLLECTED", 7)
+    assert RealRun(glibc, robson).metrics() == found
+
+
+def test_nothing_is_written_down_in_a_clean_process(glibc):
+    churn = workloads.load(SMALL)
+    with RealProcess(glibc, slots=churn.slots, touch="all", observe=False) as real:
+        pieces = list(memory.played(real, churn))
+        assert sum(len(log) for _, _, log in pieces) == 0
+    assert clean_seconds(glibc, churn) > 0
+
+
+@pytest.mark.parametrize("name", ["native/jemalloc", "native/mimalloc", "native/tcmalloc"])
+def test_other_libraries(name):
+    found = RealRun(library(name), workloads.load(SMALL)).metrics()
+    assert found["failed"] == 0
+    assert found["peak_heap"] >= found["peak_live"]
+    assert found["faults"] > 0

@@ -1,0 +1,167 @@
+"""Does every mistake get one clear message, early, without harm?"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.run.job import JobError, check_job
+from tests.benchmarks.run.conftest import ROOT, SMALL, composed, result_directory
+
+BUMP = (ROOT / "allocators" / "bump.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("allocator=budy", "buddy"),
+        ("workload=chrun", "churn"),
+        ("allocator.colour=1", "colour"),
+        ("allocator.min_order=25", "min_order (25) is above max_order (20)"),
+        ("workload.live=-1", "live=-1"),
+    ],
+)
+def test_a_wrong_setting_is_named_at_once(bench, tmp_path, argument, message):
+    begin = time.monotonic()
+    done = bench("allocator=buddy", argument)
+    assert done.returncode == 1
+    text = done.stderr + done.stdout
+    assert all(word in text for word in message.split(", ")), text
+    assert "Traceback" not in text
+    assert not list(tmp_path.glob("results/*"))
+    assert time.monotonic() - begin < 30  # nothing was compiled or replayed
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("allocator.min_order=-5", "min_order=-5"),
+        ("allocator.min_order=five", "min_order=five"),
+        ("allocator.growth=swap", "brk, mmap"),
+        ("+allocator.colour=1", "unknown setting 'colour'"),
+        ("kernel.page_size=5000", "page_size must be 4096, 16384 or 65536"),
+        ("kernel.memory=-1", "kernel.memory=-1"),
+        ("kernel.overcommit=7", "overcommit must be 0, 1 or 2"),
+        ("kernel.thp=sometimes", "thp must be never, madvise, always"),
+        ("kernel.thp=1", "kernel.thp=1: expected a word"),
+        ("kernel.frames=1", "kernel.frames=1: expected true or false"),
+        ("kernel.frames=true", "kernel.frames needs memory"),
+        ("kernel.check_frames=true", "nothing to check without kernel.frames"),
+        ("kernel.tlb_l2_ways=true", "kernel.tlb_l2_ways=True: expected a whole number"),
+        ("+kernel.layout_only=true", "unknown setting kernel.layout_only"),
+        ("+kernel.colour=1", "unknown setting kernel.colour"),
+        ("kernel.cost.brk=-1", "kernel.cost.brk=-1"),
+        ("workload.operations=many", "operations=many"),
+        ("workload.touch=some", "all, read"),
+        ("workload.sizes.kind=gauss", "lognormal"),
+        ("workload.sizes.median=0", "median"),
+        ("measure.processes=0", "measure.processes=0"),
+        ("measure.timing=perhaps", "measure.timing"),
+        ("seed=-1", "seed=-1"),
+        ("seed=x", "seed=x"),
+        ("allocator.name=nowhere.py", "nowhere.py"),
+    ],
+)
+def test_every_wrong_setting_has_a_message(argument, message):
+    with pytest.raises(JobError) as caught:
+        check_job(composed("allocator=buddy", argument))
+    text = str(caught.value)
+    assert all(word in text for word in message.split(", ")), text
+    assert "\n" not in text
+
+
+def plugin(tmp_path: Path, old: str, new: str) -> Path:
+    """bump with one piece of its source replaced."""
+    assert BUMP.count(old) == 1
+    path = tmp_path / "mine.py"
+    path.write_text(BUMP.replace(old, new))
+    return path
+
+
+LATE = "    if a.top > a.start + 5000:\n"
+CARVE = "    p = a.top + HEADER\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (CARVE, LATE + "        raise ValueError\n" + CARVE, "the plugin raised ValueError"),
+        (CARVE, CARVE + LATE + "        p += 1 << 40\n", "outside its writable mappings"),
+        (CARVE, CARVE + LATE + "        p += 8\n", "which is not aligned"),
+        (CARVE, CARVE + LATE + "        load(k, 64)\n", "SIGSEGV: read of 0x40"),
+        (CARVE, "    p = a.topp + HEADER\n", "does not compile"),
+        ('"""Forget the block."""', "store(k, p - 8, 1 << 40)", "own check failed"),
+    ],
+    ids=["raises", "outside", "misaligned", "wild load", "no such field", "corrupt heap"],
+)
+def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old, new, message):
+    path = plugin(tmp_path, old, new)
+    code, directory = observed("allocator=bump", f"allocator.name={path}", *SMALL)
+    assert code == 1
+    assert not capsys.readouterr().err
+    run = json.loads((directory / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert message in run["reason"]
+
+
+def test_what_is_wrong_with_a_plugin_is_told_to_the_user(bench, tmp_path):
+    path = plugin(tmp_path, CARVE, "    p = a.topp + HEADER\n")
+    done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
+    assert done.returncode == 1
+    run = json.loads((result_directory(done) / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert "does not compile" in run["reason"]
+    assert run["reason"] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plugin_that_does_not_import_is_told_with_its_line(bench, tmp_path):
+    path = plugin(tmp_path, "def free(k, a, p):", "def free(k, a, p:")
+    done = bench("allocator=bump", f"allocator.name={path}")
+    assert done.returncode == 1
+    assert f"{path}:{BUMP[: BUMP.index('def free')].count(chr(10)) + 1}" in done.stderr
+
+
+def test_a_plugin_without_a_part_of_the_contract(bench, tmp_path):
+    path = plugin(tmp_path, "def usable_size(", "def useful_size(")
+    done = bench("allocator=bump", f"allocator.name={path}")
+    assert done.returncode == 1
+    assert "does not define usable_size" in done.stderr
+
+
+def test_an_endless_loop_is_ended_with_its_event(python, tmp_path):
+    path = plugin(tmp_path, CARVE, LATE + "        while True:\n            a.end += 1\n" + CARVE)
+    # bench.py waits as long as an honest event could take; here one second is enough.
+    script = f"""
+from kernel.engine import watchdog
+from kernel.config import KernelConfig
+from allocators.base import registry
+from benchmarks import workloads
+from benchmarks.replay.simulation import TIMED, Simulation
+workload = workloads.load({{"name": "churn", "operations": 2000, "live": 100}})
+simulation = Simulation(registry.load({str(path)!r}), workload, KernelConfig(), TIMED)
+watchdog.PATIENCE = 1.0
+simulation.replay()
+"""
+    done = python("-c", script)
+    assert done.returncode == 1
+    assert "SoftLockup: event " in done.stderr
+
+
+def test_two_homes_of_one_name_are_refused(bench, tmp_path):
+    home = tmp_path / "conf" / "allocator"
+    home.mkdir(parents=True)
+    (home / "bump.yaml").write_text("name: bump\n")
+    done = bench("--config-dir", str(tmp_path / "conf"), "allocator=bump")
+    assert done.returncode == 1
+    assert "stands twice" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["", "nowhere.txt"])
+def test_a_missing_trace_is_told(bench, tmp_path, path):
+    done = bench("workload=trace", f"workload.path={path}")
+    assert done.returncode == 1
+    assert "path" in done.stderr or "nowhere.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("results/*/metrics.json"))

@@ -1,0 +1,136 @@
+"""A broken twin is objected to, and the objection is short and can be repeated."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from allocators.base import registry
+from benchmarks.twin.verify import directed, report
+from benchmarks.twin.verify.__main__ import main
+from benchmarks.twin.verify.compare import Setting
+from benchmarks.twin.verify.mutations import ALLOCATOR, MUTATIONS, Mutation
+from benchmarks.twin.verify.operation import FREE, MALLOC, Op, dump, load, to_ops, to_rows
+from benchmarks.twin.verify.run import Plan, Runner
+from tests.benchmarks.twin.verify.conftest import needs_glibc
+
+#: For each broken rule the shortest program that was found (benchmarks.twin.verify.mutations
+#: --store).
+PROGRAMS = Path(__file__).with_name("programs")
+
+
+def test_every_rule_has_a_program():
+    assert len(MUTATIONS) >= 20
+    assert [m.rule for m in MUTATIONS if not m.path(PROGRAMS).exists()] == []
+
+
+@needs_glibc
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.rule)
+def test_a_broken_rule_is_noticed(mutation, plain):
+    stored, ops = load(mutation.path(PROGRAMS))
+    module = registry.load(ALLOCATOR).module
+    for bindings in ({}, mutation.bindings(module)):
+        plan = Plan(ALLOCATOR, 1, 1, count_branches=False, shrink_seconds=0, bindings=bindings)
+        outcome = Runner(plan).try_program(Setting(**stored), to_rows(ops))
+        assert bool(outcome.what) == bool(bindings), outcome.what
+
+
+def test_a_mutation_of_words_that_are_gone_fails():
+    module = registry.load(ALLOCATOR).module
+    with pytest.raises(ValueError, match="no such words"):
+        Mutation("a rule", "take_fast", (("no such words", ""),)).bindings(module)
+    with pytest.raises(ValueError, match="already"):
+        Mutation("a rule", "MAX_ITERS", constant=module.MAX_ITERS).bindings(module)
+
+
+@needs_glibc
+def test_another_allocator_differs_at_once(plain, capsys, tmp_path):
+    save = tmp_path / "program.json"
+    arguments = ["bump", "--ops", "50", "--mode", "small", "--no-branches", "--save", str(save)]
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith(" operations, 1 mismatches")
+    assert any("libc  0x" in line for line in lines)
+    assert any(line.startswith("! ") for line in lines)
+    assert main(["bump", "--no-branches", "--replay", str(save)]) == 1
+    assert main(["ptmalloc", "--no-branches", "--replay", str(save)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" operations, 0 mismatches")
+
+
+@needs_glibc
+def test_json_tells_the_same(plain, capsys):
+    assert main(["bump", "--ops", "50", "--mode", "big", "--no-branches", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == "mismatch"
+    assert told["mismatches"] == len(told["findings"]) == 1
+    assert "phases 10 to 400 operations" in told["ranges"]["big"]
+
+
+@needs_glibc
+def test_another_version_is_never_a_success(plain, capsys, monkeypatch):
+    monkeypatch.setattr(report, "VERSION", "2.99")
+    monkeypatch.setattr(directed, "PROGRAMS", {})
+    assert main(["ptmalloc", "--ops", "60", "--mode", "small", "--no-branches"]) == 77
+    lines = capsys.readouterr().out.splitlines()
+    assert "% of the operations are the same; the C library is glibc" in lines[-2]
+
+
+def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
+    monkeypatch.setattr(report, "no_host", lambda: "exec of a memfd is refused")
+    assert main(["ptmalloc", "--ops", "10"]) == 77
+    captured = capsys.readouterr()
+    assert "exec of a memfd is refused" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ops", "0"], "positive"),
+        (["--against", "musl"], "musl"),
+        (["--mode", "tiny"], "small, mixed, big, burst, threads"),
+        (["--tunable", "top_pad"], "NAME=NUMBER"),
+        (["--tunable", "nonsense=1"], "no such setting"),
+        (["--tunable", "mxfast=161"], "0 to 160"),
+        (["--trace", "shipped:jq", "--mode", "big"], "--mode"),
+        (["--trace", "shipped:nonesuch"], "nonesuch"),
+        (["--threads", "--mode", "big"], "--trace"),
+        (["--replay", "no/such/file.json"], "no/such/file.json"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, said, capsys, plain):
+    try:
+        code = main(["ptmalloc", *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert code in (2, 77)  # 77: no file is looked at where there is no truth
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert code == 77 or said in errors[0]
+
+
+def test_programs_are_stored_whole(tmp_path):
+    ops = [Op(MALLOC, 3, -1), Op(MALLOC, 1, 24, use=1, length=9), Op(FREE, 3, thread=2)]
+    path = tmp_path / "program.json"
+    dump(path, {"seed": "x", "mode": "small"}, ops)
+    assert load(path) == ({"seed": "x", "mode": "small"}, ops)
+    assert to_ops(to_rows(ops)) == ops
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"setting": {}, "operations": [[1]]}',
+        '{"setting": {}, "operations": [["grow", 0, 0, 0, 0, 0, 0]]}',
+        '{"setting": {}, "operations": [["malloc", 0, 1e3, 0, 0, 0, 0]]}',
+        '{"setting": {}, "operations": [["aligned_alloc", 0, 8, 99, 0, 0, 0]]}',
+        '{"setting": {}, "operations": [["malloc", 0, 8, 0, 0, 0, 0, 64]]}',
+    ],
+)
+def test_a_bad_program_is_refused(text, tmp_path):
+    path = tmp_path / "program.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=str(path)):
+        load(path)

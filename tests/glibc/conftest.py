@@ -1,6 +1,0 @@
-import pytest
-
-from benchmarks.verify.report import unavailable, wrong_library
-
-_REASON = unavailable() or wrong_library()
-needs_glibc = pytest.mark.skipif(bool(_REASON), reason=_REASON or "usable")

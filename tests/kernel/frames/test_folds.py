@@ -1,0 +1,55 @@
+"""Is physical memory, and are the TLBs, compiled away where they are off?"""
+
+import pytest
+
+from kernel.access import touch
+from kernel.boot import Machine
+from kernel.config import KernelConfig
+from kernel.engine.jit import build, disabled, jit
+from kernel.madvise import madvise
+from kernel.mmap import munmap
+from kernel.mremap import mremap
+from kernel.uapi import MADV_PAGEOUT, MREMAP_MAYMOVE
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off"),
+]
+
+#: Modules by the way LLVM spells them in the symbols of their functions.
+FRAMES = ("N6kernel6frames", "N6kernel4swap", "N6kernel6vmscan")
+TLB = ("N6kernel3tlb",)
+
+
+@jit
+def use(k, addr):
+    """A little of everything."""
+    touch(k, addr, 8, 1)
+    madvise(k, addr, 4096, MADV_PAGEOUT)
+    mremap(k, addr, 4096, 8192, MREMAP_MAYMOVE, 0)
+    munmap(k, addr, 4096)
+
+
+def symbols(function, **settings):
+    """The optimised module of ``function``, a name of whose functions holds its module's."""
+    machine = Machine(KernelConfig(window_bits=32, **settings))
+    built = build(function, cache=False, **machine.config.switches())
+    built(machine.k, 0x555555558000, *MORE[function])
+    (text,) = built.inspect_llvm().values()
+    assert "N6kernel5fault" in text
+    return text
+
+
+#: Arguments behind the address.
+MORE = {use: (), touch: (8, 1)}
+
+
+def test_off_is_away():
+    text = symbols(use)
+    assert not [name for name in FRAMES + TLB if name in text]
+
+
+def test_on_is_there():
+    """Else the test above would say nothing."""
+    text = symbols(touch, frames=True, memory=1 << 24, tlb=True)
+    assert [name for name in FRAMES + TLB if name in text] == [*FRAMES, *TLB]

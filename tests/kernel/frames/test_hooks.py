@@ -1,0 +1,100 @@
+"""Would it be noticed if the model forgot one of its calls to physical memory or to the TLBs?"""
+
+import pytest
+
+from kernel import uapi
+from kernel.engine.jit import jit
+from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
+from tests.kernel.frames.process import HUGE, PAGE, Process, Unsound, at
+
+#: Compiling each mutation would take longer.
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("plain")]
+
+PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
+MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
+#: A page under another PUD page.
+FAR = 1 << 27
+
+
+def tour(process):
+    """Everything that pages, frames, slots and table pages can go through, once."""
+    process.call(uapi.NR_MMAP, at(0), 8 * HUGE * PAGE, 3, PRIVATE | uapi.MAP_FIXED)
+    # A locked huge page, beside more small pages than there are frames.
+    process.store(5, 11)
+    assert process.call(uapi.NR_MLOCK, at(0), HUGE * PAGE) == 0
+    process.touch(HUGE, 560)
+    assert process.mm.rss > HUGE
+    assert process.states(HUGE, 560) == {"frame", "swap"}
+    assert process.states(0, HUGE) == {"frame"}
+    assert process.call(uapi.NR_MUNLOCK, at(0), HUGE * PAGE) == 0
+    # Frames and slots move, then come back from there.
+    process.store(HUGE, 12)
+    assert process.call(uapi.NR_MREMAP, at(HUGE), 200 * PAGE, 200 * PAGE, MOVE, at(FAR + 3)) > 0
+    assert process.states(FAR + 3, 200) == {"frame", "swap"}
+    assert process.load(FAR + 3) == 12
+    process.touch(FAR + 3, 20, 0)
+    # The huge page is split, then taken apart.
+    process.call(uapi.NR_MPROTECT, at(7), PAGE, 1)
+    process.touch(0, 2, 0)
+    process.call(uapi.NR_MADVISE, at(3), 2 * PAGE, uapi.MADV_FREE)
+    assert process.state(9) == "zero"
+    assert process.load(5) == 11
+    # The zero page is replaced without an access.
+    process.touch(9, 1, 0)
+    process.call(uapi.NR_MADVISE, at(9), PAGE, uapi.MADV_POPULATE_WRITE)
+    # Swapped out, and forgotten there.
+    process.touch(FAR + 3, 4)
+    process.call(uapi.NR_MADVISE, at(FAR + 3), 4 * PAGE, uapi.MADV_PAGEOUT)
+    assert process.states(FAR + 3, 4) == {"swap"}
+    process.call(uapi.NR_MADVISE, at(FAR + 3), PAGE, uapi.MADV_FREE)
+    assert process.state(FAR + 3) == ""
+    process.call(uapi.NR_MUNMAP, at(FAR + 4), 199 * PAGE)
+    process.call(uapi.NR_MUNMAP, at(0), 8 * HUGE * PAGE)
+
+
+def machine(**bindings):
+    """A process of 4 MiB whose pages are huge where they can be."""
+    return Process(4, 16, thp="always", rlimit_memlock=4 << 20, bindings=bindings)
+
+
+def test_the_tour_is_sound():
+    process = machine()
+    tour(process)
+    assert process.mm.rss == 0
+    assert process.k.phys.swap_used == 0
+
+
+@jit
+def forget_one(k, a):
+    """Do nothing, of one argument."""
+
+
+@jit
+def forget_two(k, a, b):
+    """Do nothing, of two arguments."""
+
+
+#: Functions of the kernel and what is put in their place.
+MUTATIONS = {
+    "map_frame": forget_two,
+    "release_page": forget_two,
+    "release_frame": forget_one,
+    "split_frame": forget_one,
+    "move_frame": forget_two,
+    "munlock_frame": forget_one,
+    "free_table_frames": forget_one,
+    "move_slot": forget_two,
+    "free_slot": forget_one,
+    "back_pud": alloc_pud,
+    "back_pmd": alloc_pmd,
+    "back_tables": alloc_tables,
+    "flush_present": forget_two,
+    "flush_tlb_range": forget_two,
+    "_flush_page": forget_one,
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_forgotten_call_is_noticed(name):
+    with pytest.raises(Unsound):
+        tour(machine(**{name: MUTATIONS[name]}))

@@ -1,0 +1,201 @@
+"""From samples to prices, and the file that holds them.  No process is started."""
+
+import pytest
+
+from kernel.cost import COSTS
+from kernel.linux.calibrate.measures import SWAPPED, marginal, measures
+from kernel.linux.calibrate.prices import (
+    BESIDE,
+    MEANING,
+    Machine,
+    Price,
+    PricesError,
+    describe_machine,
+    make_prices,
+    price,
+    read_table,
+    table_text,
+    write_table,
+)
+from tests.conftest import ROOT
+
+MACHINE = Machine("Some CPU @ 3 GHz: fast", virtual=True, release="6.18.0", thp="madvise")
+REFERENCE = {name: 1000 + i for i, name in enumerate(MEANING)}
+
+
+def found(**changes):
+    """What a process might find: 100, 101, … by name."""
+    names = [measure.name for measure in measures(0, swap=True)]
+    return {name: 100.0 + i for i, name in enumerate(names)} | changes
+
+
+# --- pricing --------------------------------------------------------------------------------------
+
+
+def fake_timer(n, *, fixed=700, unit=25, delay=0):
+    return fixed + n * unit + delay
+
+
+def test_what_does_not_grow_with_the_batch_costs_nothing():
+    sizes = (64, 320)
+    columns = [[fake_timer(n) for _ in range(5)] for n in sizes]
+    assert marginal(sizes, *columns) == 25
+
+
+def test_a_few_disturbed_batches_change_nothing():
+    sizes = (64, 320)
+    calm = [fake_timer(sizes[0])] * 7
+    disturbed = [fake_timer(sizes[1], delay=d) for d in (0, 0, 9_000_000, 0, 0, 4_000, 0)]
+    assert marginal(sizes, calm, disturbed) == 25
+
+
+def test_median_and_quartiles():
+    assert price([5, 1, 4, 2, 3]) == Price(3, 2, 4, 5)
+    assert price([7.5]) == Price(7.5, 7.5, 7.5, 1)
+    assert price([1, 2]) == Price(1.5, 1.25, 1.75, 2)
+
+
+def test_combined_prices_are_made_within_each_process():
+    processes = [
+        found(returned_by_madvise=a, returned_by_munmap=b, swapped_neighbourhood=s)
+        for a, b, s in ((100, 300, 64), (400, 200, 128), (1000, 0, 6400))
+    ]
+    made = make_prices(processes, REFERENCE, 64)
+    assert made["page_returned"] == Price(300, 250, 400, 3)
+    assert made["swap_out"] == Price(2, 1.5, 51, 3)
+    assert made["brk"].ns == found()["brk"]
+
+
+def test_what_was_not_measured_keeps_the_reference_value():
+    processes = [found(mlock="mlock: EPERM", returned_by_munmap="munmap: EINVAL")] * 3
+    for process in processes:
+        process.pop("fault_major", None)
+        process.pop("swapped_neighbourhood", None)
+    made = make_prices(processes, REFERENCE, 64)
+    for name, reason in (
+        ("mlock", "mlock: EPERM"),
+        ("page_returned", "munmap: EINVAL"),
+        ("fault_major", "the host has no swap"),
+        ("swap_out", "the host has no swap"),
+    ):
+        assert made[name] == Price(*(REFERENCE[name],) * 3, 0, reason)
+    assert "returned_by_munmap" not in made
+
+
+def test_a_price_stands_if_some_processes_have_it():
+    processes = [found(fault_huge=v) for v in (10.0, "small pages", 30.0)]
+    assert make_prices(processes, REFERENCE, 64)["fault_huge"] == Price(20, 15, 25, 2)
+
+
+@pytest.mark.parametrize("value", [-3.2, 0.0])
+def test_no_price_is_zero_or_less(value):
+    made = make_prices([found(brk=value, page_moved=value)], REFERENCE, 64)
+    assert made["brk"].ns == REFERENCE["brk"]
+    assert made["brk"].reason.startswith("lost in the noise")
+    assert "page_moved" not in made
+
+
+def test_every_price_comes_from_a_measure():
+    names = {measure.name for measure in measures(0, swap=True)}
+    assert set(MEANING) - names == {"page_returned", "swap_out"}
+    assert set(BESIDE) <= names
+    without = {measure.name for measure in measures(0, swap=False)}
+    assert names - without == {"fault_major", "swapped_neighbourhood"}
+    assert SWAPPED[0] < SWAPPED[1]
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_names_are_those_that_bench_knows():
+    assert set(MEANING) == set(COSTS)
+
+
+def test_the_file_reads_back(tmp_path):
+    made = make_prices([found(), found(brk=150.25), found()], REFERENCE, 64)
+    path = tmp_path / "host.yaml"
+    write_table(path, table_text(made, MACHINE))
+    table = read_table(path)
+    assert list(table) == list(MEANING)
+    for name, value in table.items():
+        assert value == pytest.approx(made[name].ns, abs=0.05)
+
+
+def test_the_file_says_where_it_is_from_and_what_was_not_measured():
+    made = make_prices([found(mlock="mlock: EPERM"), found(brk=200.0)], REFERENCE, 64)
+    lines = table_text(made, MACHINE).splitlines()
+    assert str(MACHINE) in lines[1]
+    middle = (found()["brk"] + 200) / 2
+    assert any(line.startswith(f"brk: {middle:.1f}  # ") for line in lines)
+    assert any(line.endswith(", 2 processes") for line in lines)
+    made = make_prices([found(mlock="mlock: EPERM")], REFERENCE, 64)
+    text = table_text(made, MACHINE)
+    expected = (
+        f"mlock: {REFERENCE['mlock']:.1f}  # the reference's value, not measured: mlock: EPERM"
+    )
+    assert expected in text.splitlines()
+    assert "\n# syscall_floor: " in text
+
+
+def test_hydra_takes_the_file(tmp_path):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from benchmarks.run.job import check_job
+
+    folder = tmp_path / "kernel" / "cost"
+    folder.mkdir(parents=True)
+    made = make_prices([found()], REFERENCE, 64)
+    write_table(folder / "elsewhere.yaml", table_text(made, MACHINE))
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        composed = compose(
+            "config", ["kernel/cost=elsewhere", f"hydra.searchpath=[file://{tmp_path}]"]
+        )
+    job = check_job(OmegaConf.to_container(composed, resolve=True))
+    assert job.cost["brk"] == pytest.approx(found()["brk"])
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "host.yaml"
+    write_table(path, "old: 1\n")
+
+    def full(self, *_arguments, **_options):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_table(path, "new: 1\n")
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["host.yaml"]
+    assert path.read_text() == "old: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("brk: [1", "not YAML"),
+        ("- 1", "not a table"),
+        ("mmap: 1", "brk: expected nanoseconds, found None"),
+        ("brk: true", "brk: expected nanoseconds, found True"),
+        ("brk: -1", "brk: expected nanoseconds, found -1"),
+    ],
+)
+def test_a_bad_reference_is_named(tmp_path, text, message):
+    path = tmp_path / "reference.yaml"
+    path.write_text(text)
+    with pytest.raises(PricesError, match=message):
+        read_table(path)
+    with pytest.raises(PricesError, match="No such file"):
+        read_table(tmp_path / "none.yaml")
+
+
+def test_the_machine_is_described_without_its_name(tmp_path):
+    cpuinfo, thp = tmp_path / "cpuinfo", tmp_path / "enabled"
+    cpuinfo.write_text("model name\t: A: B\nflags\t\t: fpu hypervisor\n\nmodel name\t: C\n")
+    thp.write_text("always [madvise] never\n")
+    machine = describe_machine(cpuinfo, thp)
+    assert (machine.cpu, machine.virtual, machine.thp) == ("A: B", True, "madvise")
+    cpuinfo.write_text("flags : fpu\n")
+    machine = describe_machine(cpuinfo, tmp_path / "absent")
+    assert (machine.cpu, machine.virtual, machine.thp) == ("unknown processor", False, "none")

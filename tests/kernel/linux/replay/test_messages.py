@@ -1,0 +1,163 @@
+"""What is wrong with a file or a command is said in one line, with its place; never a traceback."""
+
+import sys
+
+import pytest
+
+from kernel.linux.replay import ptrace, recorder
+from kernel.linux.replay.__main__ import main
+from tests.kernel.linux.replay.driver import AREAS, TOP, Recording, needs_linux, run
+
+STRACE = "9 brk(NULL) = 0x1000\n"
+
+
+def refusal(result):
+    """The one line on standard error of a replay that could not be."""
+    assert result.code == 2
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("replay: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ": empty"),
+        ("hello\nworld\n", ": line 1: not a line of strace: hello"),
+        (STRACE + "9 munmap(0x1000, 4096)\n" + STRACE, ": line 2: munmap has no result"),
+        (STRACE + "9 munmap(0x1000, (4096\n" + STRACE, ": line 2: the call is not complete"),
+        (STRACE + "9 munmap(0x1000, 1) = -1 EODD (Odd)\n" + STRACE, ": line 2: unknown error EODD"),
+        (STRACE + "9 mmap(NULL, 1, PROT_ODD, 2, 3, 4) = 0\n" + STRACE, "unknown constant PROT_ODD"),
+        (STRACE + "9 <... munmap resumed>) = 0\n", ": line 2: munmap resumes without its beg"),
+        (STRACE + "10 brk(NULL) = 0x1000\n", ": line 2: no clone in the log made process 10"),
+        ("9 exit_group(0) = ?\n", ": no call on memory in it"),
+    ],
+)
+def test_logs_of_strace(replayed, text, expected):
+    assert expected in refusal(replayed(text))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda lines: lines.insert(2, "{"), ": line 3: not JSON"),
+        (lambda lines: lines.insert(2, "[]"), ": line 3: "),
+        (
+            lambda lines: lines.insert(2, '{"t": "odd", "tid": 1, "in": 1, "out": 2}'),
+            "kind of line",
+        ),
+        (lambda lines: lines.insert(2, '{"t": "call", "in": 1, "out": 2}'), "line 3: 'tid' is mis"),
+        (lambda lines: lines.__setitem__(0, '{"format": "other"}'), ": line 1: not a recording"),
+        (
+            lambda lines: lines.__setitem__(0, lines[0].replace('"version": 1', '"version": 9')),
+            ": line 1: a recording of version 9; this program reads version 1",
+        ),
+        (
+            lambda lines: lines.__setitem__(1, lines[1].replace("r-xp", "rrrr")),
+            ": line 2: not a li",
+        ),
+        (
+            lambda lines: lines.__setitem__(1, lines[1].replace("555555558000-", "555555557000-")),
+            ": line 2: not above the area before it: 555555557000-",
+        ),
+    ],
+)
+def test_recordings(replayed, tmp_path, change, expected):
+    path = Recording().exec().mmap(1, ret=TOP - 4096).write(tmp_path / "whole")
+    lines = path.read_text().splitlines()
+    change(lines)
+    assert expected in refusal(replayed("\n".join(lines) + "\n"))
+
+
+def test_a_recording_that_was_cut_short(replayed, tmp_path):
+    path = Recording().exec().mmap(1, ret=TOP - 4096).write(tmp_path / "whole", end=False)
+    result = replayed(path.read_text() + '{"t": "call", "ti')
+    assert (result.code, result.counts) == (0, (1, 1, 0, 0))
+    assert "note: the recording was cut short" in result.out
+
+
+def test_files_of_maps(replayed, tmp_path):
+    maps = tmp_path / "maps"
+    assert "maps: No such file" in refusal(replayed(STRACE, "--maps", maps))
+    maps.write_text("")
+    assert "maps: no areas in it" in refusal(replayed(STRACE, "--maps", maps))
+    maps.write_text("\n".join([*AREAS[:2], "nonsense"]) + "\n")
+    line = refusal(replayed(STRACE, "--maps", maps))
+    assert "maps: line 3: expected 'start-end perms offset dev inode name': nonsense" in line
+    maps.write_text("\n".join([AREAS[0], AREAS[0]]) + "\n")
+    line = refusal(replayed(STRACE, "--maps", maps))
+    assert "maps: line 2: not above the area before it: 5555" in line
+    maps.write_text("\n".join(AREAS) + "\n")
+    line = refusal(replayed(Recording().exec().mmap(1, ret=TOP - 4096), "--maps", maps))
+    assert "--maps is for logs of strace" in line
+
+
+def test_files_that_cannot_be_read(replayed, capsys, tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        assert main([str(path)]) == 2
+        assert capsys.readouterr().err.startswith(f"replay: {path}: ")
+    damaged = tmp_path / "damaged.gz"
+    damaged.write_bytes(b"\x1f\x8bnonsense")
+    assert main([str(damaged)]) == 2
+    assert capsys.readouterr().err.startswith(f"replay: {damaged}: damaged: ")
+
+
+def test_command_lines(capsys):
+    for arguments in ([], ["record"], ["record", "--"], ["--odd"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "error: " in capsys.readouterr().err
+    assert main(["trial", "nothing so called"]) == 2
+    assert "no program is called 'nothing so called': python3" in capsys.readouterr().err
+
+
+@needs_linux
+def test_commands_that_cannot_be_recorded(tmp_path):
+    path = tmp_path / "calls"
+    absent = run("record", "-o", path, "--", tmp_path / "absent")
+    assert (absent.returncode, absent.stdout) == (127, "")
+    assert absent.stderr == f"record: {tmp_path}/absent: No such file or directory\n"
+    script = tmp_path / "script"
+    script.write_text("")
+    refused = run("record", "-o", path, "--", script)
+    assert refused.returncode == 126
+    assert refused.stderr.endswith("script: Permission denied\n")
+    assert not path.exists()
+    nowhere = run("record", "-o", tmp_path / "no" / "calls", "--", "true")
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert nowhere.stderr.endswith("calls: No such file or directory\n")
+
+
+@needs_linux
+def test_where_ptrace_is_refused_it_says_so(tmp_path):
+    # What is traced already cannot be traced by another.
+    own = [
+        sys.executable,
+        "-m",
+        "kernel.linux.replay",
+        "record",
+        "-o",
+        tmp_path / "inner",
+        "--",
+        "true",
+    ]
+    outer = run("record", "-o", tmp_path / "outer", "--", *own)
+    assert outer.returncode == 77
+    assert outer.stderr.startswith("record: ptrace is not permitted here: Operation not permitted")
+    assert not (tmp_path / "inner").exists()
+
+
+def test_where_nothing_can_be_recorded(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(recorder.sys, "platform", "darwin")
+    assert main(["record", "-o", str(tmp_path / "calls"), "--", "true"]) == 77
+    assert capsys.readouterr().err == "record: only Linux on x86-64 can record\n"
+    assert not (tmp_path / "calls").exists()
+
+
+@needs_linux
+def test_where_addresses_cannot_be_unrandomised(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ptrace, "no_address_randomisation", lambda: False)
+    assert main(["record", "--no-aslr", "-o", str(tmp_path / "calls"), "--", "true"]) == 77
+    assert "personality(2) is refused" in capsys.readouterr().err

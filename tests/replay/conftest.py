@@ -1,5 +1,0 @@
-"""What the tests of replay share."""
-
-from tests.replay.driver import replayed
-
-__all__ = ["replayed"]

@@ -1,5 +1,0 @@
-import pytest
-
-from kernel import host
-
-needs_host = pytest.mark.skipif(bool(host.unavailable()), reason=host.unavailable() or "usable")
