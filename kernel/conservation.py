@@ -6,8 +6,8 @@ a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
 """
 
 from kernel.engine.jit import jit
-from kernel.engine.switches import PAGE_SHIFT
-from kernel.frames import fold_page, max_order, order_of, owner_of, pfn_of, zone_of
+from kernel.frames import max_order, order_of, owner_of, pfn_of, zone_of
+from kernel.page import fold_page, pages_around, pmd_order
 from kernel.types import (
     FREE,
     INACTIVE,
@@ -124,7 +124,7 @@ def _check_owner(k, pfn):
     """Whether the mapped block at ``pfn`` and its pages point at each other."""
     order = order_of(k, pfn)
     owner = owner_of(k, pfn)
-    if order and (order != PAGE_SHIFT - 3 or owner & ((1 << order) - 1)):
+    if order and (order != pmd_order() or owner & ((1 << order) - 1)):
         return False
     for n in range(1 << order):
         page = fold_page(owner + n)
@@ -204,7 +204,7 @@ def _check_pages(k):
     swapped = 0
     for t in range(k.mm.nr_touched):
         slot = k.touched[t]
-        for page in range(slot << (PAGE_SHIFT - 3), (slot + 1) << (PAGE_SHIFT - 3)):
+        for page in pages_around(slot << pmd_order()):
             f = k.pte[page]
             if f & PTE_FRAME:
                 frames += 1

@@ -25,11 +25,23 @@ from kernel.huge import (
     keep_pages,
     map_huge_page,
     map_huge_zero,
-    pages_per_slot,
     set_folio,
     split_huge_slot,
 )
-from kernel.pgtable import alloc_tables, free_ptes, next_slot, page_of, pmd_shift
+from kernel.page import (
+    next_slot,
+    page_of,
+    page_size,
+    page_start,
+    pages_of,
+    pages_per_slot,
+    pmd_addr_end,
+    pmd_order,
+    pmd_shift,
+    pmd_size,
+    slot_start,
+)
+from kernel.pgtable import alloc_tables, free_ptes
 from kernel.stack import expand_stack
 from kernel.task import kill
 from kernel.tlb import flush_tlb_range
@@ -90,8 +102,8 @@ def _add_frame(k, page):
 @jit
 def _flush_page(k, addr):
     """Forget the translation of the page of ``addr``, or of its huge page."""
-    start = addr >> PAGE_SHIFT << PAGE_SHIFT
-    flush_tlb_range(k, start, start + (1 << PAGE_SHIFT))
+    start = page_start(addr)
+    flush_tlb_range(k, start, start + page_size())
 
 
 @jit(cold=True)
@@ -113,7 +125,7 @@ def _fault_huge(k, addr, write):
         _flush_page(k, addr)
     map_huge_page(k, addr)
     if FRAMES:
-        map_frame(k, pfn, addr >> pmd_shift() << pmd_shift())
+        map_frame(k, pfn, slot_start(addr))
     return True
 
 
@@ -162,7 +174,7 @@ def _fault_page(k, i, addr, write):
             return NO_FAULT
     if k.vma[i].vm_file:
         return _fault_file(k, i, addr, write)
-    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
+    if k.pmd[addr >> pmd_shift()] == PMD_NONE:
         if huge_page_allowed(k, i, addr):
             anon_vma_prepare(k, i)
             if _fault_huge(k, addr, write):
@@ -199,7 +211,7 @@ def fault_page(k, i, addr, write):
         first = page_of(addr)
         n = 1
         if kind == FAULT_HUGE:
-            first = first >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+            first = first >> pmd_order() << pmd_order()
             n = pages_per_slot()
         for page in range(first, first + n):
             if k.pte[page] & PTE_FRAME:
@@ -269,7 +281,7 @@ def populate_area(k, i, start, end, write):
                 mm.flt_populate += 1
         elif write and k.pte[page_of(addr)] & PTE_LAZY:
             keep_pages(k, page_of(addr))
-        addr += 1 << PAGE_SHIFT
+        addr += page_size()
 
 
 @jit(cold=True)
@@ -279,12 +291,12 @@ def flush_present(k, start, end):
     last = start
     at = next_slot(k, start, end)
     while at < end:
-        stop = min(end, ((at >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(at, end)
         while at < stop:
             if k.pte[page_of(at)] & PTE_PRESENT:
                 first = min(first, at)
-                last = at + (1 << PAGE_SHIFT)
-            at += 1 << PAGE_SHIFT
+                last = at + page_size()
+            at += page_size()
         at = next_slot(k, at, end)
     if first < last:
         flush_tlb_range(k, first, last)
@@ -298,12 +310,11 @@ def zap_pages(k, start, end):
         flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-        if stop - start < 1 << pmd_shift():
+        stop = pmd_addr_end(start, end)
+        if stop - start < pmd_size():
             split_huge_slot(k, start)
-        first = page_of(start)
         before = mm.zapped
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+        for page in pages_of(start, stop):
             f = k.pte[page]
             if f:
                 if FRAMES:
@@ -316,8 +327,8 @@ def zap_pages(k, start, end):
                 elif f & PTE_FILE:
                     mm.rss_file -= 1
                 k.pte[page] = f & PTE_WORDS
-        if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
-            k.pte_table[start >> pmd_shift()] = PMD_NONE
+        if k.pmd[start >> pmd_shift()] == PMD_HUGE:
+            k.pmd[start >> pmd_shift()] = PMD_NONE
             mm.nr_ptes -= 1
             if mm.zapped > before:
                 mm.zapped_huge += 1
@@ -334,7 +345,7 @@ def lock_frames(k, start, end, lock):
     """
     addr = next_slot(k, start, end)
     while addr < end:
-        stop = min(end, ((addr >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(addr, end)
         page = page_of(addr)
         n = 1
         lockable = lock and k.pte[page] & PTE_FRAME
@@ -367,10 +378,9 @@ def drop_rights(k, start, end):
         flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-        if stop - start < 1 << pmd_shift():
+        stop = pmd_addr_end(start, end)
+        if stop - start < pmd_size():
             split_huge_slot(k, start)
-        first = page_of(start)
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+        for page in pages_of(start, stop):
             k.pte[page] &= PTE_ALL ^ (PTE_READ | PTE_WRITE | PTE_STORE)
         start = next_slot(k, stop, end)

@@ -25,7 +25,8 @@ import numpy as np
 
 from kernel.engine.jit import jit
 from kernel.engine.memory import load_word, store_word
-from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.page import fold_page, pages_per_slot, pmd_order
 from kernel.types import (
     FREE,
     INACTIVE,
@@ -51,7 +52,7 @@ _LOW_BITS = 31
 @jit(inline=True)
 def max_order():
     """Order of the largest block: Linux's 10, or that of a huge page where it is larger."""
-    return PAGE_SHIFT - 3 if PAGE_SHIFT - 3 > 10 else 10
+    return max(pmd_order(), 10)
 
 
 # --- Lists -----------------------------------------------------------------------------------
@@ -238,8 +239,8 @@ def _fragment(k, percent):
 
     The blocks are spread evenly; the place in each is a fixed pseudo-random number.
     """
-    size = 1 << (PAGE_SHIFT - 3)
-    for block in range((k.phys.nr_frames + size - 1) >> (PAGE_SHIFT - 3)):
+    size = pages_per_slot()
+    for block in range((k.phys.nr_frames + size - 1) >> pmd_order()):
         if (block + 1) * percent // 100 > block * percent // 100:
             place = ((block * 2654435761 & 0xFFFFFFFF) * size) >> 32
             pfn = block * size + place
@@ -308,12 +309,6 @@ def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
 
 
 # --- Frames and the pages that they are mapped at ----------------------------------------------
-
-
-@jit
-def fold_page(page):
-    """Folded page number of page ``page``: where its state is in k.pte."""
-    return page & ((1 << (WINDOW_BITS - PAGE_SHIFT)) - 1)
 
 
 @jit

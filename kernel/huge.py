@@ -18,7 +18,22 @@ from kernel.engine.memory import clear_page, load_word, store_word
 from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.find import find_vma
 from kernel.frames import munlock_frame, release_frame, split_frame
-from kernel.pgtable import alloc_tables, next_slot, page_of, pmd_shift, set_pmd
+from kernel.page import (
+    next_slot,
+    offset_in_slot,
+    page_of,
+    page_size,
+    pages_around,
+    pages_of,
+    pages_per_slot,
+    pmd_addr_end,
+    pmd_order,
+    pmd_shift,
+    pmd_size,
+    set_pmd,
+    slot_start,
+)
+from kernel.pgtable import alloc_tables
 from kernel.tlb import flush_tlb_range
 from kernel.types import (
     PMD_HUGE,
@@ -38,12 +53,6 @@ from kernel.types import (
     VM_LOCKED,
     VM_NOHUGEPAGE,
 )
-
-
-@jit(inline=True)
-def pages_per_slot():
-    """Pages of a huge page."""
-    return 1 << (PAGE_SHIFT - 3)
 
 
 @jit
@@ -67,21 +76,19 @@ def huge_page_allowed(k, i, addr):
         return False
     if mm.thp != THP_ALWAYS and not (mm.thp == THP_MADVISE and flags & VM_HUGEPAGE):
         return False
-    start = addr >> pmd_shift() << pmd_shift()
-    return start >= k.vma[i].vm_start and start + (1 << pmd_shift()) <= k.vma[i].vm_end
+    start = slot_start(addr)
+    return start >= k.vma[i].vm_start and start + pmd_size() <= k.vma[i].vm_end
 
 
 @jit(cold=True)
 def _fill_slot(k, addr, state, folio):
     """Set all pages of the slot of ``addr`` to ``state``, of huge page ``folio``."""
-    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-    for n in range(pages_per_slot()):
-        page = first + n
+    for page in pages_around(page_of(addr)):
         if k.pte[page] & PTE_WORDS:
             clear_page(k, page)
         k.pte[page] = state
         if folio:
-            set_folio(k, page, folio + n)
+            set_folio(k, page, folio + (page & (pages_per_slot() - 1)))
 
 
 @jit(cold=True)
@@ -99,7 +106,7 @@ def map_huge_page(k, addr):
     alloc_tables(k, addr)
     set_pmd(k, addr, PMD_HUGE)
     mm.folios += 1
-    _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << (PAGE_SHIFT - 3))
+    _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << pmd_order())
     mm.rss += pages_per_slot()
     if mm.rss > mm.hiwater_rss:
         mm.hiwater_rss = mm.rss
@@ -109,8 +116,7 @@ def map_huge_page(k, addr):
 def keep_pages(k, page):
     """Folded page ``page`` was written to, or as good as: it, or its whole huge page, stays."""
     if k.pte[page] & PTE_HUGE:
-        first = page >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-        for i in range(first, first + pages_per_slot()):
+        for i in pages_around(page):
             k.pte[i] &= PTE_ALL ^ PTE_LAZY
     else:
         k.pte[page] &= PTE_ALL ^ PTE_LAZY
@@ -119,10 +125,10 @@ def keep_pages(k, page):
 @jit(cold=True)
 def _split_mapping(k, addr, lost):
     """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
-    k.pte_table[addr >> pmd_shift()] = PMD_TABLE
-    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
+    k.pmd[addr >> pmd_shift()] = PMD_TABLE
+    first = page_of(addr) >> pmd_order() << pmd_order()
     if TLB:
-        flush_tlb_range(k, addr, addr + (1 << PAGE_SHIFT))  # one entry maps the whole slot
+        flush_tlb_range(k, addr, addr + page_size())  # one entry maps the whole slot
     if FRAMES and k.pte[first] & PTE_FRAME:
         if lost & PTE_MLOCK:
             munlock_frame(k, first)
@@ -137,7 +143,7 @@ def split_huge_slot(k, addr):
 
     In a locked area it is then no longer locked in memory: a huge page counts only as a whole.
     """
-    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
+    if k.pmd[addr >> pmd_shift()] == PMD_HUGE:
         locked = k.vma[find_vma(k, addr)].vm_flags & VM_LOCKED
         _split_mapping(k, addr, PTE_HUGE | PTE_MLOCK if locked else PTE_HUGE)
 
@@ -145,7 +151,7 @@ def split_huge_slot(k, addr):
 @jit
 def split_huge_pmd(k, addr):
     """Split the huge mapping that has ``addr`` inside, so that an area can end there."""
-    if addr & ((1 << pmd_shift()) - 1):
+    if offset_in_slot(addr):
         split_huge_slot(k, addr)
 
 
@@ -153,8 +159,8 @@ def split_huge_pmd(k, addr):
 def _split_folio_in(k, i, start, end, folio):
     """Take huge page ``folio`` (its id) apart in the part [start, end) of area ``i``."""
     mm = k.mm
-    for page in range(page_of(start), page_of(start) + ((end - start) >> PAGE_SHIFT)):
-        if folio_of(k, page) >> (PAGE_SHIFT - 3) != folio:
+    for page in pages_of(start, end):
+        if folio_of(k, page) >> pmd_order() != folio:
             continue
         set_folio(k, page, 0)
         f = k.pte[page]
@@ -164,7 +170,7 @@ def _split_folio_in(k, i, start, end, folio):
                 release_frame(k, page)
             if TLB:
                 at = start + ((page - page_of(start)) << PAGE_SHIFT)
-                flush_tlb_range(k, at, at + (1 << PAGE_SHIFT))
+                flush_tlb_range(k, at, at + page_size())
             k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
             mm.rss -= 1
             mm.zapped += 1
@@ -181,9 +187,9 @@ def split_folio(k, folio):
         end = k.vma[i].vm_end
         start = next_slot(k, start, end)
         while start < end:
-            stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-            if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
-                if folio_of(k, page_of(start)) >> (PAGE_SHIFT - 3) == folio:
+            stop = pmd_addr_end(start, end)
+            if k.pmd[start >> pmd_shift()] == PMD_HUGE:
+                if folio_of(k, page_of(start)) >> pmd_order() == folio:
                     _split_mapping(k, start, PTE_HUGE)  # what is locked in memory stays so
             _split_folio_in(k, i, start, stop, folio)
             start = next_slot(k, stop, end)
@@ -210,11 +216,11 @@ def split_partial_folios(k, addr, end):
 
     A slot that is mapped huge as a whole is left alone.
     """
-    whole = end - addr == 1 << pmd_shift()
-    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
+    whole = end - addr == pmd_size()
+    if k.pmd[addr >> pmd_shift()] == PMD_HUGE:
         page = page_of(addr)
         if not whole and k.pte[page] & PTE_FRAME:
-            split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+            split_folio(k, folio_of(k, page) >> pmd_order())
         return
     while addr < end:
         page = page_of(addr)
@@ -222,6 +228,6 @@ def split_partial_folios(k, addr, end):
         if k.pte[page] & PTE_FRAME and folio_of(k, page):
             n = folio_batch(k, addr, end)
             if n < pages_per_slot():
-                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+                split_folio(k, folio_of(k, page) >> pmd_order())
                 n = 1
         addr += n << PAGE_SHIFT

@@ -3,15 +3,18 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
 from kernel.fault import flush_present, populate_area, zap_pages, zap_whole_slots
-from kernel.huge import (
-    folio_of,
+from kernel.huge import folio_of, split_folio, split_huge_slot, split_partial_folios
+from kernel.page import (
+    next_slot,
+    offset_in_page,
+    page_align,
+    page_of,
+    page_size,
+    pages_of,
     pages_per_slot,
-    split_folio,
-    split_huge_slot,
-    split_partial_folios,
+    pmd_addr_end,
+    pmd_order,
 )
-from kernel.mmap import page_align
-from kernel.pgtable import next_slot, page_of, pmd_shift
 from kernel.swap import free_slot
 from kernel.types import (
     PTE_ALL,
@@ -118,10 +121,9 @@ def free_lazily(k, start, end):
         flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(start, end)
         split_partial_folios(k, start, stop)
-        first = page_of(start)
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+        for page in pages_of(start, stop):
             if k.pte[page] & PTE_FRAME:
                 k.pte[page] &= PTE_ALL ^ (PTE_WRITE | PTE_STORE)
                 k.pte[page] |= PTE_LAZY | PTE_UNBACKED
@@ -143,12 +145,12 @@ def deactivate(k, start, end, reclaim):
     """
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(start, end)
         split_partial_folios(k, start, stop)
         if reclaim:
             _reclaim(k, start, stop)
         elif FRAMES:
-            for page in range(page_of(start), page_of(start) + ((stop - start) >> PAGE_SHIFT)):
+            for page in pages_of(start, stop):
                 if k.pte[page] & PTE_FRAME:
                     cold_page(k, page)
         start = next_slot(k, stop, end)
@@ -175,7 +177,7 @@ def _reclaim(k, start, end):
         elif k.pte[page] & PTE_FRAME and folio_of(k, page):
             n = pages_per_slot()
             if k.pte[page] & PTE_UNBACKED == 0:
-                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+                split_folio(k, folio_of(k, page) >> pmd_order())
                 if FRAMES:
                     n = 0  # its pages are met once more, one by one
             elif _lazy_pages(k, page, n) < n:
@@ -187,7 +189,7 @@ def _reclaim(k, start, end):
                 split_huge_slot(k, addr)  # the PTE page stays
                 zap_pages(k, addr, addr + (n << PAGE_SHIFT))
         elif k.pte[page] & PTE_LAZY:
-            zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
+            zap_pages(k, addr, addr + page_size())
         elif FRAMES and k.pte[page] & PTE_FRAME:
             page_out(k, page)
         addr += n << PAGE_SHIFT
@@ -250,7 +252,7 @@ def do_madvise(k, addr, length, advice):
     A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
     """
     mm = k.mm
-    if not _known(advice) or addr & ((1 << PAGE_SHIFT) - 1):
+    if not _known(advice) or offset_in_page(addr):
         return -EINVAL
     if length == 0:
         return 0

@@ -10,6 +10,7 @@ from kernel.fault import zap_pages
 from kernel.layout import get_unmapped_area
 from kernel.limits import accountable, enough_memory, may_expand_vm, may_lock
 from kernel.mlock import can_lock, populate
+from kernel.page import offset_in_page, page_align, page_start
 from kernel.pgtable import free_tables
 from kernel.task import kill
 from kernel.types import (
@@ -85,12 +86,6 @@ _LEGACY_FLAGS = (
 )
 
 
-@jit(inline=True)
-def page_align(length):
-    """Round ``length`` bytes up to whole pages."""
-    return (length + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
-
-
 @jit(cold=True)
 def refuse_collision(k, start, end):
     """Kill the process when [start, end) would share window slots with another area.
@@ -164,7 +159,7 @@ def unmap_areas(k, start, end):
 def do_munmap(k, addr, length):
     """Unmap [addr, addr + length), splitting areas as needed; 0 or a negative errno."""
     mm = k.mm
-    if addr & ((1 << PAGE_SHIFT) - 1) or length <= 0:
+    if offset_in_page(addr) or length <= 0:
         return -EINVAL
     if addr < 0 or addr > mm.task_size or length > mm.task_size - addr:
         return -EINVAL
@@ -229,7 +224,7 @@ def _check_fixed(k, addr, length):
     mm = k.mm
     if addr < 0 or length > mm.task_size - addr:
         return -ENOMEM
-    if addr & ((1 << PAGE_SHIFT) - 1):
+    if offset_in_page(addr):
         return -EINVAL
     if addr < mm.dac_mmap_min_addr:
         return -EPERM
@@ -313,7 +308,7 @@ def do_mmap(k, addr, length, prot, flags, fd, offset):
     anonymous = flags & MAP_ANONYMOUS
     file = 0
     align = 0
-    if offset & ((1 << PAGE_SHIFT) - 1):
+    if offset_in_page(offset):
         return -EINVAL
     if not anonymous:
         if fd < 0 or fd >= NR_OPEN or not k.file[fd].id:
@@ -329,7 +324,7 @@ def do_mmap(k, addr, length, prot, flags, fd, offset):
     length = page_align(length)
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
-    if not flags & MAP_FIXED and 0 < addr >> PAGE_SHIFT << PAGE_SHIFT < mm.mmap_min_addr:
+    if not flags & MAP_FIXED and 0 < page_start(addr) < mm.mmap_min_addr:
         addr = page_align(mm.mmap_min_addr)
     vm_flags = prot & 7 | _flag_bits(flags)
     pgoff = 0 if anonymous else offset >> PAGE_SHIFT

@@ -12,16 +12,18 @@ from kernel.frames import move_frame
 from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.limits import enough_memory, may_expand_vm, may_lock
 from kernel.mlock import populate
-from kernel.mmap import do_munmap, page_align, place_mapping, refuse_collision
-from kernel.pgtable import (
-    alloc_pmd,
-    alloc_pud,
-    alloc_tables,
+from kernel.mmap import do_munmap, place_mapping, refuse_collision
+from kernel.page import (
+    page_align,
     page_of,
+    page_size,
     pmd_shift,
+    pmd_size,
     pud_shift,
+    pud_size,
     set_pmd,
 )
+from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
 from kernel.swap import move_slot
 from kernel.types import (
     PMD_NONE,
@@ -93,12 +95,12 @@ def _move_pages(k, new, old, length):
 @jit(cold=True)
 def _move_slot(k, new, old):
     """Move a whole slot: its table, or its huge page with the deposited one."""
-    entry = k.pte_table[old >> pmd_shift()]
+    entry = k.pmd[old >> pmd_shift()]
     if entry == PMD_NONE:
         return
-    _move_pages(k, new, old, 1 << pmd_shift())
+    _move_pages(k, new, old, pmd_size())
     set_pmd(k, new, entry)
-    k.pte_table[old >> pmd_shift()] = PMD_NONE
+    k.pmd[old >> pmd_shift()] = PMD_NONE
 
 
 @jit
@@ -128,35 +130,35 @@ def move_page_tables(k, old, new, length):
     With FRAMES, a frame for one of them may cost pages at the old place theirs, or the process.
     """
     old_end = old + length
-    mask = (1 << pmd_shift()) - 1
+    mask = pmd_size() - 1
     inside = old & mask
-    if inside and inside == new & mask and length >= (1 << pmd_shift()) - inside:
+    if inside and inside == new & mask and length >= pmd_size() - inside:
         if _can_align_down(k, old, old - inside) and _can_align_down(k, new, new - inside):
             old -= inside
             new -= inside
     while old < old_end:
         extent = _extent(pud_shift(), old, new, old_end)
-        if not k.pmd_table[old >> pud_shift()]:
+        if not k.pud[old >> pud_shift()]:
             old += extent
             new += extent
             continue
         if FRAMES:
             back_pud(k, new)
         alloc_pud(k, new)
-        if extent == 1 << pud_shift():
-            for n in range(0, extent, 1 << pmd_shift()):
+        if extent == pud_size():
+            for n in range(0, extent, pmd_size()):
                 _move_slot(k, new + n, old + n)
-            k.pmd_table[new >> pud_shift()] = 1
-            k.pmd_table[old >> pud_shift()] = 0
+            k.pud[new >> pud_shift()] = 1
+            k.pud[old >> pud_shift()] = 0
             old += extent
             new += extent
             continue
         extent = _extent(pmd_shift(), old, new, old_end)
-        if k.pte_table[old >> pmd_shift()] != PMD_NONE:
+        if k.pmd[old >> pmd_shift()] != PMD_NONE:
             if FRAMES:
                 back_pmd(k, new)
             alloc_pmd(k, new)
-            if extent == 1 << pmd_shift():
+            if extent == pmd_size():
                 _move_slot(k, new, old)
             else:
                 split_huge_slot(k, old)
@@ -378,7 +380,7 @@ def _expand(k, i, addr, old_len, new_len, flags):
 def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
     """0, or the error of arguments that no area could make right."""
     mm = k.mm
-    page = (1 << PAGE_SHIFT) - 1
+    page = page_size() - 1
     if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or addr & page:
         return -EINVAL
     if new_len <= 0 or new_len > mm.task_size:

@@ -6,7 +6,8 @@ holds.  Freed slots are used again first, the last one freed before the others.
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.frames import fold_page, pfn_of, set_pfn
+from kernel.frames import pfn_of, set_pfn
+from kernel.page import fold_page
 
 
 @jit

@@ -17,6 +17,7 @@ import numpy as np
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
+from kernel.page import page_align, pmd_shift
 from kernel.types import (
     L1_BASE,
     L1_HUGE,
@@ -108,7 +109,7 @@ def _base_tag(addr):
 @jit(inline=True)
 def _huge_tag(addr):
     """Tag of the huge page of ``addr``: its number, the low bit set."""
-    return (addr >> (2 * PAGE_SHIFT - 3) << 1) | 1
+    return (addr >> pmd_shift() << 1) | 1
 
 
 @jit
@@ -161,7 +162,7 @@ def flush_tlb(k):
 @jit(cold=True)
 def flush_tlb_range(k, start, end):
     """Forget the translations of [start, end): its pages have changed or gone."""
-    pages = (end - start + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
+    pages = page_align(end - start) >> PAGE_SHIFT
     if pages > FLUSH_CEILING:
         flush_tlb(k)
         return

@@ -67,7 +67,7 @@ PTE_ALL = 0xFFFF
 #: Any of these: a page is mapped.
 PTE_PRESENT = PTE_FRAME | PTE_ZERO | PTE_FILE
 
-#: What a slot of the page tables holds (``k.pte_table``): nothing, a PTE page, a huge page.
+#: What a PMD entry points at (``k.pmd``): nothing, a PTE page, a huge page.
 PMD_NONE, PMD_TABLE, PMD_HUGE = 0, 1, 2
 
 # --- Simulated signals: why a run ended --------------------------------------------------------
@@ -369,7 +369,7 @@ def kernel_dtype(
         ("task", TASK),
         ("window", "i8"),  # host address of simulated memory (kernel.memory)
         # host address of a word for each page of the window: 0, or the huge page it is part of
-        # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
+        # as its id << pmd_order() | its place therein (kernel.huge)
         ("folio", "i8"),
         (
             "hits",
@@ -380,9 +380,9 @@ def kernel_dtype(
         ("file", FILE, (NR_OPEN,)),  # open files by descriptor
         ("vma", VMA, (max_map_count + 8,)),
         ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
-        ("pte_table", "u1", (tables(1),)),  # PMD_* by address >> pmd shift
-        ("pmd_table", "u1", (tables(2),)),  # by address >> pud shift: 1 where a PMD page exists
-        ("pud_table", "u1", (tables(3),)),  # by address >> pgd shift: 1 where a PUD page exists
+        ("pmd", "u1", (tables(1),)),  # PMD_* by address >> pmd_shift() (kernel.page)
+        ("pud", "u1", (tables(2),)),  # by address >> pud_shift(): 1 where a PMD page exists
+        ("pgd", "u1", (tables(3),)),  # by address >> pgd_shift(): 1 where a PUD page exists
         ("slot_seen", "u1", (slots,)),  # by folded PTE table: 1 when listed in touched
         ("touched", "i8", (slots,)),  # folded PTE tables that held pages since the last reset
     ]

@@ -21,7 +21,6 @@ from kernel.engine.switches import PAGE_SHIFT, TLB
 from kernel.frames import (
     alloc_frames,
     enter_table,
-    fold_page,
     map_frame,
     move_to_list,
     order_of,
@@ -32,7 +31,8 @@ from kernel.frames import (
     zone_watermark_ok,
 )
 from kernel.huge import folio_of, split_folio
-from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables, pgd_shift, pmd_shift, pud_shift
+from kernel.page import fold_page, pgd_shift, pmd_order, pmd_shift, pud_shift
+from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
 from kernel.swap import alloc_slot, free_slot, swap_full
 from kernel.task import kill
 from kernel.tlb import flush_tlb_range
@@ -156,7 +156,7 @@ def _huge_part(k, pfn):
 @jit
 def _split(k, pfn):
     """Take the huge page apart that the block at ``pfn`` is or is part of; any frame may go."""
-    split_folio(k, _huge_part(k, pfn) >> (PAGE_SHIFT - 3))
+    split_folio(k, _huge_part(k, pfn) >> pmd_order())
 
 
 @jit
@@ -275,7 +275,7 @@ def get_frame(k, addr):
 @jit(cold=True)
 def get_huge_frame(k):
     """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
-    pfn = alloc_frames(k, PAGE_SHIFT - 3, WMARK_LOW)
+    pfn = alloc_frames(k, pmd_order(), WMARK_LOW)
     if pfn >= 0:
         k.vmstat.thp_fault_alloc += 1
     else:
@@ -292,7 +292,7 @@ def _table_frame(k, addr):
 @jit(cold=True)
 def back_pud(k, addr):
     """Make the PUD page that maps ``addr`` exist, with a frame; may kill."""
-    if not k.pud_table[addr >> pgd_shift()]:
+    if not k.pgd[addr >> pgd_shift()]:
         _table_frame(k, addr)
         alloc_pud(k, addr)
 
@@ -301,7 +301,7 @@ def back_pud(k, addr):
 def back_pmd(k, addr):
     """Make the PMD page that maps ``addr`` exist, and what is above it, each with a frame."""
     back_pud(k, addr)
-    if not k.pmd_table[addr >> pud_shift()]:
+    if not k.pud[addr >> pud_shift()]:
         _table_frame(k, addr)
         alloc_pmd(k, addr)
 
@@ -310,7 +310,7 @@ def back_pmd(k, addr):
 def back_tables(k, addr):
     """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
     back_pmd(k, addr)
-    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
+    if k.pmd[addr >> pmd_shift()] == PMD_NONE:
         _table_frame(k, addr)
         alloc_tables(k, addr)
 

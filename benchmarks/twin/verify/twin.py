@@ -37,7 +37,8 @@ from kernel.engine.jit import build, jit, source_hash
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import setrlimit
 from kernel.linux.host.code import MAX_THREADS
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
+from kernel.page import page_align
 from kernel.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,

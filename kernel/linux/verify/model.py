@@ -22,7 +22,7 @@ from kernel.limits import setrlimit
 from kernel.linux.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
 from kernel.linux.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 from kernel.linux.verify.program import Area, View
-from kernel.pgtable import next_slot, page_of, pmd_shift
+from kernel.page import next_slot, page_of, page_size, pmd_addr_end
 from kernel.syscall import syscall
 from kernel.types import (
     PTE_FILE,
@@ -105,7 +105,7 @@ def execute(k, kind, nr, a, b, c, d, e, f):
         _reach(k, a, 1)
         store(k, a, b)
     elif kind == OP_TOUCH:
-        for addr in range(a, a + b, 1 << PAGE_SHIFT):
+        for addr in range(a, a + b, page_size()):
             _reach(k, addr, c)
             if c:
                 store(k, addr, d)
@@ -223,11 +223,11 @@ def model_regions(k, protected, rows):
             continue
         start = next_slot(k, start, end)
         while start < end:
-            stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-            for addr in range(start, stop, 1 << PAGE_SHIFT):
+            stop = pmd_addr_end(start, end)
+            for addr in range(start, stop, page_size()):
                 state = _page_state(k.pte[page_of(addr)])
                 if state:
-                    n = _put_region(rows, n, addr, addr + (1 << PAGE_SHIFT), state)
+                    n = _put_region(rows, n, addr, addr + page_size(), state)
             start = next_slot(k, stop, end)
     return n
 

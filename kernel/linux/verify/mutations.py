@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kernel.engine.jit import jit
-from kernel.huge import pages_per_slot
+from kernel.page import pages_per_slot
 from kernel.types import (
     VM_GROWSDOWN,
     VM_LOCKED,

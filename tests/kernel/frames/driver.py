@@ -22,7 +22,7 @@ from kernel.frames import (
     munlock_frame,
 )
 from kernel.huge import folio_of, set_folio, split_huge_slot
-from kernel.pgtable import page_of, set_pmd
+from kernel.page import page_of, set_pmd
 from kernel.swap import move_slot
 from kernel.types import (
     ACTIVE,
