@@ -17,7 +17,7 @@ from kernel.engine.memory import (
     store_half_word,
     store_word,
 )
-from kernel.engine.switches import CHECKED, COUNT, FRAMES, PAYLOAD, TLB
+from kernel.engine.switches import CHECKED, COUNT, FRAMES, PAYLOAD
 from kernel.fault import handle_mm_fault
 from kernel.page import fold, page_of, page_size, page_start
 from kernel.task import kill
@@ -33,11 +33,10 @@ def make_present(k, addr, write):
         handle_mm_fault(k, addr, write)
 
 
-@jit(inline=True)
+@jit(inline=True, when="TLB")
 def translate(k, addr):
     """Count the translation of ``addr``, whose page is mapped."""
-    if TLB:
-        tlb_access(k, addr, k.pte[page_of(addr)] & PTE_HUGE)
+    tlb_access(k, addr, k.pte[page_of(addr)] & PTE_HUGE)
 
 
 @jit(inline=True)

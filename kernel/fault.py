@@ -16,7 +16,7 @@ none: they belong to the rest of the system.
 
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
+from kernel.engine.switches import FRAMES, PAGE_SHIFT
 from kernel.frames import free_table_frames, map_frame, munlock_frame
 from kernel.huge import (
     folio_batch,
@@ -36,7 +36,6 @@ from kernel.page import (
     pages_of,
     pages_per_slot,
     pmd_addr_end,
-    pmd_order,
     pmd_shift,
     pmd_size,
     slot_start,
@@ -44,7 +43,7 @@ from kernel.page import (
 from kernel.pgtable import alloc_tables, free_ptes
 from kernel.stack import expand_stack
 from kernel.task import kill
-from kernel.tlb import flush_tlb_range
+from kernel.tlb import flush_present, flush_tlb_page
 from kernel.types import (
     ADDRESS_BITS,
     PMD_HUGE,
@@ -56,7 +55,6 @@ from kernel.types import (
     PTE_HUGE,
     PTE_LAZY,
     PTE_MLOCK,
-    PTE_PRESENT,
     PTE_READ,
     PTE_STORE,
     PTE_SWAP,
@@ -75,57 +73,51 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.vma import anon_vma_prepare, find_vma
-from kernel.vmscan import back_tables, get_frame, get_huge_frame, release_page, swap_in
+from kernel.vmscan import get_frame, get_huge_frame, release_page, swap_in
 
 #: What :func:`fault_page` did: nothing, or the kind of fault.
 NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE, FAULT_SWAP = range(7)
 
 
 @jit
-def _check_memory(k, addr, pages):
-    """Kill the process when physical memory cannot hold ``pages`` more, where nothing else does."""
+def _fits(k, pages):
+    """Whether memory holds ``pages`` more; with FRAMES, getting their frames has answered that."""
     mm = k.mm
-    if not FRAMES and mm.memory and mm.rss + mm.rss_file + pages > mm.memory:
+    return FRAMES or mm.memory == 0 or mm.rss + mm.rss_file + pages <= mm.memory
+
+
+@jit
+def _check_memory(k, addr):
+    """Kill the process when memory cannot hold a page more, for ``addr``."""
+    if not _fits(k, 1):
         kill(k, SIGKILL, 0, addr, 1)
 
 
 @jit
-def _add_frame(k, page):
-    """Map a fresh frame at ``page``, written to."""
+def _add_frame(k, addr, pfn):
+    """Map the fresh frame ``pfn`` at the page of ``addr``, written to."""
     mm = k.mm
-    k.pte[page] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
+    map_frame(k, pfn, addr)
+    k.pte[page_of(addr)] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
     mm.rss += 1
     if mm.rss > mm.hiwater_rss:
         mm.hiwater_rss = mm.rss
 
 
-@jit
-def _flush_page(k, addr):
-    """Forget the translation of the page of ``addr``, or of its huge page."""
-    start = page_start(addr)
-    flush_tlb_range(k, start, start + page_size())
-
-
 @jit(cold=True)
 def _fault_huge(k, addr, write):
     """Serve a fault with a huge page; False when memory has no room for one."""
-    mm = k.mm
-    if FRAMES:
-        back_tables(k, addr)
+    alloc_tables(k, addr)
     if not write:
         map_huge_zero(k, addr)
         return True
-    if FRAMES:
-        pfn = get_huge_frame(k)
-        if pfn < 0:
-            return False
-    elif mm.memory and mm.rss + mm.rss_file + pages_per_slot() > mm.memory:
+    pfn = get_huge_frame(k)
+    if pfn < 0 or not _fits(k, pages_per_slot()):
         return False
-    if TLB and k.pte[page_of(addr)] & PTE_HUGE:
-        _flush_page(k, addr)
+    if k.pte[page_of(addr)] & PTE_HUGE:
+        flush_tlb_page(k, addr)
     map_huge_page(k, addr)
-    if FRAMES:
-        map_frame(k, pfn, slot_start(addr))
+    map_frame(k, pfn, slot_start(addr))
     return True
 
 
@@ -134,25 +126,19 @@ def _fault_file(k, i, addr, write):
     """Map a page of the file or shared memory behind area ``i``; a private write copies it."""
     mm = k.mm
     page = page_of(addr)
-    if FRAMES:
-        back_tables(k, addr)
     alloc_tables(k, addr)
     if k.pte[page] & PTE_WORDS and not k.pte[page] & PTE_FILE:
         clear_page(k, page)
     if write and not k.vma[i].vm_flags & VM_SHARED:
         anon_vma_prepare(k, i)
-        if FRAMES:
-            pfn = get_frame(k, addr)
-        if TLB and k.pte[page] & PTE_FILE:
-            _flush_page(k, addr)
+        pfn = get_frame(k, addr)
         if k.pte[page] & PTE_FILE:
+            flush_tlb_page(k, addr)
             mm.rss_file -= 1
-        _check_memory(k, addr, 1)
-        _add_frame(k, page)
-        if FRAMES:
-            map_frame(k, pfn, addr)
+        _check_memory(k, addr)
+        _add_frame(k, addr, pfn)
         return FAULT_COW
-    _check_memory(k, addr, 1)
+    _check_memory(k, addr)
     k.pte[page] = PTE_READ | PTE_FILE
     mm.rss_file += 1
     return FAULT_FILE
@@ -166,7 +152,7 @@ def _fault_page(k, i, addr, write):
     """
     page = page_of(addr)
     f = k.pte[page]
-    if FRAMES and f & PTE_SWAP:
+    if f & PTE_SWAP:
         swap_in(k, addr)
         return FAULT_SWAP
     if f & (PTE_FRAME | PTE_FILE) or (f & PTE_ZERO and not write):
@@ -183,8 +169,6 @@ def _fault_page(k, i, addr, write):
         if _fault_huge(k, addr, write):
             return FAULT_HUGE
         split_huge_slot(k, addr)
-    if FRAMES:
-        back_tables(k, addr)
     alloc_tables(k, addr)
     if f & PTE_WORDS:
         clear_page(k, page)
@@ -192,14 +176,11 @@ def _fault_page(k, i, addr, write):
         k.pte[page] = PTE_READ | PTE_ZERO
         return FAULT_READ
     anon_vma_prepare(k, i)
-    if FRAMES:
-        pfn = get_frame(k, addr)
-    _check_memory(k, addr, 1)
-    if TLB and f & PTE_ZERO:
-        _flush_page(k, addr)
-    _add_frame(k, page)
-    if FRAMES:
-        map_frame(k, pfn, addr)
+    pfn = get_frame(k, addr)
+    _check_memory(k, addr)
+    if f & PTE_ZERO:
+        flush_tlb_page(k, addr)
+    _add_frame(k, addr, pfn)
     return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
 
 
@@ -208,12 +189,9 @@ def fault_page(k, i, addr, write):
     """Make the page of ``addr`` in area ``i`` present (:func:`_fault_page`), locked where it is."""
     kind = _fault_page(k, i, addr, write)
     if kind != NO_FAULT and k.vma[i].vm_flags & VM_LOCKED:
-        first = page_of(addr)
-        n = 1
-        if kind == FAULT_HUGE:
-            first = first >> pmd_order() << pmd_order()
-            n = pages_per_slot()
-        for page in range(first, first + n):
+        start = slot_start(addr) if kind == FAULT_HUGE else page_start(addr)
+        n = pages_per_slot() if kind == FAULT_HUGE else 1
+        for page in range(page_of(start), page_of(start) + n):
             if k.pte[page] & PTE_FRAME:
                 k.pte[page] |= PTE_MLOCK
     return kind
@@ -222,7 +200,7 @@ def fault_page(k, i, addr, write):
 @jit
 def _is_minor(kind):
     """Whether a fault of this kind counts as a minor one."""
-    return kind != NO_FAULT and not (FRAMES and kind == FAULT_SWAP)
+    return kind not in (NO_FAULT, FAULT_SWAP)
 
 
 @jit(cold=True)
@@ -285,29 +263,10 @@ def populate_area(k, i, start, end, write):
 
 
 @jit(cold=True)
-def flush_present(k, start, end):
-    """Forget the translations of [start, end) from the first page that is mapped to the last."""
-    first = end
-    last = start
-    at = next_slot(k, start, end)
-    while at < end:
-        stop = pmd_addr_end(at, end)
-        while at < stop:
-            if k.pte[page_of(at)] & PTE_PRESENT:
-                first = min(first, at)
-                last = at + page_size()
-            at += page_size()
-        at = next_slot(k, at, end)
-    if first < last:
-        flush_tlb_range(k, first, last)
-
-
-@jit(cold=True)
 def zap_pages(k, start, end):
     """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
     mm = k.mm
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = pmd_addr_end(start, end)
@@ -317,8 +276,7 @@ def zap_pages(k, start, end):
         for page in pages_of(start, stop):
             f = k.pte[page]
             if f:
-                if FRAMES:
-                    release_page(k, page, f)
+                release_page(k, page, f)
                 if f & PTE_FRAME:
                     mm.rss -= 1
                     mm.zapped += 1
@@ -332,8 +290,7 @@ def zap_pages(k, start, end):
             mm.nr_ptes -= 1
             if mm.zapped > before:
                 mm.zapped_huge += 1
-            if FRAMES:
-                free_table_frames(k, 1)
+            free_table_frames(k, 1)
         start = next_slot(k, stop, end)
 
 
@@ -357,8 +314,7 @@ def lock_frames(k, start, end, lock):
                 k.pte[i] |= PTE_MLOCK
             else:
                 k.pte[i] &= PTE_ALL ^ PTE_MLOCK
-                if FRAMES and k.pte[i] & PTE_FRAME:
-                    munlock_frame(k, i)
+                munlock_frame(k, i)
         addr = next_slot(k, addr + (n << PAGE_SHIFT), end)
 
 
@@ -374,8 +330,7 @@ def drop_rights(k, start, end):
 
     What mprotect does to page tables: a huge page that is only partly in the range is split.
     """
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = pmd_addr_end(start, end)

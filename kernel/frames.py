@@ -35,6 +35,7 @@ from kernel.types import (
     NR_STATES,
     NR_ZONES,
     OTHERS,
+    PTE_FRAME,
     TABLE,
     TAKEN,
     UNEVICTABLE,
@@ -346,7 +347,7 @@ def move_to_list(k, pfn, state):
     list_add(k, k.lru[state], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def map_frame(k, pfn, addr):
     """Note that the block at ``pfn``, state TAKEN, is mapped at ``addr``: a new inactive one."""
     page = addr >> PAGE_SHIFT
@@ -357,7 +358,7 @@ def map_frame(k, pfn, addr):
     list_add(k, k.lru[INACTIVE], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def release_frame(k, page):
     """Free the frame, or block, whose (first) page is folded page ``page``; its mapping goes."""
     pfn = pfn_of(k, page)
@@ -365,7 +366,7 @@ def release_frame(k, page):
     free_frames(k, pfn, order_of(k, pfn))
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def split_frame(k, page):
     """Let the block whose first page is folded page ``page`` be single frames, each mapped.
 
@@ -403,12 +404,11 @@ def move_frame(k, old, addr):
         _set_owner(k, pfn, page)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def munlock_frame(k, page):
     """Let the frame, or block, of folded page ``page``, no longer locked, be reclaimed again."""
-    pfn = pfn_of(k, page)
-    if k.frame[pfn].state == UNEVICTABLE:
-        move_to_list(k, pfn, INACTIVE)
+    if k.pte[page] & PTE_FRAME and k.frame[pfn_of(k, page)].state == UNEVICTABLE:
+        move_to_list(k, pfn_of(k, page), INACTIVE)
 
 
 @jit
@@ -418,7 +418,7 @@ def enter_table(k, pfn):
     list_add(k, k.lru[TABLE], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def free_table_frames(k, n):
     """Free the frames of ``n`` page-table pages."""
     for _ in range(n):

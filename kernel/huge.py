@@ -15,14 +15,13 @@ mapping is split: the part that is still whole to Linux is not free for others e
 
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page, load_word, store_word
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.find import find_vma
 from kernel.frames import munlock_frame, release_frame, split_frame
 from kernel.page import (
     next_slot,
     offset_in_slot,
     page_of,
-    page_size,
     pages_around,
     pages_of,
     pages_per_slot,
@@ -33,8 +32,7 @@ from kernel.page import (
     set_pmd,
     slot_start,
 )
-from kernel.pgtable import alloc_tables
-from kernel.tlb import flush_tlb_range
+from kernel.tlb import flush_tlb_page
 from kernel.types import (
     PMD_HUGE,
     PMD_TABLE,
@@ -93,17 +91,18 @@ def _fill_slot(k, addr, state, folio):
 
 @jit(cold=True)
 def map_huge_zero(k, addr):
-    """Map the huge zero page over the empty slot of ``addr``."""
-    alloc_tables(k, addr)
+    """Map the huge zero page over the empty slot of ``addr``, whose PTE page is deposited."""
     set_pmd(k, addr, PMD_HUGE)
     _fill_slot(k, addr, PTE_READ | PTE_ZERO | PTE_HUGE, 0)
 
 
 @jit(cold=True)
 def map_huge_page(k, addr):
-    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page."""
+    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page.
+
+    The slot's PTE page exists, and is deposited.
+    """
     mm = k.mm
-    alloc_tables(k, addr)
     set_pmd(k, addr, PMD_HUGE)
     mm.folios += 1
     _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << pmd_order())
@@ -127,9 +126,8 @@ def _split_mapping(k, addr, lost):
     """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
     k.pmd[addr >> pmd_shift()] = PMD_TABLE
     first = page_of(addr) >> pmd_order() << pmd_order()
-    if TLB:
-        flush_tlb_range(k, addr, addr + page_size())  # one entry maps the whole slot
-    if FRAMES and k.pte[first] & PTE_FRAME:
+    flush_tlb_page(k, addr)  # one entry maps the whole slot
+    if k.pte[first] & PTE_FRAME:
         if lost & PTE_MLOCK:
             munlock_frame(k, first)
         split_frame(k, first)
@@ -166,11 +164,8 @@ def _split_folio_in(k, i, start, end, folio):
         f = k.pte[page]
         locked = f & PTE_MLOCK or k.vma[i].vm_flags & VM_LOCKED
         if f & PTE_FRAME and not f & PTE_DIRTY and not locked:
-            if FRAMES:
-                release_frame(k, page)
-            if TLB:
-                at = start + ((page - page_of(start)) << PAGE_SHIFT)
-                flush_tlb_range(k, at, at + page_size())
+            release_frame(k, page)
+            flush_tlb_page(k, start + ((page - page_of(start)) << PAGE_SHIFT))
             k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
             mm.rss -= 1
             mm.zapped += 1

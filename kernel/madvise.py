@@ -1,8 +1,8 @@
 """madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
 from kernel.engine.jit import jit
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
-from kernel.fault import flush_present, populate_area, zap_pages, zap_whole_slots
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.fault import populate_area, zap_pages, zap_whole_slots
 from kernel.huge import folio_of, split_folio, split_huge_slot, split_partial_folios
 from kernel.page import (
     next_slot,
@@ -15,17 +15,15 @@ from kernel.page import (
     pmd_addr_end,
     pmd_order,
 )
-from kernel.swap import free_slot
+from kernel.swap import drop_slot
+from kernel.tlb import flush_present
 from kernel.types import (
     PTE_ALL,
     PTE_FRAME,
     PTE_LAZY,
     PTE_MLOCK,
-    PTE_READ,
     PTE_STORE,
-    PTE_SWAP,
     PTE_UNBACKED,
-    PTE_WORDS,
     PTE_WRITE,
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -66,7 +64,7 @@ from kernel.uapi import (
     MADV_WIPEONFORK,
 )
 from kernel.vma import find_vma, modify_vma
-from kernel.vmscan import cold_page, lazy_page, page_out
+from kernel.vmscan import cold_pages, lazy_page, page_out
 
 
 @jit
@@ -117,8 +115,7 @@ def _refused(k, i, advice):
 @jit(cold=True)
 def free_lazily(k, start, end):
     """MADV_FREE: pages of [start, end) may go without a word, unless written to again."""
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
         stop = pmd_addr_end(start, end)
@@ -127,12 +124,9 @@ def free_lazily(k, start, end):
             if k.pte[page] & PTE_FRAME:
                 k.pte[page] &= PTE_ALL ^ (PTE_WRITE | PTE_STORE)
                 k.pte[page] |= PTE_LAZY | PTE_UNBACKED
-                if FRAMES:
-                    k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
-                    lazy_page(k, page)
-            elif FRAMES and k.pte[page] & PTE_SWAP:
-                free_slot(k, page)
-                k.pte[page] &= PTE_WORDS
+                lazy_page(k, page)
+            else:
+                drop_slot(k, page)
         start = next_slot(k, stop, end)
 
 
@@ -149,10 +143,8 @@ def deactivate(k, start, end, reclaim):
         split_partial_folios(k, start, stop)
         if reclaim:
             _reclaim(k, start, stop)
-        elif FRAMES:
-            for page in pages_of(start, stop):
-                if k.pte[page] & PTE_FRAME:
-                    cold_page(k, page)
+        else:
+            cold_pages(k, start, stop)
         start = next_slot(k, stop, end)
 
 
@@ -178,8 +170,7 @@ def _reclaim(k, start, end):
             n = pages_per_slot()
             if k.pte[page] & PTE_UNBACKED == 0:
                 split_folio(k, folio_of(k, page) >> pmd_order())
-                if FRAMES:
-                    n = 0  # its pages are met once more, one by one
+                page_out(k, page, n)
             elif _lazy_pages(k, page, n) < n:
                 # Written to since it was given up: it stays, but is mapped page by page.
                 split_huge_slot(k, addr)
@@ -190,8 +181,8 @@ def _reclaim(k, start, end):
                 zap_pages(k, addr, addr + (n << PAGE_SHIFT))
         elif k.pte[page] & PTE_LAZY:
             zap_pages(k, addr, addr + page_size())
-        elif FRAMES and k.pte[page] & PTE_FRAME:
-            page_out(k, page)
+        else:
+            page_out(k, page, n)
         addr += n << PAGE_SHIFT
 
 

@@ -6,9 +6,7 @@ unmapped when a later step fails.
 
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page, copy_page
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
-from kernel.fault import flush_present
-from kernel.frames import move_frame
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.limits import enough_memory, may_expand_vm, may_lock
 from kernel.mlock import populate
@@ -24,12 +22,12 @@ from kernel.page import (
     set_pmd,
 )
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
-from kernel.swap import move_slot
+from kernel.swap import move_backing
+from kernel.tlb import flush_present
 from kernel.types import (
     PMD_NONE,
     PTE_ALL,
     PTE_FRAME,
-    PTE_SWAP,
     PTE_WORDS,
     VM_ACCOUNT,
     VM_FILE_ALIGN,
@@ -51,7 +49,6 @@ from kernel.uapi import (
     MREMAP_MAYMOVE,
 )
 from kernel.vma import account_vm, add_vma, find_vma, intersects, pgoff_at
-from kernel.vmscan import back_pmd, back_pud, back_tables
 
 
 @jit(cold=True)
@@ -71,24 +68,12 @@ def _move_page(k, dst, src):
         set_folio(k, src, 0)
 
 
-@jit
-def _move_backing(k, addr, src):
-    """Let the frame or swap slot of folded page ``src`` know that its page moves to ``addr``."""
-    f = k.pte[src]
-    if f & PTE_SWAP:
-        move_slot(k, src, addr)
-    elif f & PTE_FRAME:
-        move_frame(k, src, addr)
-
-
 @jit(cold=True)
 def _move_pages(k, new, old, length):
     """Move the pages of [old, old + length), all in one slot, to ``new``."""
-    if TLB:
-        flush_present(k, old, old + length)
+    flush_present(k, old, old + length)
     for n in range(length >> PAGE_SHIFT):
-        if FRAMES:
-            _move_backing(k, new + (n << PAGE_SHIFT), page_of(old) + n)
+        move_backing(k, page_of(old) + n, new + (n << PAGE_SHIFT))
         _move_page(k, page_of(new) + n, page_of(old) + n)
 
 
@@ -142,8 +127,6 @@ def move_page_tables(k, old, new, length):
             old += extent
             new += extent
             continue
-        if FRAMES:
-            back_pud(k, new)
         alloc_pud(k, new)
         if extent == pud_size():
             for n in range(0, extent, pmd_size()):
@@ -155,15 +138,11 @@ def move_page_tables(k, old, new, length):
             continue
         extent = _extent(pmd_shift(), old, new, old_end)
         if k.pmd[old >> pmd_shift()] != PMD_NONE:
-            if FRAMES:
-                back_pmd(k, new)
             alloc_pmd(k, new)
             if extent == pmd_size():
                 _move_slot(k, new, old)
             else:
                 split_huge_slot(k, old)
-                if FRAMES:
-                    back_tables(k, new)
                 alloc_tables(k, new)
                 _move_pages(k, new, old, extent)
         old += extent

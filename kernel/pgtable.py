@@ -8,10 +8,10 @@ real addresses, never folded, so that their number is exact.
 """
 
 from kernel.engine.jit import jit
-from kernel.engine.switches import FRAMES
 from kernel.frames import free_table_frames
 from kernel.page import pgd_shift, pmd_shift, pud_addr_end, pud_shift, set_pmd
 from kernel.types import PMD_NONE, PMD_TABLE
+from kernel.vmscan import take_table_frame
 
 
 @jit
@@ -28,6 +28,7 @@ def alloc_pud(k, addr):
     """Make the PUD page that maps ``addr`` exist."""
     mm = k.mm
     if not k.pgd[addr >> pgd_shift()]:
+        take_table_frame(k, addr)
         k.pgd[addr >> pgd_shift()] = 1
         mm.nr_puds += 1
         _grown(k)
@@ -39,6 +40,7 @@ def alloc_pmd(k, addr):
     mm = k.mm
     alloc_pud(k, addr)
     if not k.pud[addr >> pud_shift()]:
+        take_table_frame(k, addr)
         k.pud[addr >> pud_shift()] = 1
         mm.nr_pmds += 1
         _grown(k)
@@ -50,6 +52,7 @@ def alloc_tables(k, addr):
     if k.pmd[addr >> pmd_shift()]:
         return
     alloc_pmd(k, addr)
+    take_table_frame(k, addr)
     set_pmd(k, addr, PMD_TABLE)
     k.mm.nr_ptes += 1
     _grown(k)
@@ -78,8 +81,7 @@ def free_ptes(k, start, end, floor, ceiling):
             freed += _free_level(k.pmd, pmd_shift(), start, stop, floor, ceiling)
         start = stop
     k.mm.nr_ptes -= freed
-    if FRAMES:
-        free_table_frames(k, freed)
+    free_table_frames(k, freed)
 
 
 @jit(cold=True)
@@ -94,5 +96,4 @@ def free_tables(k, start, end, floor, ceiling):
     puds = _free_level(k.pgd, pgd_shift(), start, end, floor, ceiling)
     mm.nr_pmds -= pmds
     mm.nr_puds -= puds
-    if FRAMES:
-        free_table_frames(k, pmds + puds)
+    free_table_frames(k, pmds + puds)

@@ -17,7 +17,7 @@ area.
 """
 
 from kernel.engine.jit import jit
-from kernel.engine.switches import PAGE_SHIFT, TLB
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import (
     alloc_frames,
     enter_table,
@@ -31,17 +31,16 @@ from kernel.frames import (
     zone_watermark_ok,
 )
 from kernel.huge import folio_of, split_folio
-from kernel.page import fold_page, pgd_shift, pmd_order, pmd_shift, pud_shift
-from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
+from kernel.page import fold_page, pages_of, pmd_order
 from kernel.swap import alloc_slot, free_slot, swap_full
 from kernel.task import kill
-from kernel.tlb import flush_tlb_range
+from kernel.tlb import flush_tlb_page
 from kernel.types import (
     ACTIVE,
     INACTIVE,
     INSIDE,
     LAZY,
-    PMD_NONE,
+    PTE_ALL,
     PTE_DIRTY,
     PTE_FRAME,
     PTE_LAZY,
@@ -89,12 +88,6 @@ def _set_aside(k, pfn):
 
 
 @jit
-def _flush_page(k, page):
-    """Forget the translation of page number ``page``."""
-    flush_tlb_range(k, page << PAGE_SHIFT, (page + 1) << PAGE_SHIFT)
-
-
-@jit
 def _test_and_clear_young(k, pfn):
     """Whether the block at ``pfn`` was accessed since the last look; from now on it was not."""
     page = fold_page(owner_of(k, pfn))
@@ -125,8 +118,7 @@ def _drop(k, pfn):
     page = fold_page(owner)
     k.pte[page] = int(k.pte[page]) & PTE_WORDS
     release_frame(k, page)
-    if TLB:
-        _flush_page(k, owner)
+    flush_tlb_page(k, owner << PAGE_SHIFT)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pglazyfreed += 1
@@ -140,8 +132,7 @@ def _swap_out(k, pfn):
     k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_SWAP
     release_frame(k, page)
     set_pfn(k, page, alloc_slot(k, owner))
-    if TLB:
-        _flush_page(k, owner)
+    flush_tlb_page(k, owner << PAGE_SHIFT)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pswpout += 1
@@ -255,7 +246,7 @@ def balance(k):
             return
 
 
-@jit
+@jit(when="FRAMES")
 def get_frame(k, addr):
     """Return a frame for the page of ``addr``, state TAKEN, reclaiming others if need be.
 
@@ -272,7 +263,7 @@ def get_frame(k, addr):
     return pfn
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def get_huge_frame(k):
     """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
     pfn = alloc_frames(k, pmd_order(), WMARK_LOW)
@@ -283,39 +274,13 @@ def get_huge_frame(k):
     return pfn
 
 
-@jit
-def _table_frame(k, addr):
-    """Take a frame for a page-table page that ``addr`` needs; may kill."""
+@jit(cold=True, when="FRAMES")
+def take_table_frame(k, addr):
+    """Take a frame for a page-table page that ``addr`` needs; may reclaim, or kill."""
     enter_table(k, get_frame(k, addr))
 
 
-@jit(cold=True)
-def back_pud(k, addr):
-    """Make the PUD page that maps ``addr`` exist, with a frame; may kill."""
-    if not k.pgd[addr >> pgd_shift()]:
-        _table_frame(k, addr)
-        alloc_pud(k, addr)
-
-
-@jit(cold=True)
-def back_pmd(k, addr):
-    """Make the PMD page that maps ``addr`` exist, and what is above it, each with a frame."""
-    back_pud(k, addr)
-    if not k.pud[addr >> pud_shift()]:
-        _table_frame(k, addr)
-        alloc_pmd(k, addr)
-
-
-@jit(cold=True)
-def back_tables(k, addr):
-    """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
-    back_pmd(k, addr)
-    if k.pmd[addr >> pmd_shift()] == PMD_NONE:
-        _table_frame(k, addr)
-        alloc_tables(k, addr)
-
-
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def swap_in(k, addr):
     """Bring the page of ``addr`` back from its slot, without rights yet: a major fault.
 
@@ -334,7 +299,7 @@ def swap_in(k, addr):
     k.vmstat.pswpin += 1
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def release_page(k, page, f):
     """Give back the frame or slot of folded page ``page``, whose state was ``f``; the page goes.
 
@@ -346,21 +311,19 @@ def release_page(k, page, f):
         release_frame(k, page)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def lazy_page(k, page):
     """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
     pfn = pfn_of(k, page)
+    k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
     if k.frame[pfn].state == INACTIVE or k.frame[pfn].state == ACTIVE:
         k.frame[pfn].referenced = 0
         move_to_list(k, pfn, LAZY)
 
 
-@jit(cold=True)
-def cold_page(k, page):
-    """Let the frame, or block, of folded page ``page`` be not accessed for long (MADV_COLD)."""
-    pfn = pfn_of(k, page)
-    if k.frame[pfn].state == INSIDE:
-        return
+@jit
+def _deactivate(k, pfn):
+    """Let the block at ``pfn`` be not accessed for long."""
     _test_and_clear_young(k, pfn)
     k.frame[pfn].referenced = 0
     if k.frame[pfn].state == ACTIVE:
@@ -368,8 +331,20 @@ def cold_page(k, page):
         move_to_list(k, pfn, INACTIVE)
 
 
-@jit(cold=True)
-def page_out(k, page):
-    """Swap folded page ``page`` out, single and not locked, while there are slots."""
-    if not swap_full(k):
-        _swap_out(k, pfn_of(k, page))
+@jit(cold=True, when="FRAMES")
+def cold_pages(k, start, end):
+    """Let the pages of [start, end), all in one slot, be not accessed for long (MADV_COLD)."""
+    for page in pages_of(start, end):
+        if k.pte[page] & PTE_FRAME and k.frame[pfn_of(k, page)].state != INSIDE:
+            _deactivate(k, pfn_of(k, page))
+
+
+@jit(cold=True, when="FRAMES")
+def page_out(k, page, n):
+    """Swap ``n`` pages from folded ``page`` on out, single frames, while there are slots.
+
+    What is locked stays.
+    """
+    for p in range(page, page + n):
+        if k.pte[p] & (PTE_FRAME | PTE_MLOCK) == PTE_FRAME and not swap_full(k):
+            _swap_out(k, pfn_of(k, p))

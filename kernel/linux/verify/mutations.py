@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kernel.engine.jit import jit
-from kernel.page import pages_per_slot
+from kernel.huge import map_huge_page as map_huge
 from kernel.types import (
     VM_GROWSDOWN,
     VM_LOCKED,
@@ -182,7 +182,8 @@ def _keep_huge(k, addr):
 
 @_breaks("a huge page comes without a deposited table", "map_huge_page")
 def _no_deposit(k, addr):
-    k.mm.rss += pages_per_slot()
+    map_huge(k, addr)
+    k.mm.nr_ptes -= 1
 
 
 @_breaks("frames are never locked in memory", "lock_frames")
