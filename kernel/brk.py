@@ -3,12 +3,13 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import enough_memory, may_expand_vm
+from kernel.merge import add_vma
 from kernel.mmap import do_munmap, refuse_collision
 from kernel.page import page_align, page_size
 from kernel.stack import vm_start_gap
 from kernel.types import VM_ACCOUNT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_WRITE
 from kernel.uapi import ENOMEM, RLIM_INFINITY
-from kernel.vma import account_vm, add_vma, find_vma, insert_vma, intersects
+from kernel.vma import account_vm, find_vma, insert_vma, intersects
 
 
 @jit

@@ -28,6 +28,7 @@ from kernel.huge import (
     set_folio,
     split_huge_slot,
 )
+from kernel.merge import anon_vma_prepare
 from kernel.page import (
     next_slot,
     page_of,
@@ -72,7 +73,7 @@ from kernel.types import (
     VM_SHARED,
     VM_WRITE,
 )
-from kernel.vma import anon_vma_prepare, find_vma
+from kernel.vma import add_rss, find_vma
 from kernel.vmscan import get_frame, get_huge_frame, release_page, swap_in
 
 #: What :func:`fault_page` did: nothing, or the kind of fault.
@@ -96,12 +97,9 @@ def _check_memory(k, addr):
 @jit
 def _add_frame(k, addr, pfn):
     """Map the fresh frame ``pfn`` at the page of ``addr``, written to."""
-    mm = k.mm
     map_frame(k, pfn, addr)
     k.pte[page_of(addr)] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
-    mm.rss += 1
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
+    add_rss(k, 1)
 
 
 @jit(cold=True)

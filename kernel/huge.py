@@ -16,7 +16,6 @@ mapping is split: the part that is still whole to Linux is not free for others e
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page, load_word, store_word
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.find import find_vma
 from kernel.frames import munlock_frame, release_frame, split_frame
 from kernel.page import (
     next_slot,
@@ -51,6 +50,7 @@ from kernel.types import (
     VM_LOCKED,
     VM_NOHUGEPAGE,
 )
+from kernel.vma import add_rss, find_vma
 
 
 @jit
@@ -106,9 +106,7 @@ def map_huge_page(k, addr):
     set_pmd(k, addr, PMD_HUGE)
     mm.folios += 1
     _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << pmd_order())
-    mm.rss += pages_per_slot()
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
+    add_rss(k, pages_per_slot())
 
 
 @jit(cold=True)

@@ -4,6 +4,7 @@ from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import populate_area, zap_pages, zap_whole_slots
 from kernel.huge import folio_of, split_folio, split_huge_slot, split_partial_folios
+from kernel.merge import modify_vma
 from kernel.page import (
     next_slot,
     offset_in_page,
@@ -63,7 +64,7 @@ from kernel.uapi import (
     MADV_WILLNEED,
     MADV_WIPEONFORK,
 )
-from kernel.vma import find_vma, modify_vma
+from kernel.vma import find_vma
 from kernel.vmscan import cold_pages, lazy_page, page_out
 
 

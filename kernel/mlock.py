@@ -3,6 +3,7 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import lock_frames, populate_area
+from kernel.merge import modify_vma
 from kernel.page import offset_in_page, page_align, page_start
 from kernel.types import (
     VM_EXEC,
@@ -14,7 +15,7 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.uapi import EINVAL, ENOMEM, EPERM, MLOCK_ONFAULT
-from kernel.vma import find_vma, modify_vma
+from kernel.vma import find_vma
 
 
 @jit

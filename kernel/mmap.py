@@ -9,6 +9,7 @@ from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
 from kernel.fault import zap_pages
 from kernel.layout import get_unmapped_area
 from kernel.limits import accountable, enough_memory, may_expand_vm, may_lock
+from kernel.merge import add_vma, split_vma
 from kernel.mlock import can_lock, populate
 from kernel.page import offset_in_page, page_align, page_start
 from kernel.pgtable import free_tables
@@ -62,7 +63,7 @@ from kernel.uapi import (
     MAP_TYPE,
     PROT_WRITE,
 )
-from kernel.vma import account_vm, add_vma, find_vma, intersects, remove_vmas, split_vma
+from kernel.vma import account_vm, find_vma, intersects, remove_vmas
 
 #: Above the last area no address needs a table: more than any slot's end, even beyond task_size.
 NO_CEILING = 1 << 62

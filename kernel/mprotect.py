@@ -4,11 +4,12 @@ from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import drop_rights
 from kernel.limits import enough_memory, may_expand_vm
+from kernel.merge import modify_vma
 from kernel.mlock import populate
 from kernel.page import offset_in_page, page_align
 from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
 from kernel.uapi import EACCES, EINVAL, ENOMEM, PROT_GROWSDOWN, PROT_GROWSUP
-from kernel.vma import account_vm, find_vma, modify_vma
+from kernel.vma import account_vm, find_vma
 
 
 @jit(cold=True)

@@ -9,6 +9,7 @@ from kernel.engine.memory import clear_page, copy_page
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.limits import enough_memory, may_expand_vm, may_lock
+from kernel.merge import add_vma
 from kernel.mlock import populate
 from kernel.mmap import do_munmap, place_mapping, refuse_collision
 from kernel.page import (
@@ -48,7 +49,7 @@ from kernel.uapi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
-from kernel.vma import account_vm, add_vma, find_vma, intersects, pgoff_at
+from kernel.vma import account_vm, find_vma, intersects, pgoff_at
 
 
 @jit(cold=True)

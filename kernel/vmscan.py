@@ -59,7 +59,7 @@ from kernel.types import (
     ZONE_DMA32,
     ZONE_NORMAL,
 )
-from kernel.vma import find_vma
+from kernel.vma import add_rss, find_vma
 
 #: A page that was accessed since the last look has one of these.
 _YOUNG = PTE_READ | PTE_WRITE
@@ -290,12 +290,9 @@ def swap_in(k, addr):
     pfn = get_frame(k, addr)
     free_slot(k, page)
     map_frame(k, pfn, addr)
-    mm = k.mm
     k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_FRAME
-    mm.rss += 1
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
-    mm.majflt += 1
+    add_rss(k, 1)
+    k.mm.majflt += 1
     k.vmstat.pswpin += 1
 
 

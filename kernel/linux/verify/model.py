@@ -17,7 +17,6 @@ from kernel.engine.branches import Branch, instrument
 from kernel.engine.jit import build_once, jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import handle_mm_fault
-from kernel.find import find_vma
 from kernel.limits import setrlimit
 from kernel.linux.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
 from kernel.linux.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
@@ -34,6 +33,7 @@ from kernel.types import (
     SimulatedSignal,
 )
 from kernel.uapi import RLIM_INFINITY, RLIMIT_AS
+from kernel.vma import find_vma
 
 #: One area as both sides tell it.
 AREA_ROW = np.dtype(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kernel.engine.jit import jit
 from kernel.huge import map_huge_page as map_huge
+from kernel.merge import add_vma
 from kernel.types import (
     VM_GROWSDOWN,
     VM_LOCKED,
@@ -23,7 +24,7 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.uapi import EFAULT, MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
-from kernel.vma import add_vma, pgoff_at
+from kernel.vma import pgoff_at
 
 #: What replaces which function of the model, by the rule that it breaks.
 MUTATIONS: dict[str, dict[str, Callable]] = {}
