@@ -14,6 +14,7 @@ and the page may be in the swap area instead.  Pages of files and of shared memo
 none: they belong to the rest of the system.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page
 from kernel.engine.switches import FRAMES, PAGE_SHIFT
@@ -45,34 +46,6 @@ from kernel.pgtable import alloc_tables, free_ptes
 from kernel.stack import expand_stack
 from kernel.task import kill
 from kernel.tlb import flush_present, flush_tlb_page
-from kernel.types import (
-    ADDRESS_BITS,
-    PMD_HUGE,
-    PMD_NONE,
-    PTE_ALL,
-    PTE_DIRTY,
-    PTE_FILE,
-    PTE_FRAME,
-    PTE_HUGE,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_READ,
-    PTE_STORE,
-    PTE_SWAP,
-    PTE_WORDS,
-    PTE_WRITE,
-    PTE_ZERO,
-    SEGV_ACCERR,
-    SEGV_MAPERR,
-    SI_KERNEL,
-    SIGKILL,
-    SIGSEGV,
-    VM_EXEC,
-    VM_LOCKED,
-    VM_READ,
-    VM_SHARED,
-    VM_WRITE,
-)
 from kernel.vma import add_rss, find_vma
 from kernel.vmscan import get_frame, get_huge_frame, release_page, swap_in
 
@@ -91,14 +64,14 @@ def _fits(k, pages):
 def _check_memory(k, addr):
     """Kill the process when memory cannot hold a page more, for ``addr``."""
     if not _fits(k, 1):
-        kill(k, SIGKILL, 0, addr, 1)
+        kill(k, types.SIGKILL, 0, addr, 1)
 
 
 @jit
 def _add_frame(k, addr, pfn):
     """Map the fresh frame ``pfn`` at the page of ``addr``, written to."""
     map_frame(k, pfn, addr)
-    k.pte[page_of(addr)] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
+    k.pte[page_of(addr)] = types.PTE_READ | types.PTE_WRITE | types.PTE_FRAME | types.PTE_DIRTY
     add_rss(k, 1)
 
 
@@ -112,7 +85,7 @@ def _fault_huge(k, addr, write):
     pfn = get_huge_frame(k)
     if pfn < 0 or not _fits(k, pages_per_slot()):
         return False
-    if k.pte[page_of(addr)] & PTE_HUGE:
+    if k.pte[page_of(addr)] & types.PTE_HUGE:
         flush_tlb_page(k, addr)
     map_huge_page(k, addr)
     map_frame(k, pfn, slot_start(addr))
@@ -125,21 +98,29 @@ def _fault_file(k, i, addr, write):
     mm = k.mm
     page = page_of(addr)
     alloc_tables(k, addr)
-    if k.pte[page] & PTE_WORDS and not k.pte[page] & PTE_FILE:
+    if k.pte[page] & types.PTE_WORDS and not k.pte[page] & types.PTE_FILE:
         clear_page(k, page)
-    if write and not k.vma[i].vm_flags & VM_SHARED:
+    if write and not k.vma[i].vm_flags & types.VM_SHARED:
         anon_vma_prepare(k, i)
         pfn = get_frame(k, addr)
-        if k.pte[page] & PTE_FILE:
+        if k.pte[page] & types.PTE_FILE:
             flush_tlb_page(k, addr)
             mm.rss_file -= 1
         _check_memory(k, addr)
         _add_frame(k, addr, pfn)
         return FAULT_COW
     _check_memory(k, addr)
-    k.pte[page] = PTE_READ | PTE_FILE
+    k.pte[page] = types.PTE_READ | types.PTE_FILE
     mm.rss_file += 1
     return FAULT_FILE
+
+
+@jit
+def _is_served(k, i, f, write):
+    """Whether state ``f`` of a page of area ``i`` is all that the access needs but for rights."""
+    if f & types.PTE_FILE:
+        return not write or k.vma[i].vm_flags & types.VM_SHARED != 0
+    return f & types.PTE_FRAME != 0 or (f & types.PTE_ZERO != 0 and not write)
 
 
 @jit
@@ -150,48 +131,47 @@ def _fault_page(k, i, addr, write):
     """
     page = page_of(addr)
     f = k.pte[page]
-    if f & PTE_SWAP:
+    if f & types.PTE_SWAP:
         swap_in(k, addr)
         return FAULT_SWAP
-    if f & (PTE_FRAME | PTE_FILE) or (f & PTE_ZERO and not write):
-        if k.vma[i].vm_file == 0 or not write or k.vma[i].vm_flags & VM_SHARED or f & PTE_FRAME:
-            return NO_FAULT
+    if _is_served(k, i, f, write):
+        return NO_FAULT
     if k.vma[i].vm_file:
         return _fault_file(k, i, addr, write)
-    if k.pmd[addr >> pmd_shift()] == PMD_NONE:
+    if k.pmd[addr >> pmd_shift()] == types.PMD_NONE:
         if huge_page_allowed(k, i, addr):
             anon_vma_prepare(k, i)
             if _fault_huge(k, addr, write):
                 return FAULT_HUGE
-    elif f & PTE_HUGE:
+    elif f & types.PTE_HUGE:
         if _fault_huge(k, addr, write):
             return FAULT_HUGE
         split_huge_slot(k, addr)
     alloc_tables(k, addr)
-    if f & PTE_WORDS:
+    if f & types.PTE_WORDS:
         clear_page(k, page)
     if not write:
-        k.pte[page] = PTE_READ | PTE_ZERO
+        k.pte[page] = types.PTE_READ | types.PTE_ZERO
         return FAULT_READ
     anon_vma_prepare(k, i)
     pfn = get_frame(k, addr)
     _check_memory(k, addr)
-    if f & PTE_ZERO:
+    if f & types.PTE_ZERO:
         flush_tlb_page(k, addr)
     _add_frame(k, addr, pfn)
-    return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
+    return FAULT_COW if f & types.PTE_ZERO else FAULT_WRITE
 
 
 @jit
 def fault_page(k, i, addr, write):
     """Make the page of ``addr`` in area ``i`` present (:func:`_fault_page`), locked where it is."""
     kind = _fault_page(k, i, addr, write)
-    if kind != NO_FAULT and k.vma[i].vm_flags & VM_LOCKED:
+    if kind != NO_FAULT and k.vma[i].vm_flags & types.VM_LOCKED:
         start = slot_start(addr) if kind == FAULT_HUGE else page_start(addr)
         n = pages_per_slot() if kind == FAULT_HUGE else 1
         for page in range(page_of(start), page_of(start) + n):
-            if k.pte[page] & PTE_FRAME:
-                k.pte[page] |= PTE_MLOCK
+            if k.pte[page] & types.PTE_FRAME:
+                k.pte[page] |= types.PTE_MLOCK
     return kind
 
 
@@ -208,16 +188,17 @@ def handle_mm_fault(k, addr, write):
     Kills the process with SIGSEGV outside any area or against its protection.
     """
     mm = k.mm
-    if addr >> ADDRESS_BITS not in (0, -1):
-        kill(k, SIGSEGV, SI_KERNEL, 0, write)  # no address that the hardware would translate
+    if addr >> types.ADDRESS_BITS not in (0, -1):
+        # No address that the hardware would translate.
+        kill(k, types.SIGSEGV, types.SI_KERNEL, 0, write)
     i = find_vma(k, addr)
     if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):
-        kill(k, SIGSEGV, SEGV_MAPERR, addr, write)
+        kill(k, types.SIGSEGV, types.SEGV_MAPERR, addr, write)
     flags = k.vma[i].vm_flags
     # x86 cannot map write-only or execute-only pages: any right lets a read through.
-    allowed = VM_WRITE if write else VM_READ | VM_WRITE | VM_EXEC
+    allowed = types.VM_WRITE if write else types.VM_READ | types.VM_WRITE | types.VM_EXEC
     if not flags & allowed:
-        kill(k, SIGSEGV, SEGV_ACCERR, addr, write)
+        kill(k, types.SIGSEGV, types.SEGV_ACCERR, addr, write)
     kind = fault_page(k, i, addr, write)
     if _is_minor(kind):
         mm.minflt += 1
@@ -233,11 +214,11 @@ def handle_mm_fault(k, addr, write):
         mm.flt_file += 1
     page = page_of(addr)
     if write:
-        if k.pte[page] & PTE_LAZY:
+        if k.pte[page] & types.PTE_LAZY:
             keep_pages(k, page)
-        k.pte[page] |= PTE_READ | PTE_WRITE | PTE_DIRTY
+        k.pte[page] |= types.PTE_READ | types.PTE_WRITE | types.PTE_DIRTY
     else:
-        k.pte[page] |= PTE_READ
+        k.pte[page] |= types.PTE_READ
 
 
 @jit(cold=True)
@@ -255,7 +236,7 @@ def populate_area(k, i, start, end, write):
                 mm.flt_huge += 1
             else:
                 mm.flt_populate += 1
-        elif write and k.pte[page_of(addr)] & PTE_LAZY:
+        elif write and k.pte[page_of(addr)] & types.PTE_LAZY:
             keep_pages(k, page_of(addr))
         addr += page_size()
 
@@ -275,16 +256,16 @@ def zap_pages(k, start, end):
             f = k.pte[page]
             if f:
                 release_page(k, page, f)
-                if f & PTE_FRAME:
+                if f & types.PTE_FRAME:
                     mm.rss -= 1
                     mm.zapped += 1
                     if mm.folios and folio_of(k, page):
                         set_folio(k, page, 0)
-                elif f & PTE_FILE:
+                elif f & types.PTE_FILE:
                     mm.rss_file -= 1
-                k.pte[page] = f & PTE_WORDS
-        if k.pmd[start >> pmd_shift()] == PMD_HUGE:
-            k.pmd[start >> pmd_shift()] = PMD_NONE
+                k.pte[page] = f & types.PTE_WORDS
+        if k.pmd[start >> pmd_shift()] == types.PMD_HUGE:
+            k.pmd[start >> pmd_shift()] = types.PMD_NONE
             mm.nr_ptes -= 1
             if mm.zapped > before:
                 mm.zapped_huge += 1
@@ -303,15 +284,15 @@ def lock_frames(k, start, end, lock):
         stop = pmd_addr_end(addr, end)
         page = page_of(addr)
         n = 1
-        lockable = lock and k.pte[page] & PTE_FRAME
+        lockable = lock and k.pte[page] & types.PTE_FRAME
         if lockable and folio_of(k, page):
             n = folio_batch(k, addr, stop)
             lockable = n == pages_per_slot()
         for i in range(page, page + n):
             if lockable:
-                k.pte[i] |= PTE_MLOCK
+                k.pte[i] |= types.PTE_MLOCK
             else:
-                k.pte[i] &= PTE_ALL ^ PTE_MLOCK
+                k.pte[i] &= types.PTE_ALL ^ types.PTE_MLOCK
                 munlock_frame(k, i)
         addr = next_slot(k, addr + (n << PAGE_SHIFT), end)
 
@@ -335,5 +316,5 @@ def drop_rights(k, start, end):
         if stop - start < pmd_size():
             split_huge_slot(k, start)
         for page in pages_of(start, stop):
-            k.pte[page] &= PTE_ALL ^ (PTE_READ | PTE_WRITE | PTE_STORE)
+            k.pte[page] &= types.PTE_ALL ^ (types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
         start = next_slot(k, stop, end)

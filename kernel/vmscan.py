@@ -16,6 +16,7 @@ its pages go, those that were never written to the zero page.  Nothing is read a
 area.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import (
@@ -35,36 +36,12 @@ from kernel.page import fold_page, pages_of, pmd_order
 from kernel.swap import alloc_slot, free_slot, swap_full
 from kernel.task import kill
 from kernel.tlb import flush_tlb_page
-from kernel.types import (
-    ACTIVE,
-    INACTIVE,
-    INSIDE,
-    LAZY,
-    PTE_ALL,
-    PTE_DIRTY,
-    PTE_FRAME,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_READ,
-    PTE_STORE,
-    PTE_SWAP,
-    PTE_WORDS,
-    PTE_WRITE,
-    SIGKILL,
-    UNEVICTABLE,
-    VM_LOCKED,
-    WMARK_HIGH,
-    WMARK_LOW,
-    WMARK_MIN,
-    ZONE_DMA32,
-    ZONE_NORMAL,
-)
 from kernel.vma import add_rss, find_vma
 
 #: A page that was accessed since the last look has one of these.
-_YOUNG = PTE_READ | PTE_WRITE
+_YOUNG = types.PTE_READ | types.PTE_WRITE
 #: What is left of a page's state when its rights go.
-_OLD = 0xFFFF & ~(PTE_READ | PTE_WRITE | PTE_STORE)
+_OLD = 0xFFFF & ~(types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
 
 #: What to do with a page at the tail of the inactive list.
 _KEEP, _ACTIVATE, _RECLAIM = range(3)
@@ -73,9 +50,9 @@ _KEEP, _ACTIVATE, _RECLAIM = range(3)
 @jit
 def _locked(k, page):
     """Whether page number ``page`` is locked, or lies in a locked area."""
-    if k.pte[fold_page(page)] & PTE_MLOCK:
+    if k.pte[fold_page(page)] & types.PTE_MLOCK:
         return True
-    return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & VM_LOCKED != 0
+    return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & types.VM_LOCKED != 0
 
 
 @jit
@@ -83,8 +60,8 @@ def _set_aside(k, pfn):
     """Mark the block at ``pfn`` as locked and keep it out of the scan's way."""
     page = fold_page(owner_of(k, pfn))
     for p in range(page, page + (1 << order_of(k, pfn))):
-        k.pte[p] |= PTE_MLOCK
-    move_to_list(k, pfn, UNEVICTABLE)
+        k.pte[p] |= types.PTE_MLOCK
+    move_to_list(k, pfn, types.UNEVICTABLE)
 
 
 @jit
@@ -116,7 +93,7 @@ def _drop(k, pfn):
     """Forget the page of frame ``pfn``: what is read there next is zeros."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
-    k.pte[page] = int(k.pte[page]) & PTE_WORDS
+    k.pte[page] = int(k.pte[page]) & types.PTE_WORDS
     release_frame(k, page)
     flush_tlb_page(k, owner << PAGE_SHIFT)
     k.mm.rss -= 1
@@ -129,7 +106,7 @@ def _swap_out(k, pfn):
     """Move the page of frame ``pfn`` to a swap slot; one is free."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
-    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_SWAP
+    k.pte[page] = int(k.pte[page]) & (types.PTE_WORDS | types.PTE_DIRTY) | types.PTE_SWAP
     release_frame(k, page)
     set_pfn(k, page, alloc_slot(k, owner))
     flush_tlb_page(k, owner << PAGE_SHIFT)
@@ -153,16 +130,16 @@ def _split(k, pfn):
 @jit
 def _shrink_lazy(k):
     """Look at the tail of the lazy list: drop it, unless it was accessed or written since."""
-    pfn = k.lru[LAZY].tail
+    pfn = k.lru[types.LAZY].tail
     k.vmstat.pgscan += 1 << order_of(k, pfn)
     owner = owner_of(k, pfn)
-    if not k.pte[fold_page(owner)] & PTE_LAZY:
+    if not k.pte[fold_page(owner)] & types.PTE_LAZY:
         k.frame[pfn].referenced = 0
-        move_to_list(k, pfn, ACTIVE)
+        move_to_list(k, pfn, types.ACTIVE)
     elif _locked(k, owner):
         _set_aside(k, pfn)
     elif _references(k, pfn) != _RECLAIM:
-        move_to_list(k, pfn, LAZY)
+        move_to_list(k, pfn, types.LAZY)
     elif _huge_part(k, pfn):
         _split(k, pfn)
     else:
@@ -172,19 +149,19 @@ def _shrink_lazy(k):
 @jit
 def _shrink_active(k):
     """Move the tail of the active list to the inactive one, where it must prove itself again."""
-    pfn = k.lru[ACTIVE].tail
+    pfn = k.lru[types.ACTIVE].tail
     if _locked(k, owner_of(k, pfn)):
         _set_aside(k, pfn)
         return
     _test_and_clear_young(k, pfn)
     k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
-    move_to_list(k, pfn, INACTIVE)
+    move_to_list(k, pfn, types.INACTIVE)
 
 
 @jit
 def _shrink_inactive(k):
     """Look at the tail of the inactive list: it goes unless it was accessed; a slot is free."""
-    pfn = k.lru[INACTIVE].tail
+    pfn = k.lru[types.INACTIVE].tail
     frames = 1 << order_of(k, pfn)
     k.vmstat.pgscan += frames
     owner = owner_of(k, pfn)
@@ -193,13 +170,13 @@ def _shrink_inactive(k):
         return
     verdict = _references(k, pfn)
     if verdict == _KEEP:
-        move_to_list(k, pfn, INACTIVE)
+        move_to_list(k, pfn, types.INACTIVE)
     elif verdict == _ACTIVATE:
         k.vmstat.pgactivate += frames
-        move_to_list(k, pfn, ACTIVE)
+        move_to_list(k, pfn, types.ACTIVE)
     elif _huge_part(k, pfn):
         _split(k, pfn)
-    elif k.pte[fold_page(owner)] & PTE_LAZY:
+    elif k.pte[fold_page(owner)] & types.PTE_LAZY:
         _drop(k, pfn)
     else:
         _swap_out(k, pfn)
@@ -208,8 +185,8 @@ def _shrink_inactive(k):
 @jit
 def _inactive_is_low(k):
     """Whether the inactive list is short of its share, 1 to √(10 × GiB) active to 1 inactive."""
-    inactive = k.lru[INACTIVE].frames
-    active = k.lru[ACTIVE].frames
+    inactive = k.lru[types.INACTIVE].frames
+    active = k.lru[types.ACTIVE].frames
     gib = (inactive + active) >> (30 - PAGE_SHIFT)
     ratio = 1
     while (ratio + 1) * (ratio + 1) <= 10 * gib:
@@ -220,8 +197,8 @@ def _inactive_is_low(k):
 @jit
 def _balanced(k):
     """Whether a zone is above its high watermark."""
-    return zone_watermark_ok(k, ZONE_NORMAL, 0, WMARK_HIGH) or zone_watermark_ok(
-        k, ZONE_DMA32, 0, WMARK_HIGH
+    return zone_watermark_ok(k, types.ZONE_NORMAL, 0, types.WMARK_HIGH) or zone_watermark_ok(
+        k, types.ZONE_DMA32, 0, types.WMARK_HIGH
     )
 
 
@@ -234,13 +211,13 @@ def balance(k):
     """
     k.vmstat.kswapd_wake += 1
     while not _balanced(k):
-        if k.lru[LAZY].blocks:
+        if k.lru[types.LAZY].blocks:
             _shrink_lazy(k)
         elif swap_full(k):
             return
         elif _inactive_is_low(k):
             _shrink_active(k)
-        elif k.lru[INACTIVE].blocks:
+        elif k.lru[types.INACTIVE].blocks:
             _shrink_inactive(k)
         else:
             return
@@ -252,21 +229,21 @@ def get_frame(k, addr):
 
     Kills the process when neither frames nor swap slots are left.
     """
-    pfn = alloc_frames(k, 0, WMARK_LOW)
+    pfn = alloc_frames(k, 0, types.WMARK_LOW)
     if pfn >= 0:
         return pfn
     balance(k)
-    pfn = alloc_frames(k, 0, WMARK_MIN)
+    pfn = alloc_frames(k, 0, types.WMARK_MIN)
     if pfn < 0:
         k.vmstat.oom_kill += 1
-        kill(k, SIGKILL, 0, addr, 1)
+        kill(k, types.SIGKILL, 0, addr, 1)
     return pfn
 
 
 @jit(cold=True, when="FRAMES")
 def get_huge_frame(k):
     """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
-    pfn = alloc_frames(k, pmd_order(), WMARK_LOW)
+    pfn = alloc_frames(k, pmd_order(), types.WMARK_LOW)
     if pfn >= 0:
         k.vmstat.thp_fault_alloc += 1
     else:
@@ -290,7 +267,7 @@ def swap_in(k, addr):
     pfn = get_frame(k, addr)
     free_slot(k, page)
     map_frame(k, pfn, addr)
-    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_FRAME
+    k.pte[page] = int(k.pte[page]) & (types.PTE_WORDS | types.PTE_DIRTY) | types.PTE_FRAME
     add_rss(k, 1)
     k.mm.majflt += 1
     k.vmstat.pswpin += 1
@@ -302,9 +279,9 @@ def release_page(k, page, f):
 
     A huge mapping goes as a whole, with its first page.
     """
-    if f & PTE_SWAP:
+    if f & types.PTE_SWAP:
         free_slot(k, page)
-    elif f & PTE_FRAME and k.frame[pfn_of(k, page)].state != INSIDE:
+    elif f & types.PTE_FRAME and k.frame[pfn_of(k, page)].state != types.INSIDE:
         release_frame(k, page)
 
 
@@ -312,10 +289,10 @@ def release_page(k, page, f):
 def lazy_page(k, page):
     """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
     pfn = pfn_of(k, page)
-    k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
-    if k.frame[pfn].state == INACTIVE or k.frame[pfn].state == ACTIVE:
+    k.pte[page] &= types.PTE_ALL ^ types.PTE_READ  # so that a scan sees the next access
+    if k.frame[pfn].state == types.INACTIVE or k.frame[pfn].state == types.ACTIVE:
         k.frame[pfn].referenced = 0
-        move_to_list(k, pfn, LAZY)
+        move_to_list(k, pfn, types.LAZY)
 
 
 @jit
@@ -323,16 +300,16 @@ def _deactivate(k, pfn):
     """Let the block at ``pfn`` be not accessed for long."""
     _test_and_clear_young(k, pfn)
     k.frame[pfn].referenced = 0
-    if k.frame[pfn].state == ACTIVE:
+    if k.frame[pfn].state == types.ACTIVE:
         k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
-        move_to_list(k, pfn, INACTIVE)
+        move_to_list(k, pfn, types.INACTIVE)
 
 
 @jit(cold=True, when="FRAMES")
 def cold_pages(k, start, end):
     """Let the pages of [start, end), all in one slot, be not accessed for long (MADV_COLD)."""
     for page in pages_of(start, end):
-        if k.pte[page] & PTE_FRAME and k.frame[pfn_of(k, page)].state != INSIDE:
+        if k.pte[page] & types.PTE_FRAME and k.frame[pfn_of(k, page)].state != types.INSIDE:
             _deactivate(k, pfn_of(k, page))
 
 
@@ -343,5 +320,5 @@ def page_out(k, page, n):
     What is locked stays.
     """
     for p in range(page, page + n):
-        if k.pte[p] & (PTE_FRAME | PTE_MLOCK) == PTE_FRAME and not swap_full(k):
+        if k.pte[p] & (types.PTE_FRAME | types.PTE_MLOCK) == types.PTE_FRAME and not swap_full(k):
             _swap_out(k, pfn_of(k, p))
