@@ -168,8 +168,8 @@ def fault_page(k, i, addr, write):
     kind = _fault_page(k, i, addr, write)
     if kind != NO_FAULT and k.vma[i].vm_flags & types.VM_LOCKED:
         start = slot_start(addr) if kind == FAULT_HUGE else page_start(addr)
-        n = pages_per_slot() if kind == FAULT_HUGE else 1
-        for page in range(page_of(start), page_of(start) + n):
+        size = pmd_size() if kind == FAULT_HUGE else page_size()
+        for page in pages_of(start, start + size):
             if k.pte[page] & types.PTE_FRAME:
                 k.pte[page] |= types.PTE_MLOCK
     return kind

@@ -43,6 +43,12 @@ def folio_of(k, page):
 
 
 @jit
+def folio_id(k, page):
+    """Id of the huge page that folded page ``page`` is part of; 0 for none."""
+    return folio_of(k, page) >> pmd_order()
+
+
+@jit
 def set_folio(k, page, folio):
     """Remember the huge page that folded page ``page`` is part of."""
     store_word(k.folio, page, folio)
@@ -107,13 +113,13 @@ def keep_pages(k, page):
 def _split_mapping(k, addr, lost):
     """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
     k.pmd[addr >> pmd_shift()] = types.PMD_TABLE
-    first = page_of(addr) >> pmd_order() << pmd_order()
+    first = page_of(slot_start(addr))
     flush_tlb_page(k, addr)  # one entry maps the whole slot
     if k.pte[first] & types.PTE_FRAME:
         if lost & types.PTE_MLOCK:
             munlock_frame(k, first)
         split_frame(k, first)
-    for page in range(first, first + pages_per_slot()):
+    for page in pages_around(first):
         k.pte[page] &= types.PTE_ALL ^ lost
 
 
@@ -140,7 +146,7 @@ def _split_folio_in(k, i, start, end, folio):
     """Take huge page ``folio`` (its id) apart in the part [start, end) of area ``i``."""
     mm = k.mm
     for page in pages_of(start, end):
-        if folio_of(k, page) >> pmd_order() != folio:
+        if folio_id(k, page) != folio:
             continue
         set_folio(k, page, 0)
         f = k.pte[page]
@@ -166,7 +172,7 @@ def split_folio(k, folio):
         while start < end:
             stop = pmd_addr_end(start, end)
             if k.pmd[start >> pmd_shift()] == types.PMD_HUGE:
-                if folio_of(k, page_of(start)) >> pmd_order() == folio:
+                if folio_id(k, page_of(start)) == folio:
                     _split_mapping(k, start, types.PTE_HUGE)  # what is locked in memory stays so
             _split_folio_in(k, i, start, stop, folio)
             start = next_slot(k, stop, end)
@@ -197,7 +203,7 @@ def split_partial_folios(k, addr, end):
     if k.pmd[addr >> pmd_shift()] == types.PMD_HUGE:
         page = page_of(addr)
         if not whole and k.pte[page] & types.PTE_FRAME:
-            split_folio(k, folio_of(k, page) >> pmd_order())
+            split_folio(k, folio_id(k, page))
         return
     while addr < end:
         page = page_of(addr)
@@ -205,6 +211,6 @@ def split_partial_folios(k, addr, end):
         if k.pte[page] & types.PTE_FRAME and folio_of(k, page):
             n = folio_batch(k, addr, end)
             if n < pages_per_slot():
-                split_folio(k, folio_of(k, page) >> pmd_order())
+                split_folio(k, folio_id(k, page))
                 n = 1
         addr += n << PAGE_SHIFT

@@ -4,7 +4,7 @@ from kernel import types, uapi
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import populate_area, zap_pages, zap_whole_slots
-from kernel.huge import folio_of, split_folio, split_huge_slot, split_partial_folios
+from kernel.huge import folio_id, folio_of, split_folio, split_huge_slot, split_partial_folios
 from kernel.merge import modify_vma
 from kernel.page import (
     next_slot,
@@ -15,7 +15,6 @@ from kernel.page import (
     pages_of,
     pages_per_slot,
     pmd_addr_end,
-    pmd_order,
 )
 from kernel.swap import drop_slot
 from kernel.tlb import flush_present
@@ -125,7 +124,7 @@ def _reclaim(k, start, end):
         elif k.pte[page] & types.PTE_FRAME and folio_of(k, page):
             n = pages_per_slot()
             if k.pte[page] & types.PTE_UNBACKED == 0:
-                split_folio(k, folio_of(k, page) >> pmd_order())
+                split_folio(k, folio_id(k, page))
                 page_out(k, page, n)
             elif _lazy_pages(k, page, n) < n:
                 # Written to since it was given up: it stays, but is mapped page by page.

@@ -14,14 +14,16 @@ from kernel.merge import add_vma
 from kernel.mlock import populate
 from kernel.mmap import do_munmap, place_mapping, refuse_collision
 from kernel.page import (
+    offset_in_page,
+    offset_in_slot,
     page_align,
     page_of,
-    page_size,
     pmd_shift,
     pmd_size,
     pud_shift,
     pud_size,
     set_pmd,
+    slot_start,
 )
 from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
 from kernel.swap import move_backing
@@ -68,7 +70,7 @@ def _move_slot(k, new, old):
 
 @jit
 def _extent(shift, old, new, old_end):
-    """Bytes from ``old`` on that lie in one slot of 2**shift bytes at both places."""
+    """Bytes from ``old`` on that one entry of 2**shift bytes maps at both places."""
     size = 1 << shift
     extent = min(size - (old & (size - 1)), old_end - old)
     return min(extent, size - (new & (size - 1)))
@@ -85,6 +87,32 @@ def _can_align_down(k, addr, start):
 
 
 @jit(cold=True)
+def _move_some(k, new, old, old_end):
+    """Move what comes first in [old, old_end), at most a table, to ``new``; the bytes done."""
+    extent = _extent(pud_shift(), old, new, old_end)
+    if not k.pud[old >> pud_shift()]:
+        return extent
+    alloc_pud(k, new)
+    if extent == pud_size():
+        for n in range(0, extent, pmd_size()):
+            _move_slot(k, new + n, old + n)
+        k.pud[new >> pud_shift()] = 1
+        k.pud[old >> pud_shift()] = 0
+        return extent
+    extent = _extent(pmd_shift(), old, new, old_end)
+    if k.pmd[old >> pmd_shift()] == types.PMD_NONE:
+        return extent
+    alloc_pmd(k, new)
+    if extent == pmd_size():
+        _move_slot(k, new, old)
+    else:
+        split_huge_slot(k, old)
+        alloc_tables(k, new)
+        _move_pages(k, new, old, extent)
+    return extent
+
+
+@jit(cold=True)
 def move_page_tables(k, old, new, length):
     """Move the pages of [old, old + length) to ``new``: whole tables where both are aligned.
 
@@ -92,39 +120,16 @@ def move_page_tables(k, old, new, length):
     the range reaches its end.  Page-table pages come at the new place for what exists at the old.
     With FRAMES, a frame for one of them may cost pages at the old place theirs, or the process.
     """
-    old_end = old + length
-    mask = pmd_size() - 1
-    inside = old & mask
-    if inside and inside == new & mask and length >= pmd_size() - inside:
-        if _can_align_down(k, old, old - inside) and _can_align_down(k, new, new - inside):
+    end = old + length
+    inside = offset_in_slot(old)
+    if inside and inside == offset_in_slot(new) and length >= pmd_size() - inside:
+        if _can_align_down(k, old, slot_start(old)) and _can_align_down(k, new, slot_start(new)):
             old -= inside
             new -= inside
-    while old < old_end:
-        extent = _extent(pud_shift(), old, new, old_end)
-        if not k.pud[old >> pud_shift()]:
-            old += extent
-            new += extent
-            continue
-        alloc_pud(k, new)
-        if extent == pud_size():
-            for n in range(0, extent, pmd_size()):
-                _move_slot(k, new + n, old + n)
-            k.pud[new >> pud_shift()] = 1
-            k.pud[old >> pud_shift()] = 0
-            old += extent
-            new += extent
-            continue
-        extent = _extent(pmd_shift(), old, new, old_end)
-        if k.pmd[old >> pmd_shift()] != types.PMD_NONE:
-            alloc_pmd(k, new)
-            if extent == pmd_size():
-                _move_slot(k, new, old)
-            else:
-                split_huge_slot(k, old)
-                alloc_tables(k, new)
-                _move_pages(k, new, old, extent)
-        old += extent
-        new += extent
+    while old < end:
+        done = _move_some(k, new, old, end)
+        old += done
+        new += done
 
 
 @jit
@@ -337,14 +342,14 @@ def _expand(k, i, addr, old_len, new_len, flags):
 def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
     """0, or the error of arguments that no area could make right."""
     mm = k.mm
-    page = page_size() - 1
-    if flags & ~(uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP) or addr & page:
+    known = uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP
+    if flags & ~known or offset_in_page(addr):
         return -uapi.EINVAL
     if new_len <= 0 or new_len > mm.task_size:
         return -uapi.EINVAL
     if not flags & (uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP):
         return 0
-    if new_addr < 0 or new_addr > mm.task_size - new_len or new_addr & page:
+    if new_addr < 0 or new_addr > mm.task_size - new_len or offset_in_page(new_addr):
         return -uapi.EINVAL
     if not flags & uapi.MREMAP_MAYMOVE:
         return -uapi.EINVAL

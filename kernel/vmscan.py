@@ -31,7 +31,7 @@ from kernel.frames import (
     set_pfn,
     zone_watermark_ok,
 )
-from kernel.huge import folio_of, split_folio
+from kernel.huge import folio_id, split_folio
 from kernel.page import fold_page, pages_of, pmd_order
 from kernel.swap import alloc_slot, free_slot, swap_full
 from kernel.task import kill
@@ -41,7 +41,7 @@ from kernel.vma import add_rss, find_vma
 #: A page that was accessed since the last look has one of these.
 _YOUNG = types.PTE_READ | types.PTE_WRITE
 #: What is left of a page's state when its rights go.
-_OLD = 0xFFFF & ~(types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
+_OLD = types.PTE_ALL ^ (types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
 
 #: What to do with a page at the tail of the inactive list.
 _KEEP, _ACTIVATE, _RECLAIM = range(3)
@@ -117,14 +117,14 @@ def _swap_out(k, pfn):
 
 @jit
 def _huge_part(k, pfn):
-    """Huge page (shifted id and place) that the block at ``pfn`` is or is part of; 0: none."""
-    return folio_of(k, fold_page(owner_of(k, pfn)))
+    """Id of the huge page that the block at ``pfn`` is or is part of; 0: none."""
+    return folio_id(k, fold_page(owner_of(k, pfn)))
 
 
 @jit
 def _split(k, pfn):
     """Take the huge page apart that the block at ``pfn`` is or is part of; any frame may go."""
-    split_folio(k, _huge_part(k, pfn) >> pmd_order())
+    split_folio(k, _huge_part(k, pfn))
 
 
 @jit

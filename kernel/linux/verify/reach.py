@@ -32,12 +32,7 @@ _OUT_OF_REACH: tuple[tuple[str, str, str, str], ...] = (
     (".*", ".*", ".*VM_SPECIAL.*", _HARNESS),
     (r"kernel\.mremap", "_mremap_to", "if error < 0:", _HARNESS),
     (r"kernel\.mremap", "_move_areas", "if moved == 0:  else", _HARNESS),
-    (
-        r"kernel\.mmap",
-        "_file_flags",
-        r"if .*\.VM_(MAY)?EXEC:.*",
-        _NOEXEC,
-    ),
+    (r"kernel\.mmap", "_file_flags", r"if .*\.VM_(MAY)?EXEC:.*", _NOEXEC),
     (r"kernel\.stack", "expand_stack", "if not enough_memory.*", _STACK),
     (r"kernel\.linux\.verify\.model", "execute", "if kind == OP_SETRLIMIT:  else", _KNOWN),
     (r"kernel\.syscall", "syscall", r"if nr == uapi\.NR_(SETRLIMIT|MUNLOCK):.*", _KNOWN),
