@@ -1,7 +1,14 @@
-"""Make a kernel, and put it back to where it started.
+"""Make a machine, one simulated process on its own kernel, and put it back to where it started.
 
-A :class:`Machine` owns the reserved window and the state arrays; ``machine.k`` is what compiled
-code sees.  The window is address space only: host memory is used where allocators keep words.
+A :class:`Machine` is one reservation of host address space, zero and free of cost until touched:
+
+    ┌────────────────────┬───────────────────────────┬───────────────┬───────────────────┐
+    │ k, the state       │ the window, the words of  │ folio, a word │ pfn, a word for   │
+    │ (kernel.types)     │ simulated memory          │ for each page │ each, with FRAMES │
+    └────────────────────┴───────────────────────────┴───────────────┴───────────────────┘
+
+Compiled code gets ``machine.k`` and finds the rest through the addresses therein.  A reset clears
+only the slots that were touched, so that it costs what the run before it cost, not the window.
 """
 
 import mmap

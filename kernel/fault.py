@@ -11,7 +11,8 @@ frame that is taken away leaves its words in the window: they are cleared at the
 
 With the switch FRAMES every page-table page and every page in RssAnon has a frame (kernel.frames),
 and the page may be in the swap area instead.  Pages of files and of shared memory (PTE_FILE) take
-none: they belong to the rest of the system.
+none: they belong to the rest of the system.  Without it the calls to kernel.frames, kernel.swap and
+kernel.vmscan are empty, and so are those to kernel.tlb without the switch TLB.
 """
 
 from kernel import types

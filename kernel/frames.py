@@ -17,6 +17,8 @@ from ever being whole.  Invariants, after every operation (kernel.conservation):
 
     free + tables + mapped + others == nr_frames         no two free buddies of one order
     frame n maps page p  <=>  page p is present and pfn_of(p) == n
+
+What the rest of the model calls are hooks of the switch FRAMES: empty without it.
 """
 
 from math import isqrt

@@ -1,10 +1,9 @@
 """Page-table pages: they cost memory too, and VmPTE shows them.
 
-A table page has page size / 8 entries, so at 4 KiB a PTE page maps 2 MiB, a PMD page 1 GiB and a
-PUD page 512 GiB.  A table comes with the first fault in its slot and goes when no area overlaps
-the slot any more, or (a PTE page) when MADV_DONTNEED empties the whole slot.  A huge mapping takes
-the place of a PTE page, but keeps one deposited for the day it is split.  Tables are indexed by
-real addresses, never folded, so that their number is exact.
+A table page (kernel.page says what each maps) comes with the first fault in its range and goes
+when no area overlaps that any more, or (a PTE page) when MADV_DONTNEED empties the whole slot.  A
+huge mapping takes the place of a PTE page, but keeps one deposited for the day it is split.  Tables
+are indexed by real addresses, never folded, so that their number is exact.
 """
 
 from kernel.engine.jit import jit

@@ -1,4 +1,8 @@
-"""Every record of the kernel model, field by field, and the constants of its interface.
+"""Every record of the kernel model, field by field, and the constants that their fields hold.
+
+In this order: areas, pages, the address space with all that is counted, the running thread and its
+signals, physical memory, TLBs; at the end :func:`kernel_dtype`, the one record that holds them all.
+The numbers that programs pass to system calls are in :mod:`kernel.uapi`.
 
 All integers are int64: mixing in uint64 would turn sums into floats under the JIT.  Addresses and
 lengths are bytes unless a field says pages.  Names are Linux's wherever Linux has one.
@@ -11,8 +15,12 @@ import numpy as np
 #: Compiled code may name this module as a whole (kernel.engine.jit).
 HEADER = True
 
-# --- vm_flags (the values of Linux) ------------------------------------------------------------
+#: User space has addresses of this many bits.
+ADDRESS_BITS = 47
 
+# --- Areas --------------------------------------------------------------------------------------
+
+#: vm_flags, the values of Linux.
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
 #: What mprotect may turn the three rights into (VM_READ << 4 …); a file opened for reading
 #: forbids VM_MAYWRITE to its shared mappings.
@@ -37,9 +45,34 @@ VM_SPECIAL = 1 << 40
 #: Of the model: the file's system aligns large mappings to huge pages.
 VM_FILE_ALIGN = 1 << 41
 
-# --- Page state: a half-word for each page of the window (kernel.access) -----------------------
+#: One memory area.  ``k.vma[:mm.map_count]`` is sorted by address and never overlaps.
+VMA = np.dtype(
+    [
+        ("vm_start", "i8"),  # first byte
+        ("vm_end", "i8"),  # first byte behind it
+        ("vm_flags", "i8"),  # VM_*; the low three bits are the protection
+        ("vm_pgoff", "i8"),  # page of the file; anonymous: page number of vm_start when mapped
+        ("anon_vma", "i8"),  # 0 until the first write fault; areas merge only if compatible
+        ("vm_file", "i8"),  # 0 anonymous; else the id of the open file, or of shared memory
+    ],
+    align=True,
+)
 
-#: A read needs no fault.
+#: What a file descriptor names, for mmap.  ``k.file[fd]``; sizes do not matter to the layout.
+FILE = np.dtype(
+    [
+        ("id", "i8"),  # of the open file description; 0: the descriptor is not open
+        ("may", "i8"),  # VM_MAYREAD, VM_MAYWRITE: how it was opened; VM_MAYEXEC: not on noexec
+        ("thp_align", "i8"),  # 1: the file system aligns large mappings to huge pages (ext4, xfs)
+    ],
+    align=True,
+)
+#: File descriptors that a simulated process may have.
+NR_OPEN = 1024
+
+# --- Pages and slots (kernel.page) --------------------------------------------------------------
+
+#: The state of a page, ``k.pte``, 16 bits.  A read needs no fault.
 PTE_READ = 0x01
 #: A write needs no fault.
 PTE_WRITE = 0x02
@@ -73,55 +106,7 @@ PTE_PRESENT = PTE_FRAME | PTE_ZERO | PTE_FILE
 #: What a PMD entry points at (``k.pmd``): nothing, a PTE page, a huge page.
 PMD_NONE, PMD_TABLE, PMD_HUGE = 0, 1, 2
 
-# --- Simulated signals: why a run ended --------------------------------------------------------
-
-SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
-#: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
-SEGV_MAPERR, SEGV_ACCERR = 1, 2
-#: si_code of SIGSEGV: not an address at all (between the halves of the address space).
-SI_KERNEL = 128
-#: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
-BUS_ADRALN = 1
-#: si_code of SIGSYS: an address that the simulated-memory window cannot hold beside another.
-SYS_WINDOW = 1
-
-#: si_code of SIGABRT: what an allocator can say about a bad call (see kernel.task.abort).
-ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
-#: The same signal when the program notices what its allocator gave it.
-ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
-#: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
-#: kernel.conservation.CHECKS.
-ABORT_FRAMES = 6
-
-
-class SimulatedSignal(Exception):
-    """The simulated process was killed; ``kernel.task`` holds the signal, code and address."""
-
-
-#: One memory area.  ``k.vma[:mm.map_count]`` is sorted by address and never overlaps.
-VMA = np.dtype(
-    [
-        ("vm_start", "i8"),  # first byte
-        ("vm_end", "i8"),  # first byte behind it
-        ("vm_flags", "i8"),  # VM_*; the low three bits are the protection
-        ("vm_pgoff", "i8"),  # page of the file; anonymous: page number of vm_start when mapped
-        ("anon_vma", "i8"),  # 0 until the first write fault; areas merge only if compatible
-        ("vm_file", "i8"),  # 0 anonymous; else the id of the open file, or of shared memory
-    ],
-    align=True,
-)
-
-#: What a file descriptor names, for mmap.  ``k.file[fd]``; sizes do not matter to the layout.
-FILE = np.dtype(
-    [
-        ("id", "i8"),  # of the open file description; 0: the descriptor is not open
-        ("may", "i8"),  # VM_MAYREAD, VM_MAYWRITE: how it was opened; VM_MAYEXEC: not on noexec
-        ("thp_align", "i8"),  # 1: the file system aligns large mappings to huge pages (ext4, xfs)
-    ],
-    align=True,
-)
-#: File descriptors that a simulated process may have.
-NR_OPEN = 1024
+# --- The address space, and everything that is counted ------------------------------------------
 
 #: Values of ``mm.thp``, Linux's /sys/kernel/mm/transparent_hugepage/enabled.
 THP_NEVER, THP_MADVISE, THP_ALWAYS = 0, 1, 2
@@ -204,6 +189,8 @@ MM = np.dtype(
     align=True,
 )
 
+# --- The running thread, and the signals that end it --------------------------------------------
+
 #: The running thread, as Linux's ``current``; a policy may read now, tid and site.
 TASK = np.dtype(
     [
@@ -217,6 +204,30 @@ TASK = np.dtype(
     ],
     align=True,
 )
+
+#: Signals; SIGNONE while it runs.
+SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
+#: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
+SEGV_MAPERR, SEGV_ACCERR = 1, 2
+#: si_code of SIGSEGV: not an address at all (between the halves of the address space).
+SI_KERNEL = 128
+#: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
+BUS_ADRALN = 1
+#: si_code of SIGSYS: an address that the simulated-memory window cannot hold beside another.
+SYS_WINDOW = 1
+
+#: si_code of SIGABRT: what an allocator can say about a bad call (see kernel.task.abort).
+ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
+#: The same signal when the program notices what its allocator gave it.
+ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
+#: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
+#: kernel.conservation.CHECKS.
+ABORT_FRAMES = 6
+
+
+class SimulatedSignal(Exception):
+    """The simulated process was killed; ``k.task`` holds the signal, code and address."""
+
 
 # --- Physical memory (kernel.frames, kernel.vmscan, kernel.swap) ---------------------------------
 
@@ -343,8 +354,8 @@ TLB_STAT = np.dtype(
     align=True,
 )
 
-#: User space has addresses of this many bits.
-ADDRESS_BITS = 47
+
+# --- The whole state ----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -370,15 +381,12 @@ def kernel_dtype(
     fields = [
         ("mm", MM),
         ("task", TASK),
-        ("window", "i8"),  # host address of simulated memory (kernel.memory)
+        ("window", "i8"),  # host address of simulated memory (kernel.engine.memory)
         # host address of a word for each page of the window: 0, or the huge page it is part of
         # as its id << pmd_order() | its place therein (kernel.huge)
         ("folio", "i8"),
-        (
-            "hits",
-            "i8",
-            (4096,),
-        ),  # branches taken, in an instrumented build (kernel.engine.branches)
+        # branches taken, in an instrumented build (kernel.engine.branches)
+        ("hits", "i8", (4096,)),
         ("watch", "i8"),  # host address of words of whoever watches accesses and branches, if any
         ("file", FILE, (NR_OPEN,)),  # open files by descriptor
         ("vma", VMA, (max_map_count + 8,)),

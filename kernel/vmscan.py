@@ -13,7 +13,7 @@ reclaimed up to the high one, at once and in full, as a kswapd would that costs 
 freed pages (MADV_FREE) have a list of their own and go first.  Locked areas are never reclaimed:
 their pages are marked and put aside when the scan meets them.  A huge page is taken apart before
 its pages go, those that were never written to the zero page.  Nothing is read ahead from the swap
-area.
+area.  What others call from here are hooks of the switch FRAMES: empty without it.
 """
 
 from kernel import types
