@@ -8,6 +8,7 @@ a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import fold_page, max_order, order_of, owner_of, pfn_of, zone_of
+from kernel.pgtable import table_pages
 from kernel.types import (
     FREE,
     INACTIVE,
@@ -75,7 +76,7 @@ def check_counts(k):
     if mapped != mm.rss:
         return _bad(k, 11, mapped)
     tables = k.lru[TABLE].frames
-    if tables != mm.nr_ptes + mm.nr_pmds + mm.nr_puds:
+    if tables != table_pages(k.mm):
         return _bad(k, 12, tables)
     total += mapped + tables
     if total != phys.nr_frames:

@@ -37,11 +37,17 @@ def page_of(addr):
     return (addr & ((1 << WINDOW_BITS) - 1)) >> PAGE_SHIFT
 
 
+@jit(inline=True)
+def table_pages(mm):
+    """Pages of page tables, of every level."""
+    return mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+
+
 @jit
 def _grown(k):
     """Keep the largest size of the page tables."""
     mm = k.mm
-    total = mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+    total = table_pages(mm)
     if total > mm.hiwater_pgtables:
         mm.hiwater_pgtables = total
 

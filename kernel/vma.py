@@ -237,6 +237,12 @@ def modify_vma(k, i, start, end, flags):
     return i
 
 
+@jit(inline=True)
+def heap_pages(mm):
+    """Pages mapped since the process began, without PROT_NONE reservations: the heap."""
+    return mm.total_vm - mm.reserved_vm - mm.start_vm
+
+
 @jit
 def account_vm(k, flags, pages):
     """Add ``pages`` (may be negative) of an area with ``flags`` to the counters of the mm."""
