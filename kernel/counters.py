@@ -12,17 +12,7 @@ in conf/kernel/cost and a way to measure it (kernel.linux.calibrate.measures).
 
 from typing import NamedTuple
 
-from kernel.uapi import (
-    NR_BRK,
-    NR_MADVISE,
-    NR_MLOCK,
-    NR_MLOCK2,
-    NR_MMAP,
-    NR_MPROTECT,
-    NR_MREMAP,
-    NR_MUNLOCK,
-    NR_MUNMAP,
-)
+from kernel import uapi
 
 
 class Counter(NamedTuple):
@@ -51,58 +41,43 @@ class Counter(NamedTuple):
 
 def _call(name: str, priced: str, *calls: int, meaning: str = "", rare: bool = False) -> Counter:
     """System calls of a kind, failed ones included."""
-    return Counter(
-        f"nr_{name}",
-        "calls",
-        meaning or name,
-        f"syscalls_{name}",
-        "lower",
-        name,
-        priced,
-        rare=rare,
-        real=True,
-        calls=calls,
-    )
+    names = f"syscalls_{name}", "lower", name, priced
+    return Counter(f"nr_{name}", "calls", meaning or name, *names, rare, real=True, calls=calls)
 
 
 def _fault(cause: str, meaning: str, priced: str = "", *, rare: bool = False) -> Counter:
     """Minor faults by cause, pages."""
-    price, priced = f"fault_{cause}", priced or meaning
-    metric = f"faults_{cause}"
-    return Counter(f"flt_{cause}", "faults", meaning, metric, "lower", price, priced, rare)
+    names = f"faults_{cause}", "lower", f"fault_{cause}", priced or meaning
+    return Counter(f"flt_{cause}", "faults", meaning, *names, rare)
 
 
-def _event(field: str, unit: str, meaning: str, metric: str = "", better: str = "") -> Counter:
+def _event(field: str, unit: str, meaning: str, *names: str) -> Counter:
     """An event of physical memory, by Linux's name in /proc/vmstat where it has one."""
-    return Counter(field, unit, meaning, metric, better, record="vmstat")
+    return Counter(field, unit, meaning, *names, record="vmstat")
 
 
-def _tlb(field: str, unit: str, meaning: str, metric: str = "", better: str = "") -> Counter:
-    return Counter(field, unit, meaning, metric, better, record="tlb_stat")
+def _tlb(field: str, unit: str, meaning: str, *names: str) -> Counter:
+    return Counter(field, unit, meaning, *names, record="tlb_stat")
 
 
 CALLS = (
-    _call("brk", "a call that grows the heap", NR_BRK),
-    _call("mmap", "a call that makes an area", NR_MMAP),
-    _call("munmap", "a call that takes away an area without pages", NR_MUNMAP),
-    _call("madvise", "a call that finds no pages", NR_MADVISE),
-    _call("mremap", "a call that grows or shrinks an area in place", NR_MREMAP, rare=True),
-    _call("mprotect", "a call that changes an area without pages", NR_MPROTECT, rare=True),
+    _call("brk", "a call that grows the heap", uapi.NR_BRK),
+    _call("mmap", "a call that makes an area", uapi.NR_MMAP),
+    _call("munmap", "a call that takes away an area without pages", uapi.NR_MUNMAP),
+    _call("madvise", "a call that finds no pages", uapi.NR_MADVISE),
+    _call("mremap", "a call that grows or shrinks an area in place", uapi.NR_MREMAP, rare=True),
+    _call("mprotect", "a call that changes an area without pages", uapi.NR_MPROTECT, rare=True),
     _call(
         "mlock",
         "a call of mlock or munlock whose page is there",
-        *(NR_MLOCK, NR_MLOCK2, NR_MUNLOCK),
+        *(uapi.NR_MLOCK, uapi.NR_MLOCK2, uapi.NR_MUNLOCK),
         meaning="mlock and munlock",
         rare=True,
     ),
 )
-#: Of all these calls.
 FAILED = Counter(
-    "nr_failed",
-    "calls",
-    "system calls that returned an error",
-    "syscalls_failed",
-    "lower",
+    *("nr_failed", "calls", "system calls that returned an error"),
+    *("syscalls_failed", "lower"),
     real=True,
 )
 FAULTS = (
@@ -113,71 +88,47 @@ FAULTS = (
     _fault("populate", "mapped ahead by MAP_POPULATE", "a page mapped ahead"),
     _fault("huge", "a huge page, mapped on touch or ahead", "a huge page of 2 MiB", rare=True),
     _fault(
-        "file",
-        "a page of a file or of shared memory",
+        *("file", "a page of a file or of shared memory"),
         "a page of shared memory that exists already",
         rare=True,
     ),
     Counter(
-        "majflt",
-        "faults",
-        "major: brought back from the swap area",
-        "faults_major",
-        "lower",
-        "fault_major",
-        "a page brought back from the swap area",
+        *("majflt", "faults", "major: brought back from the swap area", "faults_major", "lower"),
+        *("fault_major", "a page brought back from the swap area"),
         rare=True,
         real=True,
     ),
 )
 SWAP = (
-    Counter(
-        "pswpout",
-        "pages",
-        "moved to the swap area",
-        "swap_outs",
-        "lower",
-        "swap_out",
-        "a page moved to the swap area",
-        record="vmstat",
+    _event(
+        *("pswpout", "pages", "moved to the swap area", "swap_outs", "lower"),
+        *("swap_out", "a page moved to the swap area"),
     ),
     _event("swap_peak", "bytes", "largest use of the swap area", "peak_swap", "lower"),
 )
 RETURNED = (
     Counter(
-        "zapped",
-        "pages",
-        "frames given back by munmap, brk and madvise",
-        "pages_returned",
-        "",
-        "page_returned",
-        "a frame given back",
+        *("zapped", "pages", "frames given back by munmap, brk and madvise", "pages_returned", ""),
+        *("page_returned", "a frame given back"),
     ),
-    # Its frames are among those above, but have no price of their own.
+    # Its frames are among those above, but have one price together.
     Counter(
-        "zapped_huge",
-        "huge pages",
-        "huge pages given back whole",
-        price="huge_page_returned",
-        priced="a huge page given back whole",
+        *("zapped_huge", "huge pages", "huge pages given back whole", "", ""),
+        *("huge_page_returned", "a huge page given back whole"),
     ),
 )
-#: By the allocator, to its metadata.
+#: By the allocator, to its metadata; by the program.
 STEPS = (
     Counter("loads", "loads", "8-byte loads of the allocator's metadata"),
     Counter("stores", "stores", "8-byte stores to the allocator's metadata"),
 )
 PAYLOAD = (
     Counter(
-        "payload_loads",
-        "loads",
-        "8-byte loads by the program and by realloc's copying",
+        *("payload_loads", "loads", "8-byte loads by the program and by realloc's copying"),
         "payload_loads",
     ),
     Counter(
-        "payload_stores",
-        "stores",
-        "8-byte stores by the program, copying and clearing",
+        *("payload_stores", "stores", "8-byte stores by the program, copying and clearing"),
         "payload_stores",
     ),
 )
@@ -195,14 +146,12 @@ FRAMES = (
     _event("pglazyfreed", "pages", "dropped by reclaim after MADV_FREE", "pages_lazyfreed"),
     _event("thp_fault_alloc", "huge pages", "mapped by a fault"),
     _event(
-        "thp_fault_fallback",
-        "faults",
-        "huge pages for which no block of frames was free",
-        "huge_failures",
-        "lower",
+        *("thp_fault_fallback", "faults", "huge pages for which no block of frames was free"),
+        *("huge_failures", "lower"),
     ),
     _event(
-        "thp_split_page", "huge pages", "whose frames became single ones", "huge_splits", "lower"
+        *("thp_split_page", "huge pages", "whose frames became single ones"),
+        *("huge_splits", "lower"),
     ),
     _event("oom_kill", "processes", "killed for lack of memory"),
 )

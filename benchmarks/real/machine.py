@@ -134,8 +134,8 @@ MARGIN = 1 << 12
 SIGNAL_STACK_SIZE = 1 << 16
 STACK_SIZE = 1 << 18
 
-#: Memory calls of x86-64, by number, and the counter of each.
-WATCHED = {number: counter.field for counter in CALLS for number in counter.calls}
+#: Memory calls of x86-64, by number.
+WATCHED = tuple(number for counter in CALLS for number in counter.calls)
 
 _ASSEMBLY = """
 .intel_syntax noprefix

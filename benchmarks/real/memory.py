@@ -74,7 +74,7 @@ _TRUTH = np.dtype(
 #: What stands for the kernel: its counters, and what the real one did.
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
-
+#: Add what a change counts to an MM.
 count = added(_SHOWN)
 
 
