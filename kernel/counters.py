@@ -41,7 +41,7 @@ class Counter(NamedTuple):
 
 def _call(name: str, priced: str, *calls: int, meaning: str = "", rare: bool = False) -> Counter:
     """System calls of a kind, failed ones included."""
-    names = f"syscalls_{name}", "lower", name, priced
+    names = f"syscalls_{name}", "lower", name if priced else "", priced
     return Counter(f"nr_{name}", "calls", meaning or name, *names, rare, real=True, calls=calls)
 
 
