@@ -9,6 +9,7 @@ from kernel import types
 from kernel.engine.jit import jit
 from kernel.frames import max_order, order_of, owner_of, pfn_of, zone_of
 from kernel.page import fold_page, pages_around, pmd_order
+from kernel.pgtable import table_pages
 
 #: What a code means; ``bad`` is what the last column names.
 CHECKS = {
@@ -58,7 +59,7 @@ def check_counts(k):
     if mapped != mm.rss:
         return _bad(k, 11, mapped)
     tables = k.lru[types.TABLE].frames
-    if tables != mm.nr_ptes + mm.nr_pmds + mm.nr_puds:
+    if tables != table_pages(k.mm):
         return _bad(k, 12, tables)
     total += mapped + tables
     if total != phys.nr_frames:

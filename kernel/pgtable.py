@@ -13,11 +13,17 @@ from kernel.types import PMD_NONE, PMD_TABLE
 from kernel.vmscan import take_table_frame
 
 
+@jit(inline=True)
+def table_pages(mm):
+    """Pages of page tables, of every level."""
+    return mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+
+
 @jit
 def _grown(k):
     """Keep the largest size of the page tables."""
     mm = k.mm
-    total = mm.nr_ptes + mm.nr_pmds + mm.nr_puds
+    total = table_pages(mm)
     if total > mm.hiwater_pgtables:
         mm.hiwater_pgtables = total
 

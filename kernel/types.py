@@ -12,6 +12,8 @@ import functools
 
 import numpy as np
 
+from kernel import counters
+
 #: Compiled code may name this module as a whole (kernel.engine.jit).
 HEADER = True
 
@@ -155,31 +157,7 @@ MM = np.dtype(
         ("hiwater_vm", "i8"),  # largest total_vm - reserved_vm
         ("hiwater_rss", "i8"),
         ("hiwater_pgtables", "i8"),
-        # minor faults, in all and by cause (pages)
-        ("minflt", "i8"),
-        ("flt_write", "i8"),  # first touch is a write: a zeroed frame
-        ("flt_read", "i8"),  # first touch is a read: the shared zero page
-        ("flt_cow", "i8"),  # write to a page that showed the zero page
-        ("flt_populate", "i8"),  # mapped ahead: MAP_POPULATE, MADV_POPULATE_*, mlock
-        ("flt_huge", "i8"),  # mapped a huge page, whatever the cause
-        ("flt_file", "i8"),  # a page of a file or of shared memory
-        ("majflt", "i8"),  # major faults: brought back from the swap area
-        ("zapped_huge", "i8"),  # huge pages given back whole, whose frames are among the next
-        ("zapped", "i8"),  # frames given back by munmap, brk and madvise
-        # system calls by kind, failed ones included
-        ("nr_brk", "i8"),
-        ("nr_mmap", "i8"),
-        ("nr_munmap", "i8"),
-        ("nr_madvise", "i8"),
-        ("nr_mremap", "i8"),
-        ("nr_mprotect", "i8"),
-        ("nr_mlock", "i8"),  # mlock, mlock2 and munlock
-        ("nr_failed", "i8"),  # of these, how many returned an error
-        # accesses, 8-byte words
-        ("loads", "i8"),  # by the allocator, to its metadata
-        ("stores", "i8"),
-        ("payload_loads", "i8"),  # by the program, realloc's copy and calloc's clearing
-        ("payload_stores", "i8"),
+        *counters.fields("mm"),  # faults, system calls, accesses (kernel.counters)
         # bookkeeping
         ("anon_vmas", "i8"),  # last anon_vma id given out
         ("files", "i8"),  # last id of a file mapping given out
@@ -298,29 +276,8 @@ PHYS = np.dtype(
     align=True,
 )
 
-#: Events, by Linux's names in /proc/vmstat where it has one; frames unless said otherwise.
-VMSTAT = np.dtype(
-    [
-        ("pgalloc", "i8"),
-        ("pgfree", "i8"),
-        ("splits", "i8"),  # free blocks halved
-        ("merges", "i8"),  # buddies joined
-        ("thp_fault_alloc", "i8"),  # huge pages
-        ("thp_fault_fallback", "i8"),  # huge pages for which no block was free
-        ("thp_split_page", "i8"),  # huge pages whose frames became single ones
-        ("kswapd_wake", "i8"),  # times that free memory was below the low watermark
-        ("pgscan", "i8"),
-        ("pgsteal", "i8"),  # reclaimed: swapped out or dropped
-        ("pgactivate", "i8"),
-        ("pgdeactivate", "i8"),
-        ("pglazyfreed", "i8"),  # dropped, lazily freed
-        ("pswpin", "i8"),
-        ("pswpout", "i8"),
-        ("swap_peak", "i8"),  # largest number of used slots
-        ("oom_kill", "i8"),  # processes
-    ],
-    align=True,
-)
+#: Events, by Linux's names in /proc/vmstat where it has one (kernel.counters).
+VMSTAT = np.dtype(counters.fields("vmstat"), align=True)
 
 
 # --- Translation lookaside buffers (kernel.tlb) -------------------------------------------------
@@ -344,15 +301,8 @@ TLB_LEVEL = np.dtype(
     align=True,
 )
 
-TLB_STAT = np.dtype(
-    [
-        ("walks", "i8"),  # page walks: misses of every level
-        ("walk_loads", "i8"),  # page-table entries read by them
-        ("flush_all", "i8"),  # flushes of everything
-        ("flush_pages", "i8"),  # pages flushed one by one
-    ],
-    align=True,
-)
+#: Page walks and flushes (kernel.counters).
+TLB_STAT = np.dtype(counters.fields("tlb_stat"), align=True)
 
 
 # --- The whole state ----------------------------------------------------------------------------

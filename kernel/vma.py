@@ -86,6 +86,12 @@ def move_start(k, i, start):
     v.vm_pgoff = pgoff
 
 
+@jit(inline=True)
+def heap_pages(mm):
+    """Pages mapped since the process began, without PROT_NONE reservations: the heap."""
+    return mm.total_vm - mm.reserved_vm - mm.start_vm
+
+
 @jit
 def account_vm(k, flags, pages):
     """Add ``pages`` (may be negative) of an area with ``flags`` to the counters of the mm."""

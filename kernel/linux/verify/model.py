@@ -22,6 +22,7 @@ from kernel.linux.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, Z
 from kernel.linux.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 from kernel.linux.verify.program import Area, View
 from kernel.page import next_slot, page_of, page_size, pmd_addr_end
+from kernel.pgtable import table_pages
 from kernel.syscall import syscall
 from kernel.types import (
     PTE_FILE,
@@ -242,7 +243,7 @@ def observe(k, protected, rows, ids, regions, out):
     out[3] = mm.data_vm << PAGE_SHIFT
     out[4] = mm.stack_vm << PAGE_SHIFT
     out[5] = mm.locked_vm << PAGE_SHIFT
-    out[6] = (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) << PAGE_SHIFT
+    out[6] = table_pages(mm) << PAGE_SHIFT
     out[7] = mm.rss << PAGE_SHIFT
     out[8] = mm.brk
     out[9] = mm.minflt
