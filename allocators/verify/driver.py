@@ -3,7 +3,7 @@
 Every live object is filled with a pattern of its own, so that a write into it, a lost copy and a
 block handed out twice all show in its words.  The first thing found wrong is written into the
 record ``d`` and ends the run; what needs the whole heap at once (overlap, walk) is left to
-:mod:`allocators.verify.heap`, which sees the tables that :func:`inspect_heap` fills.
+:mod:`allocators.verify.process`, which sees the tables that :func:`inspect_heap` fills.
 """
 
 import numpy as np
@@ -67,7 +67,7 @@ DOING_NAMES = (
     "looking at contents",
 )
 
-#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.heap.FOUND).
+#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process._FOUND).
 (
     FOUND_NOTHING,
     FOUND_NULL,

@@ -10,7 +10,7 @@ import numpy as np
 
 from allocators.base import registry
 from benchmarks.twin.verify.libc import Libc
-from benchmarks.twin.verify.operation import PROGRAM, Op
+from benchmarks.twin.verify.operation import Op
 from benchmarks.twin.verify.threads import THREADS
 from benchmarks.twin.verify.twin import BLOCK_COLUMNS, EXPECTED, Twin
 from kernel.config import KernelConfig
@@ -415,8 +415,3 @@ def empty_blocks(program: np.ndarray, least: int = 1) -> np.ndarray:
     """A table of blocks for ``program``, all empty."""
     slots = int(program["slot"].max(initial=0)) + 1
     return np.zeros((max(slots, least), BLOCK_COLUMNS), "i8")
-
-
-def with_prefix(program: np.ndarray, rows: int) -> np.ndarray:
-    """The first ``rows`` of a program."""
-    return np.ascontiguousarray(program[:rows], PROGRAM)

@@ -46,11 +46,6 @@ def _status(tid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def thread_group(tid: int) -> int:
-    """The process that a thread belongs to.  Raises OSError when it is gone."""
-    return int(_status(tid)["Tgid"])
-
-
 def snapshot(tid: int) -> Snapshot | None:
     """Areas and sizes of a stopped thread's memory; None when it has none any more."""
     try:
