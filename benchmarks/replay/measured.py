@@ -1,10 +1,12 @@
 """Metrics and timeline, computed from the state that an observed replay leaves."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from benchmarks.replay.loop import TIMELINE_COLUMNS, bucket_floor, system_calls
+from benchmarks.events.histogram import quantile
+from benchmarks.replay.loop import STEPS_EXACT, STEPS_PARTS, TIMELINE_COLUMNS, system_calls
 from kernel.frames import fragmentation_index, free_blocks, unusable_free_index
 from kernel.types import L1_BASE, L1_HUGE, L2
 
@@ -31,18 +33,6 @@ def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
         ]
         rows = np.vstack([rows, np.array([end], "i8")])
     return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray(rows.T), strict=True))
-
-
-def percentile(histogram: np.ndarray, q: float) -> int:
-    """Smallest number of steps that at least the share ``q`` of all operations stays within.
-
-    ``histogram``: (STEP_BUCKETS,) counts by benchmarks.replay.loop.step_bucket.
-    """
-    total = histogram.sum()
-    if total == 0:
-        return 0
-    rank = np.searchsorted(np.cumsum(histogram), q * total)
-    return bucket_floor(int(rank))
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -142,7 +132,7 @@ def _always_measured(
     mm = k.mm
     n = max(int(r.operations), 1)
     heap = int(mm.total_vm - mm.reserved_vm - mm.start_vm) * page
-    steps = r.histogram.sum(axis=0)
+    within = partial(quantile, r.histogram.sum(axis=0), exact=STEPS_EXACT, parts=STEPS_PARTS)
     return {
         "kernel_ns_per_op": modelled_ns(k, page, cost) / n,
         "operations": int(r.operations),
@@ -185,10 +175,10 @@ def _always_measured(
         "loads_per_op": int(mm.loads) / n,
         "stores_per_op": int(mm.stores) / n,
         "steps_mean": int(mm.loads + mm.stores) / n,
-        "steps_p50": percentile(steps, 0.5),
-        "steps_p90": percentile(steps, 0.9),
-        "steps_p99": percentile(steps, 0.99),
-        "steps_p999": percentile(steps, 0.999),
+        "steps_p50": within(0.5),
+        "steps_p90": within(0.9),
+        "steps_p99": within(0.99),
+        "steps_p999": within(0.999),
         "steps_max": int(r.max_steps),
         "payload_loads": int(mm.payload_loads),
         "payload_stores": int(mm.payload_stores),

@@ -109,15 +109,6 @@ def test_threads(trace):
     assert told == followed(events)[3]
 
 
-@pytest.mark.parametrize("value", [0, 1, 15, 16, 17, 31, 32, 33, 1000, (1 << 62) - 1])
-def test_buckets(value):
-    bucket = info._bucket(np.array([value]))
-    floor = int(info._bucket_floor(bucket)[0])
-    assert 0 <= value - floor <= value / 16
-    assert bucket[0] < info._BUCKETS
-    assert info._bucket(np.array([floor]))[0] == bucket[0]
-
-
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_plot(trace, tmp_path, capsys, suffix):
     out = tmp_path / f"figure.{suffix}"
