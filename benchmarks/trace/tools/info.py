@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.events import histogram
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, OP_NAMES, Events, column, slot_count
 from benchmarks.events.ledger import Followed, Ledger
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 from kernel.engine.jit import build_once
@@ -268,7 +268,7 @@ def describe(path: Path, strict: bool, progress: formats.Progress | None = None)
         for events in derive.told(groups, reader.events, progress, f"reading {path.name}"):
             statistics.add(events)
         provenance = reader.provenance
-    head = {"file": str(path), "format": provenance.get("format", "native")}
+    head = {"file": str(path), "format": provenance.get("format", "Parquet")}
     return head | statistics.summary() | {"dropped": provenance.get("dropped", {})}
 
 
