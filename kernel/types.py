@@ -8,6 +8,9 @@ import functools
 
 import numpy as np
 
+#: Compiled code may name this module as a whole (kernel.engine.jit).
+HEADER = True
+
 # --- vm_flags (the values of Linux) ------------------------------------------------------------
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8

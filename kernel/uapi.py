@@ -3,6 +3,9 @@
 See mmap(2), mremap(2), madvise(2), mlock(2), getrlimit(2) and asm/unistd_64.h.
 """
 
+#: Compiled code may name this module as a whole (kernel.engine.jit).
+HEADER = True
+
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 PROT_GROWSDOWN, PROT_GROWSUP = 0x01000000, 0x02000000
 

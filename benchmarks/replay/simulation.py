@@ -26,7 +26,7 @@ from benchmarks.replay.measured import measured, timeline
 from benchmarks.workloads import Workload, WorkloadError
 from kernel.boot import Machine
 from kernel.config import KernelConfig
-from kernel.engine.jit import build, jit
+from kernel.engine.jit import WalkError, build, jit
 from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
@@ -85,8 +85,11 @@ class Simulation:
         self.waited = 0.0
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
         self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
-        self._initialise = build(initialise, **self._bindings)
-        self._loop = build(self.loop_function, **self.loop_bindings())
+        try:
+            self._initialise = build(initialise, **self._bindings)
+            self._loop = build(self.loop_function, **self.loop_bindings())
+        except WalkError as error:
+            raise AllocatorFailure(str(error)) from None
         self._fresh = True
         self._compile()
 

@@ -7,13 +7,13 @@ runs with the JIT off.
 from kernel.engine.jit import jit
 
 
-@jit
+@jit(intrinsic=True)
 def bit_length(n):
     """Number of bits of ``n`` >= 0: 0 for 0, else floor(log2(n)) + 1."""
     return int(n).bit_length()
 
 
-@jit
+@jit(intrinsic=True)
 def trailing_zeros(n):
     """Number of the lowest set bit of ``n`` > 0; 64 for 0."""
     n = int(n)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernel.engine.jit import _global_names, is_jit
+from kernel.engine.jit import global_names, is_jit
 from kernel.engine.switches import NAMES
 
 #: Room in ``k.hits`` (kernel.types).
@@ -217,7 +217,7 @@ class _Copies:
         code = function.__code__
         if watched:
             code = _watched_code(function, self.kind, self.branches)
-        for name in _global_names(function.__code__):
+        for name in global_names(function):
             if name in self.bindings:
                 scope[name] = self.bindings[name]
             if is_jit(scope.get(name)):
@@ -227,5 +227,6 @@ class _Copies:
         copy.__qualname__ = function.__qualname__
         copy.__jit__ = dict(function.__jit__)
         copy.__cold__ = function.__cold__
+        copy.__intrinsic__ = function.__intrinsic__
         self.done[function] = copy
         return copy

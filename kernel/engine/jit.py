@@ -16,10 +16,15 @@ cached on disk; copies of the others are shared by the loops of one process that
 with the same bindings.  Every copy carries the hash of what it reaches in its name, so that symbols
 never collide.
 
+The walk also finds mistakes that Numba reports late, elsewhere or never: a name that does not
+exist, an unmarked callee, a mutable global (compiled code freezes its value), a plugin's function
+whose parameters differ from the contract's.  It names file and line, before Numba is imported.
+
 ``_nrt=False`` keeps atomic reference counts out of the loop (ten times faster); such code cannot
 allocate arrays, so all state is made in Python beforehand.
 """
 
+import builtins
 import dis
 import hashlib
 import inspect
@@ -29,9 +34,10 @@ import types
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-#: Modules whose functions Numba knows itself; a compiled function may name no other module.
+#: Modules whose functions Numba knows itself.  Of the project's own, a compiled function may name
+#: only a header: a module with ``HEADER = True``, of which it reads constants (kernel.uapi).
 _FOREIGN = {"math", "numpy"}
 
 _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
@@ -39,26 +45,38 @@ _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
 _INNER_OPTIONS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-def jit(function: Callable | None = None, *, inline: bool = False, cold: bool = False) -> Callable:
+def jit(
+    function: Callable | None = None,
+    *,
+    inline: bool = False,
+    cold: bool = False,
+    intrinsic: bool = False,
+) -> Callable:
     """Mark ``function`` as compilable.
 
     ``inline=True`` forces its body into every caller; ``cold=True`` (a slow path) keeps it out.
+    ``intrinsic=True``: the body only says what kernel.engine.link compiles in its place.
     """
     if function is None:
-        return lambda f: jit(f, inline=inline, cold=cold)
+        return lambda f: jit(f, inline=inline, cold=cold, intrinsic=intrinsic)
     # Explicit either way: Numba lets a function inherit the options of whoever calls it first.
     function.__jit__ = {"forceinline": inline}
     function.__cold__ = cold
+    function.__intrinsic__ = intrinsic
     return function
 
 
+class WalkError(TypeError):
+    """A function that cannot be compiled as it stands; the message begins with FILE:LINE."""
+
+
 def is_jit(value: object) -> bool:
-    """Whether ``value`` was marked by :func:`jit`."""
+    """Return True for what :func:`jit` marked."""
     return isinstance(value, types.FunctionType) and hasattr(value, "__jit__")
 
 
 def disabled() -> bool:
-    """Whether NUMBA_DISABLE_JIT asks for plain Python (the lane that measures coverage)."""
+    """Return True when NUMBA_DISABLE_JIT asks for plain Python (coverage is measured so)."""
     return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
@@ -89,16 +107,54 @@ def _fingerprint(code: types.CodeType) -> str:
     return "\n".join(parts)
 
 
-def _global_names(code: types.CodeType) -> list[str]:
-    """The globals that a function reads (co_names would add its attributes)."""
-    return sorted(
-        {
-            i.argval
-            for c in _codes(code)
-            for i in dis.get_instructions(c)
-            if i.opname == "LOAD_GLOBAL"
-        }
-    )
+#: Instructions that make an object, which code without reference counts cannot.
+_MAKES = {
+    "BUILD_LIST": "a list",
+    "BUILD_MAP": "a dict",
+    "BUILD_CONST_KEY_MAP": "a dict",
+    "BUILD_SET": "a set",
+    "FORMAT_VALUE": "a string",
+    "FORMAT_SIMPLE": "a string",
+    "BUILD_STRING": "a string",
+}
+
+
+class _Use(NamedTuple):
+    """One mention of a global: its name, what of it is read (a module's attribute), the line."""
+
+    name: str
+    attribute: str
+    line: int
+
+
+def _uses(function: Callable) -> Iterator[_Use]:
+    """Yield each mention of a global in ``function``.
+
+    Raises WalkError where one is assigned, or an object made.
+    """
+    for code in _codes(function.__code__):
+        instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
+        for i, after in zip(instructions, [*instructions[1:], None], strict=True):
+            line = i.positions.lineno or code.co_firstlineno
+            if i.opname == "STORE_GLOBAL":
+                raise _error(function, line, f"assigns the global {i.argval}: it belongs in STATE")
+            if i.opname in _MAKES:
+                raise _error(
+                    function, line, f"makes {_MAKES[i.opname]}: compiled code makes no objects"
+                )
+            if i.opname == "LOAD_GLOBAL":
+                reads = after is not None and after.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                yield _Use(i.argval, after.argval if reads else "", line)
+
+
+def global_names(function: Callable) -> list[str]:
+    """Return the globals that a function reads, sorted (co_names would add its attributes)."""
+    return sorted({use.name for use in _uses(function)})
+
+
+def _error(function: Callable, line: int, what: str) -> WalkError:
+    """Return the error that ``function`` has at ``line``."""
+    return WalkError(f"{function.__code__.co_filename}:{line}: {function.__name__}() {what}")
 
 
 #: Inner functions that were compiled in this process, by :meth:`_Walk.key_of`.
@@ -121,14 +177,17 @@ class _Walk:
         self.key = self.key_of(function)
 
     def _visit(self, function: Callable) -> None:
+        first = function.__code__.co_firstlineno
         if function in self.path:
-            raise TypeError(f"{_name(function)} calls itself: compiled functions cannot recurse")
+            raise _error(function, first, "calls itself: compiled functions cannot recurse")
         if function in self.globals:
             return
         if function.__closure__:
-            raise TypeError(
-                f"{_name(function)} uses {', '.join(function.__code__.co_freevars)} of the "
-                "function around it: compiled functions see only globals of their module"
+            names = ", ".join(function.__code__.co_freevars)
+            raise _error(
+                function,
+                first,
+                f"uses {names} of the function around it: compiled functions see only globals",
             )
         scope = dict(function.__globals__)
         self.globals[function] = scope
@@ -138,21 +197,50 @@ class _Walk:
         lines.append(f"def {_name(function)} {options!r}")
         lines.append(_fingerprint(function.__code__))
         self.path.append(function)
-        for name in _global_names(function.__code__):
-            if name in self.bindings:
-                scope[name] = self.bindings[name]
-            elif name not in scope:
-                continue  # a builtin
-            value = scope[name]
-            if is_jit(value):
+        for use in sorted({use[:2]: use for use in reversed(list(_uses(function)))}.values()):
+            self._enter(function, scope, use)
+        self.path.pop()
+
+    def _enter(self, function: Callable, scope: dict[str, Any], use: _Use) -> None:
+        """Take one global that ``function`` mentions into its scope, and into what is hashed."""
+        name = use.name
+        if name in self.bindings:
+            _check_parameters(scope.get(name), self.bindings[name])
+            scope[name] = self.bindings[name]
+        elif name not in scope:
+            if not hasattr(builtins, name):
+                raise _error(function, use.line, f"mentions {name}, which does not exist")
+            return
+        value = scope[name]
+        lines = self.lines[function]
+        if is_jit(value):
+            if name not in self.callees[function]:
                 self.callees[function].append(name)
                 self._visit(value)
-            elif isinstance(value, int) and not isinstance(value, bool):
-                scope[name] = value = int(value)  # a setting becomes a plain constant
-                lines.append(f"{name} = {value!r}")
-            else:
-                lines.append(f"{name} = {_describe(function, name, value)}")
-        self.path.pop()
+        elif isinstance(value, types.ModuleType):
+            lines.append(self._read(function, value, use))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            scope[name] = value = int(value)  # a setting becomes a plain constant
+            lines.append(f"{name} = {value!r}")
+        else:
+            lines.append(f"{name} = {_describe(function, name, value, use.line)}")
+
+    def _read(self, function: Callable, module: types.ModuleType, use: _Use) -> str:
+        """Return the text that stands for what ``function`` reads of ``module``."""
+        shown = f"{use.name}.{use.attribute}" if use.attribute else use.name
+        if use.attribute and not hasattr(module, use.attribute):
+            raise _error(function, use.line, f"mentions {shown}, which does not exist")
+        if module.__name__.split(".")[0] in _FOREIGN:
+            return f"{module.__name__} {use.attribute}"
+        value = getattr(module, use.attribute, None)
+        constant = isinstance(value, (int, float, str, tuple))
+        if not getattr(module, "HEADER", False) or not constant or use.attribute in self.bindings:
+            raise _error(
+                function,
+                use.line,
+                f"mentions {shown}: import the name itself, so that changes to it are seen",
+            )
+        return f"{module.__name__}.{use.attribute} = {value!r}"
 
     def key_of(self, function: Callable) -> str:
         """Hash (16 hex digits) of ``function`` and of all that it reaches."""
@@ -197,24 +285,47 @@ def _name(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _describe(function: Callable, name: str, value: object) -> str:
+def _check_parameters(original: object, bound: object) -> None:
+    """Raise WalkError when ``bound`` cannot be called as the function that it stands for."""
+    if not (is_jit(original) and is_jit(bound)):
+        return
+    least, most = _arity(original)
+    if not _arity(bound)[0] <= least <= most <= _arity(bound)[1]:
+        code = bound.__code__
+        given, asked = (inspect.signature(f) for f in (bound, original))
+        what = f"has the parameters {given}: it must have {asked}"
+        raise _error(bound, code.co_firstlineno, what)
+
+
+def _arity(function: Callable) -> tuple[int, int]:
+    """Return the least and the largest number of positional arguments."""
+    most = function.__code__.co_argcount
+    return most - len(function.__defaults__ or ()), most
+
+
+def _describe(function: Callable, name: str, value: object, line: int) -> str:
     """Return a text that stands for a global in the cache key.
 
-    Raises TypeError for what cannot be frozen into compiled code or watched for changes.
+    Raises WalkError for what cannot be frozen into compiled code or watched for changes.
     """
-    if isinstance(value, types.ModuleType):
-        if value.__name__.split(".")[0] not in _FOREIGN:
-            raise TypeError(
-                f"{_name(function)}: import the names used from {value.__name__} instead of the "
-                "module, so that changes to them are seen"
-            )
-        return value.__name__
     if isinstance(value, (bool, float, str, bytes, tuple, type(None))):
         return repr(value)
-    if hasattr(value, "tobytes") and not isinstance(value, type):
-        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, types.FunctionType):
-        raise TypeError(f"{_name(function)} calls {name}(), which is not marked @jit")
+        raise _error(function, line, f"calls {name}(), which is not marked @jit")
+    if isinstance(value, (list, dict, set, bytearray)) and not function.__intrinsic__:
+        kind = type(value).__name__
+        raise _error(
+            function, line, f"reads the {kind} {name}, which can change: compiled code freezes it"
+        )
+    if hasattr(value, "tobytes") and not isinstance(value, type):
+        if getattr(getattr(value, "flags", None), "writeable", False):
+            raise _error(
+                function,
+                line,
+                f"reads the array {name}, which can change while compiled code froze it: "
+                f"say {name}.flags.writeable = False",
+            )
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     kind = value if isinstance(value, type) else type(value)
     source = getattr(inspect.getmodule(kind), "__file__", None)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
@@ -249,7 +360,7 @@ def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callabl
 
     ``bindings`` maps global names to values that replace them everywhere in what is reached:
     marked functions, numbers, booleans.  With NUMBA_DISABLE_JIT=1 the result is plain Python with
-    the same bindings.  Raises TypeError when a reached function mentions what cannot be compiled.
+    the same bindings.  Raises WalkError when a reached function cannot be compiled as it stands.
     """
     walk = _Walk(function, bindings)
     if not disabled():

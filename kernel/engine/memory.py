@@ -17,31 +17,31 @@ from kernel.engine.switches import PAGE_SHIFT
 windows: dict[int, np.ndarray] = {}
 
 
-@jit
+@jit(intrinsic=True)
 def load_word(base, index):
     """Return word ``index`` of the window at address ``base``."""
     return int(windows[int(base)][index])
 
 
-@jit
+@jit(intrinsic=True)
 def store_word(base, index, word):
     """Set word ``index`` of the window at address ``base``."""
     windows[int(base)][index] = word
 
 
-@jit
+@jit(intrinsic=True)
 def load_half_word(base, index):
     """Return half-word ``index``, 2 bytes without a sign, of the window at address ``base``."""
     return int(windows[int(base)].view("u2")[index])
 
 
-@jit
+@jit(intrinsic=True)
 def store_half_word(base, index, value):
     """Set half-word ``index`` of the window at address ``base`` to ``value``, 0 to 65535."""
     windows[int(base)].view("u2")[index] = value
 
 
-@jit
+@jit(intrinsic=True)
 def prefetch_word(base, index):
     """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
 

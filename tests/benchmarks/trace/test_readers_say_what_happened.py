@@ -222,7 +222,7 @@ def test_a_damaged_cache_is_replaced(android):
 def test_concurrent_imports_agree(android):
     code = f"""
 from pathlib import Path
-from benchmarks import formats
+from benchmarks.trace import formats
 print(len(formats.load(Path({str(android)!r}))[0].op))
 """
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)}

@@ -43,7 +43,8 @@ def test_a_trace_says_how_it_was_made(name):
     with parquet.Reader(path) as reader:
         told = reader.provenance
         assert path.stat().st_size <= 8 * reader.events
-    assert told["made_by"] == f"python -m benchmarks.trace.shipped.make {name}"
+    assert told["made_by"].startswith("python -m benchmarks.")  # of the layout at that time
+    assert told["made_by"].endswith(f"shipped.make {name}")
     for key in ("command", "arguments", "program", "input", "version", "recorder"):
         assert told[key]
     assert sum(told["left_out"].values()) < told["events"] / 1000

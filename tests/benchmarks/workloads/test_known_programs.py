@@ -12,7 +12,7 @@ from benchmarks.events.events import FREE, MALLOC, THREAD_END, TOUCH_WRITE
 from benchmarks.events.ledger import Ledger
 from benchmarks.events.parquet import verify
 from benchmarks.workloads import alloc_test, robson, sh6bench
-from benchmarks.workloads.base import pieces
+from benchmarks.workloads.base import pieces, registry
 from kernel.engine.jit import build
 from tests.benchmarks.workloads.driver import BASE, drive_bump
 
@@ -232,7 +232,7 @@ def test_robson_compiled_and_plain_agree_on_pinned_events():
 
 
 def test_robson_sizes_grow_by_the_root():
-    s = workloads.registry._choose(ROBSON).settings
+    s = registry._choose(ROBSON).settings
     sizes = robson.sizes(SimpleNamespace(**s))
     assert sizes[::2] == [64, 128, 256, 512, 1024, 2048]
     assert sizes[1::2] == [80, 176, 352, 720, 1440]

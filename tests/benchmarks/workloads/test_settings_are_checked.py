@@ -167,7 +167,7 @@ def test_a_workload_of_ones_own_is_one_file(tmp_path):
 
 PROGRAM = """
 import numpy as np
-from kernel.boot import record
+from kernel.engine.record import record
 from kernel.engine.jit import jit
 
 def length(s): return 1

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import kernel.engine.jit
+from kernel import types
 from kernel.boot import Machine
 from kernel.brk import brk as kernel_brk
 from kernel.config import KernelConfig
-from kernel.engine.jit import build, cache_root, disabled, is_jit, jit, source_hash
+from kernel.engine.jit import WalkError, build, cache_root, disabled, is_jit, jit, source_hash
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.once
@@ -31,6 +32,9 @@ FACTOR = 2
 FLAG = True
 NAMES = ("a", "b")
 TABLE = np.arange(4)
+TABLE.flags.writeable = False
+STEPS = np.arange(4)
+WEIGHTS = [1, 2]
 
 
 class Colour(IntEnum):
@@ -66,7 +70,7 @@ def unmarked(n):
 
 @jit
 def calls_unmarked(n):
-    return unmarked(n)
+    return unmarked(n)  # here
 
 
 @jit
@@ -76,7 +80,7 @@ def reaches_unmarked(n):
 
 @jit
 def mentions_module(n):
-    return kernel.engine.jit.build(n)
+    return kernel.engine.jit.build(n)  # here
 
 
 @jit
@@ -97,6 +101,74 @@ def ping(n):
 @jit
 def pong(n):
     return ping(n)
+
+
+@jit
+def reads_a_header(n):
+    return n & types.VM_WRITE
+
+
+@jit
+def calls_through_a_header(n):
+    return types.kernel_dtype(n)  # here
+
+
+@jit
+def misspells(n):
+    return (
+        n * FACTR  # noqa: F821  # here
+    )
+
+
+@jit
+def misspells_a_constant(n):
+    return n & types.VM_RAED  # here
+
+
+@jit
+def misspells_a_function(n):
+    return np.sqroot(n)  # here
+
+
+@jit
+def reads_a_list(n):
+    return WEIGHTS[n]  # here
+
+
+@jit
+def reads_an_array(n):
+    return STEPS[n]  # here
+
+
+@jit
+def assigns_a_global(n):
+    global FACTOR
+    FACTOR = n  # here
+
+
+@jit
+def makes_a_list(n):
+    return len([n, n])  # here
+
+
+@jit
+def makes_a_string(n):
+    return len(f"{n}")  # here
+
+
+@jit
+def takes_too_few():
+    return 0
+
+
+@jit
+def takes_too_many(n, m):
+    return n
+
+
+@jit
+def has_a_default(n, m=0):
+    return n
 
 
 @jit
@@ -187,16 +259,53 @@ def test_plain_build_has_the_same_bindings(monkeypatch):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (calls_unmarked, r"calls_unmarked calls unmarked\(\), which is not marked @jit"),
-        (reaches_unmarked, r"calls_unmarked calls unmarked\(\), which is not marked @jit"),
-        (mentions_module, r"import the names used from kernel instead of the module"),
-        (recursive, r"recursive calls itself: compiled functions cannot recurse"),
-        (ping, r"ping calls itself: compiled functions cannot recurse"),
+        (calls_unmarked, "calls_unmarked() calls unmarked(), which is not marked @jit"),
+        (reaches_unmarked, "calls_unmarked() calls unmarked(), which is not marked @jit"),
+        (mentions_module, "mentions kernel.engine: import the name itself"),
+        (calls_through_a_header, "mentions types.kernel_dtype: import the name itself"),
+        (misspells, "misspells() mentions FACTR, which does not exist"),
+        (misspells_a_constant, "mentions types.VM_RAED, which does not exist"),
+        (misspells_a_function, "mentions np.sqroot, which does not exist"),
+        (reads_a_list, "reads the list WEIGHTS, which can change"),
+        (reads_an_array, "reads the array STEPS, which can change"),
+        (makes_a_list, "makes a list: compiled code makes no objects"),
+        (makes_a_string, "makes a string: compiled code makes no objects"),
+        (assigns_a_global, "assigns the global FACTOR: it belongs in STATE"),
+        (recursive, "recursive() calls itself: compiled functions cannot recurse"),
+        (ping, "ping() calls itself: compiled functions cannot recurse"),
     ],
 )
-def test_refusals(function, message):
-    with pytest.raises(TypeError, match=message):
+def test_refusals_name_the_line(function, message):
+    with pytest.raises(WalkError) as refusal:
         build(function)
+    place, _, rest = str(refusal.value).partition(": ")
+    assert message in rest
+    file, _, line = place.rpartition(":")
+    assert file == __file__
+    text = Path(file).read_text().splitlines()[int(line) - 1]
+    assert "# here" in text or text.startswith("@jit"), text
+
+
+@pytest.mark.parametrize("bound", [takes_too_few, takes_too_many])
+def test_a_bound_function_has_the_parameters_of_the_one_that_it_replaces(bound):
+    with pytest.raises(WalkError, match=r":\d+: takes_too_\w+\(\) has the parameters"):
+        build(outer, scale=bound)
+    assert build(outer, scale=has_a_default)(10) == 10 + 11 + 32 + 100 + 5 + 2 + 1
+
+
+def test_constants_of_a_header_are_compiled_in_and_hashed_if_they_are_read(monkeypatch):
+    before = source_hash(reads_a_header)
+    assert build(reads_a_header)(types.VM_WRITE | 64) == types.VM_WRITE
+    monkeypatch.setattr(types, "VM_READ", 3)
+    assert source_hash(reads_a_header) == before
+    monkeypatch.setattr(types, "VM_WRITE", 64)
+    assert source_hash(reads_a_header) != before
+    assert build(reads_a_header)(types.VM_WRITE | 2) == 64
+
+
+def test_a_header_s_constant_cannot_be_bound():
+    with pytest.raises(WalkError, match=r"mentions types\.VM_WRITE: import the name itself"):
+        build(reads_a_header, VM_WRITE=4)
 
 
 def test_closures_are_refused():
@@ -206,7 +315,7 @@ def test_closures_are_refused():
     def inner(n):
         return n + step
 
-    with pytest.raises(TypeError, match="inner uses step of the function around it"):
+    with pytest.raises(TypeError, match=r"inner\(\) uses step of the function around it"):
         build(inner)
 
 
@@ -260,8 +369,8 @@ def test_hash_is_repeatable():
         {"FACTOR": 3},
         {"FLAG": False},
         {"NAMES": ("a", "c")},
-        {"TABLE": np.arange(1, 5)},
-        {"TABLE": np.arange(4, dtype="i4")},
+        {"TABLE": np.frombuffer(bytes(range(32)), "i8")},
+        {"TABLE": np.frombuffer(bytes(range(16)), "i4")},
         {"COLOUR": 6},
         {"scale": quick},
     ],
