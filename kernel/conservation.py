@@ -8,8 +8,7 @@ a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
 from kernel import types
 from kernel.engine.jit import jit
 from kernel.frames import max_order, order_of, owner_of, pfn_of, zone_of
-from kernel.page import fold_page, pages_around, pmd_order
-from kernel.pgtable import table_pages
+from kernel.page import fold_page, pages_around, pmd_order, table_pages
 
 #: What a code means; ``bad`` is what the last column names.
 CHECKS = {

@@ -46,7 +46,7 @@ _VALIDATED_FLAGS = (
 def refuse_collision(k, start, end):
     """Kill the process when [start, end) would share window slots with another area.
 
-    The window cannot hold both; a larger kernel.window does.
+    The window cannot hold both; a larger kernel.window_bits does.
     """
     if k.mm.layout_only:
         return

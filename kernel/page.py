@@ -173,3 +173,9 @@ def next_slot(k, addr, end):
         else:
             addr = pmd_addr_end(addr, end)
     return end
+
+
+@jit(inline=True)
+def table_pages(mm):
+    """Pages of page tables, of every level."""
+    return mm.nr_ptes + mm.nr_pmds + mm.nr_puds

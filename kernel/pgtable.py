@@ -8,15 +8,9 @@ are indexed by real addresses, never folded, so that their number is exact.
 
 from kernel.engine.jit import jit
 from kernel.frames import free_table_frames
-from kernel.page import pgd_shift, pmd_shift, pud_addr_end, pud_shift, set_pmd
+from kernel.page import pgd_shift, pmd_shift, pud_addr_end, pud_shift, set_pmd, table_pages
 from kernel.types import PMD_NONE, PMD_TABLE
 from kernel.vmscan import take_table_frame
-
-
-@jit(inline=True)
-def table_pages(mm):
-    """Pages of page tables, of every level."""
-    return mm.nr_ptes + mm.nr_pmds + mm.nr_puds
 
 
 @jit

@@ -1,8 +1,11 @@
 """The order of the house: folders say what they are, tests mirror sources, commands are listed."""
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
@@ -18,6 +21,15 @@ FOLDERS = sorted(
 )
 #: Programs that bench.py starts; nobody types them.
 INTERNAL = {"benchmarks/run/worker.py", "benchmarks/run/observe.py"}
+
+#: References as prose writes them: a dotted name, a path, Sphinx's role.
+DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)}|tests)(?:\.[A-Za-z_]\w*)+)(?![\w/])")
+PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)}|tests|conf)/[\w./-]*\w)")
+ROLE = re.compile(r":(?:mod|func|class|data|meth|attr|exc):`~?([\w.]+)`")
+#: Files that the reader or a command makes, and what only begins like a name of ours.
+MADE = {"allocators/mine.py", "conf/allocator/mine.yaml", "conf/kernel/cost/host.yaml"}
+SYSCTLS = {"kernel.randomize_va_space"}
+SETTINGS = re.findall(r"^(\w+):", (ROOT / "conf/kernel/linux.yaml").read_text(), re.M)
 
 
 def python_files(*folders):
@@ -76,3 +88,64 @@ def test_the_list_of_commands_is_printed():
     )
     assert len(done.stdout.splitlines()) == len(list(commands()))
     assert "python -m kernel.linux.verify " in done.stdout
+
+
+def prose():
+    """Yield (file, line, text) of every comment and docstring, the README, the YAML and the C."""
+    for path in [*python_files(*PACKAGES, "tests"), ROOT / "bench.py"]:
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
+                yield path, token.start[0], token.string
+    others = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.c")]
+    for path in [ROOT / "README.md", *others]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            yield path, number, line
+
+
+def defined(path):
+    """Names that a file defines or imports, those of classes and records included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).rpartition(".")[2]
+
+
+def is_named(reference):
+    """Whether a dotted name leads to a module, to a definition in one, or to a setting."""
+    parts = reference.split(".")
+    for length in range(len(parts), 0, -1):
+        base, rest = ROOT.joinpath(*parts[:length]), parts[length:]
+        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if base.is_dir() and not rest:
+            return True
+        if path.is_file():
+            settings = SETTINGS if parts[:length] == ["kernel"] else ()
+            return set(rest) <= set(defined(path)) or rest[0] in settings
+    return False
+
+
+def test_references_lead_somewhere():
+    dangling = []
+    for path, line, text in prose():
+        where = f"{path.relative_to(ROOT)}:{line}: "
+        dangling += [where + r for r in DOTTED.findall(text) if not is_named(r) | (r in SYSCTLS)]
+        for name in PATH.findall(text):
+            files = (ROOT / name, ROOT / "conf" / name, ROOT / "conf" / f"{name}.yaml")
+            if "NAME" not in name and name not in MADE and not any(f.exists() for f in files):
+                dangling.append(where + name)
+        if path.suffix == ".py":
+            known = {*defined(path)}
+            roles = [r for r in ROLE.findall(text) if r.split(".")[0] not in known]
+            dangling += [where + r for r in roles if not is_named(r)]
+    assert not dangling, "\n".join(dangling)
+
+
+def test_a_dangling_reference_is_seen():
+    assert is_named("kernel.window_bits")
+    assert is_named("allocators.base.registry.names")
+    assert is_named("benchmarks.trace")
+    for name in ("kernel.window", "allocators.verify.heap", "kernel.nothing.here", "tests.nowhere"):
+        assert not is_named(name), name

@@ -42,7 +42,7 @@ DOING_NAMES = FUNCTIONS | {
     DOING_CONTENTS: "looking at contents",
 }
 
-#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process).
+#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process._FOUND).
 (
     FOUND_NOTHING,
     FOUND_NULL,

@@ -1,7 +1,7 @@
 """The event vocabulary, and a workload in memory: a structure of arrays, one row an event.
 
 Objects are named by dense *slots*: an allocation fills its slot, a free empties it, a slot may be
-filled again later.  In files the same columns carry the same names (benchmarks.events.native).
+filled again later.  In files the same columns carry the same names (benchmarks.events.parquet).
 """
 
 from typing import NamedTuple

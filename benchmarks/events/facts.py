@@ -3,7 +3,7 @@
     events ──┬──► Audit         can they have happened?  slots, operations, live bytes at most
              └──► Fingerprint   sha256 over all columns
                                     └──► Facts, kept in the file's metadata
-                                    (benchmarks.events.native)
+                                    (benchmarks.events.parquet)
 
 With the facts known a trace can be replayed while it is still being read.
 """

@@ -34,7 +34,7 @@ from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.real.threads import ThreadedProcess
 from benchmarks.replay.loop import RUN, TIMELINE_ROWS, replay_events
 from benchmarks.replay.measured import measured, timeline
-from benchmarks.replay.metrics import NATIVE
+from benchmarks.replay.metrics import OF_NATIVE_RUNS
 from benchmarks.workloads import Workload
 from kernel.cost import COSTS
 from kernel.counters import CALLS, COUNTERS
@@ -227,7 +227,7 @@ class RealRun:
         found = measured(self.k, self.r, PAGE, dict.fromkeys(COSTS, 0.0))
         return {
             name: None if name.startswith("syscalls") and not self.sees_calls else found[name]
-            for name in NATIVE
+            for name in OF_NATIVE_RUNS
             if name in found
         }
 

@@ -32,6 +32,7 @@ from benchmarks.events.events import (
     TOUCH_READ,
     TOUCH_WRITE,
 )
+from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
 from kernel.access import touch
 from kernel.conservation import check_frames
@@ -39,7 +40,7 @@ from kernel.counters import CALLS
 from kernel.engine.jit import jit
 from kernel.engine.record import summed
 from kernel.engine.switches import COUNT, PAGE_SHIFT
-from kernel.pgtable import table_pages
+from kernel.page import table_pages
 from kernel.task import abort
 from kernel.types import ABORT_FRAMES, ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
 from kernel.vma import covered, heap_pages
@@ -61,9 +62,9 @@ HAS_SITE = False
 
 # --- Results of a run ----------------------------------------------------------------------------
 
-#: Steps (loads + stores) below this are counted exactly; above, in 64 buckets an octave.
-EXACT_STEPS = 1024
-STEP_BUCKETS = EXACT_STEPS + 64 * 40
+#: Steps (loads + stores) below 1024 are counted exactly, above within 1.6 %: log2 of both.
+STEPS_EXACT, STEPS_PARTS = 10, 6
+STEP_BUCKETS = bucket_count(STEPS_EXACT, STEPS_PARTS)
 
 #: Columns of the timeline, as :func:`timeline_row` fills them, and those of them that are in pages.
 TIMELINE_COLUMNS = (
@@ -114,25 +115,6 @@ RUN = np.dtype(
     ],
     align=True,
 )
-
-
-@jit
-def step_bucket(steps):
-    """Bucket of a number of steps: exact below EXACT_STEPS, then within 1.6 %."""
-    if steps < EXACT_STEPS:
-        return steps
-    octave = 0
-    while steps >> (octave + 1) >= EXACT_STEPS:
-        octave += 1
-    return min(EXACT_STEPS + 64 * octave + ((steps >> (octave + 4)) & 63), STEP_BUCKETS - 1)
-
-
-def bucket_floor(bucket: int) -> int:
-    """Smallest number of steps that falls into ``bucket``."""
-    if bucket < EXACT_STEPS:
-        return bucket
-    octave, part = divmod(bucket - EXACT_STEPS, 64)
-    return (64 + part) << (octave + 4)
 
 
 #: System calls so far, of an MM.
@@ -205,7 +187,7 @@ def observe(k, r, op):
         total = mm.loads + mm.stores
         steps = total - r.steps
         r.steps = total
-        r.histogram[1 if op == FREE else 0, step_bucket(steps)] += 1
+        r.histogram[1 if op == FREE else 0, bucket(steps, STEPS_EXACT, STEPS_PARTS)] += 1
         if steps > r.max_steps:
             r.max_steps = steps
 

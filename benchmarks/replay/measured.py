@@ -1,13 +1,16 @@
 """Metrics and timeline, computed from the state that an observed replay leaves."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
+from benchmarks.events.histogram import quantile
 from benchmarks.replay.loop import (
+    STEPS_EXACT,
+    STEPS_PARTS,
     TIMELINE_COLUMNS,
     TIMELINE_PAGES,
-    bucket_floor,
     system_calls,
     timeline_row,
 )
@@ -29,18 +32,6 @@ def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
         rows = np.vstack([rows, np.array([timeline_row(k, r, last)], "i8")])
     units = [page if name in TIMELINE_PAGES else 1 for name in TIMELINE_COLUMNS]
     return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray((rows * units).T), strict=True))
-
-
-def percentile(histogram: np.ndarray, q: float) -> int:
-    """Smallest number of steps that at least the share ``q`` of all operations stays within.
-
-    ``histogram``: (STEP_BUCKETS,) counts by benchmarks.replay.loop.step_bucket.
-    """
-    total = histogram.sum()
-    if total == 0:
-        return 0
-    rank = np.searchsorted(np.cumsum(histogram), q * total)
-    return bucket_floor(int(rank))
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -130,7 +121,7 @@ def _always_measured(
     mm = k.mm
     n = max(int(r.operations), 1)
     heap = int(heap_pages(mm)) * page
-    steps = r.histogram.sum(axis=0)
+    within = partial(quantile, r.histogram.sum(axis=0), exact=STEPS_EXACT, parts=STEPS_PARTS)
     return {
         "kernel_ns_per_op": modelled_ns(k, page, cost) / n,
         "operations": int(r.operations),
@@ -156,9 +147,9 @@ def _always_measured(
         "loads_per_op": int(mm.loads) / n,
         "stores_per_op": int(mm.stores) / n,
         "steps_mean": int(mm.loads + mm.stores) / n,
-        "steps_p50": percentile(steps, 0.5),
-        "steps_p90": percentile(steps, 0.9),
-        "steps_p99": percentile(steps, 0.99),
-        "steps_p999": percentile(steps, 0.999),
+        "steps_p50": within(0.5),
+        "steps_p90": within(0.9),
+        "steps_p99": within(0.99),
+        "steps_p999": within(0.999),
         "steps_max": int(r.max_steps),
     }

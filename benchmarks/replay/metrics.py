@@ -127,8 +127,8 @@ METRICS = (
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 
-#: What a run on a real library measures too.
-NATIVE = tuple(m.name for m in METRICS if not m.modelled)
+#: Names of the metrics that a run on a real library (allocator=native/…) has too.
+OF_NATIVE_RUNS = tuple(m.name for m in METRICS if not m.modelled)
 
 
 def markdown() -> str:

@@ -4,7 +4,7 @@ The churn of benchmarks.speed, without end: after the fill every slot is live wh
 followed a free, so its steady state may be gone through again and again.
 
     fill │ period │ period │ period …       memory:  the same arrays each time
-                                            stream:  decoded anew from a native file, and audited
+                                            stream:  decoded anew from Parquet, and audited
 
 Both replay the same events, which the addresses prove, in turn and in processes of their own.  The
 time of an event includes what the loop waited for the next piece.  Memory is the process's largest
@@ -33,27 +33,27 @@ _WARM_UP = 1 << 20
 
 
 def write_parts(directory: Path, period: int) -> None:
-    """Write the fill and one period of the churn, as native traces."""
+    """Write the fill and one period of the churn, as Parquet traces."""
     from benchmarks import workloads
-    from benchmarks.events import native
+    from benchmarks.events import parquet
     from benchmarks.events.events import Events
     from benchmarks.speed import CHURN
 
     live = CHURN["live"]
     events = workloads.load(CHURN | {"operations": live + period}).events
     for name, part in (("fill", slice(live)), ("period", slice(live, None))):
-        native.write(
+        parquet.write(
             directory / f"{name}.parquet", Events(*(column[part] for column in events)), {}
         )
 
 
 def _pieces(directory: Path, side: str) -> Iterator[Any]:
     """The fill, then periods for ever: row groups from memory, or decoded each time."""
-    from benchmarks.events import native
+    from benchmarks.events import parquet
 
     with (
-        native.Reader(directory / "fill.parquet") as fill,
-        native.Reader(directory / "period.parquet") as period,
+        parquet.Reader(directory / "fill.parquet") as fill,
+        parquet.Reader(directory / "period.parquet") as period,
     ):
         yield from fill.groups()
         kept = list(period.groups()) if side == "memory" else None
@@ -67,7 +67,7 @@ def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[st
     Returns seconds of the loop and seconds ``waited``, the checksum of the addresses, and the
     largest resident set of this process in bytes.
     """
-    from benchmarks.events import native
+    from benchmarks.events import parquet
     from benchmarks.events.facts import Facts
     from benchmarks.events.stream import Stream
     from benchmarks.replay.simulation import TIMED, Simulation
@@ -77,7 +77,7 @@ def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[st
 
     def make() -> Iterator[Any]:
         pieces = _pieces(directory, side)
-        return native.verify(directory / "period.parquet", pieces) if side == "stream" else pieces
+        return parquet.verify(directory / "period.parquet", pieces) if side == "stream" else pieces
 
     facts = Facts(events, events, CHURN["live"], 0, 0, "")
     workload = Workload(

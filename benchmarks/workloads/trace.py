@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from allocators.base.settings import choice
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import Events
 from benchmarks.events.facts import Audit
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.events.stream import Stream
-from benchmarks.trace.formats import load, native_file, recognise, report_dropped
+from benchmarks.trace.formats import load, parquet_file, recognise, report_dropped
 from benchmarks.workloads.base.registry import WorkloadError, path
 
 PATH = path()
@@ -39,7 +39,7 @@ def read(
     """Import the trace, or read it from the cache.  Raises TraceError (a ValueError)."""
     file, strict = Path(s.path), bool(s.strict)
     if STREAM.spell(s.stream) != "never":
-        with native_file(file, strict, progress) as (reader, imported):
+        with parquet_file(file, strict, progress) as (reader, imported):
             if STREAM.spell(s.stream) == "always" or reader.events > LONG:
                 report_dropped(file, reader.provenance)
                 stream = _stream(reader.path, imported, progress)
@@ -49,13 +49,13 @@ def read(
 
 
 def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] | None) -> Stream:
-    """The events of the native file, which may be deleted afterwards: it stays open."""
-    reader = native.Reader(file)
+    """The events of the Parquet trace, which may be deleted afterwards: it stays open."""
+    reader = parquet.Reader(file)
     names = [name for name in reader.names if name not in _UNUSED]
     audit = Audit()
     facts = reader.facts
     if facts is None:
-        facts = native.survey(reader, progress and (lambda x: progress(x, f"reading {file.name}")))
+        facts = parquet.survey(reader, progress and (lambda x: progress(x, f"reading {file.name}")))
 
     def pieces() -> Iterator[Events]:
         """All events; what no pass has looked at before is checked."""
@@ -64,7 +64,7 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
             for events in reader.groups(names, threads=False):
                 first += len(events.op)
                 if first > audit.events:
-                    next(native.verify(file, iter([events]), audit))
+                    next(parquet.verify(file, iter([events]), audit))
                     found = audit.facts(facts.fingerprint)
                     # A slot too many is beside the table of objects: that cannot wait for the end.
                     if found.slots > facts.slots or (first == facts.events and found != facts):

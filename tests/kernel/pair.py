@@ -1,6 +1,6 @@
 """The model and its oracle side by side: one operation on both, then everything compared.
 
-A program is a list of :data:`Step`\\ s, plain small numbers, so that Hypothesis can shrink it and a
+A program is a list of steps, each a tuple of small numbers, so that Hypothesis can shrink it and a
 seeded generator can make it; :meth:`Pair.do` gives the numbers their meaning.
 """
 

@@ -1,6 +1,6 @@
 """Trace files of any known format: recognise them by content, import them once, load them.
 
-    FILE, packed or plain ──► pieces of Records ──► objects ──► native file (in the user's cache)
+    FILE, packed or plain ──► pieces of Records ──► objects ──► Parquet trace (user's cache)
            packing             a format's reader
 
 A format is a module.  A text format has NAME, PATTERN (bytes that show it) and Reader:
@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import Events, make_events
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import (
     android,
     fragmetrics,
@@ -73,9 +73,9 @@ def recognise(path: Path) -> Source:
             magic = file.read(4)
         if not magic:
             raise TraceError(f"{path}: the file is empty")
-        if magic == native.MAGIC:
-            native.check_ends(path)
-            return Source(path, "native")
+        if magic == parquet.MAGIC:
+            parquet.check_ends(path)
+            return Source(path, "parquet")
         source = packed(path, magic)
         with opened(source) as (stream, _):
             head = stream.read(_HEAD)
@@ -88,7 +88,7 @@ def recognise(path: Path) -> Source:
     for pattern, reason in _REFUSED:
         if pattern.search(head):
             raise TraceError(f"{path}: {reason}")
-    known = ", ".join([*(module.NAME for module in FORMATS), "native (Parquet)"])
+    known = ", ".join([*(module.NAME for module in FORMATS), "Parquet"])
     raise TraceError(f"{path}: no trace format that is known here ({known})")
 
 
@@ -185,17 +185,17 @@ def check_output(out: Path, *inputs: Path) -> None:
 def convert(
     path: Path, out: Path, strict: bool, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the trace ``path`` in the native format at ``out``; returns its provenance.
+    """Write the trace ``path`` as a Parquet trace at ``out``; returns its provenance.
 
     ``out`` appears whole or not at all.  Raises TraceError.
     """
     source = recognise(path)
     check_output(out, path)
     try:
-        with native.Writer(out) as writer:
+        with parquet.Writer(out) as writer:
             if source.format is None:
-                with native.Reader(path) as reader:
-                    for events in native.verify(path, reader.groups()):
+                with parquet.Reader(path) as reader:
+                    for events in parquet.verify(path, reader.groups()):
                         writer.add(events)
                     writer.provenance = reader.provenance
             else:
@@ -233,10 +233,10 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def native_file(
+def parquet_file(
     path: Path, strict: bool, progress: Progress | None = None
-) -> Iterator[tuple[native.Reader, bool]]:
-    """Yield a reader of ``path`` in native form, and whether it was checked on the way in.
+) -> Iterator[tuple[parquet.Reader, bool]]:
+    """Yield a reader of ``path`` as a Parquet trace, and whether it was checked on the way in.
 
     A text trace is imported once and kept under the hash of its content; where no cache can be
     written, it is imported into a temporary directory.  Raises TraceError.
@@ -244,17 +244,17 @@ def native_file(
     source = recognise(path)
     if source.format is None:
         with complaints(path):
-            reader = native.Reader(path)
+            reader = parquet.Reader(path)
         with reader:
             yield reader, False
         return
-    name = f"{_content_hash(path)[:32]}-{VERSION}-{native.SCHEMA}.parquet"
+    name = f"{_content_hash(path)[:32]}-{VERSION}-{parquet.SCHEMA}.parquet"
     with tempfile.TemporaryDirectory() as temporary:
         cached = _writable(cache_directory(), Path(temporary)) / name
         reader = _reader_of(cached)
         if reader is None:
             convert(path, cached, strict, progress)
-            reader = native.Reader(cached)
+            reader = parquet.Reader(cached)
         problem = reader.provenance["first_problem"]
         if strict and problem:
             raise _error(path, tuple(problem), unit_of(source))
@@ -275,10 +275,10 @@ def _writable(directory: Path, otherwise: Path) -> Path:
     return directory if os.access(directory, os.W_OK) else otherwise
 
 
-def _reader_of(cached: Path) -> native.Reader | None:
+def _reader_of(cached: Path) -> parquet.Reader | None:
     """A reader of a file in the cache; None when it is not there or damaged."""
     try:
-        return native.Reader(cached)
+        return parquet.Reader(cached)
     except (TraceError, OSError):
         return None
 
@@ -291,10 +291,10 @@ def load(
     When not ``strict``, what cannot have happened is dropped and counted on standard error.
     Raises TraceError.
     """
-    with native_file(path, strict, progress) as (reader, checked):
+    with parquet_file(path, strict, progress) as (reader, checked):
         events = reader.read()
         if not checked:
-            for _ in native.verify(path, iter([events])):
+            for _ in parquet.verify(path, iter([events])):
                 pass
         report_dropped(path, reader.provenance)
         return events, reader.provenance

@@ -1,6 +1,6 @@
 """Traces for other tools: write any trace as malloc-lab .rep or as Android memory_replay text.
 
-    trace ──► native, by row group ──► a format's Writer ──► OUT (plain, .gz or .zip)
+    trace ──► Parquet, by row group ──► a format's Writer ──► OUT (plain, .gz or .zip)
 
 A format that can be written has a Writer: ``header()``, ``lines(events, before)``, ``lost`` (what
 it cannot hold, counted), and ``survey(events, before, after)`` if its header needs a first pass.
@@ -17,17 +17,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import Events, rows
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.formats import android, malloc_lab
 
-#: What can be written beside the native format, by the name that --to takes.
+#: What can be written beside a Parquet trace, by the name that --to takes.
 WRITERS: dict[str, ModuleType] = {"android": android, "rep": malloc_lab}
-#: The native format's name.
-NATIVE = "native"
+#: The name of a Parquet trace there.
+PARQUET = "parquet"
 
 #: Events that are written at once.
 _ROWS = 1 << 16
@@ -38,7 +38,7 @@ def form_of(out: Path) -> str:
     endings = out.suffixes[-2:]
     if ".rep" in endings:
         return "rep"
-    return "android" if endings[-1:] and endings[-1] in (".txt", ".gz", ".zip") else NATIVE
+    return "android" if endings[-1:] and endings[-1] in (".txt", ".gz", ".zip") else PARQUET
 
 
 def export(
@@ -52,7 +52,7 @@ def export(
     formats.recognise(path)
     formats.check_output(out, path)
     writer = WRITERS[form].Writer()
-    with formats.native_file(path, strict, progress) as (reader, checked):
+    with formats.parquet_file(path, strict, progress) as (reader, checked):
         survey = getattr(writer, "survey", None)
         if survey:
             for events, before, after in _followed(path, reader, checked, None):
@@ -69,12 +69,12 @@ def export(
 
 
 def _followed(
-    path: Path, reader: native.Reader, checked: bool, progress: formats.Progress | None
+    path: Path, reader: parquet.Reader, checked: bool, progress: formats.Progress | None
 ) -> Iterator[tuple[Events, np.ndarray, np.ndarray]]:
     """Yield the events of ``reader`` piece by piece, with the bytes of each object around it."""
     ledger, seen = Ledger(), 0
     groups = reader.groups()
-    for group in groups if checked else native.verify(path, groups):
+    for group in groups if checked else parquet.verify(path, groups):
         for begin in range(0, len(group.op), _ROWS):
             events = rows(group, begin, begin + _ROWS)
             followed = ledger.follow(events)

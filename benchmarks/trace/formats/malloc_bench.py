@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.packing import Source, chunks
 from benchmarks.trace.formats.piece import Piece

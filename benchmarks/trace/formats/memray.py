@@ -19,7 +19,7 @@ from operator import attrgetter
 import numpy as np
 
 from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.packing import Source, complaints
 from benchmarks.trace.formats.piece import Piece, spell_address

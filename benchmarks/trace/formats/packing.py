@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 
 #: First bytes of a packed file.
 _MAGIC = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -31,7 +31,7 @@ _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.erro
 
 @dataclass
 class Source:
-    """A trace file: where it is, how it is packed, and which format is inside (None: native)."""
+    """A trace file: where it is, how it is packed, and which format is inside (None: Parquet)."""
 
     path: Path
     packing: str

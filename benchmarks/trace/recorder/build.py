@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import cache_directory
 
 SOURCE = Path(__file__).with_name("recorder.c")

@@ -1,4 +1,4 @@
-"""Run a program with the recorder preloaded, and make native traces of what it left.
+"""Run a program with the recorder preloaded, and make Parquet traces of what it left.
 
 While the program runs its raw recording stands beside the trace, in ``FILE.raw``; it is removed
 when all traces are written, and kept when that fails.
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import ALLOCATOR_OPS, make_events
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import Progress, check_output
 from benchmarks.trace.formats.objects import PROBLEM_NAMES, Objects
 from benchmarks.trace.recorder import build, raw
@@ -231,7 +231,7 @@ def _convert(
     objects, left_out = Objects(), Counter()
     threads: set[int] = set()
     count = operations = 0
-    with native.Writer(path) as writer:
+    with parquet.Writer(path) as writer:
         for records, fraction in image.records():
             slot, problem = objects.rename(records, strict=False)
             kept = problem == 0

@@ -21,8 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.events import native
-from benchmarks.events.native import TraceError
+from benchmarks.events import parquet
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace.recorder.run import Trace, record
 from benchmarks.trace.shipped import FOLDER
 
@@ -441,10 +441,10 @@ def make(name: str) -> Path:
         if recording.exit != 0:
             raise TraceError(f"{command[0]} ended with {recording.exit}")
         out = FOLDER / f"{name}.parquet"
-        with native.Reader(_chosen(recording.traces, about.image).path) as reader:
+        with parquet.Reader(_chosen(recording.traces, about.image).path) as reader:
             provenance = reader.provenance
             provenance.pop("children", None)
-            with native.Writer(out) as writer:
+            with parquet.Writer(out) as writer:
                 for events in reader.groups():
                     writer.add(events)
                 writer.provenance = provenance | {
@@ -535,7 +535,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        with native.Reader(path) as reader:
+        with parquet.Reader(path) as reader:
             size = path.stat().st_size
             print(
                 f"{path.name}: {reader.events:,} events, {reader.provenance['threads']} threads, "

@@ -1,4 +1,4 @@
-"""convert: write a trace in the native format, or in one that other tools read."""
+"""convert: write a Parquet trace, or a format that other tools read."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from benchmarks.trace import formats
 from benchmarks.trace.formats import export
 from benchmarks.trace.tools import derive
 
-HELP = "write a trace in the native format, as Android memory_replay text or as malloc-lab .rep"
+HELP = "write a trace as Parquet, as Android memory_replay text or as malloc-lab .rep"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument(
         "--to",
-        choices=[export.NATIVE, *export.WRITERS],
+        choices=[export.PARQUET, *export.WRITERS],
         help="format of OUT; without it OUT's ending tells: .rep (rep), .txt, .gz, .zip (android), "
-        "any other (native)",
+        "any other (parquet)",
     )
     parser.add_argument(
         "--lenient", action="store_true", help="drop and count what cannot have happened"
@@ -31,7 +31,7 @@ def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callabl
     """Convert; returns what prints where it went."""
     form = given.to or export.form_of(given.output)
     strict, lost = not given.lenient, {}
-    if form == export.NATIVE:
+    if form == export.PARQUET:
         provenance = formats.convert(given.input, given.output, strict, progress)
     else:
         provenance, lost = export.export(given.input, given.output, form, strict, progress)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import Events
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats, shipped
 
 
@@ -53,15 +53,15 @@ def count(text: str) -> int:
 @contextmanager
 def opened(
     path: Path, lenient: bool, progress: formats.Progress | None = None
-) -> Iterator[tuple[native.Reader, Iterator[Events]]]:
+) -> Iterator[tuple[parquet.Reader, Iterator[Events]]]:
     """Yield a reader of a trace of any known format, and its row groups, each checked.
 
     Raises TraceError.
     """
-    with formats.native_file(path, not lenient, progress) as (reader, checked):
+    with formats.parquet_file(path, not lenient, progress) as (reader, checked):
         formats.report_dropped(path, reader.provenance)
         groups = reader.groups()
-        yield reader, groups if checked else native.verify(path, groups)
+        yield reader, groups if checked else parquet.verify(path, groups)
 
 
 def told(
@@ -77,7 +77,9 @@ def told(
 
 
 @contextmanager
-def written(given: argparse.Namespace, inputs: list[Path], **facts: Any) -> Iterator[native.Writer]:
+def written(
+    given: argparse.Namespace, inputs: list[Path], **facts: Any
+) -> Iterator[parquet.Writer]:
     """Yield a writer of ``given.output``; its provenance has the command and ``facts``.
 
     ``inputs``: what must not be overwritten.  Raises TraceError where nothing can be written.
@@ -85,7 +87,7 @@ def written(given: argparse.Namespace, inputs: list[Path], **facts: Any) -> Iter
     out = given.output
     formats.check_output(out, *inputs)
     try:
-        with native.Writer(out) as writer:
+        with parquet.Writer(out) as writer:
             writer.provenance = {
                 "command": shlex.join(["python", "-m", "benchmarks.trace", *given.arguments]),
                 "parents": [],
@@ -95,7 +97,7 @@ def written(given: argparse.Namespace, inputs: list[Path], **facts: Any) -> Iter
         raise TraceError(f"{out}: {error.strerror or error}") from None
 
 
-def parent(path: Path, reader: native.Reader) -> dict[str, Any]:
+def parent(path: Path, reader: parquet.Reader) -> dict[str, Any]:
     """What the provenance says of a trace that others are made from."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

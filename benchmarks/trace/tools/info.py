@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.events import histogram
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, OP_NAMES, Events, column, slot_count
 from benchmarks.events.ledger import Followed, Ledger
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
+from kernel.engine.jit import build_once
 
 #: Upper ends of the size classes, bytes.
 _OCTAVES = 1 << np.arange(63)
-#: Lifetimes below this have buckets of their own; above, this many an octave.
-_EXACT = 16
-_BUCKETS = _EXACT * 59  # up to 2**62
+#: Lifetimes below 16 are counted exactly, above within a part in 16: log2 of both.
+_EXACT = _PARTS = 4
+_BUCKETS = histogram.bucket_count(_EXACT, _PARTS)
 #: Shares of the freed objects whose lifetimes are told.
 _QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 #: Rows of live bytes over time at most; when they are full, every two become one.
@@ -196,7 +198,10 @@ class Lifetimes:
 
     def add(self, size: np.ndarray, lifetime: np.ndarray) -> None:
         """Take (n,) objects: bytes and lifetime; what died before its birth lived for 0."""
-        bucket = _bucket(np.clip(lifetime, 0, (1 << 62) - 1))
+        bucket = np.empty(len(lifetime), "i8")
+        build_once(histogram.put_buckets)(
+            np.clip(lifetime, 0, (1 << 62) - 1), _EXACT, _PARTS, bucket
+        )
         both = _size_class(size) * _BUCKETS + bucket
         counts = np.bincount(both, minlength=self._objects.size)
         self._objects += counts.reshape(self._objects.shape)
@@ -207,8 +212,9 @@ class Lifetimes:
 
         ``left``: bytes of the objects that live at the end, (n,).
         """
-        octave = np.searchsorted(_OCTAVES, _bucket_floor(np.arange(_BUCKETS)), side="right")
-        objects, bytes_ = np.zeros(len(_OCTAVES), "i8"), np.zeros(len(_OCTAVES), "i8")
+        floors = histogram.floor(np.arange(_BUCKETS), _EXACT, _PARTS)
+        octave = np.searchsorted(_OCTAVES, floors, side="right")
+        objects, bytes_ = np.zeros((2, len(_OCTAVES) + 1), "i8")
         np.add.at(objects, octave, self._objects.sum(axis=0))
         np.add.at(bytes_, octave, self._bytes)
         alive = np.bincount(_size_class(left), minlength=len(self._objects))
@@ -245,26 +251,12 @@ def _class_ends(i: int) -> dict[str, int]:
     return {"from": int(_OCTAVES[i - 1]) + 1 if i else 0, "to": int(_OCTAVES[i])}
 
 
-def _bucket(lifetime: np.ndarray) -> np.ndarray:
-    """Bucket of each lifetime: exact below _EXACT, then within a part in _EXACT."""
-    octave = np.frexp(lifetime.astype("f8"))[1] - 5  # 0 for _EXACT to 2 · _EXACT - 1
-    octave = np.maximum(octave, 0)
-    return np.where(lifetime < _EXACT, lifetime, _EXACT * octave + (lifetime >> octave))
-
-
-def _bucket_floor(bucket: np.ndarray) -> np.ndarray:
-    """Least lifetime of each bucket."""
-    octave = np.maximum(bucket // _EXACT - 1, 0)
-    return np.where(bucket < _EXACT, bucket, (bucket - _EXACT * octave) << octave)
-
-
 def _quantiles(counts: np.ndarray) -> dict[str, int]:
-    """Lifetimes, within a part in _EXACT, that shares of all objects do not exceed."""
-    so_far = np.cumsum(counts)
-    if not so_far[-1]:
+    """Lifetimes, within a part in 16, that shares of all objects do not exceed."""
+    if not counts.any():
         return {}
     return {
-        name: int(_bucket_floor(np.searchsorted(so_far, share * so_far[-1])))
+        name: histogram.quantile(counts, share, _EXACT, _PARTS)
         for name, share in _QUANTILES.items()
     }
 
@@ -276,7 +268,7 @@ def describe(path: Path, strict: bool, progress: formats.Progress | None = None)
         for events in derive.told(groups, reader.events, progress, f"reading {path.name}"):
             statistics.add(events)
         provenance = reader.provenance
-    head = {"file": str(path), "format": provenance.get("format", "native")}
+    head = {"file": str(path), "format": provenance.get("format", "Parquet")}
     return head | statistics.summary() | {"dropped": provenance.get("dropped", {})}
 
 

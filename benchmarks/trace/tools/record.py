@@ -1,11 +1,11 @@
-"""record: run a program and write what it allocates as native traces."""
+"""record: run a program and write what it allocates as Parquet traces."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.recorder.run import Recording, record, recover, told_exit
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.events.events import TOUCH_READ, TOUCH_WRITE, Events
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 

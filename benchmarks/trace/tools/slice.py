@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.events.events import ALIGNED, ALLOCATOR_OPS, MALLOC, Events, make_events, rows
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.native import TraceError
+from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 

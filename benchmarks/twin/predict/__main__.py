@@ -1,13 +1,14 @@
 """``python -m benchmarks.twin.predict [TRACE …]``: predict glibc's time and memory, and measure.
 
-Without traces all that are shipped.  Exit codes: 0 memory is the same everywhere, 1 it is not or a
-file cannot be written, 2 bad arguments, 77 this machine cannot serve as truth, 130 interrupted:
-nothing is written.
+Without traces all that are shipped.  Needs the extra ``predict``.  Exit codes: 0 memory is the same
+everywhere, 1 it is not, a file cannot be written or scipy is missing, 2 bad arguments, 77 this
+machine cannot serve as truth, 130 interrupted: nothing is written.
 """
 
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -75,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if reason := _no_place(options.output):
         return _complain(f"{options.output}: {reason}", EXIT_USAGE)
+    if find_spec("scipy") is None:
+        text = "fitting the prices needs the package scipy: pip install -e '.[predict]'"
+        return _complain(text, EXIT_FAILED)
     from allocators.base.library import LibraryError
     from benchmarks.events.progress import shown_progress
     from benchmarks.trace import shipped

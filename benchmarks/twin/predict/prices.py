@@ -1,8 +1,9 @@
 """Nanoseconds a step, fitted on programs; what others will take by these prices.
 
-A price is the least-squares solution over all pieces of the programs, each weighted so that what is
-minimised is the relative error of its time: Σ (predicted / measured − 1)².  No step can cost less
-than nothing: a kind whose price would be negative gets none, and the rest is fitted again.
+The prices are the least-squares solution over all pieces of the programs, each weighted so that
+what is minimised is the relative error of its time: Σ (predicted / measured − 1)².  No step can
+cost less than nothing: this is non-negative least squares (Lawson and Hanson, Solving Least Squares
+Problems, 1974, chapter 23), by scipy.
 """
 
 from collections.abc import Sequence
@@ -53,8 +54,11 @@ class Prediction:
 def fit(samples: Sequence[Sample], without: Sequence[str] = ()) -> np.ndarray:
     """Prices (len(KINDS),) in nanoseconds, each at least 0; those of ``without`` are 0.
 
-    Every program weighs the same, however many pieces it has.
+    Every program weighs the same, however many pieces it has.  Needs scipy (the extra predict).
     """
+    # Late: numba's first call in a process takes twice as long where scipy is loaded.
+    from scipy.optimize import nnls
+
     rows, values = [], []
     for sample in samples:
         weight = 1 / (sample.measured * np.sqrt(len(sample.measured)))
@@ -63,14 +67,10 @@ def fit(samples: Sequence[Sample], without: Sequence[str] = ()) -> np.ndarray:
     matrix, target = np.concatenate(rows), np.concatenate(values)
     used = np.array([name not in without for name in KINDS]) & matrix.any(axis=0)
     prices = np.zeros(len(KINDS))
-    while used.any():
-        prices[:] = 0
+    if used.any():  # nnls corrupts memory when there is nothing to fit (scipy 1.17)
         # Of one scale, so that rare and dear steps are solved for as well as common ones.
         scale = np.linalg.norm(matrix[:, used], axis=0)
-        prices[used] = np.linalg.lstsq(matrix[:, used] / scale, target, rcond=None)[0] / scale
-        if (prices >= 0).all():
-            break
-        used &= prices > prices.min()
+        prices[used] = nnls(matrix[:, used] / scale, target)[0] / scale
     return prices
 
 

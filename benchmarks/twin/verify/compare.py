@@ -1,7 +1,6 @@
 """Two sides under one program: the real process, and the twin on a kernel that is like its own."""
 
 import os
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from allocators.base import registry
 from benchmarks.twin.verify.libc import Libc
-from benchmarks.twin.verify.operation import PROGRAM, Op
+from benchmarks.twin.verify.operation import Op
 from benchmarks.twin.verify.threads import THREADS
 from benchmarks.twin.verify.twin import BLOCK_COLUMNS, EXPECTED, Twin
 from kernel.config import KernelConfig
@@ -21,6 +20,7 @@ from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.linux.host.observe import Observer, host_settings
 from kernel.linux.host.process import HostError, HostProcess
+from kernel.linux.verify.compare import adopt_limits
 from kernel.linux.verify.model import (
     AREA_ROW,
     COUNTERS,
@@ -37,19 +37,11 @@ from kernel.linux.verify.run import side_by_side
 from kernel.maps import MMAP_MIN_ADDR
 from kernel.task import reason
 from kernel.types import SimulatedSignal
-from kernel.uapi import RLIM_INFINITY
 
 #: Tunables whose setting, whatever the value, fixes the thresholds.
 FIXING = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
 #: Seconds that the twin may take over one operation.
 PATIENCE = 20.0
-#: What may be in the way of a process that its limits are compared with.
-_RLIMITS = {
-    "rlim_as": resource.RLIMIT_AS,
-    "rlim_data": resource.RLIMIT_DATA,
-    "rlim_memlock": resource.RLIMIT_MEMLOCK,
-    "rlim_stack": resource.RLIMIT_STACK,
-}
 _FIELDS = ("vm_size", "vm_data", "vm_stk", "vm_lck", "vm_pte", "rss_anon")
 #: Lines of the chunks that are shown, at most.
 _MOST_CHUNKS = 60
@@ -204,9 +196,7 @@ class Pair:
         mm.end_data = mm.start_data + host.data_bytes
         mm.dac_mmap_min_addr = host_settings()["mmap_min_addr"] or 0
         mm.mmap_min_addr = max(mm.dac_mmap_min_addr, MMAP_MIN_ADDR)
-        for name, number in _RLIMITS.items():
-            soft = resource.prlimit(host.pid, number)[0]
-            mm[name] = RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft
+        adopt_limits(mm, host.pid)
         written = dict(self.libc.writable())
         for v in k.vma[: mm.map_count]:
             if int(v.vm_start) in written:
@@ -415,8 +405,3 @@ def empty_blocks(program: np.ndarray, least: int = 1) -> np.ndarray:
     """A table of blocks for ``program``, all empty."""
     slots = int(program["slot"].max(initial=0)) + 1
     return np.zeros((max(slots, least), BLOCK_COLUMNS), "i8")
-
-
-def with_prefix(program: np.ndarray, rows: int) -> np.ndarray:
-    """The first ``rows`` of a program."""
-    return np.ascontiguousarray(program[:rows], PROGRAM)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EBUSY
 
+from kernel.linux.host.files import ALIGNING, NOT_ALIGNING
 from kernel.linux.replay import table
 from kernel.linux.replay.log import Call, FileInfo, Limits, Machine
 from kernel.linux.replay.model import (
@@ -50,9 +51,6 @@ HUGE_PAGE = 2 << 20
 #: How the names of System V's shared segments begin.
 SEGMENT = "/SYSV"
 
-#: File systems whose files are placed so that huge pages can map them, and those that do not.
-_ALIGNING = {"ext4", "xfs", "btrfs", "f2fs", "bcachefs"}
-_NOT_ALIGNING = {"tmpfs", "proc", "sysfs"}
 #: Errors of mmap that a plain file has no part in.
 _PLAIN_ERRORS = {-EINVAL, -ENOMEM, -EEXIST}
 
@@ -234,9 +232,9 @@ class Planner:
 
     def _alignments(self, file: FileInfo, length: int) -> tuple[int, ...]:
         """Whether the file aligns to huge pages; both where that is not known and matters."""
-        if file.kind == "file" and file.file_system in _ALIGNING:
+        if file.kind == "file" and file.file_system in ALIGNING:
             return (1,)
-        if file.kind == "file" and file.file_system in _NOT_ALIGNING:
+        if file.kind == "file" and file.file_system in NOT_ALIGNING:
             return (0,)
         return (1, 0) if length >= HUGE_PAGE else (0,)
 

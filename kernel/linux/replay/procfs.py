@@ -1,6 +1,5 @@
 """What /proc and statfs tell about a traced program and its machine."""
 
-import ctypes
 import os
 import platform
 import re
@@ -9,46 +8,17 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from kernel.linux.host.files import file_system
 from kernel.linux.replay.log import FileInfo, Image, Limits, Machine, Snapshot, parse_areas
 
 #: Fields of /proc/PID/status that a snapshot keeps, by their name there.
 _SIZES = ("VmSize", "VmData", "VmLck", "VmPTE")
 _CAP_IPC_LOCK, _CAP_SYS_RAWIO = 14, 17
 
-#: File systems by statfs's f_type; others are named by the number.
-_FILE_SYSTEMS = {
-    0xEF53: "ext4",
-    0x58465342: "xfs",
-    0x9123683E: "btrfs",
-    0xF2F52010: "f2fs",
-    0xCA451A4E: "bcachefs",
-    0x01021994: "tmpfs",
-    0x958458F6: "hugetlbfs",
-    0x794C7630: "overlayfs",
-    0x6969: "nfs",
-    0x65735546: "fuse",
-    0x73717368: "squashfs",
-    0xE0F5E1E2: "erofs",
-    0x2FC12FC1: "zfs",
-    0x01021997: "9p",
-    0x9FA0: "proc",
-    0x62656572: "sysfs",
-    0x09041934: "anon_inodefs",
-    0x50495045: "pipefs",
-    0x534F434B: "sockfs",
-}
-_ST_NOEXEC = 8
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def _status(tid: int) -> dict[str, str]:
     lines = Path(f"/proc/{tid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def thread_group(tid: int) -> int:
-    """The process that a thread belongs to.  Raises OSError when it is gone."""
-    return int(_status(tid)["Tgid"])
 
 
 def snapshot(tid: int) -> Snapshot | None:
@@ -126,19 +96,6 @@ def read_text(tid: int, address: int, size: int) -> str | None:
     return data.partition(b"\0")[0].decode(errors="replace")
 
 
-def _file_system(path: str) -> tuple[str, bool]:
-    """Name of the file system that holds an open file, and whether it is mounted noexec."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statfs(path.encode(), buffer) != 0:
-        return "?", False
-    kind = int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF
-    try:
-        no_exec = bool(os.statvfs(path).f_flag & _ST_NOEXEC)
-    except OSError:
-        no_exec = False
-    return _FILE_SYSTEMS.get(kind, hex(kind)), no_exec
-
-
 def open_file(tid: int, fd: int) -> FileInfo | None:
     """What a descriptor names, as far as mmap's answer depends on it; None when it is not open."""
     link = f"/proc/{tid}/fd/{fd}"
@@ -156,7 +113,6 @@ def open_file(tid: int, fd: int) -> FileInfo | None:
         stat.S_IFIFO: "pipe",
         stat.S_IFSOCK: "socket",
     }.get(stat.S_IFMT(info.st_mode), "other")
-    system, no_exec = _file_system(link)
     device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}"
     return FileInfo(
         path=path,
@@ -164,10 +120,18 @@ def open_file(tid: int, fd: int) -> FileInfo | None:
         device=device,
         inode=info.st_ino,
         size=info.st_size,
-        file_system=system,
+        file_system=file_system(link),
         access=flags & os.O_ACCMODE,
-        no_exec=no_exec,
+        no_exec=_no_exec(link),
     )
+
+
+def _no_exec(path: str) -> bool:
+    """Whether the file system that holds an open file is mounted noexec."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False
 
 
 def _fdinfo(tid: int, fd: int) -> str:

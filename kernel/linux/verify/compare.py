@@ -18,6 +18,7 @@ import numpy as np
 
 from kernel.config import KernelConfig
 from kernel.engine.jit import build_once
+from kernel.linux.host.files import ALIGNING, file_system
 from kernel.linux.host.observe import FILE, HUGE, PRESENT, SWAPPED, ZERO, Observer, host_settings
 from kernel.linux.host.process import OP, HostProcess
 from kernel.linux.verify.model import (
@@ -44,8 +45,6 @@ from kernel.uapi import RLIM_INFINITY
 _STARTS = 20
 #: Models that are kept: each takes an address space of its own.
 _MOST_MODELS = 4
-#: File systems that align large mappings to huge pages.
-_ALIGNING = {"ext4", "xfs", "btrfs"}
 _FIELDS = dict(
     zip(COUNTERS, ("vm_size", "vm_data", "vm_stk", "vm_lck", "vm_pte", "rss_anon"), strict=True)
 )
@@ -112,10 +111,10 @@ def files() -> Iterator[list[File]]:
             ),
         ]
         folder = next(
-            (f for f in (".", tempfile.gettempdir()) if _file_system(f) in _ALIGNING),
+            (f for f in (".", tempfile.gettempdir()) if file_system(f) in ALIGNING),
             tempfile.gettempdir(),
         )
-        align = _file_system(folder) in _ALIGNING
+        align = file_system(folder) in ALIGNING
         noexec = VM_MAYEXEC if os.statvfs(folder).f_flag & os.ST_NOEXEC else 0
         for flags, lacks in (
             (os.O_RDWR, 0),
@@ -129,18 +128,6 @@ def files() -> Iterator[list[File]]:
             finally:
                 Path(path).unlink()
         yield found
-
-
-def _file_system(folder: str) -> str:
-    """Type of the file system that holds ``folder``."""
-    path = Path(folder).resolve()
-    best = (0, "")
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-        _, where, kind, *_ = line.split()
-        where = where.encode().decode("unicode_escape")
-        if path.is_relative_to(where):
-            best = max(best, (len(where), kind))
-    return best[1]
 
 
 class Real:
@@ -247,9 +234,7 @@ class Pair:
         mm.end_data = mm.start_data + host.data_bytes
         if host.randomized and self.setting.legacy:
             mm.mmap_legacy_base = min(start for start, _ in _kernel_pages(host))
-        for name, number in _RLIMITS.items():
-            soft = resource.prlimit(host.pid, number)[0]
-            mm[name] = RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft
+        adopt_limits(mm, host.pid)
         for n, (fd, file) in enumerate(zip(FDS, opened, strict=True)):
             entry = k.file[fd]
             entry.id = mm.files + n
@@ -315,12 +300,11 @@ class Pair:
         return self.real.state(), self.model.state()
 
 
-_RLIMITS = {
-    "rlim_as": resource.RLIMIT_AS,
-    "rlim_data": resource.RLIMIT_DATA,
-    "rlim_memlock": resource.RLIMIT_MEMLOCK,
-    "rlim_stack": resource.RLIMIT_STACK,
-}
+def adopt_limits(mm: np.record, pid: int) -> None:
+    """Give the model the soft limits of a real process."""
+    for name in ("as", "data", "memlock", "stack"):
+        soft = resource.prlimit(pid, getattr(resource, f"RLIMIT_{name.upper()}"))[0]
+        mm[f"rlim_{name}"] = RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft
 
 
 def _differences(theirs: Result, ours: Result, real: State, model: State) -> Iterator[Difference]:

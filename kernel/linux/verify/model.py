@@ -21,8 +21,7 @@ from kernel.limits import setrlimit
 from kernel.linux.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
 from kernel.linux.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 from kernel.linux.verify.program import Area, View
-from kernel.page import next_slot, page_of, page_size, pmd_addr_end
-from kernel.pgtable import table_pages
+from kernel.page import next_slot, page_of, page_size, pmd_addr_end, table_pages
 from kernel.syscall import syscall
 from kernel.types import (
     PTE_FILE,

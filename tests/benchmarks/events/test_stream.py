@@ -8,7 +8,7 @@ import yaml
 
 from allocators.base import registry
 from benchmarks import workloads
-from benchmarks.events import native, stream
+from benchmarks.events import parquet, stream
 from benchmarks.events.events import (
     ALIGNED,
     CALLOC,
@@ -60,10 +60,10 @@ def drawn(n: int) -> Events:
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A native trace in many row groups, the last one short."""
-    monkeypatch.setattr(native, "ROW_GROUP", GROUP)
+    """A Parquet trace in many row groups, the last one short."""
+    monkeypatch.setattr(parquet, "ROW_GROUP", GROUP)
     path = tmp_path / "t.parquet"
-    native.write(path, drawn(EVENTS), {"by": "test"})
+    parquet.write(path, drawn(EVENTS), {"by": "test"})
     return path
 
 
@@ -141,7 +141,7 @@ def test_a_temporary_import_is_gone_and_still_read(android, monkeypatch):
 
 def test_a_file_without_facts_is_read_through_first(trace, monkeypatch):
     whole = load(trace, "never")
-    monkeypatch.setattr(native.Facts, "parse", lambda given, events: None)
+    monkeypatch.setattr(parquet.Facts, "parse", lambda given, events: None)
     told = []
     streamed = workloads.load(
         {"name": "trace", "path": str(trace), "stream": "always"}, lambda *x: told.append(x)
@@ -156,15 +156,15 @@ def bad_trace(path, at):
     op, slot = events.op.copy(), events.slot.copy()
     at += int(np.flatnonzero(op[at:] == FREE)[0])
     slot[at] = 299_999
-    native.write(path, events._replace(slot=slot), {})
+    parquet.write(path, events._replace(slot=slot), {})
     return at
 
 
 @pytest.mark.parametrize("facts", ["none", "those of the sound trace"])
 def test_impossible_events_end_the_replay(trace, monkeypatch, facts):
-    sound = native.Reader(trace).facts
+    sound = parquet.Reader(trace).facts
     at = bad_trace(trace, 5000)
-    assert native.Reader(trace).facts is None
+    assert parquet.Reader(trace).facts is None
     message = f"workload trace: {trace}: event {at}: free of slot 299999, which is empty"
     with pytest.raises(WorkloadError) as caught:
         load(trace, "never")
@@ -174,7 +174,7 @@ def test_impossible_events_end_the_replay(trace, monkeypatch, facts):
             load(trace, "always")
         assert str(caught.value) == message
         return
-    monkeypatch.setattr(native.Facts, "parse", lambda given, events: sound)
+    monkeypatch.setattr(parquet.Facts, "parse", lambda given, events: sound)
     s = simulation(load(trace, "always"))
     for _ in range(2):
         with pytest.raises(WorkloadError) as caught:
@@ -184,11 +184,11 @@ def test_impossible_events_end_the_replay(trace, monkeypatch, facts):
 
 
 def test_facts_of_another_trace(trace, monkeypatch):
-    with native.Reader(trace) as reader:
+    with parquet.Reader(trace) as reader:
         facts = reader.facts
     for name, change in (("slots", -1), ("slots", 1), ("operations", 1), ("peak_live", -8)):
-        wrong = native.Facts(**(vars(facts) | {name: getattr(facts, name) + change}))
-        monkeypatch.setattr(native.Facts, "parse", lambda given, events, wrong=wrong: wrong)
+        wrong = parquet.Facts(**(vars(facts) | {name: getattr(facts, name) + change}))
+        monkeypatch.setattr(parquet.Facts, "parse", lambda given, events, wrong=wrong: wrong)
         pieces = []
         with pytest.raises(WorkloadError, match="its metadata tells of other events than it has"):
             pieces.extend(load(trace, "always").stream.pieces())

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from allocators.base import library
-from benchmarks.replay.metrics import NATIVE
+from benchmarks.replay.metrics import OF_NATIVE_RUNS
 from benchmarks.run.job import JobError, check_job
 from tests.conftest import ROOT
 
@@ -57,7 +57,7 @@ def test_a_run_leaves_the_same_files(sweep):
     assert told["library"]["threads"] == "one"
     assert "/" not in json.dumps(told["library"]["file"])
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics) == {name for name in NATIVE if name != "ns_per_op"}
+    assert set(metrics) == {name for name in OF_NATIVE_RUNS if name != "ns_per_op"}
     (benchmark,) = pyperf.BenchmarkSuite.load(str(run / "bench.json")).get_benchmarks()
     assert benchmark.get_metadata()["library"].startswith("libc.so.6, sha256 ")
     line = next(line for line in printed.splitlines() if "native/glibc" in line)

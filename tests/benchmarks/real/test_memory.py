@@ -18,7 +18,7 @@ from benchmarks.events.events import (
 from benchmarks.real import machine, memory
 from benchmarks.real.memory import RealRun, clean_seconds
 from benchmarks.real.process import PAGE, RealProcess, prepare
-from benchmarks.replay.metrics import NATIVE
+from benchmarks.replay.metrics import OF_NATIVE_RUNS
 from benchmarks.workloads import Workload
 
 from .conftest import library
@@ -77,7 +77,7 @@ def test_a_mapped_block_costs_what_it_must(glibc, touch, faults, resident):
     assert after["peak_heap"] - before["end_heap"] == 257 * PAGE
     assert after["end_heap"] == before["end_heap"]
     assert after["end_rss"] == before["end_rss"]
-    changed = {n for n in NATIVE if n.startswith("syscalls_") and after[n] != before[n]}
+    changed = {n for n in OF_NATIVE_RUNS if n.startswith("syscalls_") and after[n] != before[n]}
     assert changed == {"syscalls_mmap", "syscalls_munmap"}
     assert after["peak_live"] == MIB + 24
 
@@ -106,7 +106,7 @@ def test_what_is_counted_from_events_is_what_any_allocator_has(glibc):
     assert found["operations"] == churn.operations == run.events
     assert found["end_heap"] == (run.end.writable - run.start.writable) * PAGE
     assert found["end_rss"] == (run.end.private - run.start.private) * PAGE
-    assert set(found) == {n for n in NATIVE if n != "ns_per_op"}
+    assert set(found) == {n for n in OF_NATIVE_RUNS if n != "ns_per_op"}
     timeline = run.timeline()
     assert timeline["rss"].max() <= found["peak_rss"]
     assert timeline["rss"][-1] == found["end_rss"]

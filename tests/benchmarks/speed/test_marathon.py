@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from allocators import bump
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.speed import marathon
 from benchmarks.speed.marathon import compared, main, run_side, write_parts
 
 
 def test_both_sides_get_the_same_addresses(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "ROW_GROUP", 10_000)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 10_000)
     write_parts(tmp_path, 40_000)
     events = 25_000 + 3 * 40_000 + 123
     memory, stream = (run_side(tmp_path, side, "bump", events) for side in marathon.SIDES)

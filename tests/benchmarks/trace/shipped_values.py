@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, OP_NAMES, column
 from benchmarks.events.ledger import Ledger
 from benchmarks.trace import shipped
@@ -24,8 +24,8 @@ def values(name: str) -> dict[str, int]:
     by_op = np.zeros(len(OP_NAMES), "i8")
     allocating: set[int] = set()
     foreign = 0
-    with native.Reader(path) as reader:
-        for events in native.verify(path, reader.groups()):
+    with parquet.Reader(path) as reader:
+        for events in parquet.verify(path, reader.groups()):
             followed = ledger.follow(events)
             change = np.maximum(followed.after, 0) - np.maximum(followed.before, 0)
             running = live + np.cumsum(change)

@@ -9,10 +9,10 @@ import zipfile
 
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import parquet as pq
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import FREE, MALLOC, OP_NAMES, REALLOC, TOUCH_WRITE, make_events
 from benchmarks.trace import formats
 from benchmarks.trace.__main__ import main
@@ -140,7 +140,7 @@ FILES = [
     (lambda path: path.write_bytes(b"PAR1"), "truncated or damaged trace"),
     (lambda path: path.write_bytes(b"PAR1" + b"x" * 50 + b"PAR1"), "truncated or damaged trace"),
     (
-        lambda path: parquet.write_table(pa.table({"op": [1]}), path),
+        lambda path: pq.write_table(pa.table({"op": [1]}), path),
         "a Parquet file, but not a trace",
     ),
 ]
@@ -197,7 +197,7 @@ def test_a_reader_that_goes_away_is_no_traceback(android):
     assert done.stderr == ""
 
 
-# --- Native files --------------------------------------------------------------------------------
+# --- Parquet traces ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_reader_that_goes_away_is_no_traceback(android):
 )
 def test_impossible_events(tmp_path, events, message):
     path = tmp_path / "t.parquet"
-    native.write(path, make_events(*zip(*events, strict=True)), {})
+    parquet.write(path, make_events(*zip(*events, strict=True)), {})
     with pytest.raises(formats.TraceError) as caught:
         formats.load(path)
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -244,16 +244,16 @@ def columns_of(**changes):
 def test_other_schemas(tmp_path, columns, schema, message):
     path = tmp_path / "t.parquet"
     metadata = {"malloc-bench": json.dumps({"schema": schema})}
-    parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
     with pytest.raises(formats.TraceError) as caught:
         formats.load(path)
     assert message in str(caught.value)
 
 
-def test_flipped_bytes_of_a_native_file(tmp_path):
+def test_flipped_bytes_of_a_parquet_trace(tmp_path):
     path = tmp_path / "t.parquet"
     w = workloads.load({"name": "churn", "operations": 3000, "live": 100})
-    native.write(path, w.events, {})
+    parquet.write(path, w.events, {})
     data = path.read_bytes()
     caught = []
     footer = len(data) - int.from_bytes(data[-8:-4], "little") - 8
@@ -274,7 +274,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     w = workloads.load({"name": "churn", "operations": 300, "live": 10})
 
     def interrupted():
-        with native.Writer(path) as writer:
+        with parquet.Writer(path) as writer:
             writer.add(w.events)
             raise KeyboardInterrupt
 

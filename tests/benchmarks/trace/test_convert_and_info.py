@@ -1,4 +1,4 @@
-"""The native format keeps everything, and info tells what is in a trace."""
+"""A Parquet trace keeps everything, and info tells what is in a trace."""
 
 import json
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import COLUMNS, MALLOC, make_events
 from benchmarks.trace import formats
 from benchmarks.trace.__main__ import main
@@ -44,7 +44,7 @@ def test_every_column_survives(tmp_path):
     columns["op"] = np.full(n, MALLOC)
     events = make_events(**columns)
     path = tmp_path / "t.parquet"
-    native.write(path, events, {"by": "test"})
+    parquet.write(path, events, {"by": "test"})
     again, provenance = formats.load(path)
     assert provenance == {"by": "test"}
     for a, b in zip(events, again, strict=True):
@@ -58,7 +58,7 @@ def test_every_column_survives(tmp_path):
 def test_columns_that_say_nothing_are_left_out(tmp_path):
     path = tmp_path / "t.parquet"
     nothing = np.zeros(3)
-    native.write(path, make_events([0, 0, 0], [0, 1, 2], [8, 8, 8], thread=nothing), {})
+    parquet.write(path, make_events([0, 0, 0], [0, 1, 2], [8, 8, 8], thread=nothing), {})
     events, _ = formats.load(path)
     assert len(events.thread) == 0
     assert len(events.op) == 3
@@ -66,13 +66,13 @@ def test_columns_that_say_nothing_are_left_out(tmp_path):
 
 
 def test_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "ROW_GROUP", 1000)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 1000)
     w = workloads.load({"name": "churn", "operations": 5500, "live": 100})
     path = tmp_path / "t.parquet"
-    with native.Writer(path) as writer:
+    with parquet.Writer(path) as writer:
         for begin, end in ((0, 300), (300, 3100), (3100, 3100), (3100, 5500)):
             writer.add(type(w.events)(*(column[begin:end] for column in w.events)))
-    with native.Reader(path) as reader:
+    with parquet.Reader(path) as reader:
         assert reader.events == 5500
         groups = list(reader.groups())
     assert [len(g.op) for g in groups] == [1000] * 5 + [500]
@@ -82,7 +82,7 @@ def test_row_groups(tmp_path, monkeypatch):
 
 def test_a_trace_without_events(tmp_path):
     path = tmp_path / "t.parquet"
-    native.write(path, make_events([], [], []), {})
+    parquet.write(path, make_events([], [], []), {})
     assert len(formats.load(path)[0].op) == 0
     assert main(["info", str(path)]) == 0
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import (
     ALIGNED,
     ALLOCATOR_OPS,
@@ -84,9 +84,9 @@ def only(events, kept):
 
 
 def there_and_back(directory, events, name):
-    """The events after native → ``name`` → native."""
+    """The events after Parquet → ``name`` → Parquet."""
     source, out = directory / "source.parquet", directory / name
-    native.write(source, events, {})
+    parquet.write(source, events, {})
     form = export.form_of(out)
     lost = export.export(source, out, form, strict=True)[1]
     return formats.load(out)[0], lost
@@ -205,20 +205,20 @@ def test_what_is_lost_is_counted(tmp_path):
         ("a.txt", "android"),
         ("a.b.gz", "android"),
         ("a.zip", "android"),
-        ("a.parquet", "native"),
-        ("a", "native"),
-        ("rep", "native"),
+        ("a.parquet", "parquet"),
+        ("a", "parquet"),
+        ("rep", "parquet"),
     ],
 )
 def test_the_ending_chooses(tmp_path, name, form):
     assert export.form_of(tmp_path / name) == form
 
 
-@pytest.mark.parametrize("form", ["android", "rep", "native"])
+@pytest.mark.parametrize("form", ["android", "rep", "parquet"])
 def test_the_choice_may_be_said(android, tmp_path, form):
     out = tmp_path / "out.bin"
     assert main(["convert", str(android), str(out), "--to", form]) == 0
-    known = {"android": "Android memory_replay", "rep": "malloc-lab", "native": None}
+    known = {"android": "Android memory_replay", "rep": "malloc-lab", "parquet": None}
     source = formats.recognise(out)
     assert (source.format and source.format.NAME) == known[form]
 
@@ -235,7 +235,7 @@ def test_all_or_nothing(android, tmp_path, name, capsys, monkeypatch):
     out.unlink()
 
     wrong = tmp_path / "wrong.parquet"
-    native.write(wrong, make_events([MALLOC, MALLOC], [0, 0], [8, 8]), {})
+    parquet.write(wrong, make_events([MALLOC, MALLOC], [0, 0], [8, 8]), {})
     assert main(["convert", str(wrong), str(out)]) == 1
     assert capsys.readouterr().err.endswith("event 1: malloc into slot 0, which is in use\n")
     assert main(["convert", str(android), str(tmp_path / "no" / name), "--lenient"]) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import FREE, MALLOC, OP_NAMES, REALLOC, THREAD_END
 from benchmarks.trace.__main__ import main
 from benchmarks.trace.recorder import build, raw, run
@@ -51,8 +51,8 @@ def subject(made, own_cache, monkeypatch) -> str:
 
 def read(path):
     """The events of a trace, which must be possible, and its provenance."""
-    with native.Reader(path) as reader:
-        assert list(native.verify(path, reader.groups()))
+    with parquet.Reader(path) as reader:
+        assert list(parquet.verify(path, reader.groups()))
         return reader.read(), reader.provenance
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import ALLOCATOR_OPS, OP_NAMES
 from benchmarks.trace import shipped
 from benchmarks.trace.__main__ import main
@@ -40,7 +40,7 @@ def test_there_is_enough_of_everything():
 @pytest.mark.parametrize("name", shipped.names())
 def test_a_trace_says_how_it_was_made(name):
     path = shipped.path_of(name)
-    with native.Reader(path) as reader:
+    with parquet.Reader(path) as reader:
         told = reader.provenance
         assert path.stat().st_size <= 8 * reader.events
     assert told["made_by"].startswith("python -m benchmarks.")  # of the layout at that time

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import (
     ALIGNED,
     CALLOC,
@@ -64,9 +64,9 @@ def columns(rows):
 
 @pytest.fixture
 def rows(tmp_path):
-    """A native trace with every column, of ROWS."""
+    """A Parquet trace with every column, of ROWS."""
     path = tmp_path / "rows.parquet"
-    native.write(path, columns(ROWS), {"by": "test"})
+    parquet.write(path, columns(ROWS), {"by": "test"})
     return path
 
 
@@ -98,9 +98,9 @@ def long_trace(path, n, monkeypatch, **more):
             new = (FREE, s, 0)
         for column, value in zip((op, slot, size), new, strict=True):
             column.append(value)
-    monkeypatch.setattr(native, "ROW_GROUP", 100)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 100)
     more = {name: make(n) for name, make in more.items()}
-    native.write(path, make_events(op, slot, size, **more), {})
+    parquet.write(path, make_events(op, slot, size, **more), {})
     return formats.load(path)[0]
 
 
@@ -137,7 +137,7 @@ def test_cat_in_blocks_and_row_groups(tmp_path, capsys, monkeypatch):
 def test_a_reader_that_goes_away(tmp_path, reader):
     path = tmp_path / "t.parquet"
     n = 100_000
-    native.write(path, make_events(np.zeros(n), np.arange(n), np.ones(n)), {})
+    parquet.write(path, make_events(np.zeros(n), np.arange(n), np.ones(n)), {})
     done = subprocess.run(
         f"{sys.executable} -m benchmarks.trace cat {path} | {reader}",
         shell=True,
@@ -238,7 +238,7 @@ def test_slice_of_nothing(rows, tmp_path, capsys, bounds):
 def test_merge_by_time(rows, tmp_path, capsys):
     other, out = tmp_path / "other.parquet", tmp_path / "out.parquet"
     times = [100, 102, 101, 116]
-    native.write(other, make_events([0, 0, 1, 1], [0, 1, 0, 1], [5, 6, 0, 0], time=times), {})
+    parquet.write(other, make_events([0, 0, 1, 1], [0, 1, 0, 1], [5, 6, 0, 0], time=times), {})
     assert text(capsys, "merge", out, rows, other) == f"interleaved by time\n{out}\n"
     events, told = formats.load(out)
     assert events.time.tolist() == [0, 0, 2, 2, 1, 3, 3, 4, 5, 7, 10, 11, 12, 13, 15, 16, 16]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import FREE, MALLOC, REALLOC, make_events
 from benchmarks.trace.__main__ import main
 from benchmarks.trace.tools import info
@@ -48,7 +48,7 @@ def followed(events):
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
     """A trace of 5000 events with threads, times and reallocs, in row groups of 700."""
-    monkeypatch.setattr(native, "ROW_GROUP", 700)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 700)
     events = workloads.load({"name": "churn", "operations": 5000, "live": 300}).events
     rng = np.random.default_rng(3)
     op = events.op.copy()
@@ -64,7 +64,7 @@ def trace(tmp_path, monkeypatch):
         time=np.cumsum(rng.integers(0, 5000, n)),
     )
     path = tmp_path / "t.parquet"
-    native.write(path, events, {})
+    parquet.write(path, events, {})
     return path, events
 
 
@@ -109,15 +109,6 @@ def test_threads(trace):
     assert told == followed(events)[3]
 
 
-@pytest.mark.parametrize("value", [0, 1, 15, 16, 17, 31, 32, 33, 1000, (1 << 62) - 1])
-def test_buckets(value):
-    bucket = info._bucket(np.array([value]))
-    floor = int(info._bucket_floor(bucket)[0])
-    assert 0 <= value - floor <= value / 16
-    assert bucket[0] < info._BUCKETS
-    assert info._bucket(np.array([floor]))[0] == bucket[0]
-
-
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_plot(trace, tmp_path, capsys, suffix):
     out = tmp_path / f"figure.{suffix}"
@@ -129,7 +120,7 @@ def test_plot(trace, tmp_path, capsys, suffix):
 
 def test_plot_of_nothing(tmp_path, capsys):
     path, out = tmp_path / "t.parquet", tmp_path / "figure.png"
-    native.write(path, make_events([], [], []), {})
+    parquet.write(path, make_events([], [], []), {})
     assert main(["info", str(path), "--json", "--plot", str(out)]) == 0
     assert json.loads(capsys.readouterr().out)["live"] == []
     assert out.exists()

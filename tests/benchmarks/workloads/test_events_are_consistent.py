@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, MALLOC, REALLOC, THREAD_END
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.native import verify
+from benchmarks.events.parquet import verify
 
 SMALL = {
     "alloc_test": {"operations": 5001, "threads": 3, "places": 2000, "turn": 7},

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.native import verify
+from benchmarks.events.parquet import verify
 from benchmarks.workloads import WorkloadError, fleet
 
 PROFILES = range(10)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC, THREAD_END, TOUCH_WRITE
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.native import verify
+from benchmarks.events.parquet import verify
 from benchmarks.workloads import alloc_test, robson, sh6bench
 from benchmarks.workloads.base import pieces, registry
 from kernel.engine.jit import build

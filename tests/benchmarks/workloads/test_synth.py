@@ -5,7 +5,7 @@ import pytest
 
 from allocators.base import registry
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import FREE, MALLOC, REALLOC, THREAD_END, TOUCH_WRITE, make_events
 from benchmarks.events.ledger import Ledger
 from benchmarks.replay.simulation import OBSERVED, Simulation
@@ -44,7 +44,7 @@ def trace(tmp_path):
     rows.append((THREAD_END, -1, 0, 2))
     path = tmp_path / "t.parquet"
     op, slot, size, thread = np.array(rows).T
-    native.write(path, make_events(op, slot, size, thread=thread, time=np.arange(len(op))), {})
+    parquet.write(path, make_events(op, slot, size, thread=thread, time=np.arange(len(op))), {})
     return path
 
 
@@ -76,7 +76,7 @@ def simple(tmp_path):
     size = np.concatenate([16 * (1 + age), np.zeros(n, "i8"), np.full(400, 1000)])
     order = np.argsort(at, kind="stable")
     path = tmp_path / "simple.parquet"
-    native.write(path, make_events(op[order], slot[order], size[order]), {})
+    parquet.write(path, make_events(op[order], slot[order], size[order]), {})
     return path
 
 
@@ -103,7 +103,7 @@ def true_lifetimes(events, times):
 )
 def test_events_could_have_happened(trace, settings):
     w = load(trace, **settings)
-    for _ in native.verify("synth", iter([w.events])):
+    for _ in parquet.verify("synth", iter([w.events])):
         pass
     # A thread ends once, and does nothing more.
     ends = np.flatnonzero(w.events.op == THREAD_END)
@@ -186,7 +186,7 @@ def test_phases_follow_live_bytes(monkeypatch):
 
 def test_a_trace_without_objects(tmp_path):
     path = tmp_path / "t.parquet"
-    native.write(path, make_events([FREE, THREAD_END], [-1, -1], [0, 0]), {})
+    parquet.write(path, make_events([FREE, THREAD_END], [-1, -1], [0, 0]), {})
     with pytest.raises(WorkloadError, match=r"t.parquet: allocates nothing$"):
         load(path)
 

@@ -1,6 +1,8 @@
 """``benchmarks.twin.predict``: small programs, as plain Python, against the real glibc."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,7 @@ from benchmarks.twin.predict.processor import geometry
 from benchmarks.twin.predict.steps import KINDS, count_steps
 from kernel.cost import COSTS
 from tests.benchmarks.twin.verify.conftest import needs_glibc
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("plain")
 
@@ -49,6 +52,23 @@ def test_memory_agrees_and_time_is_predicted(small, tmp_path, capsys):
     picture = tmp_path / "out.png"
     assert fig_validate.main([str(out), "-o", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_scipy_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.twin.predict.__main__.find_spec", lambda name: None)
+    assert main(["-o", str(tmp_path / "validation.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install -e '.[predict]'" in said
+
+
+def test_what_measures_loads_no_scipy():
+    code = (
+        "import sys, benchmarks.run.worker, benchmarks.run.observe, benchmarks.replay.simulation, "
+        "benchmarks.real.timed, benchmarks.twin.predict.prices; "
+        "sys.exit('scipy.optimize' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @needs_glibc

@@ -1,5 +1,7 @@
 """benchmarks.twin.predict.prices: planted prices are found, and errors are those of the time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,11 +44,43 @@ def test_no_step_costs_less_than_nothing():
     assert prices[KINDS.index("wrong")] == 0
 
 
+def test_a_kind_that_was_dropped_can_come_back():
+    # Dropping the most negative price and fitting again ends with kind 2 alone, at 0.333.
+    rows = np.array([[0, 4, 4], [2, 2, 4], [5, 0, 4]])
+    steps = np.zeros((3, len(KINDS)), int)
+    steps[:, :3] = rows
+    measured = np.array([3.0, 5.0, 1.0])
+    prices = fit([Sample(steps, np.zeros(3), measured)])
+    assert prices[:3] == pytest.approx([0, 0.60909, 0.26364], abs=1e-4)
+    misfit = np.linalg.norm(steps @ prices / measured - 1)
+    assert misfit < np.linalg.norm(rows[:, 2] * 0.33301 / measured - 1) - 0.1
+
+
+def test_no_other_prices_fit_better():
+    planted = PLANTED * np.random.default_rng(3).choice([-1, 1], len(KINDS))
+    some = samples(6, 4, planted)
+    some = [replace(s, measured=np.abs(s.measured) + 1) for s in some]
+    prices = fit(some)
+
+    def misfit(prices):
+        relative = [((s.steps @ prices + s.kernel) / s.measured - 1) for s in some]
+        return sum(np.square(r).mean() for r in relative)
+
+    assert (prices == 0).any()
+    assert (prices > 0).any()
+    for kind in range(len(KINDS)):
+        for factor, more in ((1.01, 0), (0.99, 0), (1, 0.001)):
+            moved = prices.copy()
+            moved[kind] = moved[kind] * factor + more
+            assert misfit(moved) >= misfit(prices) * (1 - 1e-9)
+
+
 def test_what_never_happens_has_no_price():
     fitted = [
         Sample(s.steps * (np.arange(len(KINDS)) != 4), s.kernel, s.measured) for s in samples(6, 1)
     ]
     assert fit(fitted)[4] == 0
+    assert not fit(fitted, KINDS).any()
 
 
 def test_a_part_that_matters_is_missed():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.events import events as ev
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import Events, make_events
 from benchmarks.trace import shipped
 from benchmarks.twin.verify import directed, trace
@@ -59,10 +59,10 @@ def test_both_sides_may_end(runner):
 @pytest.fixture
 def small_trace(tmp_path):
     """The beginning of a shipped trace in a file of its own."""
-    with native.Reader(shipped.path_of("jq")) as reader:
+    with parquet.Reader(shipped.path_of("jq")) as reader:
         events = next(iter(reader.groups()))
         path = tmp_path / "small.parquet"
-        native.write(path, Events(*(column[:1500] for column in events)), {})
+        parquet.write(path, Events(*(column[:1500] for column in events)), {})
     return path
 
 
@@ -90,7 +90,7 @@ def threaded_trace(tmp_path):
             rows.append((ev.THREAD_END, -1, 0, thread))
     columns = dict(zip(("op", "slot", "size", "thread"), zip(*rows, strict=True), strict=True))
     path = tmp_path / "threads.parquet"
-    native.write(path, make_events(**columns), {})
+    parquet.write(path, make_events(**columns), {})
     return path
 
 

@@ -1,4 +1,4 @@
-"""The native trace format: Parquet with zstd, one row an event, the columns of Events.
+"""The bench's own trace format: Parquet with zstd, one row an event, the columns of Events.
 
     row group 0   op  slot  size  [align  thread  offset  time  site]     2**20 rows
     row group 1   …
@@ -77,7 +77,7 @@ class Writer:
 
     def _flush(self, rows: int) -> None:
         import pyarrow as pa
-        from pyarrow import parquet
+        from pyarrow import parquet as pq
 
         columns = {}
         for name in self._names:
@@ -91,7 +91,7 @@ class Writer:
         table = pa.table({name: column[:rows] for name, column in columns.items()})
         with _short_errors():
             if self._file is None:
-                self._file = parquet.ParquetWriter(
+                self._file = pq.ParquetWriter(
                     self._temporary,
                     table.schema,
                     compression="zstd",
@@ -174,13 +174,11 @@ class Reader:
     """
 
     def __init__(self, path: Path) -> None:
-        from pyarrow import parquet
+        from pyarrow import parquet as pq
 
         self.path = path
         with _damage(path):
-            self._file = parquet.ParquetFile(
-                path, page_checksum_verification=True, pre_buffer=False
-            )
+            self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             metadata = self._file.metadata
             content = json.loads((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
         if "schema" not in content:

@@ -1,13 +1,13 @@
-"""The native format is small, says what is in it, and other programs read it."""
+"""A Parquet trace is small, says what is in it, and other programs read it."""
 
 import json
 
 import numpy as np
 import pytest
-from pyarrow import parquet
+from pyarrow import parquet as pq
 
 from benchmarks import workloads
-from benchmarks.events import native
+from benchmarks.events import parquet
 from benchmarks.events.events import (
     ALIGNED,
     FREE,
@@ -42,7 +42,7 @@ def test_real_traces_are_small(traces, tmp_path, name):
     formats.convert(traces / name, out, strict=True)
     events, _ = formats.load(out)
     assert size_of(out, events) < 1.0
-    with native.Reader(out) as reader:
+    with parquet.Reader(out) as reader:
         assert reader.facts.fingerprint == fingerprint(events)
 
 
@@ -55,7 +55,7 @@ def test_threads_and_times_fit_too(tmp_path):
         thread=rng.integers(0, 8, n).astype("i4"), time=np.cumsum(rng.geometric(1e-2, n))
     )
     out = tmp_path / "t.parquet"
-    native.write(out, events, {})
+    parquet.write(out, events, {})
     assert size_of(out, events) < LIMIT
     assert all((a == b).all() for a, b in zip(formats.load(out)[0], events, strict=True))
 
@@ -65,14 +65,14 @@ def test_other_programs_read_it(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     events = workloads.load({"name": "churn", "operations": 5000, "live": 50}).events
     out = tmp_path / "t.parquet"
-    native.write(out, events._replace(time=np.arange(5000)), {})
+    parquet.write(out, events._replace(time=np.arange(5000)), {})
     for table in (polars.read_parquet(out).to_pandas(), duckdb.read_parquet(str(out)).df()):
         assert table["size"].tolist() == events.size.tolist()
         assert table["time"].tolist() == list(range(5000))
 
 
 def facts_of(path):
-    with native.Reader(path) as reader:
+    with parquet.Reader(path) as reader:
         return reader.facts
 
 
@@ -88,13 +88,13 @@ def test_facts(android, tmp_path, monkeypatch):
     )
     assert (facts.peak_live, facts.peak_live_objects) == (422, 4)  # as info tells it
     assert facts.fingerprint == fingerprint(events)
-    with native.Reader(out) as reader:
-        assert native.survey(reader) == facts
-    stored = json.loads(parquet.read_metadata(out).metadata[b"malloc-bench"])
+    with parquet.Reader(out) as reader:
+        assert parquet.survey(reader) == facts
+    stored = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
     assert stored["facts"] == vars(facts)
     # The same whatever pieces the events came in.
-    monkeypatch.setattr(native, "ROW_GROUP", 5)
-    with native.Writer(out) as writer:
+    monkeypatch.setattr(parquet, "ROW_GROUP", 5)
+    with parquet.Writer(out) as writer:
         for i in range(len(events.op)):
             writer.add(Events(*(column[i : i + 1] for column in events)))
     assert facts_of(out) == facts
@@ -107,13 +107,13 @@ def test_facts(android, tmp_path, monkeypatch):
 def test_facts_that_are_none(android, tmp_path, facts):
     out = tmp_path / "t.parquet"
     formats.convert(android, out, strict=True)
-    content = json.loads(parquet.read_metadata(out).metadata[b"malloc-bench"])
+    content = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
     if isinstance(facts, str):
         value = {"slots": -1, "events": 12, "fingerprint": 7, "more": 1}[facts]
         facts = content["facts"] | {facts: value}
-    table = parquet.read_table(out)
+    table = pq.read_table(out)
     meta = {"malloc-bench": json.dumps(content | {"facts": facts})}
-    parquet.write_table(table.replace_schema_metadata(meta), out)
+    pq.write_table(table.replace_schema_metadata(meta), out)
     assert facts_of(out) is None
     assert len(formats.load(out)[0].op) == 13
 
@@ -121,7 +121,7 @@ def test_facts_that_are_none(android, tmp_path, facts):
 def test_a_trace_without_events_has_facts(tmp_path):
     out = tmp_path / "t.parquet"
     none = make_events([], [], [])
-    native.write(out, none, {})
+    parquet.write(out, none, {})
     facts = facts_of(out)
     assert (facts.events, facts.slots, facts.peak_live) == (0, 0, 0)
     assert facts.fingerprint == fingerprint(none)
