@@ -51,13 +51,13 @@ def _fault(cause: str, meaning: str, priced: str = "", *, rare: bool = False) ->
     return Counter(f"flt_{cause}", "faults", meaning, *names, rare)
 
 
-def _event(field: str, unit: str, meaning: str, *names: str) -> Counter:
+def _event(field: str, unit: str, meaning: str, metric: str = "", **more: str) -> Counter:
     """An event of physical memory, by Linux's name in /proc/vmstat where it has one."""
-    return Counter(field, unit, meaning, *names, record="vmstat")
+    return Counter(field, unit, meaning, metric, record="vmstat", **more)
 
 
-def _tlb(field: str, unit: str, meaning: str, *names: str) -> Counter:
-    return Counter(field, unit, meaning, *names, record="tlb_stat")
+def _tlb(field: str, unit: str, meaning: str, **more: str) -> Counter:
+    return Counter(field, unit, meaning, record="tlb_stat", **more)
 
 
 CALLS = (
@@ -76,8 +76,11 @@ CALLS = (
     ),
 )
 FAILED = Counter(
-    *("nr_failed", "calls", "system calls that returned an error"),
-    *("syscalls_failed", "lower"),
+    "nr_failed",
+    "calls",
+    "system calls that returned an error",
+    metric="syscalls_failed",
+    better="lower",
     real=True,
 )
 FAULTS = (
@@ -88,33 +91,51 @@ FAULTS = (
     _fault("populate", "mapped ahead by MAP_POPULATE", "a page mapped ahead"),
     _fault("huge", "a huge page, mapped on touch or ahead", "a huge page of 2 MiB", rare=True),
     _fault(
-        *("file", "a page of a file or of shared memory"),
+        "file",
+        "a page of a file or of shared memory",
         "a page of shared memory that exists already",
         rare=True,
     ),
     Counter(
-        *("majflt", "faults", "major: brought back from the swap area", "faults_major", "lower"),
-        *("fault_major", "a page brought back from the swap area"),
+        "majflt",
+        "faults",
+        "major: brought back from the swap area",
+        metric="faults_major",
+        better="lower",
+        price="fault_major",
+        priced="a page brought back from the swap area",
         rare=True,
         real=True,
     ),
 )
 SWAP = (
     _event(
-        *("pswpout", "pages", "moved to the swap area", "swap_outs", "lower"),
-        *("swap_out", "a page moved to the swap area"),
+        "pswpout",
+        "pages",
+        "moved to the swap area",
+        metric="swap_outs",
+        better="lower",
+        price="swap_out",
+        priced="a page moved to the swap area",
     ),
-    _event("swap_peak", "bytes", "largest use of the swap area", "peak_swap", "lower"),
+    _event("swap_peak", "bytes", "largest use of the swap area", "peak_swap", better="lower"),
 )
 RETURNED = (
     Counter(
-        *("zapped", "pages", "frames given back by munmap, brk and madvise", "pages_returned", ""),
-        *("page_returned", "a frame given back"),
+        "zapped",
+        "pages",
+        "frames given back by munmap, brk and madvise",
+        metric="pages_returned",
+        price="page_returned",
+        priced="a frame given back",
     ),
     # Its frames are among those above, but have one price together.
     Counter(
-        *("zapped_huge", "huge pages", "huge pages given back whole", "", ""),
-        *("huge_page_returned", "a huge page given back whole"),
+        "zapped_huge",
+        "huge pages",
+        "huge pages given back whole",
+        price="huge_page_returned",
+        priced="a huge page given back whole",
     ),
 )
 #: By the allocator, to its metadata; by the program.
@@ -124,12 +145,16 @@ STEPS = (
 )
 PAYLOAD = (
     Counter(
-        *("payload_loads", "loads", "8-byte loads by the program and by realloc's copying"),
         "payload_loads",
+        "loads",
+        "8-byte loads by the program and by realloc's copying",
+        metric="payload_loads",
     ),
     Counter(
-        *("payload_stores", "stores", "8-byte stores by the program, copying and clearing"),
         "payload_stores",
+        "stores",
+        "8-byte stores by the program, copying and clearing",
+        metric="payload_stores",
     ),
 )
 FRAMES = (
@@ -146,17 +171,29 @@ FRAMES = (
     _event("pglazyfreed", "pages", "dropped by reclaim after MADV_FREE", "pages_lazyfreed"),
     _event("thp_fault_alloc", "huge pages", "mapped by a fault"),
     _event(
-        *("thp_fault_fallback", "faults", "huge pages for which no block of frames was free"),
-        *("huge_failures", "lower"),
+        "thp_fault_fallback",
+        "faults",
+        "huge pages for which no block of frames was free",
+        metric="huge_failures",
+        better="lower",
     ),
     _event(
-        *("thp_split_page", "huge pages", "whose frames became single ones"),
-        *("huge_splits", "lower"),
+        "thp_split_page",
+        "huge pages",
+        "whose frames became single ones",
+        metric="huge_splits",
+        better="lower",
     ),
     _event("oom_kill", "processes", "killed for lack of memory"),
 )
 TLB = (
-    _tlb("walks", "accesses", "that had to walk the page tables", "page_walks", "lower"),
+    _tlb(
+        "walks",
+        "accesses",
+        "that had to walk the page tables",
+        metric="page_walks",
+        better="lower",
+    ),
     _tlb("walk_loads", "loads", "page-table entries read by walks"),
     _tlb("flush_all", "flushes", "of everything"),
     _tlb("flush_pages", "flushes", "of one page"),
