@@ -19,7 +19,6 @@ import os
 import re
 import struct
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -237,12 +236,7 @@ class Observer:
     def __enter__(self) -> "Observer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- mappings -----------------------------------------------------------------------------
