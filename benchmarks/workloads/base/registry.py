@@ -175,28 +175,13 @@ def load(
     }
     events = program = stream = None
     if hasattr(module, "next_event"):
-        program = Program(
-            module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
-        )
-        try:
-            fields = program.state().dtype.names
-        except ValueError as error:
-            raise WorkloadError(f"workload {choice.name}: {error}") from None
-        lacking = [name for name in PROGRAM_FIELDS if name not in fields]
-        if lacking:
-            raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
+        program = _program(choice, s)
         slots, operations = module.slots(s), program.length
         text = json.dumps(provenance, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
     else:
-        if hasattr(module, "read"):
-            try:
-                events, more = module.read(s, progress)
-            except ValueError as error:
-                raise WorkloadError(f"workload {choice.name}: {error}") from None
-            provenance |= more
-        else:
-            events = module.generate(s, Random(choice.seed))
+        events, more = _events(choice, s, progress)
+        provenance |= more
         if isinstance(events, Stream):
             events, stream = None, events
             facts = stream.facts
@@ -218,6 +203,34 @@ def load(
         seed=choice.seed,
         provenance=provenance,
     )
+
+
+def _program(choice: _Choice, s: SimpleNamespace) -> Program:
+    """Return the compiled generator, whose record the replay loop can read."""
+    module = choice.module
+    program = Program(
+        module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
+    )
+    try:
+        fields = program.state().dtype.names
+    except ValueError as error:
+        raise WorkloadError(f"workload {choice.name}: {error}") from None
+    lacking = [name for name in PROGRAM_FIELDS if name not in fields]
+    if lacking:
+        raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
+    return program
+
+
+def _events(
+    choice: _Choice, s: SimpleNamespace, progress: Callable[[float, str], None] | None
+) -> tuple[Events | Stream, dict[str, Any]]:
+    """Generate or read what is replayed; also returns what is known of where it came from."""
+    if not hasattr(choice.module, "read"):
+        return choice.module.generate(s, Random(choice.seed)), {}
+    try:
+        return choice.module.read(s, progress)
+    except ValueError as error:
+        raise WorkloadError(f"workload {choice.name}: {error}") from None
 
 
 def fingerprint(events: Events) -> str:
