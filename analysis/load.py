@@ -153,14 +153,7 @@ def load(
         runs=_run_frame(runs),
         times=pd.concat(times, ignore_index=True) if times else pd.DataFrame(),
         timelines=_read_timelines(finished) if timelines else pd.DataFrame(),
-        skipped=pd.DataFrame(
-            [
-                _identity(path, run) | {"reason": str(run.get("reason", ""))}
-                for path, run in described
-                if run["status"] not in DRAWN
-            ],
-            columns=["directory", "allocator", "workload_name", *IDENTITY, "status", "reason"],
-        ),
+        skipped=_skipped_frame(described),
         conditions=conditions,
     )
     if not gaps:
@@ -171,6 +164,17 @@ def load(
                     "--gaps to draw the gap"
                 )
     return results
+
+
+def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
+    """A row for each run that is not drawn."""
+    rows = [
+        _identity(path, run) | {"reason": str(run.get("reason", ""))}
+        for path, run in described
+        if run["status"] not in DRAWN
+    ]
+    columns = ["directory", "allocator", "workload_name", *IDENTITY, "status", "reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- Finding and describing runs -----------------------------------------------------------------

@@ -149,3 +149,20 @@ def test_a_dangling_reference_is_seen():
     assert is_named("benchmarks.trace")
     for name in ("kernel.window", "allocators.verify.heap", "kernel.nothing.here", "tests.nowhere"):
         assert not is_named(name), name
+
+
+#: Functions may be longer than this only where they are tables, such as one Measure after another.
+MOST_LINES = 60
+TABLES = {"kernel/linux/calibrate/measures.py:measures"}
+#: To be split.
+TOO_LONG = {"benchmarks/twin/verify/modes.py:fill"}
+
+
+def test_functions_are_short():
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}"
+        for path in [*python_files(*PACKAGES), ROOT / "bench.py"]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_LINES
+    }
+    assert long == TABLES | TOO_LONG

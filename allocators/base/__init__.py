@@ -1,4 +1,4 @@
-"""What allocators are made of: the contract, settings, tags, mapped blocks, and the registry.
+"""What allocators are made of: contract, settings, tags, mapped blocks, plugins, registry.
 
 Imports the kernel and no allocator; allocators, allocators.verify and benchmarks import it.
 """

@@ -3,9 +3,6 @@
 A plugin is named by its file's stem in allocators/, or by the path of a ``.py`` file anywhere.
 """
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +13,18 @@ import numpy as np
 
 from allocators.base import contract
 from allocators.base.contract import CONTRACT, REQUIRED, Promises
+from allocators.base.plugins import Plugins
 from allocators.base.settings import Setting
 from kernel.engine import switches
 from kernel.engine.jit import is_jit
 from kernel.engine.record import record
 
-#: Every module here is an allocator.
-_FOLDER = Path(__file__).resolve().parent.parent
-
 
 class PluginError(ValueError):
     """A plugin that cannot be found or used; the message names it and says why."""
+
+
+_PLUGINS = Plugins("allocator", "allocators", Path(__file__).resolve().parent.parent, PluginError)
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Plugin:
 
 def names() -> list[str]:
     """Return the allocators of the project."""
-    return sorted(p.stem for p in _FOLDER.glob("[!_]*.py"))
+    return _PLUGINS.names()
 
 
 def declared_settings(module: ModuleType) -> dict[str, Setting]:
@@ -84,7 +82,7 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
     Raises PluginError for an unknown name, a file that does not import or lacks a part of the
     contract, and an unknown, wrong or impossible setting.
     """
-    module = _import(name)
+    module = _PLUGINS.load(name)
     stem = Path(name).stem
     missing = [n for n in ("STATE", *REQUIRED) if not hasattr(module, n)]
     if missing:
@@ -115,43 +113,3 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
         except ValueError as error:
             raise PluginError(f"allocator {name}: {error}") from None
     return Plugin(stem, module, values)
-
-
-def _import(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        if name not in names():
-            raise PluginError(
-                f"no allocator {name!r}; choose one of {', '.join(names())}, or a .py file"
-            )
-        spec_name = f"allocators.{name}"
-        if spec_name in sys.modules:
-            return sys.modules[spec_name]
-        path = _FOLDER / f"{name}.py"
-    else:
-        path = Path(name).resolve()
-        spec_name = f"allocators_{path.stem}"
-        if not path.is_file():
-            raise PluginError(f"no allocator file {name}")
-    spec = importlib.util.spec_from_file_location(spec_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[spec_name]
-        line = _last_line(error, path)
-        raise PluginError(
-            f"allocator {name}: {path}{line}: {type(error).__name__}: {error}"
-        ) from error
-    return module
-
-
-def _last_line(error: BaseException, path: Path) -> str:
-    """':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
-    line = getattr(error, "lineno", None)
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f":{line}" if line else ""

@@ -17,7 +17,6 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, perf_counter
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -161,12 +160,7 @@ class RealProcess:
     def __enter__(self) -> "RealProcess":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -73,6 +73,34 @@ def block_size(word, sizes):
 
 
 @jit
+def begin_round(quota, held, kept):
+    """Let new threads begin, which hold nothing."""
+    for t in range(quota.shape[0]):
+        held[t, 0] = 0  # how many blocks it holds, how many it kept, what it does
+        kept[t, 0] = 0
+        quota[t, 2] = quota[t, 0]
+        quota[t, 3] = quota[t, 1]
+        quota[t, 4] = _RUNS
+
+
+@jit
+def swap(held, t, common, b, c):
+    """Exchange a block that thread ``t`` holds for that of a common place, by random bits."""
+    place = 1 + ((c >> 31) * held[t, 0] >> 32)
+    other = (b >> 32) * common.shape[0] >> 31
+    slot = held[t, place]
+    held[t, place] = common[other]
+    common[other] = slot
+
+
+@jit
+def put_spare(spare, spares, slot):
+    """Push a slot that is empty; returns how many are."""
+    spare[spares] = slot
+    return spares + 1
+
+
+@jit
 def play(rows, operations, quota, held, kept, common, spare, words, threads, turn):
     """Fill ``rows`` with op, slot, size, thread of at most ``operations``; returns their number.
 
@@ -83,14 +111,8 @@ def play(rows, operations, quota, held, kept, common, spare, words, threads, tur
     n = done = step = first = 0
     spares = spare.shape[0]
     while True:
-        tops = 0  # threads that have not ended
-        for t in range(threads):
-            held[t, 0] = 0  # how many blocks it holds, how many it kept, what it does
-            kept[t, 0] = 0
-            quota[t, 2] = quota[t, 0]
-            quota[t, 3] = quota[t, 1]
-            quota[t, 4] = _RUNS
-            tops += 1
+        begin_round(quota, held, kept)
+        tops = threads  # that have not ended
         while tops:
             for t in range(threads):
                 for _ in range(turn):
@@ -111,12 +133,9 @@ def play(rows, operations, quota, held, kept, common, spare, words, threads, tur
                         if slot >= 0:
                             n = write_event(rows, n, FREE, slot, 0, first + t)
                             done += 1
-                            spare[spares] = slot
-                            spares += 1
+                            spares = put_spare(spare, spares, slot)
                         continue
-                    a = words[step, 0]
-                    b = words[step, 1]
-                    c = words[step, 2]
+                    a, b, c = words[step, 0], words[step, 1], words[step, 2]
                     step += 1
                     spares -= 1
                     slot = spare[spares]
@@ -135,14 +154,9 @@ def play(rows, operations, quota, held, kept, common, spare, words, threads, tur
                         if slot >= 0:
                             n = write_event(rows, n, FREE, slot, 0, first + t)
                             done += 1
-                            spare[spares] = slot
-                            spares += 1
+                            spares = put_spare(spare, spares, slot)
                     if ((a >> 32) & 0xFFFF) < _SWAP and held[t, 0] > 0:
-                        place = 1 + ((c >> 31) * held[t, 0] >> 32)
-                        other = (b >> 32) * common.shape[0] >> 31
-                        slot = held[t, place]
-                        held[t, place] = common[other]
-                        common[other] = slot
+                        swap(held, t, common, b, c)
                     if quota[t, 2] == 0 and quota[t, 3] == 0:
                         quota[t, 4] = _FREES_KEPT
         first += threads

@@ -64,6 +64,53 @@ def digit(c):
     return 16
 
 
+@jit(inline=True)
+def token(text, i, usual):
+    """Read the field at ``i``: where it ends, its kind, and its number or a word's hash."""
+    n = text.shape[0]
+    c = int(text[i]) & 255
+    base = usual
+    prefixed = False
+    if c == 48 and i + 2 < n and (text[i + 1] == 120 or text[i + 1] == 88):
+        base = 16
+        prefixed = True
+        i += 2
+        c = int(text[i]) & 255
+    value = 0
+    kind = NUMBER
+    significant = 0
+    h = _START
+    begin = i
+    while c != _NEWLINE and not parts(c):
+        h = ((h ^ c) * _PRIME) & _MASK
+        d = digit(c)
+        if kind != NUMBER:
+            pass
+        elif d >= base:
+            kind = BAD if prefixed else WORD
+        elif base == 10:
+            if value > _ROOM:
+                kind = BAD
+            else:
+                value = value * 10 + d
+        else:
+            if value or d:
+                significant += 1
+            if significant > 16:
+                kind = BAD
+            else:
+                if value >= 1 << 59:
+                    value -= 1 << 60  # the sixteenth digit makes it a negative number
+                value = value * 16 + d
+        i += 1
+        if i == n:
+            break
+        c = int(text[i]) & 255
+    if i == begin:
+        kind = BAD
+    return i, kind, h if kind == WORD else value
+
+
 @jit
 def split(text, values, kinds, fields, usual, tail):
     """Fill the three arrays (zeroed) from ``text``, (bytes,) int8; returns the number of lines."""
@@ -83,45 +130,7 @@ def split(text, values, kinds, fields, usual, tail):
         if parts(c):
             i += 1
             continue
-        base = usual
-        prefixed = False
-        if c == 48 and i + 2 < n and (text[i + 1] == 120 or text[i + 1] == 88):
-            base = 16
-            prefixed = True
-            i += 2
-            c = int(text[i]) & 255
-        value = 0
-        kind = NUMBER
-        significant = 0
-        h = _START
-        begin = i
-        while c != _NEWLINE and not parts(c):
-            h = ((h ^ c) * _PRIME) & _MASK
-            d = digit(c)
-            if kind != NUMBER:
-                pass
-            elif d >= base:
-                kind = BAD if prefixed else WORD
-            elif base == 10:
-                if value > _ROOM:
-                    kind = BAD
-                else:
-                    value = value * 10 + d
-            else:
-                if value or d:
-                    significant += 1
-                if significant > 16:
-                    kind = BAD
-                else:
-                    if value >= 1 << 59:
-                        value -= 1 << 60  # the sixteenth digit makes it a negative number
-                    value = value * 16 + d
-            i += 1
-            if i == n:
-                break
-            c = int(text[i]) & 255
-        if i == begin:
-            kind = BAD
+        i, kind, value = token(text, i, usual)
         place = field
         if tail and field >= width:
             place = width - 1
@@ -129,7 +138,7 @@ def split(text, values, kinds, fields, usual, tail):
                 values[row, j] = values[row, j + 1]
                 kinds[row, j] = kinds[row, j + 1]
         if place < width:
-            values[row, place] = h if kind == WORD else value
+            values[row, place] = value
             kinds[row, place] = kind
         field += 1
     if n and text[n - 1] != _NEWLINE:

@@ -1,9 +1,7 @@
 """Find workloads, check their settings, and make their events."""
 
 import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base.plugins import Plugins
 from allocators.base.settings import Setting
 from benchmarks.events.events import Events, operation_count, read_only, slot_count
 from benchmarks.events.facts import Fingerprint
@@ -22,8 +21,6 @@ from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import SizesSetting
 from kernel.engine.jit import is_jit
 
-#: Every module here is a workload.
-_FOLDER = Path(__file__).resolve().parent.parent
 #: What the program does with its memory where a workload's settings do not say.
 DEFAULT_TOUCH = "all"
 #: Fields of a program's record that tell the replay loop the next event.
@@ -33,6 +30,11 @@ MAX_SEED = (1 << 62) - 1
 
 class WorkloadError(ValueError):
     """A workload that cannot be found, made or read; the message names the setting or place."""
+
+
+_PLUGINS = Plugins(
+    "workload", "benchmarks.workloads", Path(__file__).resolve().parent.parent, WorkloadError
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def path() -> PathSetting:
 
 def names() -> list[str]:
     """Return the workloads of the project."""
-    return sorted(p.stem for p in _FOLDER.glob("[!_]*.py"))
+    return _PLUGINS.names()
 
 
 @dataclass(frozen=True)
@@ -173,28 +175,13 @@ def load(
     }
     events = program = stream = None
     if hasattr(module, "next_event"):
-        program = Program(
-            module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
-        )
-        try:
-            fields = program.state().dtype.names
-        except ValueError as error:
-            raise WorkloadError(f"workload {choice.name}: {error}") from None
-        lacking = [name for name in PROGRAM_FIELDS if name not in fields]
-        if lacking:
-            raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
+        program = _program(choice, s)
         slots, operations = module.slots(s), program.length
         text = json.dumps(provenance, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
     else:
-        if hasattr(module, "read"):
-            try:
-                events, more = module.read(s, progress)
-            except ValueError as error:
-                raise WorkloadError(f"workload {choice.name}: {error}") from None
-            provenance |= more
-        else:
-            events = module.generate(s, Random(choice.seed))
+        events, more = _events(choice, s, progress)
+        provenance |= more
         if isinstance(events, Stream):
             events, stream = None, events
             facts = stream.facts
@@ -216,6 +203,34 @@ def load(
         seed=choice.seed,
         provenance=provenance,
     )
+
+
+def _program(choice: _Choice, s: SimpleNamespace) -> Program:
+    """Return the compiled generator, whose record the replay loop can read."""
+    module = choice.module
+    program = Program(
+        module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
+    )
+    try:
+        fields = program.state().dtype.names
+    except ValueError as error:
+        raise WorkloadError(f"workload {choice.name}: {error}") from None
+    lacking = [name for name in PROGRAM_FIELDS if name not in fields]
+    if lacking:
+        raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
+    return program
+
+
+def _events(
+    choice: _Choice, s: SimpleNamespace, progress: Callable[[float, str], None] | None
+) -> tuple[Events | Stream, dict[str, Any]]:
+    """Generate or read what is replayed; also returns what is known of where it came from."""
+    if not hasattr(choice.module, "read"):
+        return choice.module.generate(s, Random(choice.seed)), {}
+    try:
+        return choice.module.read(s, progress)
+    except ValueError as error:
+        raise WorkloadError(f"workload {choice.name}: {error}") from None
 
 
 def fingerprint(events: Events) -> str:
@@ -269,30 +284,8 @@ def _choose(settings: Mapping[str, Any]) -> _Choice:
 
 def _import(name: str) -> ModuleType:
     """Import the workload ``name`` and see that it is one.  Raises WorkloadError."""
-    if name.endswith(".py"):
-        file = Path(name).resolve()
-        module_name = f"workload_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
-        if not file.is_file():
-            raise WorkloadError(f"no workload file {name}")
-    elif name in names():
-        file = _FOLDER / f"{name}.py"
-        module_name = f"benchmarks.workloads.{name}"
-    else:
-        raise WorkloadError(
-            f"no workload {name!r}; choose one of {', '.join(names())}, or a .py file"
-        )
-    if module_name in sys.modules and not name.endswith(".py"):
-        module = sys.modules[module_name]
-    else:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            text = f"workload {name}: {file}: {type(error).__name__}: {error}"
-            raise WorkloadError(text.replace("\n", " ")) from error
+    module = _PLUGINS.load(name)
+    file = module.__file__
     if hasattr(module, "next_event"):
         lacking = [n for n in ("start", "length", "slots") if not hasattr(module, n)]
         if lacking:

@@ -19,7 +19,6 @@ import os
 import re
 import struct
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -123,6 +122,24 @@ _ANONYMOUS_LINE = re.compile(rb"Anonymous:\s*(\d+)")
 
 
 @jit
+def _kind(text, begin, end):
+    """The kind of an area whose name is text[begin:end]."""
+    if begin == end:
+        return KIND_ANONYMOUS
+    second = np.int64(text[begin + 1])
+    if np.int64(text[begin]) == 91:  # [
+        if second == 104:  # [heap]
+            return KIND_HEAP
+        if second == 115:  # [stack]
+            return KIND_STACK
+        # [anon:…] and [anon_shmem:…] are names that a program gave.
+        return KIND_ANONYMOUS if second == 97 else KIND_SPECIAL
+    if end - begin == _ZERO_NAME and second == 100 and np.int64(text[begin + 5]) == 122:
+        return KIND_ANONYMOUS
+    return KIND_FILE
+
+
+@jit
 def _parse_maps(text, length, areas):
     """Fill ``areas`` from ``text`` (u1 array, ``length`` bytes); return the number of lines."""
     at = np.int64(0)
@@ -166,21 +183,7 @@ def _parse_maps(text, length, areas):
         name = at
         while np.int64(text[at]) != 10:
             at += 1
-        kind = KIND_ANONYMOUS
-        if at > name:
-            second = np.int64(text[name + 1])
-            if np.int64(text[name]) == 91:  # [
-                if second == 104:  # [heap]
-                    kind = KIND_HEAP
-                elif second == 115:  # [stack]
-                    kind = KIND_STACK
-                elif second != 97:  # but not [anon:…] and [anon_shmem:…]
-                    kind = KIND_SPECIAL
-            elif not (
-                at - name == _ZERO_NAME and second == 100 and np.int64(text[name + 5]) == 122
-            ):
-                kind = KIND_FILE
-        area.kind = kind
+        area.kind = _kind(text, name, at)
         at += 1
         count += 1
     return count
@@ -237,12 +240,7 @@ class Observer:
     def __enter__(self) -> "Observer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- mappings -----------------------------------------------------------------------------

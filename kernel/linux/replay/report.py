@@ -264,47 +264,49 @@ def text(result: Result, *, verbose: bool = False) -> str:
     return "\n".join(lines)
 
 
+def _space_json(space: SpaceResult) -> dict[str, Any]:
+    """One address space, for programs."""
+    record: dict[str, Any] = {
+        "pid": space.space.pid,
+        "program": space.space.name,
+        "copy_of": space.space.parent.pid if space.space.parent else None,
+        "calls": space.calls,
+        "compared": space.compared,
+        "differ": space.differ,
+        "anchors": space.anchors,
+        "not_comparable": dict(space.skipped),
+        "differences": [
+            {
+                "line": difference.op.call.line,
+                "tid": difference.op.call.tid,
+                "call": show_call(difference.op.call),
+                "expected": difference.op.call.result,
+                "got": difference.got,
+            }
+            for difference in space.outcome.differences
+        ],
+        "maps": None,
+        "notes": space.notes,
+    }
+    found = space.comparison
+    if found is not None:
+        record["maps"] = {
+            "line": found.line,
+            "areas": found.areas,
+            "ignored_boundaries": found.joined,
+            "stack_growth": found.grown,
+            "sizes": {k: {"linux": a, "model": b} for k, (a, b) in found.sizes.items()},
+            "page_tables": found.tables
+            and dict(zip(("linux", "least", "most"), found.tables, strict=True)),
+            "difference": found.difference and found.difference.what,
+        }
+    else:
+        record["no_maps"] = space.no_comparison
+    return record
+
+
 def as_json(result: Result) -> dict[str, Any]:
     """The same for programs; sizes in kB."""
-    spaces = []
-    for space in result.spaces:
-        record: dict[str, Any] = {
-            "pid": space.space.pid,
-            "program": space.space.name,
-            "copy_of": space.space.parent.pid if space.space.parent else None,
-            "calls": space.calls,
-            "compared": space.compared,
-            "differ": space.differ,
-            "anchors": space.anchors,
-            "not_comparable": dict(space.skipped),
-            "differences": [
-                {
-                    "line": difference.op.call.line,
-                    "tid": difference.op.call.tid,
-                    "call": show_call(difference.op.call),
-                    "expected": difference.op.call.result,
-                    "got": difference.got,
-                }
-                for difference in space.outcome.differences
-            ],
-            "maps": None,
-            "notes": space.notes,
-        }
-        found = space.comparison
-        if found is not None:
-            record["maps"] = {
-                "line": found.line,
-                "areas": found.areas,
-                "ignored_boundaries": found.joined,
-                "stack_growth": found.grown,
-                "sizes": {k: {"linux": a, "model": b} for k, (a, b) in found.sizes.items()},
-                "page_tables": found.tables
-                and dict(zip(("linux", "least", "most"), found.tables, strict=True)),
-                "difference": found.difference and found.difference.what,
-            }
-        else:
-            record["no_maps"] = space.no_comparison
-        spaces.append(record)
     calls = result.total(lambda s: s.calls)
     left = result.total(lambda s: s.not_comparable)
     return {
@@ -328,5 +330,5 @@ def as_json(result: Result) -> dict[str, Any]:
             if op.step.child is None and op.reason
         ],
         "other_lines": result.log.others,
-        "spaces": spaces,
+        "spaces": [_space_json(space) for space in result.spaces],
     }

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from allocators.base import contract, registry, settings
+from allocators.base import contract, plugins, registry, settings
 from allocators.base.contract import CONTRACT, REQUIRED, Promises
 from allocators.base.registry import PluginError, load
 from kernel.engine.jit import is_jit
@@ -57,7 +57,7 @@ def test_a_file_that_does_not_import_names_the_line(files, old, new, line, kind)
 def test_an_error_without_a_line_names_the_file(files):
     text = "raise SystemError('no memory')\n".replace("raise", "import numpy as np\nraise")
     assert "broken.py:2: SystemError: no memory" in refused(files.write("broken", text))
-    assert registry._last_line(ValueError(), files.folder) == ""
+    assert plugins._last_line(ValueError(), files.folder) == ""
 
 
 def test_a_repaired_file_is_loaded_anew(files):
