@@ -1,6 +1,6 @@
 """What a program asks of its allocator, in one numbering for traces, replays and verifiers.
 
-The first eight are stored in traces (benchmarks.events.parquet), so that their numbers never change.
+The first eight are stored in traces (benchmarks.events.parquet): their numbers never change.
 :func:`allocators.base.contract.perform` does an operation.
 """
 
