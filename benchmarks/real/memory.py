@@ -29,7 +29,7 @@ import numpy as np
 from allocators.base.library import REAL, Library
 from benchmarks.events.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
 from benchmarks.events.touch import TOUCH_NAMES
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.real.threads import ThreadedProcess
 from benchmarks.replay.loop import RUN, TIMELINE_ROWS, replay_events
@@ -78,8 +78,8 @@ _TRUTH = np.dtype(
         ("total0", "i8"),
         ("private0", "i8"),
         ("writable0", "i8"),
-        ("address", "i8", (machine.BATCH,)),
-        ("change", _CHANGE, (machine.LOG_ROOM,)),
+        ("address", "i8", (machine_code.BATCH,)),
+        ("change", _CHANGE, (machine_code.LOG_ROOM,)),
     ],
     align=True,
 )
@@ -297,8 +297,8 @@ class RealRun:
 
 def _kinds(nr: np.ndarray) -> np.ndarray:
     """Indices of _CALLS for numbers of system calls, (n,); 0 for none."""
-    kinds = np.zeros(max(machine.WATCHED) + 1, "i8")
-    for number, name in machine.WATCHED.items():
+    kinds = np.zeros(max(machine_code.WATCHED) + 1, "i8")
+    for number, name in machine_code.WATCHED.items():
         short = "mlock" if name in ("munlock", "mlock2") else name
         kinds[number] = _CALLS.index(short)
     return np.where(nr < 0, 0, kinds[nr])
