@@ -13,6 +13,8 @@ from allocators.base.contract import BLOCK_HEADER, BLOCK_USED, MAX_REQUEST, alig
 from kernel.access import load, store
 from kernel.engine.jit import jit
 from kernel.mmap import munmap, page_align
+from kernel.task import abort
+from kernel.types import ABORT_BAD_POINTER
 from kernel.uapi import PROT_READ, PROT_WRITE
 
 #: Bytes in front of the payload.
@@ -58,6 +60,14 @@ def mapped_free(k, a, p):
     if after:
         store(k, after - _PREV, before)
     munmap(k, load(k, p - _START), load(k, p - _LENGTH))
+
+
+@jit(cold=True)
+def mapped_free_checked(k, a, p, tag):
+    """Unmap the block at ``p``, or end the process if ``p`` only lies where one may."""
+    if load(k, p - 8) != tag:
+        abort(k, ABORT_BAD_POINTER, p)
+    mapped_free(k, a, p)
 
 
 @jit
