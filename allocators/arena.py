@@ -56,8 +56,8 @@ from allocators.base.settings import size as size_setting
 from kernel.access import clear, load, store
 from kernel.engine.bits import trailing_zeros
 from kernel.engine.jit import jit
-from kernel.engine.switches import PAGE_SHIFT
 from kernel.mmap import munmap
+from kernel.page import page_size
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 from kernel.uapi import PROT_READ, PROT_WRITE
@@ -128,7 +128,7 @@ def init(k, a):
 @jit(inline=True)
 def region_size():
     """Bytes of a region, at least a page."""
-    return max(REGION_SIZE, 1 << PAGE_SHIFT)
+    return max(REGION_SIZE, page_size())
 
 
 @jit(inline=True)

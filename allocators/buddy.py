@@ -35,7 +35,8 @@ from kernel.access import load, store
 from kernel.brk import sbrk
 from kernel.engine.bits import bit_length, trailing_zeros
 from kernel.engine.jit import jit
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
+from kernel.page import page_size
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
@@ -169,7 +170,7 @@ def list_pop(k, a, order):
 @jit(cold=True)
 def map_chunk(k, length):
     """Map ``length`` bytes aligned to their length, and the page of links below; 0 if refused."""
-    page = page_align(1)
+    page = page_size()
     room = 2 * length + page
     raw = mmap(k, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
     if raw < 0:
@@ -185,7 +186,7 @@ def map_chunk(k, length):
 @jit(cold=True)
 def unmap_chunk(k, a, chunk):
     """Unlink a chunk that map_chunk made and unmap it."""
-    page = page_align(1)
+    page = page_size()
     older = load(k, chunk - page)
     newer = load(k, chunk - page + 8)
     if newer:
@@ -210,11 +211,11 @@ def grow(k, a):
         chunk = map_chunk(k, length)
         if chunk == 0:
             return False
-        links = chunk - page_align(1)
+        links = chunk - page_size()
         store(k, links, a.top)
         store(k, links + 8, 0)
         if a.top:
-            store(k, a.top - page_align(1) + 8, chunk)
+            store(k, a.top - page_size() + 8, chunk)
         a.top = chunk
     a.chunks += 1
     a.free_chunks += 1
@@ -384,9 +385,9 @@ def walk(k, a, rows):
     else:
         chunk = a.top
         while chunk:
-            n = emit(rows, n, chunk - page_align(1), page_align(1), BLOCK_HEADER)
+            n = emit(rows, n, chunk - page_size(), page_size(), BLOCK_HEADER)
             n = walk_chunk(k, rows, n, chunk)
-            chunk = load(k, chunk - page_align(1))
+            chunk = load(k, chunk - page_size())
     return mapped_walk(k, a, rows, n)
 
 

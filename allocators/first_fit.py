@@ -58,7 +58,7 @@ from allocators.base.tags import (
 from kernel.access import clear, load, store
 from kernel.brk import sbrk
 from kernel.engine.jit import jit
-from kernel.mmap import page_align
+from kernel.page import page_align
 
 FIT = choice("first", "next", "best", "worst", text="which of the blocks that fit is taken")
 ORDER = choice("fifo", "lifo", "address", text="order of the free list")

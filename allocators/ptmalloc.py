@@ -40,16 +40,16 @@ from allocators.base.contract import (
 )
 from allocators.base.settings import choice, number
 from allocators.base.settings import size as size_setting
-from kernel.access import clear, copy, fold, hold, load, load_half, store, store_half
+from kernel.access import clear, copy, hold, load, load_half, store, store_half
 from kernel.brk import brk as brk_call
 from kernel.engine.bits import trailing_zeros
 from kernel.engine.jit import jit
 from kernel.engine.memory import load_word
-from kernel.engine.switches import PAGE_SHIFT
 from kernel.madvise import madvise
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
 from kernel.mprotect import mprotect
 from kernel.mremap import mremap
+from kernel.page import fold, offset_in_page, page_align, page_of, page_size, page_start
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PTE_READ
 from kernel.uapi import (
@@ -856,7 +856,7 @@ def munmap_chunk(k, a, p):
     """Unmap the mapping of chunk ``p``."""
     lead = load(k, p)
     length = lead + chunk_size(k, p)
-    if (p - lead | length) & (page_align(1) - 1):
+    if offset_in_page(p - lead | length):
         abort(k, ABORT_BAD_POINTER, p + HEADER)
     a.n_mmaps -= 1
     munmap(k, p - lead, length)
@@ -877,7 +877,7 @@ def sysmalloc(k, a, av, nb):
             return 0 if tried else mmap_chunk(k, a, nb)
     else:
         end = a.top[0] + top_size(k, a, 0)
-        if end & (page_align(1) - 1):  # once the break could not be aligned, there is no way on
+        if offset_in_page(end):  # once the break could not be aligned, there is no way on
             abort(k, ABORT_CORRUPT, a.top[0])
         grow_main(k, a, nb)
     return take_top(k, a, av, nb)
@@ -952,7 +952,7 @@ def systrim(k, a, pad):
     area = size - MINSIZE - 1
     if 0 <= area <= pad:
         return
-    extra = (area - pad) & -page_align(1)
+    extra = page_start(area - pad)
     if extra == 0:
         return
     end = morecore(k, a, 0)
@@ -1036,7 +1036,7 @@ def new_heap(k, a, size):
         return 0
     store(k, heap + HEAP_BYTES, size)
     store(k, heap + HEAP_PROTECTED, size)
-    store(k, heap + HEAP_PAGESIZE, page_align(1))
+    store(k, heap + HEAP_PAGESIZE, page_size())
     return heap
 
 
@@ -1106,7 +1106,7 @@ def heap_trim(k, a, av):
         size = (head & ~FLAGS) + HEADER + misalign
         if not head & PREV_INUSE:
             size += load(k, p)
-        if size + HEAP_MAX - bytes_ < TOP_PAD + MINSIZE + page_align(1):
+        if size + HEAP_MAX - bytes_ < TOP_PAD + MINSIZE + page_size():
             break
         a.system_mem[av] -= load(k, heap + HEAP_BYTES)
         if heap + HEAP_MAX == a.aligned_heap_area:
@@ -1122,7 +1122,7 @@ def heap_trim(k, a, av):
     area = size - MINSIZE - 1
     if size < a.trim_threshold or area <= TOP_PAD:
         return
-    extra = (area - TOP_PAD) & -page_align(1)
+    extra = page_start(area - TOP_PAD)
     if extra == 0:
         return
     shrink_heap(k, heap, extra)
@@ -1481,7 +1481,7 @@ def trim(k, a):
     for av in range(a.narenas):
         malloc_consolidate(k, a, av)
         for number_ in range(1, BINS - 1):
-            if number_ == UNSORTED or number_ >= bin_of(page_align(1)):
+            if number_ == UNSORTED or number_ >= bin_of(page_size()):
                 drop_pages(k, a, av * BINS + number_)
     systrim(k, a, 0)
 
@@ -1489,7 +1489,7 @@ def trim(k, a):
 @jit
 def drop_pages(k, a, head):
     """Give the whole pages inside the chunks of a bin back, which stay mapped."""
-    page = page_align(1)
+    page = page_size()
     p = a.bk[head]
     while p != head:
         size = chunk_size(k, p)
@@ -1566,7 +1566,7 @@ def mapped_chunk(k, start, end):
 
     Looks only at pages that are there: nothing faults.
     """
-    if not k.pte[fold(start) >> PAGE_SHIFT] & PTE_READ:
+    if not k.pte[page_of(start)] & PTE_READ:
         return 0
     head = load_word(k.window, fold(start + HEAD) >> 3)
     length = head & ~FLAGS
@@ -1575,14 +1575,14 @@ def mapped_chunk(k, start, end):
     # An aligned chunk was moved up and knows how far; the head at the start is still there too.
     p = start + ALIGNMENT
     while p < start + length:
-        if k.pte[fold(p) >> PAGE_SHIFT] & PTE_READ:
+        if k.pte[page_of(p)] & PTE_READ:
             lead = load_word(k.window, fold(p) >> 3)
             head = load_word(k.window, fold(p + HEAD) >> 3)
             if lead == p - start and head == (length - lead) | MMAPPED:
                 return p
             p += ALIGNMENT
         else:
-            p = ((p >> PAGE_SHIFT) + 1) << PAGE_SHIFT
+            p = page_start(p) + page_size()
     return start
 
 

@@ -51,7 +51,8 @@ from kernel.access import load, store
 from kernel.engine.bits import bit_length
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
+from kernel.page import page_align
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 from kernel.uapi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE

@@ -84,7 +84,7 @@ from kernel.access import load, store
 from kernel.brk import sbrk
 from kernel.engine.bits import bit_length, trailing_zeros
 from kernel.engine.jit import jit
-from kernel.mmap import page_align
+from kernel.page import page_align
 
 SLI = number(5, low=1, high=5, text="log2 of the lists for each power of two (second level index)")
 SMALLEST = size_setting(

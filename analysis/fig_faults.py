@@ -6,16 +6,11 @@ from matplotlib.figure import Figure
 
 from analysis import spread, style
 from analysis.load import Results
-from benchmarks.replay.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME, CALLS, FAULTS
 
 #: Metrics that the figure reads: the parts of the totals, and the faults of real libraries, whose
 #: kind nobody tells.  Calls that failed are no kind of their own.
-METRICS = tuple(
-    name
-    for total in ("faults", "syscalls_")
-    for name in BY_NAME
-    if name.startswith(total) and name != "syscalls_failed"
-)
+METRICS = tuple(metric.name for metric in (*FAULTS, *CALLS))
 
 #: Width of a panel in inches.
 WIDTH = 1.5

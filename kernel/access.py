@@ -17,32 +17,26 @@ from kernel.engine.memory import (
     store_half_word,
     store_word,
 )
-from kernel.engine.switches import CHECKED, COUNT, FRAMES, PAGE_SHIFT, PAYLOAD, TLB, WINDOW_BITS
+from kernel.engine.switches import CHECKED, COUNT, FRAMES, PAYLOAD
 from kernel.fault import handle_mm_fault
+from kernel.page import fold, page_of, page_size, page_start
 from kernel.task import kill
 from kernel.tlb import tlb_access
 from kernel.types import BUS_ADRALN, PTE_HUGE, PTE_READ, PTE_STORE, PTE_WORDS, PTE_WRITE, SIGBUS
 
 
 @jit(inline=True)
-def fold(addr):
-    """Offset of ``addr`` in the window, bytes."""
-    return addr & ((1 << WINDOW_BITS) - 1)
-
-
-@jit(inline=True)
 def make_present(k, addr, write):
     """Make ``addr`` accessible to the program (write: 1 or 0), faulting as the MMU would."""
     need = PTE_WRITE if write else PTE_READ
-    if not k.pte[fold(addr) >> PAGE_SHIFT] & need:
+    if not k.pte[page_of(addr)] & need:
         handle_mm_fault(k, addr, write)
 
 
-@jit(inline=True)
+@jit(inline=True, when="TLB")
 def translate(k, addr):
     """Count the translation of ``addr``, whose page is mapped."""
-    if TLB:
-        tlb_access(k, addr, k.pte[fold(addr) >> PAGE_SHIFT] & PTE_HUGE)
+    tlb_access(k, addr, k.pte[page_of(addr)] & PTE_HUGE)
 
 
 @jit(inline=True)
@@ -56,7 +50,7 @@ def access(k, addr, write):
 def _prepare_store(k, addr):
     """Make a page fit for real words: writable, and remembered as one to clear later."""
     make_present(k, addr, 1)
-    k.pte[fold(addr) >> PAGE_SHIFT] |= PTE_STORE | PTE_WORDS
+    k.pte[page_of(addr)] |= PTE_STORE | PTE_WORDS
 
 
 @jit(inline=True)
@@ -72,7 +66,7 @@ def hold(k, addr):
     For words that are loaded and soon stored: the page's state is looked at once, not every time.
     Holds until the allocator calls the kernel or returns.
     """
-    if _is_held(True) and not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+    if _is_held(True) and not k.pte[page_of(addr)] & PTE_STORE:
         _prepare_store(k, addr)
 
 
@@ -95,7 +89,7 @@ def _stores(k, addr, size, held):
         kill(k, SIGBUS, BUS_ADRALN, addr, 1)
     if COUNT:
         k.mm.stores += 1
-    if not _is_held(held) and not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+    if not _is_held(held) and not k.pte[page_of(addr)] & PTE_STORE:
         _prepare_store(k, addr)
     translate(k, addr)
 
@@ -148,7 +142,7 @@ def touch(k, addr, length, write):
     end = addr + length
     while addr < end:
         access(k, addr, write)
-        addr = ((addr >> PAGE_SHIFT) + 1) << PAGE_SHIFT
+        addr = page_start(addr) + page_size()
 
 
 @jit
@@ -173,7 +167,7 @@ def clear(k, addr, length):
 @jit
 def poke(k, addr, word):
     """Set a word of payload for real, outside all counters (content checks)."""
-    if not k.pte[fold(addr) >> PAGE_SHIFT] & PTE_STORE:
+    if not k.pte[page_of(addr)] & PTE_STORE:
         _prepare_store(k, addr)
     store_word(k.window, fold(addr) >> 3, word)
 

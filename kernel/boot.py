@@ -1,7 +1,14 @@
-"""Make a kernel, and put it back to where it started.
+"""Make a machine, one simulated process on its own kernel, and put it back to where it started.
 
-A :class:`Machine` owns the reserved window and the state arrays; ``machine.k`` is what compiled
-code sees.  The window is address space only: host memory is used where allocators keep words.
+A :class:`Machine` is one reservation of host address space, zero and free of cost until touched:
+
+    ┌────────────────────┬───────────────────────────┬───────────────┬───────────────────┐
+    │ k, the state       │ the window, the words of  │ folio, a word │ pfn, a word for   │
+    │ (kernel.types)     │ simulated memory          │ for each page │ each, with FRAMES │
+    └────────────────────┴───────────────────────────┴───────────────┴───────────────────┘
+
+Compiled code gets ``machine.k`` and finds the rest through the addresses therein.  A reset clears
+only the slots that were touched, so that it costs what the run before it cost, not the window.
 """
 
 import mmap
@@ -13,11 +20,20 @@ from kernel.config import _THP, KernelConfig
 from kernel.engine.jit import build_once, jit
 from kernel.engine.memory import clear_page, windows
 from kernel.engine.record import as_record
-from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import init_frames
 from kernel.huge import set_folio
 from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE, parse_maps
-from kernel.pgtable import alloc_tables, pgd_shift, pmd_shift, pud_shift
+from kernel.page import (
+    pages_around,
+    pgd_shift,
+    pmd_order,
+    pmd_shift,
+    pmd_size,
+    pud_addr_end,
+    pud_shift,
+    slot_start,
+)
+from kernel.pgtable import alloc_tables
 from kernel.tlb import init_tlb
 from kernel.types import (
     MM,
@@ -181,7 +197,7 @@ class Machine:
 @jit
 def assume_tables(k, start, end):
     """Make the table pages of [start, end) exist."""
-    for addr in range(start >> pmd_shift() << pmd_shift(), end, 1 << pmd_shift()):
+    for addr in range(slot_start(start), end, pmd_size()):
         alloc_tables(k, addr)
 
 
@@ -189,11 +205,10 @@ def assume_tables(k, start, end):
 def clear_touched(k):
     """Zero the page states, and the words behind them, of every slot touched since boot."""
     mm = k.mm
-    fan_out = PAGE_SHIFT - 3
     for t in range(mm.nr_touched):
         slot = k.touched[t]
         k.slot_seen[slot] = 0
-        for page in range(slot << fan_out, (slot + 1) << fan_out):
+        for page in pages_around(slot << pmd_order()):
             if k.pte[page] & PTE_WORDS:
                 clear_page(k, page)
             if mm.folios:
@@ -206,17 +221,17 @@ def clear_touched(k):
     for i in range(mm.map_count):
         v = k.vma[i]
         for slot in range(v.vm_start >> pud_shift(), ((v.vm_end - 1) >> pud_shift()) + 1):
-            k.pmd_table[slot] = 0
+            k.pud[slot] = 0
         for slot in range(v.vm_start >> pgd_shift(), ((v.vm_end - 1) >> pgd_shift()) + 1):
-            k.pud_table[slot] = 0
+            k.pgd[slot] = 0
 
 
 @jit
 def _clear_pte_tables(k, start, end):
     """Forget the PTE pages of [start, end), skipping whole PMD slots that have none."""
     while start < end:
-        stop = min(end, ((start >> pud_shift()) + 1) << pud_shift())
-        if k.pmd_table[start >> pud_shift()]:
+        stop = pud_addr_end(start, end)
+        if k.pud[start >> pud_shift()]:
             for slot in range(start >> pmd_shift(), ((stop - 1) >> pmd_shift()) + 1):
-                k.pte_table[slot] = 0
+                k.pmd[slot] = 0
         start = stop

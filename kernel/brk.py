@@ -3,11 +3,13 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import enough_memory, may_expand_vm
-from kernel.mmap import do_munmap, page_align, refuse_collision
+from kernel.merge import add_vma
+from kernel.mmap import do_munmap, refuse_collision
+from kernel.page import page_align, page_size
 from kernel.stack import vm_start_gap
 from kernel.types import VM_ACCOUNT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_WRITE
 from kernel.uapi import ENOMEM, RLIM_INFINITY
-from kernel.vma import account_vm, add_vma, find_vma, insert_vma, intersects
+from kernel.vma import account_vm, find_vma, insert_vma, intersects
 
 
 @jit
@@ -33,7 +35,7 @@ def do_brk(k, brk):
         return brk
     # One page above must stay free, and a stack its guard.
     i = find_vma(k, old_end)
-    if i < mm.map_count and vm_start_gap(k, i) < new_end + (1 << PAGE_SHIFT):
+    if i < mm.map_count and vm_start_gap(k, i) < new_end + page_size():
         return old
     pages = (new_end - old_end) >> PAGE_SHIFT
     flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT

@@ -1,4 +1,9 @@
-"""Settings of a kernel, checked."""
+"""The settings of a simulated kernel: their defaults, and which values cannot be.
+
+A :class:`KernelConfig` is plain data.  conf/kernel/linux.yaml gives a run its own, tests and tools
+make theirs; :class:`kernel.boot.Machine` is a process on a kernel that is set so.  A few settings
+are compiled in instead of looked at: :meth:`KernelConfig.switches`.
+"""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +12,7 @@ from kernel.maps import FRESH_PROCESS, check_window, parse_maps
 from kernel.tlb import check_geometry
 from kernel.types import MAX_FRAMES, THP_ALWAYS, THP_MADVISE, THP_NEVER
 
+#: Areas that a process may have, by default and at most (vm.max_map_count).
 MAX_MAP_COUNT = 65530
 
 #: NumPy's record types end at 2 GiB, and the page states are part of the kernel's record.

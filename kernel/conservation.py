@@ -5,27 +5,10 @@
 a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
-from kernel.engine.switches import PAGE_SHIFT
-from kernel.frames import fold_page, max_order, order_of, owner_of, pfn_of, zone_of
-from kernel.types import (
-    FREE,
-    INACTIVE,
-    INSIDE,
-    NR_ORDERS,
-    NR_STATES,
-    NR_ZONES,
-    OTHERS,
-    PTE_FILE,
-    PTE_FRAME,
-    PTE_HUGE,
-    PTE_MLOCK,
-    PTE_SWAP,
-    PTE_ZERO,
-    TABLE,
-    TAKEN,
-    UNEVICTABLE,
-)
+from kernel.frames import max_order, order_of, owner_of, pfn_of, zone_of
+from kernel.page import fold_page, pages_around, pmd_order, table_pages
 
 #: What a code means; ``bad`` is what the last column names.
 CHECKS = {
@@ -61,21 +44,21 @@ def check_counts(k):
     """Compare the sums; 0 or a code of CHECKS."""
     phys = k.phys
     total = phys.others
-    for z in range(NR_ZONES):
+    for z in range(types.NR_ZONES):
         free = 0
-        for o in range(NR_ORDERS):
-            free += k.free_area[z * NR_ORDERS + o].frames
+        for o in range(types.NR_ORDERS):
+            free += k.free_area[z * types.NR_ORDERS + o].frames
         if free != k.zone[z].free:
             return _bad(k, 7, z)
         total += free
     mapped = 0
-    for state in range(INACTIVE, NR_STATES):
+    for state in range(types.INACTIVE, types.NR_STATES):
         mapped += k.lru[state].frames
     mm = k.mm
     if mapped != mm.rss:
         return _bad(k, 11, mapped)
-    tables = k.lru[TABLE].frames
-    if tables != mm.nr_ptes + mm.nr_pmds + mm.nr_puds:
+    tables = k.lru[types.TABLE].frames
+    if tables != table_pages(k.mm):
         return _bad(k, 12, tables)
     total += mapped + tables
     if total != phys.nr_frames:
@@ -108,11 +91,11 @@ def _check_list(k, a, state, order):
 @jit
 def _check_lists(k):
     """Walk all lists."""
-    for n in range(NR_ZONES * NR_ORDERS):
-        code = _check_list(k, k.free_area[n], FREE, n % NR_ORDERS)
+    for n in range(types.NR_ZONES * types.NR_ORDERS):
+        code = _check_list(k, k.free_area[n], types.FREE, n % types.NR_ORDERS)
         if code:
             return code
-    for state in range(TABLE, NR_STATES):
+    for state in range(types.TABLE, types.NR_STATES):
         code = _check_list(k, k.lru[state], state, -1)
         if code:
             return code
@@ -124,14 +107,14 @@ def _check_owner(k, pfn):
     """Whether the mapped block at ``pfn`` and its pages point at each other."""
     order = order_of(k, pfn)
     owner = owner_of(k, pfn)
-    if order and (order != PAGE_SHIFT - 3 or owner & ((1 << order) - 1)):
+    if order and (order != pmd_order() or owner & ((1 << order) - 1)):
         return False
     for n in range(1 << order):
         page = fold_page(owner + n)
         f = int(k.pte[page])
-        if f & (PTE_FRAME | PTE_ZERO | PTE_FILE | PTE_SWAP) != PTE_FRAME:
+        if f & (types.PTE_PRESENT | types.PTE_SWAP) != types.PTE_FRAME:
             return False
-        if pfn_of(k, page) != pfn + n or (f & PTE_HUGE != 0) != (order != 0):
+        if pfn_of(k, page) != pfn + n or (f & types.PTE_HUGE != 0) != (order != 0):
             return False
     return True
 
@@ -141,26 +124,26 @@ def _check_block(k, pfn):
     """Look at the block that starts at ``pfn``."""
     state = int(k.frame[pfn].state)
     order = order_of(k, pfn)
-    if state <= INSIDE or state >= NR_STATES or order < 0 or order > max_order():
+    if state <= types.INSIDE or state >= types.NR_STATES or order < 0 or order > max_order():
         return _bad(k, 1, pfn)
-    if state == TAKEN:
+    if state == types.TAKEN:
         return _bad(k, 4, pfn)
     z = zone_of(k, pfn)
     if pfn & ((1 << order) - 1) or pfn + (1 << order) > k.zone[z].end:
         return _bad(k, 1, pfn)
-    if state in (OTHERS, TABLE) and order:
+    if state in (types.OTHERS, types.TABLE) and order:
         return _bad(k, 1, pfn)
     for n in range(pfn + 1, pfn + (1 << order)):
-        if k.frame[n].state != INSIDE:
+        if k.frame[n].state != types.INSIDE:
             return _bad(k, 2, n)
-    if state == FREE and order < max_order():
+    if state == types.FREE and order < max_order():
         buddy = pfn ^ (1 << order)
-        if k.frame[buddy].state == FREE and order_of(k, buddy) == order:
+        if k.frame[buddy].state == types.FREE and order_of(k, buddy) == order:
             return _bad(k, 3, pfn)
-    if state >= INACTIVE:
+    if state >= types.INACTIVE:
         if not _check_owner(k, pfn):
             return _bad(k, 9, pfn)
-        if state == UNEVICTABLE and not k.pte[fold_page(owner_of(k, pfn))] & PTE_MLOCK:
+        if state == types.UNEVICTABLE and not k.pte[fold_page(owner_of(k, pfn))] & types.PTE_MLOCK:
             return _bad(k, 16, pfn)
     return 0
 
@@ -177,23 +160,23 @@ def _check_blocks(k):
         if code:
             return code
         state = k.frame[pfn].state
-        if state == FREE:
+        if state == types.FREE:
             free += 1
-        elif state == OTHERS:
+        elif state == types.OTHERS:
             others += 1
         else:
             listed += 1
         pfn += 1 << order_of(k, pfn)
     if others != k.phys.others:
         return _bad(k, 8, others)
-    for n in range(NR_ZONES * NR_ORDERS):
+    for n in range(types.NR_ZONES * types.NR_ORDERS):
         free -= k.free_area[n].blocks
     if free:
-        return _bad(k, 6, FREE)
-    for state in range(TABLE, NR_STATES):
+        return _bad(k, 6, types.FREE)
+    for state in range(types.TABLE, types.NR_STATES):
         listed -= k.lru[state].blocks
     if listed:
-        return _bad(k, 6, TABLE)
+        return _bad(k, 6, types.TABLE)
     return 0
 
 
@@ -204,11 +187,11 @@ def _check_pages(k):
     swapped = 0
     for t in range(k.mm.nr_touched):
         slot = k.touched[t]
-        for page in range(slot << (PAGE_SHIFT - 3), (slot + 1) << (PAGE_SHIFT - 3)):
+        for page in pages_around(slot << pmd_order()):
             f = k.pte[page]
-            if f & PTE_FRAME:
+            if f & types.PTE_FRAME:
                 frames += 1
-            if f & PTE_SWAP:
+            if f & types.PTE_SWAP:
                 swapped += 1
     if frames != k.mm.rss:
         return _bad(k, 10, frames)
@@ -228,7 +211,7 @@ def _check_swap(k):
             free += 1
         else:
             p = fold_page(page)
-            if not k.pte[p] & PTE_SWAP or pfn_of(k, p) != slot:
+            if not k.pte[p] & types.PTE_SWAP or pfn_of(k, p) != slot:
                 return _bad(k, 13, slot)
     slot = int(phys.swap_free)
     while slot >= 0:

@@ -1,22 +1,20 @@
-"""Kinds of kernel work that have a price, and what they cost together."""
+"""Kinds of kernel work that have a price; tables of prices, nanoseconds each (conf/kernel/cost)."""
 
-#: Kinds of kernel work that a cost table prices, nanoseconds each.
-COSTS = (
-    "brk",
-    "mmap",
-    "munmap",
-    "madvise",
-    "mremap",
-    "mprotect",
-    "mlock",
-    "fault_write",
-    "fault_read",
-    "fault_cow",
-    "fault_populate",
-    "fault_huge",
-    "fault_file",
-    "fault_major",
-    "swap_out",
-    "page_returned",
-    "huge_page_returned",
-)
+from collections.abc import Mapping
+
+from kernel.counters import COUNTERS
+
+#: What each kind is, by the name that it has in cost tables.
+COSTS = {counter.price: counter.priced for counter in COUNTERS if counter.price}
+
+
+def check_costs(table: Mapping[str, object]) -> None:
+    """Raise ValueError, naming the price, unless ``table`` has one of each kind and no other."""
+    for name, value in table.items():
+        if name not in COSTS:
+            raise ValueError(f"{name}: no such price (known: {', '.join(COSTS)})")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name}={value}: expected nanoseconds, 0 or more")
+    for name in COSTS:
+        if name not in table:
+            raise ValueError(f"{name} is missing: {COSTS[name]}, nanoseconds")

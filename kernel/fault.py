@@ -11,12 +11,14 @@ frame that is taken away leaves its words in the window: they are cleared at the
 
 With the switch FRAMES every page-table page and every page in RssAnon has a frame (kernel.frames),
 and the page may be in the swap area instead.  Pages of files and of shared memory (PTE_FILE) take
-none: they belong to the rest of the system.
+none: they belong to the rest of the system.  Without it the calls to kernel.frames, kernel.swap and
+kernel.vmscan are empty, and so are those to kernel.tlb without the switch TLB.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
+from kernel.engine.switches import FRAMES, PAGE_SHIFT
 from kernel.frames import free_table_frames, map_frame, munlock_frame
 from kernel.huge import (
     folio_batch,
@@ -25,95 +27,69 @@ from kernel.huge import (
     keep_pages,
     map_huge_page,
     map_huge_zero,
-    pages_per_slot,
     set_folio,
     split_huge_slot,
 )
-from kernel.pgtable import alloc_tables, free_ptes, next_slot, page_of, pmd_shift
+from kernel.merge import anon_vma_prepare
+from kernel.page import (
+    next_slot,
+    page_of,
+    page_size,
+    page_start,
+    pages_of,
+    pages_per_slot,
+    pmd_addr_end,
+    pmd_shift,
+    pmd_size,
+    slot_start,
+)
+from kernel.pgtable import alloc_tables, free_ptes
 from kernel.stack import expand_stack
 from kernel.task import kill
-from kernel.tlb import flush_tlb_range
-from kernel.types import (
-    ADDRESS_BITS,
-    PMD_HUGE,
-    PMD_NONE,
-    PTE_ALL,
-    PTE_DIRTY,
-    PTE_FILE,
-    PTE_FRAME,
-    PTE_HUGE,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_PRESENT,
-    PTE_READ,
-    PTE_STORE,
-    PTE_SWAP,
-    PTE_WORDS,
-    PTE_WRITE,
-    PTE_ZERO,
-    SEGV_ACCERR,
-    SEGV_MAPERR,
-    SI_KERNEL,
-    SIGKILL,
-    SIGSEGV,
-    VM_EXEC,
-    VM_LOCKED,
-    VM_READ,
-    VM_SHARED,
-    VM_WRITE,
-)
-from kernel.vma import anon_vma_prepare, find_vma
-from kernel.vmscan import back_tables, get_frame, get_huge_frame, release_page, swap_in
+from kernel.tlb import flush_present, flush_tlb_page
+from kernel.vma import add_rss, find_vma
+from kernel.vmscan import get_frame, get_huge_frame, release_page, swap_in
 
 #: What :func:`fault_page` did: nothing, or the kind of fault.
 NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE, FAULT_SWAP = range(7)
 
 
 @jit
-def _check_memory(k, addr, pages):
-    """Kill the process when physical memory cannot hold ``pages`` more, where nothing else does."""
+def _fits(k, pages):
+    """Whether memory holds ``pages`` more; with FRAMES, getting their frames has answered that."""
     mm = k.mm
-    if not FRAMES and mm.memory and mm.rss + mm.rss_file + pages > mm.memory:
-        kill(k, SIGKILL, 0, addr, 1)
+    return FRAMES or mm.memory == 0 or mm.rss + mm.rss_file + pages <= mm.memory
 
 
 @jit
-def _add_frame(k, page):
-    """Map a fresh frame at ``page``, written to."""
-    mm = k.mm
-    k.pte[page] = PTE_READ | PTE_WRITE | PTE_FRAME | PTE_DIRTY
-    mm.rss += 1
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
+def _check_memory(k, addr):
+    """Kill the process when memory cannot hold a page more, for ``addr``."""
+    if not _fits(k, 1):
+        kill(k, types.SIGKILL, 0, addr, 1)
 
 
 @jit
-def _flush_page(k, addr):
-    """Forget the translation of the page of ``addr``, or of its huge page."""
-    start = addr >> PAGE_SHIFT << PAGE_SHIFT
-    flush_tlb_range(k, start, start + (1 << PAGE_SHIFT))
+def _add_frame(k, addr, pfn):
+    """Map the fresh frame ``pfn`` at the page of ``addr``, written to."""
+    map_frame(k, pfn, addr)
+    k.pte[page_of(addr)] = types.PTE_READ | types.PTE_WRITE | types.PTE_FRAME | types.PTE_DIRTY
+    add_rss(k, 1)
 
 
 @jit(cold=True)
 def _fault_huge(k, addr, write):
     """Serve a fault with a huge page; False when memory has no room for one."""
-    mm = k.mm
-    if FRAMES:
-        back_tables(k, addr)
+    alloc_tables(k, addr)
     if not write:
         map_huge_zero(k, addr)
         return True
-    if FRAMES:
-        pfn = get_huge_frame(k)
-        if pfn < 0:
-            return False
-    elif mm.memory and mm.rss + mm.rss_file + pages_per_slot() > mm.memory:
+    pfn = get_huge_frame(k)
+    if pfn < 0 or not _fits(k, pages_per_slot()):
         return False
-    if TLB and k.pte[page_of(addr)] & PTE_HUGE:
-        _flush_page(k, addr)
+    if k.pte[page_of(addr)] & types.PTE_HUGE:
+        flush_tlb_page(k, addr)
     map_huge_page(k, addr)
-    if FRAMES:
-        map_frame(k, pfn, addr >> pmd_shift() << pmd_shift())
+    map_frame(k, pfn, slot_start(addr))
     return True
 
 
@@ -122,28 +98,30 @@ def _fault_file(k, i, addr, write):
     """Map a page of the file or shared memory behind area ``i``; a private write copies it."""
     mm = k.mm
     page = page_of(addr)
-    if FRAMES:
-        back_tables(k, addr)
     alloc_tables(k, addr)
-    if k.pte[page] & PTE_WORDS and not k.pte[page] & PTE_FILE:
+    if k.pte[page] & types.PTE_WORDS and not k.pte[page] & types.PTE_FILE:
         clear_page(k, page)
-    if write and not k.vma[i].vm_flags & VM_SHARED:
+    if write and not k.vma[i].vm_flags & types.VM_SHARED:
         anon_vma_prepare(k, i)
-        if FRAMES:
-            pfn = get_frame(k, addr)
-        if TLB and k.pte[page] & PTE_FILE:
-            _flush_page(k, addr)
-        if k.pte[page] & PTE_FILE:
+        pfn = get_frame(k, addr)
+        if k.pte[page] & types.PTE_FILE:
+            flush_tlb_page(k, addr)
             mm.rss_file -= 1
-        _check_memory(k, addr, 1)
-        _add_frame(k, page)
-        if FRAMES:
-            map_frame(k, pfn, addr)
+        _check_memory(k, addr)
+        _add_frame(k, addr, pfn)
         return FAULT_COW
-    _check_memory(k, addr, 1)
-    k.pte[page] = PTE_READ | PTE_FILE
+    _check_memory(k, addr)
+    k.pte[page] = types.PTE_READ | types.PTE_FILE
     mm.rss_file += 1
     return FAULT_FILE
+
+
+@jit
+def _is_served(k, i, f, write):
+    """Whether state ``f`` of a page of area ``i`` is all that the access needs but for rights."""
+    if f & types.PTE_FILE:
+        return not write or k.vma[i].vm_flags & types.VM_SHARED != 0
+    return f & types.PTE_FRAME != 0 or (f & types.PTE_ZERO != 0 and not write)
 
 
 @jit
@@ -154,63 +132,54 @@ def _fault_page(k, i, addr, write):
     """
     page = page_of(addr)
     f = k.pte[page]
-    if FRAMES and f & PTE_SWAP:
+    if f & types.PTE_SWAP:
         swap_in(k, addr)
         return FAULT_SWAP
-    if f & (PTE_FRAME | PTE_FILE) or (f & PTE_ZERO and not write):
-        if k.vma[i].vm_file == 0 or not write or k.vma[i].vm_flags & VM_SHARED or f & PTE_FRAME:
-            return NO_FAULT
+    if _is_served(k, i, f, write):
+        return NO_FAULT
     if k.vma[i].vm_file:
         return _fault_file(k, i, addr, write)
-    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
+    if k.pmd[addr >> pmd_shift()] == types.PMD_NONE:
         if huge_page_allowed(k, i, addr):
             anon_vma_prepare(k, i)
             if _fault_huge(k, addr, write):
                 return FAULT_HUGE
-    elif f & PTE_HUGE:
+    elif f & types.PTE_HUGE:
         if _fault_huge(k, addr, write):
             return FAULT_HUGE
         split_huge_slot(k, addr)
-    if FRAMES:
-        back_tables(k, addr)
     alloc_tables(k, addr)
-    if f & PTE_WORDS:
+    if f & types.PTE_WORDS:
         clear_page(k, page)
     if not write:
-        k.pte[page] = PTE_READ | PTE_ZERO
+        k.pte[page] = types.PTE_READ | types.PTE_ZERO
         return FAULT_READ
     anon_vma_prepare(k, i)
-    if FRAMES:
-        pfn = get_frame(k, addr)
-    _check_memory(k, addr, 1)
-    if TLB and f & PTE_ZERO:
-        _flush_page(k, addr)
-    _add_frame(k, page)
-    if FRAMES:
-        map_frame(k, pfn, addr)
-    return FAULT_COW if f & PTE_ZERO else FAULT_WRITE
+    pfn = get_frame(k, addr)
+    _check_memory(k, addr)
+    if f & types.PTE_ZERO:
+        flush_tlb_page(k, addr)
+    _add_frame(k, addr, pfn)
+    return FAULT_COW if f & types.PTE_ZERO else FAULT_WRITE
 
 
 @jit
 def fault_page(k, i, addr, write):
     """Make the page of ``addr`` in area ``i`` present (:func:`_fault_page`), locked where it is."""
     kind = _fault_page(k, i, addr, write)
-    if kind != NO_FAULT and k.vma[i].vm_flags & VM_LOCKED:
-        first = page_of(addr)
-        n = 1
-        if kind == FAULT_HUGE:
-            first = first >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-            n = pages_per_slot()
-        for page in range(first, first + n):
-            if k.pte[page] & PTE_FRAME:
-                k.pte[page] |= PTE_MLOCK
+    if kind != NO_FAULT and k.vma[i].vm_flags & types.VM_LOCKED:
+        start = slot_start(addr) if kind == FAULT_HUGE else page_start(addr)
+        size = pmd_size() if kind == FAULT_HUGE else page_size()
+        for page in pages_of(start, start + size):
+            if k.pte[page] & types.PTE_FRAME:
+                k.pte[page] |= types.PTE_MLOCK
     return kind
 
 
 @jit
 def _is_minor(kind):
     """Whether a fault of this kind counts as a minor one."""
-    return kind != NO_FAULT and not (FRAMES and kind == FAULT_SWAP)
+    return kind not in (NO_FAULT, FAULT_SWAP)
 
 
 @jit(cold=True)
@@ -220,16 +189,17 @@ def handle_mm_fault(k, addr, write):
     Kills the process with SIGSEGV outside any area or against its protection.
     """
     mm = k.mm
-    if addr >> ADDRESS_BITS not in (0, -1):
-        kill(k, SIGSEGV, SI_KERNEL, 0, write)  # no address that the hardware would translate
+    if addr >> types.ADDRESS_BITS not in (0, -1):
+        # No address that the hardware would translate.
+        kill(k, types.SIGSEGV, types.SI_KERNEL, 0, write)
     i = find_vma(k, addr)
     if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):
-        kill(k, SIGSEGV, SEGV_MAPERR, addr, write)
+        kill(k, types.SIGSEGV, types.SEGV_MAPERR, addr, write)
     flags = k.vma[i].vm_flags
     # x86 cannot map write-only or execute-only pages: any right lets a read through.
-    allowed = VM_WRITE if write else VM_READ | VM_WRITE | VM_EXEC
+    allowed = types.VM_WRITE if write else types.VM_READ | types.VM_WRITE | types.VM_EXEC
     if not flags & allowed:
-        kill(k, SIGSEGV, SEGV_ACCERR, addr, write)
+        kill(k, types.SIGSEGV, types.SEGV_ACCERR, addr, write)
     kind = fault_page(k, i, addr, write)
     if _is_minor(kind):
         mm.minflt += 1
@@ -245,11 +215,11 @@ def handle_mm_fault(k, addr, write):
         mm.flt_file += 1
     page = page_of(addr)
     if write:
-        if k.pte[page] & PTE_LAZY:
+        if k.pte[page] & types.PTE_LAZY:
             keep_pages(k, page)
-        k.pte[page] |= PTE_READ | PTE_WRITE | PTE_DIRTY
+        k.pte[page] |= types.PTE_READ | types.PTE_WRITE | types.PTE_DIRTY
     else:
-        k.pte[page] |= PTE_READ
+        k.pte[page] |= types.PTE_READ
 
 
 @jit(cold=True)
@@ -267,62 +237,40 @@ def populate_area(k, i, start, end, write):
                 mm.flt_huge += 1
             else:
                 mm.flt_populate += 1
-        elif write and k.pte[page_of(addr)] & PTE_LAZY:
+        elif write and k.pte[page_of(addr)] & types.PTE_LAZY:
             keep_pages(k, page_of(addr))
-        addr += 1 << PAGE_SHIFT
-
-
-@jit(cold=True)
-def flush_present(k, start, end):
-    """Forget the translations of [start, end) from the first page that is mapped to the last."""
-    first = end
-    last = start
-    at = next_slot(k, start, end)
-    while at < end:
-        stop = min(end, ((at >> pmd_shift()) + 1) << pmd_shift())
-        while at < stop:
-            if k.pte[page_of(at)] & PTE_PRESENT:
-                first = min(first, at)
-                last = at + (1 << PAGE_SHIFT)
-            at += 1 << PAGE_SHIFT
-        at = next_slot(k, at, end)
-    if first < last:
-        flush_tlb_range(k, first, last)
+        addr += page_size()
 
 
 @jit(cold=True)
 def zap_pages(k, start, end):
     """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
     mm = k.mm
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-        if stop - start < 1 << pmd_shift():
+        stop = pmd_addr_end(start, end)
+        if stop - start < pmd_size():
             split_huge_slot(k, start)
-        first = page_of(start)
         before = mm.zapped
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
+        for page in pages_of(start, stop):
             f = k.pte[page]
             if f:
-                if FRAMES:
-                    release_page(k, page, f)
-                if f & PTE_FRAME:
+                release_page(k, page, f)
+                if f & types.PTE_FRAME:
                     mm.rss -= 1
                     mm.zapped += 1
                     if mm.folios and folio_of(k, page):
                         set_folio(k, page, 0)
-                elif f & PTE_FILE:
+                elif f & types.PTE_FILE:
                     mm.rss_file -= 1
-                k.pte[page] = f & PTE_WORDS
-        if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
-            k.pte_table[start >> pmd_shift()] = PMD_NONE
+                k.pte[page] = f & types.PTE_WORDS
+        if k.pmd[start >> pmd_shift()] == types.PMD_HUGE:
+            k.pmd[start >> pmd_shift()] = types.PMD_NONE
             mm.nr_ptes -= 1
             if mm.zapped > before:
                 mm.zapped_huge += 1
-            if FRAMES:
-                free_table_frames(k, 1)
+            free_table_frames(k, 1)
         start = next_slot(k, stop, end)
 
 
@@ -334,20 +282,19 @@ def lock_frames(k, start, end, lock):
     """
     addr = next_slot(k, start, end)
     while addr < end:
-        stop = min(end, ((addr >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(addr, end)
         page = page_of(addr)
         n = 1
-        lockable = lock and k.pte[page] & PTE_FRAME
+        lockable = lock and k.pte[page] & types.PTE_FRAME
         if lockable and folio_of(k, page):
             n = folio_batch(k, addr, stop)
             lockable = n == pages_per_slot()
         for i in range(page, page + n):
             if lockable:
-                k.pte[i] |= PTE_MLOCK
+                k.pte[i] |= types.PTE_MLOCK
             else:
-                k.pte[i] &= PTE_ALL ^ PTE_MLOCK
-                if FRAMES and k.pte[i] & PTE_FRAME:
-                    munlock_frame(k, i)
+                k.pte[i] &= types.PTE_ALL ^ types.PTE_MLOCK
+                munlock_frame(k, i)
         addr = next_slot(k, addr + (n << PAGE_SHIFT), end)
 
 
@@ -363,14 +310,12 @@ def drop_rights(k, start, end):
 
     What mprotect does to page tables: a huge page that is only partly in the range is split.
     """
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-        if stop - start < 1 << pmd_shift():
+        stop = pmd_addr_end(start, end)
+        if stop - start < pmd_size():
             split_huge_slot(k, start)
-        first = page_of(start)
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
-            k.pte[page] &= PTE_ALL ^ (PTE_READ | PTE_WRITE | PTE_STORE)
+        for page in pages_of(start, stop):
+            k.pte[page] &= types.PTE_ALL ^ (types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
         start = next_slot(k, stop, end)

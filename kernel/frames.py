@@ -17,32 +17,19 @@ from ever being whole.  Invariants, after every operation (kernel.conservation):
 
     free + tables + mapped + others == nr_frames         no two free buddies of one order
     frame n maps page p  <=>  page p is present and pfn_of(p) == n
+
+What the rest of the model calls are hooks of the switch FRAMES: empty without it.
 """
 
 from math import isqrt
 
 import numpy as np
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.memory import load_word, store_word
-from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
-from kernel.types import (
-    FREE,
-    INACTIVE,
-    INSIDE,
-    NR_ORDERS,
-    NR_STATES,
-    NR_ZONES,
-    OTHERS,
-    TABLE,
-    TAKEN,
-    UNEVICTABLE,
-    WMARK_HIGH,
-    WMARK_LOW,
-    WMARK_MIN,
-    ZONE_DMA32,
-    ZONE_NORMAL,
-)
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.page import fold_page, pages_per_slot, pmd_order
 
 #: A page number has 35 bits, a record has room for 31 and 8.
 _LOW_BITS = 31
@@ -51,7 +38,7 @@ _LOW_BITS = 31
 @jit(inline=True)
 def max_order():
     """Order of the largest block: Linux's 10, or that of a huge page where it is larger."""
-    return PAGE_SHIFT - 3 if PAGE_SHIFT - 3 > 10 else 10
+    return max(pmd_order(), 10)
 
 
 # --- Lists -----------------------------------------------------------------------------------
@@ -116,13 +103,13 @@ def list_del(k, a, pfn):
 @jit
 def zone_of(k, pfn):
     """Zone that frame ``pfn`` lies in."""
-    return ZONE_NORMAL if pfn >= k.zone[ZONE_NORMAL].start else ZONE_DMA32
+    return types.ZONE_NORMAL if pfn >= k.zone[types.ZONE_NORMAL].start else types.ZONE_DMA32
 
 
 @jit
 def smallest_free(k, z, order):
     """Smallest order from ``order`` on of which zone ``z`` has a free block; else max_order + 1."""
-    while order <= max_order() and k.free_area[z * NR_ORDERS + order].blocks == 0:
+    while order <= max_order() and k.free_area[z * types.NR_ORDERS + order].blocks == 0:
         order += 1
     return order
 
@@ -143,16 +130,16 @@ def zone_watermark_ok(k, z, order, mark):
 def _set_free(k, z, pfn, order):
     """Enter the block at ``pfn`` as free."""
     f = k.frame[pfn]
-    f.state = FREE
+    f.state = types.FREE
     f.order = order
-    list_add(k, k.free_area[z * NR_ORDERS + order], pfn)
+    list_add(k, k.free_area[z * types.NR_ORDERS + order], pfn)
 
 
 @jit
 def _set_used(k, z, pfn):
     """Take the free block at ``pfn`` off its list; it belongs to the caller."""
-    list_del(k, k.free_area[z * NR_ORDERS + order_of(k, pfn)], pfn)
-    k.frame[pfn].state = TAKEN
+    list_del(k, k.free_area[z * types.NR_ORDERS + order_of(k, pfn)], pfn)
+    k.frame[pfn].state = types.TAKEN
 
 
 @jit
@@ -162,7 +149,7 @@ def _take_block(k, z, order):
     The lower half of what is split is used, the upper one stays free.
     """
     o = smallest_free(k, z, order)
-    pfn = k.free_area[z * NR_ORDERS + o].head
+    pfn = k.free_area[z * types.NR_ORDERS + o].head
     _set_used(k, z, pfn)
     while o > order:
         o -= 1
@@ -182,7 +169,7 @@ def alloc_frames(k, order, mark):
 
     The upper zone is asked first; a zone below its watermark ``mark`` (WMARK_*) gives nothing.
     """
-    for z in range(NR_ZONES - 1, -1, -1):
+    for z in range(types.NR_ZONES - 1, -1, -1):
         if zone_watermark_ok(k, z, order, mark):
             return _take_block(k, z, order)
     return -1
@@ -197,10 +184,10 @@ def free_frames(k, pfn, order):
     while order < max_order():
         buddy = pfn ^ (1 << order)
         # Never one of another zone, or beyond the end: those are no blocks of this order.
-        if k.frame[buddy].state != FREE or order_of(k, buddy) != order:
+        if k.frame[buddy].state != types.FREE or order_of(k, buddy) != order:
             break
-        list_del(k, k.free_area[z * NR_ORDERS + order], buddy)
-        k.frame[max(pfn, buddy)].state = INSIDE
+        list_del(k, k.free_area[z * types.NR_ORDERS + order], buddy)
+        k.frame[max(pfn, buddy)].state = types.INSIDE
         pfn = min(pfn, buddy)
         order += 1
         k.vmstat.merges += 1
@@ -212,11 +199,11 @@ def _hold(k, pfn):
     """Give frame ``pfn``, which is free, to others: split the block around it down to one frame."""
     z = zone_of(k, pfn)
     o = 0
-    while k.frame[pfn >> o << o].state != FREE or order_of(k, pfn >> o << o) != o:
+    while k.frame[pfn >> o << o].state != types.FREE or order_of(k, pfn >> o << o) != o:
         o += 1
     block = pfn >> o << o
     _set_used(k, z, block)
-    k.frame[block].state = INSIDE
+    k.frame[block].state = types.INSIDE
     while o > 0:
         o -= 1
         if pfn & (1 << o):
@@ -225,7 +212,7 @@ def _hold(k, pfn):
         else:
             _set_free(k, z, block + (1 << o), o)
     f = k.frame[pfn]
-    f.state = OTHERS
+    f.state = types.OTHERS
     f.order = 0
     k.zone[z].free -= 1
     k.zone[z].managed -= 1
@@ -238,8 +225,8 @@ def _fragment(k, percent):
 
     The blocks are spread evenly; the place in each is a fixed pseudo-random number.
     """
-    size = 1 << (PAGE_SHIFT - 3)
-    for block in range((k.phys.nr_frames + size - 1) >> (PAGE_SHIFT - 3)):
+    size = pages_per_slot()
+    for block in range((k.phys.nr_frames + size - 1) >> pmd_order()):
         if (block + 1) * percent // 100 > block * percent // 100:
             place = ((block * 2654435761 & 0xFFFFFFFF) * size) >> 32
             pfn = block * size + place
@@ -268,22 +255,22 @@ def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
     # Also what an earlier boot left, which may have had more.
     for pfn in range(max(phys.nr_frames, nr_frames)):
         if k.frame[pfn].state:
-            k.frame[pfn].state = INSIDE
+            k.frame[pfn].state = types.INSIDE
     phys.nr_frames = nr_frames
     phys.others = 0
     phys.nr_swap = nr_swap
     phys.swap_used = 0
     phys.swap_free = -1
     phys.swap_fresh = 0
-    for n in range(NR_ZONES * NR_ORDERS):
+    for n in range(types.NR_ZONES * types.NR_ORDERS):
         _clear_list(k.free_area[n])
-    for n in range(NR_STATES):
+    for n in range(types.NR_STATES):
         _clear_list(k.lru[n])
     boundary = min(boundary, nr_frames)
-    for z in range(NR_ZONES):
+    for z in range(types.NR_ZONES):
         zone = k.zone[z]
-        zone.start = 0 if z == ZONE_DMA32 else boundary
-        zone.end = boundary if z == ZONE_DMA32 else nr_frames
+        zone.start = 0 if z == types.ZONE_DMA32 else boundary
+        zone.end = boundary if z == types.ZONE_DMA32 else nr_frames
         zone.managed = zone.end - zone.start
         zone.free = zone.managed
         # From the top down, so that the lowest block is the first to be used.
@@ -295,25 +282,19 @@ def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
             pfn -= 1 << order
             _set_free(k, z, pfn, order)
     _fragment(k, percent)
-    managed = k.zone[ZONE_DMA32].managed + k.zone[ZONE_NORMAL].managed
-    for z in range(NR_ZONES):
+    managed = k.zone[types.ZONE_DMA32].managed + k.zone[types.ZONE_NORMAL].managed
+    for z in range(types.NR_ZONES):
         zone = k.zone[z]
         zone.lowmem_reserve = 0
-        zone.wmark[WMARK_MIN] = min_free * zone.managed // max(managed, 1)
+        zone.wmark[types.WMARK_MIN] = min_free * zone.managed // max(managed, 1)
         # Linux's watermark_scale_factor: at least a thousandth between one mark and the next.
-        gap = max(zone.wmark[WMARK_MIN] >> 2, zone.managed // 1000)
-        zone.wmark[WMARK_LOW] = zone.wmark[WMARK_MIN] + gap
-        zone.wmark[WMARK_HIGH] = zone.wmark[WMARK_LOW] + gap
-    k.zone[ZONE_DMA32].lowmem_reserve = k.zone[ZONE_NORMAL].managed // 256
+        gap = max(zone.wmark[types.WMARK_MIN] >> 2, zone.managed // 1000)
+        zone.wmark[types.WMARK_LOW] = zone.wmark[types.WMARK_MIN] + gap
+        zone.wmark[types.WMARK_HIGH] = zone.wmark[types.WMARK_LOW] + gap
+    k.zone[types.ZONE_DMA32].lowmem_reserve = k.zone[types.ZONE_NORMAL].managed // 256
 
 
 # --- Frames and the pages that they are mapped at ----------------------------------------------
-
-
-@jit
-def fold_page(page):
-    """Folded page number of page ``page``: where its state is in k.pte."""
-    return page & ((1 << (WINDOW_BITS - PAGE_SHIFT)) - 1)
 
 
 @jit
@@ -351,18 +332,18 @@ def move_to_list(k, pfn, state):
     list_add(k, k.lru[state], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def map_frame(k, pfn, addr):
     """Note that the block at ``pfn``, state TAKEN, is mapped at ``addr``: a new inactive one."""
     page = addr >> PAGE_SHIFT
     _set_owner(k, pfn, page)
     for n in range(1 << order_of(k, pfn)):
         set_pfn(k, fold_page(page) + n, pfn + n)
-    k.frame[pfn].state = INACTIVE
-    list_add(k, k.lru[INACTIVE], pfn)
+    k.frame[pfn].state = types.INACTIVE
+    list_add(k, k.lru[types.INACTIVE], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def release_frame(k, page):
     """Free the frame, or block, whose (first) page is folded page ``page``; its mapping goes."""
     pfn = pfn_of(k, page)
@@ -370,7 +351,7 @@ def release_frame(k, page):
     free_frames(k, pfn, order_of(k, pfn))
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def split_frame(k, page):
     """Let the block whose first page is folded page ``page`` be single frames, each mapped.
 
@@ -404,31 +385,30 @@ def move_frame(k, old, addr):
     page = addr >> PAGE_SHIFT
     pfn = pfn_of(k, old)
     set_pfn(k, fold_page(page), pfn)
-    if k.frame[pfn].state != INSIDE:
+    if k.frame[pfn].state != types.INSIDE:
         _set_owner(k, pfn, page)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def munlock_frame(k, page):
     """Let the frame, or block, of folded page ``page``, no longer locked, be reclaimed again."""
-    pfn = pfn_of(k, page)
-    if k.frame[pfn].state == UNEVICTABLE:
-        move_to_list(k, pfn, INACTIVE)
+    if k.pte[page] & types.PTE_FRAME and k.frame[pfn_of(k, page)].state == types.UNEVICTABLE:
+        move_to_list(k, pfn_of(k, page), types.INACTIVE)
 
 
 @jit
 def enter_table(k, pfn):
     """Let frame ``pfn``, state TAKEN, be a page-table page."""
-    k.frame[pfn].state = TABLE
-    list_add(k, k.lru[TABLE], pfn)
+    k.frame[pfn].state = types.TABLE
+    list_add(k, k.lru[types.TABLE], pfn)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def free_table_frames(k, n):
     """Free the frames of ``n`` page-table pages."""
     for _ in range(n):
-        pfn = k.lru[TABLE].head
-        list_del(k, k.lru[TABLE], pfn)
+        pfn = k.lru[types.TABLE].head
+        list_del(k, k.lru[types.TABLE], pfn)
         free_frames(k, pfn, 0)
 
 
@@ -442,7 +422,7 @@ def default_min_free(memory: int) -> int:
 
 def free_blocks(k: np.record) -> np.ndarray:
     """Free blocks of all zones by order, (NR_ORDERS,) int64."""
-    return np.array(k.free_area["blocks"]).reshape(NR_ZONES, NR_ORDERS).sum(axis=0)
+    return np.array(k.free_area["blocks"]).reshape(types.NR_ZONES, types.NR_ORDERS).sum(axis=0)
 
 
 def unusable_free_index(blocks: np.ndarray, order: int) -> float:

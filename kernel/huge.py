@@ -13,43 +13,39 @@ With the switch FRAMES the block of frames of a huge page becomes single frames 
 mapping is split: the part that is still whole to Linux is not free for others either way.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page, load_word, store_word
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
-from kernel.find import find_vma
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import munlock_frame, release_frame, split_frame
-from kernel.pgtable import alloc_tables, next_slot, page_of, pmd_shift, set_pmd
-from kernel.tlb import flush_tlb_range
-from kernel.types import (
-    PMD_HUGE,
-    PMD_TABLE,
-    PTE_ALL,
-    PTE_DIRTY,
-    PTE_FRAME,
-    PTE_HUGE,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_READ,
-    PTE_WORDS,
-    PTE_ZERO,
-    THP_ALWAYS,
-    THP_MADVISE,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_NOHUGEPAGE,
+from kernel.page import (
+    next_slot,
+    offset_in_slot,
+    page_of,
+    pages_around,
+    pages_of,
+    pages_per_slot,
+    pmd_addr_end,
+    pmd_order,
+    pmd_shift,
+    pmd_size,
+    set_pmd,
+    slot_start,
 )
-
-
-@jit(inline=True)
-def pages_per_slot():
-    """Pages of a huge page."""
-    return 1 << (PAGE_SHIFT - 3)
+from kernel.tlb import flush_tlb_page
+from kernel.vma import add_rss, find_vma
 
 
 @jit
 def folio_of(k, page):
     """Huge page that folded page ``page`` is part of, shifted id and place; 0 for none."""
     return load_word(k.folio, page)
+
+
+@jit
+def folio_id(k, page):
+    """Id of the huge page that folded page ``page`` is part of; 0 for none."""
+    return folio_of(k, page) >> pmd_order()
 
 
 @jit
@@ -63,72 +59,68 @@ def huge_page_allowed(k, i, addr):
     """Whether a fault at ``addr`` in the anonymous area ``i``, its slot empty, may be huge."""
     mm = k.mm
     flags = k.vma[i].vm_flags
-    if flags & VM_NOHUGEPAGE:
+    if flags & types.VM_NOHUGEPAGE:
         return False
-    if mm.thp != THP_ALWAYS and not (mm.thp == THP_MADVISE and flags & VM_HUGEPAGE):
+    least = types.THP_MADVISE if flags & types.VM_HUGEPAGE else types.THP_ALWAYS
+    if mm.thp < least:
         return False
-    start = addr >> pmd_shift() << pmd_shift()
-    return start >= k.vma[i].vm_start and start + (1 << pmd_shift()) <= k.vma[i].vm_end
+    start = slot_start(addr)
+    return start >= k.vma[i].vm_start and start + pmd_size() <= k.vma[i].vm_end
 
 
 @jit(cold=True)
 def _fill_slot(k, addr, state, folio):
     """Set all pages of the slot of ``addr`` to ``state``, of huge page ``folio``."""
-    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-    for n in range(pages_per_slot()):
-        page = first + n
-        if k.pte[page] & PTE_WORDS:
+    for page in pages_around(page_of(addr)):
+        if k.pte[page] & types.PTE_WORDS:
             clear_page(k, page)
         k.pte[page] = state
         if folio:
-            set_folio(k, page, folio + n)
+            set_folio(k, page, folio + (page & (pages_per_slot() - 1)))
 
 
 @jit(cold=True)
 def map_huge_zero(k, addr):
-    """Map the huge zero page over the empty slot of ``addr``."""
-    alloc_tables(k, addr)
-    set_pmd(k, addr, PMD_HUGE)
-    _fill_slot(k, addr, PTE_READ | PTE_ZERO | PTE_HUGE, 0)
+    """Map the huge zero page over the empty slot of ``addr``, whose PTE page is deposited."""
+    set_pmd(k, addr, types.PMD_HUGE)
+    _fill_slot(k, addr, types.PTE_READ | types.PTE_ZERO | types.PTE_HUGE, 0)
 
 
 @jit(cold=True)
 def map_huge_page(k, addr):
-    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page."""
+    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page.
+
+    The slot's PTE page exists, and is deposited.
+    """
     mm = k.mm
-    alloc_tables(k, addr)
-    set_pmd(k, addr, PMD_HUGE)
+    set_pmd(k, addr, types.PMD_HUGE)
     mm.folios += 1
-    _fill_slot(k, addr, PTE_READ | PTE_FRAME | PTE_HUGE, mm.folios << (PAGE_SHIFT - 3))
-    mm.rss += pages_per_slot()
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
+    _fill_slot(k, addr, types.PTE_READ | types.PTE_FRAME | types.PTE_HUGE, mm.folios << pmd_order())
+    add_rss(k, pages_per_slot())
 
 
 @jit(cold=True)
 def keep_pages(k, page):
     """Folded page ``page`` was written to, or as good as: it, or its whole huge page, stays."""
-    if k.pte[page] & PTE_HUGE:
-        first = page >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-        for i in range(first, first + pages_per_slot()):
-            k.pte[i] &= PTE_ALL ^ PTE_LAZY
+    if k.pte[page] & types.PTE_HUGE:
+        for i in pages_around(page):
+            k.pte[i] &= types.PTE_ALL ^ types.PTE_LAZY
     else:
-        k.pte[page] &= PTE_ALL ^ PTE_LAZY
+        k.pte[page] &= types.PTE_ALL ^ types.PTE_LAZY
 
 
 @jit(cold=True)
 def _split_mapping(k, addr, lost):
     """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
-    k.pte_table[addr >> pmd_shift()] = PMD_TABLE
-    first = page_of(addr) >> (PAGE_SHIFT - 3) << (PAGE_SHIFT - 3)
-    if TLB:
-        flush_tlb_range(k, addr, addr + (1 << PAGE_SHIFT))  # one entry maps the whole slot
-    if FRAMES and k.pte[first] & PTE_FRAME:
-        if lost & PTE_MLOCK:
+    k.pmd[addr >> pmd_shift()] = types.PMD_TABLE
+    first = page_of(slot_start(addr))
+    flush_tlb_page(k, addr)  # one entry maps the whole slot
+    if k.pte[first] & types.PTE_FRAME:
+        if lost & types.PTE_MLOCK:
             munlock_frame(k, first)
         split_frame(k, first)
-    for page in range(first, first + pages_per_slot()):
-        k.pte[page] &= PTE_ALL ^ lost
+    for page in pages_around(first):
+        k.pte[page] &= types.PTE_ALL ^ lost
 
 
 @jit(cold=True)
@@ -137,15 +129,15 @@ def split_huge_slot(k, addr):
 
     In a locked area it is then no longer locked in memory: a huge page counts only as a whole.
     """
-    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
-        locked = k.vma[find_vma(k, addr)].vm_flags & VM_LOCKED
-        _split_mapping(k, addr, PTE_HUGE | PTE_MLOCK if locked else PTE_HUGE)
+    if k.pmd[addr >> pmd_shift()] == types.PMD_HUGE:
+        locked = k.vma[find_vma(k, addr)].vm_flags & types.VM_LOCKED
+        _split_mapping(k, addr, types.PTE_HUGE | types.PTE_MLOCK if locked else types.PTE_HUGE)
 
 
 @jit
 def split_huge_pmd(k, addr):
     """Split the huge mapping that has ``addr`` inside, so that an area can end there."""
-    if addr & ((1 << pmd_shift()) - 1):
+    if offset_in_slot(addr):
         split_huge_slot(k, addr)
 
 
@@ -153,19 +145,16 @@ def split_huge_pmd(k, addr):
 def _split_folio_in(k, i, start, end, folio):
     """Take huge page ``folio`` (its id) apart in the part [start, end) of area ``i``."""
     mm = k.mm
-    for page in range(page_of(start), page_of(start) + ((end - start) >> PAGE_SHIFT)):
-        if folio_of(k, page) >> (PAGE_SHIFT - 3) != folio:
+    for page in pages_of(start, end):
+        if folio_id(k, page) != folio:
             continue
         set_folio(k, page, 0)
         f = k.pte[page]
-        locked = f & PTE_MLOCK or k.vma[i].vm_flags & VM_LOCKED
-        if f & PTE_FRAME and not f & PTE_DIRTY and not locked:
-            if FRAMES:
-                release_frame(k, page)
-            if TLB:
-                at = start + ((page - page_of(start)) << PAGE_SHIFT)
-                flush_tlb_range(k, at, at + (1 << PAGE_SHIFT))
-            k.pte[page] = f & (PTE_READ | PTE_WORDS) | PTE_ZERO
+        locked = f & types.PTE_MLOCK or k.vma[i].vm_flags & types.VM_LOCKED
+        if f & types.PTE_FRAME and not f & types.PTE_DIRTY and not locked:
+            release_frame(k, page)
+            flush_tlb_page(k, start + ((page - page_of(start)) << PAGE_SHIFT))
+            k.pte[page] = f & (types.PTE_READ | types.PTE_WORDS) | types.PTE_ZERO
             mm.rss -= 1
             mm.zapped += 1
 
@@ -181,10 +170,10 @@ def split_folio(k, folio):
         end = k.vma[i].vm_end
         start = next_slot(k, start, end)
         while start < end:
-            stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-            if k.pte_table[start >> pmd_shift()] == PMD_HUGE:
-                if folio_of(k, page_of(start)) >> (PAGE_SHIFT - 3) == folio:
-                    _split_mapping(k, start, PTE_HUGE)  # what is locked in memory stays so
+            stop = pmd_addr_end(start, end)
+            if k.pmd[start >> pmd_shift()] == types.PMD_HUGE:
+                if folio_id(k, page_of(start)) == folio:
+                    _split_mapping(k, start, types.PTE_HUGE)  # what is locked in memory stays so
             _split_folio_in(k, i, start, stop, folio)
             start = next_slot(k, stop, end)
 
@@ -196,7 +185,7 @@ def folio_batch(k, addr, end):
     folio = folio_of(k, page)
     n = 0
     while addr + (n << PAGE_SHIFT) < end:
-        if not k.pte[page + n] & PTE_FRAME or folio_of(k, page + n) != folio + n:
+        if not k.pte[page + n] & types.PTE_FRAME or folio_of(k, page + n) != folio + n:
             break
         if n and folio + n & (pages_per_slot() - 1) == 0:
             break
@@ -210,18 +199,18 @@ def split_partial_folios(k, addr, end):
 
     A slot that is mapped huge as a whole is left alone.
     """
-    whole = end - addr == 1 << pmd_shift()
-    if k.pte_table[addr >> pmd_shift()] == PMD_HUGE:
+    whole = end - addr == pmd_size()
+    if k.pmd[addr >> pmd_shift()] == types.PMD_HUGE:
         page = page_of(addr)
-        if not whole and k.pte[page] & PTE_FRAME:
-            split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+        if not whole and k.pte[page] & types.PTE_FRAME:
+            split_folio(k, folio_id(k, page))
         return
     while addr < end:
         page = page_of(addr)
         n = 1
-        if k.pte[page] & PTE_FRAME and folio_of(k, page):
+        if k.pte[page] & types.PTE_FRAME and folio_of(k, page):
             n = folio_batch(k, addr, end)
             if n < pages_per_slot():
-                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
+                split_folio(k, folio_id(k, page))
                 n = 1
         addr += n << PAGE_SHIFT

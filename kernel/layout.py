@@ -2,7 +2,7 @@
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.pgtable import pmd_shift
+from kernel.page import offset_in_slot, page_align, page_start, pmd_size
 from kernel.stack import vm_start_gap
 from kernel.uapi import ENOMEM, EPERM, MAP_32BIT, MAP_ABOVE4G, MAP_PRIVATE, MAP_TYPE
 from kernel.vma import find_vma
@@ -38,7 +38,7 @@ def _top_down(k, length, floor):
 def _bottom_up(k, hint, length, low, high):
     """The hint if it is free, else the start of the lowest gap in [low, high); 0 if none."""
     if hint:
-        hint = (hint + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
+        hint = page_align(hint)
         i = find_vma(k, hint)
         fits = i == k.mm.map_count or hint + length <= vm_start_gap(k, i)
         if 0 < hint <= high - length and fits:
@@ -61,7 +61,7 @@ def _search(k, hint, length, flags):
         return _bottom_up(k, hint, length, LOW_START, LOW_END)
     if mm.legacy:
         return _bottom_up(k, hint, length, mm.mmap_legacy_base, mm.task_size)
-    floor = hint >> PAGE_SHIFT << PAGE_SHIFT
+    floor = page_start(hint)
     if 0 < floor <= mm.task_size - length:
         i = find_vma(k, floor)
         if i == mm.map_count or floor + length <= vm_start_gap(k, i):
@@ -78,7 +78,7 @@ def _search_aligned(k, hint, length, pgoff, flags):
 
     The search is for a huge page more; a result that happens to agree moves up by all of it.
     """
-    huge = 1 << pmd_shift()
+    huge = pmd_size()
     offset = pgoff << PAGE_SHIFT
     if offset + length < ((offset + huge - 1) & -huge) + huge:
         return 0
@@ -100,10 +100,10 @@ def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
     so is one of a file whose system asks for it (``align``), any length.
     """
     mm = k.mm
-    hint = hint >> PAGE_SHIFT << PAGE_SHIFT
+    hint = page_start(hint)
     addr = 0
     plain = file == 0 and flags & MAP_TYPE == MAP_PRIVATE
-    if align or (plain and hint == 0 and length & ((1 << pmd_shift()) - 1) == 0):
+    if align or (plain and hint == 0 and offset_in_slot(length) == 0):
         addr = _search_aligned(k, hint, length, pgoff, flags)
     if addr == 0:
         addr = _search(k, hint, length, flags)

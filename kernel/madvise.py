@@ -1,96 +1,52 @@
 """madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
 
+from kernel import types, uapi
 from kernel.engine.jit import jit
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
-from kernel.fault import flush_present, populate_area, zap_pages, zap_whole_slots
-from kernel.huge import (
-    folio_of,
+from kernel.engine.switches import PAGE_SHIFT
+from kernel.fault import populate_area, zap_pages, zap_whole_slots
+from kernel.huge import folio_id, folio_of, split_folio, split_huge_slot, split_partial_folios
+from kernel.merge import modify_vma
+from kernel.page import (
+    next_slot,
+    offset_in_page,
+    page_align,
+    page_of,
+    page_size,
+    pages_of,
     pages_per_slot,
-    split_folio,
-    split_huge_slot,
-    split_partial_folios,
+    pmd_addr_end,
 )
-from kernel.mmap import page_align
-from kernel.pgtable import next_slot, page_of, pmd_shift
-from kernel.swap import free_slot
-from kernel.types import (
-    PTE_ALL,
-    PTE_FRAME,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_READ,
-    PTE_STORE,
-    PTE_SWAP,
-    PTE_UNBACKED,
-    PTE_WORDS,
-    PTE_WRITE,
-    VM_DONTCOPY,
-    VM_DONTDUMP,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_NOHUGEPAGE,
-    VM_PFNMAP,
-    VM_RAND_READ,
-    VM_READ,
-    VM_SEQ_READ,
-    VM_SHARED,
-    VM_SPECIAL,
-    VM_WIPEONFORK,
-    VM_WRITE,
-)
-from kernel.uapi import (
-    EAGAIN,
-    EINVAL,
-    ENOMEM,
-    MADV_COLD,
-    MADV_DODUMP,
-    MADV_DOFORK,
-    MADV_DONTDUMP,
-    MADV_DONTFORK,
-    MADV_DONTNEED,
-    MADV_DONTNEED_LOCKED,
-    MADV_FREE,
-    MADV_HUGEPAGE,
-    MADV_KEEPONFORK,
-    MADV_NOHUGEPAGE,
-    MADV_NORMAL,
-    MADV_PAGEOUT,
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
-    MADV_RANDOM,
-    MADV_SEQUENTIAL,
-    MADV_WILLNEED,
-    MADV_WIPEONFORK,
-)
-from kernel.vma import find_vma, modify_vma
-from kernel.vmscan import cold_page, lazy_page, page_out
+from kernel.swap import drop_slot
+from kernel.tlb import flush_present
+from kernel.vma import find_vma
+from kernel.vmscan import cold_pages, lazy_page, page_out
 
 
 @jit
 def _advised_flags(flags, advice):
     """The flags of an area after advice that only changes flags; -1 for other advice."""
-    if advice == MADV_NORMAL:
-        return flags & ~(VM_RAND_READ | VM_SEQ_READ)
-    if advice == MADV_RANDOM:
-        return flags & ~VM_SEQ_READ | VM_RAND_READ
-    if advice == MADV_SEQUENTIAL:
-        return flags & ~VM_RAND_READ | VM_SEQ_READ
-    if advice == MADV_DONTFORK:
-        return flags | VM_DONTCOPY
-    if advice == MADV_DOFORK:
-        return flags & ~VM_DONTCOPY
-    if advice == MADV_DONTDUMP:
-        return flags | VM_DONTDUMP
-    if advice == MADV_DODUMP:
-        return flags & ~VM_DONTDUMP
-    if advice == MADV_WIPEONFORK:
-        return flags | VM_WIPEONFORK
-    if advice == MADV_KEEPONFORK:
-        return flags & ~VM_WIPEONFORK
-    if advice == MADV_HUGEPAGE:
-        return flags & ~VM_NOHUGEPAGE | VM_HUGEPAGE
-    if advice == MADV_NOHUGEPAGE:
-        return flags & ~VM_HUGEPAGE | VM_NOHUGEPAGE
+    if advice == uapi.MADV_NORMAL:
+        return flags & ~(types.VM_RAND_READ | types.VM_SEQ_READ)
+    if advice == uapi.MADV_RANDOM:
+        return flags & ~types.VM_SEQ_READ | types.VM_RAND_READ
+    if advice == uapi.MADV_SEQUENTIAL:
+        return flags & ~types.VM_RAND_READ | types.VM_SEQ_READ
+    if advice == uapi.MADV_DONTFORK:
+        return flags | types.VM_DONTCOPY
+    if advice == uapi.MADV_DOFORK:
+        return flags & ~types.VM_DONTCOPY
+    if advice == uapi.MADV_DONTDUMP:
+        return flags | types.VM_DONTDUMP
+    if advice == uapi.MADV_DODUMP:
+        return flags & ~types.VM_DONTDUMP
+    if advice == uapi.MADV_WIPEONFORK:
+        return flags | types.VM_WIPEONFORK
+    if advice == uapi.MADV_KEEPONFORK:
+        return flags & ~types.VM_WIPEONFORK
+    if advice == uapi.MADV_HUGEPAGE:
+        return flags & ~types.VM_NOHUGEPAGE | types.VM_HUGEPAGE
+    if advice == uapi.MADV_NOHUGEPAGE:
+        return flags & ~types.VM_HUGEPAGE | types.VM_NOHUGEPAGE
     return -1
 
 
@@ -98,39 +54,34 @@ def _advised_flags(flags, advice):
 def _refused(k, i, advice):
     """Whether area ``i`` cannot take the advice."""
     v = k.vma[i]
-    if advice == MADV_WIPEONFORK:
-        return v.vm_file != 0 or v.vm_flags & VM_SHARED != 0
-    if advice == MADV_DODUMP:
-        return v.vm_flags & VM_SPECIAL != 0
-    if advice in (MADV_DOFORK, MADV_DONTNEED_LOCKED):
-        return v.vm_flags & VM_PFNMAP != 0
-    if advice == MADV_FREE and v.vm_file:
+    if advice == uapi.MADV_WIPEONFORK:
+        return v.vm_file != 0 or v.vm_flags & types.VM_SHARED != 0
+    if advice == uapi.MADV_DODUMP:
+        return v.vm_flags & types.VM_SPECIAL != 0
+    if advice in (uapi.MADV_DOFORK, uapi.MADV_DONTNEED_LOCKED):
+        return v.vm_flags & types.VM_PFNMAP != 0
+    if advice == uapi.MADV_FREE and v.vm_file:
         return True
-    if advice in (MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT):
-        return v.vm_flags & (VM_LOCKED | VM_PFNMAP) != 0
+    if advice in (uapi.MADV_DONTNEED, uapi.MADV_FREE, uapi.MADV_COLD, uapi.MADV_PAGEOUT):
+        return v.vm_flags & (types.VM_LOCKED | types.VM_PFNMAP) != 0
     return False
 
 
 @jit(cold=True)
 def free_lazily(k, start, end):
     """MADV_FREE: pages of [start, end) may go without a word, unless written to again."""
-    if TLB:
-        flush_present(k, start, end)
+    flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(start, end)
         split_partial_folios(k, start, stop)
-        first = page_of(start)
-        for page in range(first, first + ((stop - start) >> PAGE_SHIFT)):
-            if k.pte[page] & PTE_FRAME:
-                k.pte[page] &= PTE_ALL ^ (PTE_WRITE | PTE_STORE)
-                k.pte[page] |= PTE_LAZY | PTE_UNBACKED
-                if FRAMES:
-                    k.pte[page] &= PTE_ALL ^ PTE_READ  # so that a scan sees the next access
-                    lazy_page(k, page)
-            elif FRAMES and k.pte[page] & PTE_SWAP:
-                free_slot(k, page)
-                k.pte[page] &= PTE_WORDS
+        for page in pages_of(start, stop):
+            if k.pte[page] & types.PTE_FRAME:
+                k.pte[page] &= types.PTE_ALL ^ (types.PTE_WRITE | types.PTE_STORE)
+                k.pte[page] |= types.PTE_LAZY | types.PTE_UNBACKED
+                lazy_page(k, page)
+            else:
+                drop_slot(k, page)
         start = next_slot(k, stop, end)
 
 
@@ -143,14 +94,12 @@ def deactivate(k, start, end, reclaim):
     """
     start = next_slot(k, start, end)
     while start < end:
-        stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
+        stop = pmd_addr_end(start, end)
         split_partial_folios(k, start, stop)
         if reclaim:
             _reclaim(k, start, stop)
-        elif FRAMES:
-            for page in range(page_of(start), page_of(start) + ((stop - start) >> PAGE_SHIFT)):
-                if k.pte[page] & PTE_FRAME:
-                    cold_page(k, page)
+        else:
+            cold_pages(k, start, stop)
         start = next_slot(k, stop, end)
 
 
@@ -159,7 +108,7 @@ def _lazy_pages(k, page, n):
     """How many of the ``n`` pages from ``page`` on are lazily freed."""
     lazy = 0
     for i in range(page, page + n):
-        lazy += k.pte[i] & PTE_LAZY != 0
+        lazy += k.pte[i] & types.PTE_LAZY != 0
     return lazy
 
 
@@ -170,26 +119,25 @@ def _reclaim(k, start, end):
     while addr < end:
         page = page_of(addr)
         n = 1
-        if k.pte[page] & PTE_MLOCK:
+        if k.pte[page] & types.PTE_MLOCK:
             pass
-        elif k.pte[page] & PTE_FRAME and folio_of(k, page):
+        elif k.pte[page] & types.PTE_FRAME and folio_of(k, page):
             n = pages_per_slot()
-            if k.pte[page] & PTE_UNBACKED == 0:
-                split_folio(k, folio_of(k, page) >> (PAGE_SHIFT - 3))
-                if FRAMES:
-                    n = 0  # its pages are met once more, one by one
+            if k.pte[page] & types.PTE_UNBACKED == 0:
+                split_folio(k, folio_id(k, page))
+                page_out(k, page, n)
             elif _lazy_pages(k, page, n) < n:
                 # Written to since it was given up: it stays, but is mapped page by page.
                 split_huge_slot(k, addr)
                 for i in range(page, page + n):
-                    k.pte[i] &= PTE_ALL ^ (PTE_LAZY | PTE_UNBACKED)
+                    k.pte[i] &= types.PTE_ALL ^ (types.PTE_LAZY | types.PTE_UNBACKED)
             else:
                 split_huge_slot(k, addr)  # the PTE page stays
                 zap_pages(k, addr, addr + (n << PAGE_SHIFT))
-        elif k.pte[page] & PTE_LAZY:
-            zap_pages(k, addr, addr + (1 << PAGE_SHIFT))
-        elif FRAMES and k.pte[page] & PTE_FRAME:
-            page_out(k, page)
+        elif k.pte[page] & types.PTE_LAZY:
+            zap_pages(k, addr, addr + page_size())
+        else:
+            page_out(k, page, n)
         addr += n << PAGE_SHIFT
 
 
@@ -197,35 +145,35 @@ def _reclaim(k, start, end):
 def _advise_area(k, i, start, end, advice):
     """Advise about [start, end), a part of area ``i``; the end of what is done, or an error."""
     if _refused(k, i, advice):
-        return -EINVAL
+        return -uapi.EINVAL
     flags = _advised_flags(k.vma[i].vm_flags, advice)
     if flags >= 0:
         if flags == k.vma[i].vm_flags:
             return end
         j = modify_vma(k, i, start, end, flags)
         if j < 0:
-            return -EAGAIN if j == -ENOMEM else j
+            return -uapi.EAGAIN if j == -uapi.ENOMEM else j
         return k.vma[j].vm_end
-    if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+    if advice in (uapi.MADV_DONTNEED, uapi.MADV_DONTNEED_LOCKED):
         zap_pages(k, start, end)
         zap_whole_slots(k, start, end)
-    elif advice == MADV_FREE:
+    elif advice == uapi.MADV_FREE:
         free_lazily(k, start, end)
-    elif advice in (MADV_COLD, MADV_PAGEOUT):
-        deactivate(k, start, end, advice == MADV_PAGEOUT)
+    elif advice in (uapi.MADV_COLD, uapi.MADV_PAGEOUT):
+        deactivate(k, start, end, advice == uapi.MADV_PAGEOUT)
     return end
 
 
 @jit(cold=True)
 def _populate(k, start, end, write):
     """MADV_POPULATE_*: fault in all of [start, end); -ENOMEM at a hole, -EINVAL without rights."""
-    need = VM_WRITE if write else VM_READ
+    need = types.VM_WRITE if write else types.VM_READ
     while start < end:
         i = find_vma(k, start)
         if i == k.mm.map_count or k.vma[i].vm_start > start:
-            return -ENOMEM
-        if not k.vma[i].vm_flags & need or k.vma[i].vm_flags & VM_PFNMAP:
-            return -EINVAL
+            return -uapi.ENOMEM
+        if not k.vma[i].vm_flags & need or k.vma[i].vm_flags & types.VM_PFNMAP:
+            return -uapi.EINVAL
         stop = min(end, k.vma[i].vm_end)
         populate_area(k, i, start, stop, write)
         start = stop
@@ -237,9 +185,9 @@ def _known(advice):
     """Whether the model knows the advice."""
     return (
         _advised_flags(0, advice) >= 0
-        or MADV_WILLNEED <= advice <= MADV_DONTNEED
-        or advice == MADV_FREE
-        or MADV_COLD <= advice <= MADV_DONTNEED_LOCKED
+        or uapi.MADV_WILLNEED <= advice <= uapi.MADV_DONTNEED
+        or advice == uapi.MADV_FREE
+        or uapi.MADV_COLD <= advice <= uapi.MADV_DONTNEED_LOCKED
     )
 
 
@@ -250,26 +198,26 @@ def do_madvise(k, addr, length, advice):
     A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
     """
     mm = k.mm
-    if not _known(advice) or addr & ((1 << PAGE_SHIFT) - 1):
-        return -EINVAL
+    if not _known(advice) or offset_in_page(addr):
+        return -uapi.EINVAL
     if length == 0:
         return 0
     size = page_align(min(length, mm.task_size))
     # A length from 2**63 on comes here negative; so does an address of the upper half.
     if size == 0 or (addr < 0 and size < 0) or ((addr < 0) != (size < 0) and addr + size >= 0):
-        return -EINVAL
+        return -uapi.EINVAL
     if addr < 0:
-        return -ENOMEM  # no area there
+        return -uapi.ENOMEM  # no area there
     end = addr + size if size > 0 else mm.task_size
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
-        return _populate(k, addr, end, 1 if advice == MADV_POPULATE_WRITE else 0)
+    if advice in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
+        return _populate(k, addr, end, 1 if advice == uapi.MADV_POPULATE_WRITE else 0)
     result = 0
     while addr < end:
         i = find_vma(k, addr)
         if i == mm.map_count or k.vma[i].vm_start >= end:
-            return -ENOMEM
+            return -uapi.ENOMEM
         if k.vma[i].vm_start > addr:
-            result = -ENOMEM
+            result = -uapi.ENOMEM
             addr = k.vma[i].vm_start
         addr = _advise_area(k, i, addr, min(end, k.vma[i].vm_end), advice)
         if addr < 0:

@@ -1,4 +1,9 @@
-"""The initial areas of a process, from the text of /proc/PID/maps."""
+"""The process that a kernel starts with: the areas of a /proc/PID/maps text, as exec leaves them.
+
+A maps text shows where areas lie and what they allow.  What else the kernel knows of them (flags,
+page offsets, where data and heap begin) is inferred here from names and places.  The default is
+FRESH_PROCESS; a recorded program brings its own text (kernel.linux.replay).
+"""
 
 import re
 from dataclasses import dataclass
@@ -22,8 +27,10 @@ from kernel.types import (
     VMA,
 )
 
+#: First address that user space cannot map, with pages of 4 KiB.
 TASK_SIZE = (1 << ADDRESS_BITS) - 4096
 
+#: Lowest address that a process may map (vm.mmap_min_addr).
 MMAP_MIN_ADDR = 65536
 
 #: A small position-independent program right after exec, without address randomisation: its text
@@ -52,7 +59,7 @@ class InitialMap:
     start_brk: int
     brk: int
     mmap_base: int  # where the highest mapping below the stack ends
-    legacy_base: int  # where bottom-up search begins: the a third of the address space
+    legacy_base: int  # where bottom-up search begins: a third of the address space
     files: int  # ids of files in use
 
 

@@ -3,6 +3,8 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import lock_frames, populate_area
+from kernel.merge import modify_vma
+from kernel.page import offset_in_page, page_align, page_start
 from kernel.types import (
     VM_EXEC,
     VM_LOCKED,
@@ -13,7 +15,7 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.uapi import EINVAL, ENOMEM, EPERM, MLOCK_ONFAULT
-from kernel.vma import find_vma, modify_vma
+from kernel.vma import find_vma
 
 
 @jit
@@ -97,8 +99,7 @@ def _apply(k, start, size, lock):
 @jit
 def _page_range(addr, length):
     """Bytes of the pages that [addr, addr + length) touches; negative from 2**63 on."""
-    inside = addr & ((1 << PAGE_SHIFT) - 1)
-    return (length + inside + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
+    return page_align(offset_in_page(addr) + length)
 
 
 @jit(cold=True)
@@ -107,7 +108,7 @@ def do_mlock(k, addr, length, flags):
     mm = k.mm
     if not can_lock(k):
         return -EPERM
-    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    start = page_start(addr)
     size = _page_range(addr, length)
     if size < 0:
         return -ENOMEM
@@ -140,7 +141,7 @@ def munlock(k, addr, length):
     """The system call: the pages of [addr, addr + length) may go again; 0 or a negative errno."""
     mm = k.mm
     mm.nr_mlock += 1
-    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    start = page_start(addr)
     result = _apply(k, start, _page_range(addr, length), 0)
     if result < 0:
         mm.nr_failed += 1

@@ -4,91 +4,42 @@ Order of an mmap with MAP_FIXED over existing areas, as observed: the boundaries
 limits are checked, then the old pages and their tables go.  When a limit refuses, the splits stay.
 """
 
+from kernel import types, uapi
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
 from kernel.fault import zap_pages
 from kernel.layout import get_unmapped_area
 from kernel.limits import accountable, enough_memory, may_expand_vm, may_lock
+from kernel.merge import add_vma, split_vma
 from kernel.mlock import can_lock, populate
+from kernel.page import offset_in_page, page_align, page_start
 from kernel.pgtable import free_tables
 from kernel.task import kill
-from kernel.types import (
-    NR_OPEN,
-    SIGSYS,
-    SYS_WINDOW,
-    VM_ACCOUNT,
-    VM_EXEC,
-    VM_FILE_ALIGN,
-    VM_GROWSDOWN,
-    VM_LOCKED,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYSHARE,
-    VM_MAYWRITE,
-    VM_NOHUGEPAGE,
-    VM_NORESERVE,
-    VM_SHARED,
-    VM_SPECIAL,
-    VM_SYNC,
-)
-from kernel.uapi import (
-    EACCES,
-    EAGAIN,
-    EBADF,
-    EEXIST,
-    EINVAL,
-    ENOMEM,
-    EOPNOTSUPP,
-    EPERM,
-    MAP_32BIT,
-    MAP_ABOVE4G,
-    MAP_ANONYMOUS,
-    MAP_DENYWRITE,
-    MAP_EXECUTABLE,
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MAP_GROWSDOWN,
-    MAP_HUGETLB,
-    MAP_LOCKED,
-    MAP_NONBLOCK,
-    MAP_NORESERVE,
-    MAP_POPULATE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MAP_SHARED_VALIDATE,
-    MAP_STACK,
-    MAP_SYNC,
-    MAP_TYPE,
-    PROT_WRITE,
-)
-from kernel.vma import account_vm, add_vma, find_vma, intersects, remove_vmas, split_vma
+from kernel.vma import account_vm, find_vma, intersects, remove_vmas
 
 #: Above the last area no address needs a table: more than any slot's end, even beyond task_size.
 NO_CEILING = 1 << 62
+#: Every right that mprotect may give later.
+_MAY_ALL = types.VM_MAYREAD | types.VM_MAYWRITE | types.VM_MAYEXEC
 #: The flags that MAP_SHARED_VALIDATE accepts; plain MAP_SHARED and MAP_PRIVATE ignore others.
-_LEGACY_FLAGS = (
-    MAP_SHARED
-    | MAP_PRIVATE
-    | MAP_FIXED
-    | MAP_ANONYMOUS
-    | MAP_DENYWRITE
-    | MAP_EXECUTABLE
-    | MAP_GROWSDOWN
-    | MAP_LOCKED
-    | MAP_NORESERVE
-    | MAP_POPULATE
-    | MAP_NONBLOCK
-    | MAP_STACK
-    | MAP_HUGETLB
-    | MAP_32BIT
-    | MAP_ABOVE4G
+_VALIDATED_FLAGS = (
+    uapi.MAP_SHARED
+    | uapi.MAP_PRIVATE
+    | uapi.MAP_SHARED_VALIDATE
+    | uapi.MAP_FIXED
+    | uapi.MAP_ANONYMOUS
+    | uapi.MAP_DENYWRITE
+    | uapi.MAP_EXECUTABLE
+    | uapi.MAP_GROWSDOWN
+    | uapi.MAP_LOCKED
+    | uapi.MAP_NORESERVE
+    | uapi.MAP_POPULATE
+    | uapi.MAP_NONBLOCK
+    | uapi.MAP_STACK
+    | uapi.MAP_HUGETLB
+    | uapi.MAP_32BIT
+    | uapi.MAP_ABOVE4G
 )
-
-
-@jit(inline=True)
-def page_align(length):
-    """Round ``length`` bytes up to whole pages."""
-    return (length + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT << PAGE_SHIFT
 
 
 @jit(cold=True)
@@ -101,14 +52,14 @@ def refuse_collision(k, start, end):
         return
     mask = (1 << WINDOW_BITS) - 1
     if end - start > mask:
-        kill(k, SIGSYS, SYS_WINDOW, start, 0)
+        kill(k, types.SIGSYS, types.SYS_WINDOW, start, 0)
     for i in range(k.mm.map_count):
         v = k.vma[i]
         # Circular intervals overlap when one starts inside the other.
         above = (v.vm_start - start) & mask
         below = (start - v.vm_start) & mask
         if above < end - start or below < v.vm_end - v.vm_start:
-            kill(k, SIGSYS, SYS_WINDOW, start, 0)
+            kill(k, types.SIGSYS, types.SYS_WINDOW, start, 0)
 
 
 @jit(cold=True)
@@ -120,16 +71,16 @@ def split_range(k, start, end):
     mm = k.mm
     i = find_vma(k, start)
     if i < mm.map_count and k.vma[i].vm_start < start:
-        if k.vma[i].vm_flags & VM_SPECIAL:
-            return -EINVAL
+        if k.vma[i].vm_flags & types.VM_SPECIAL:
+            return -uapi.EINVAL
         # Punching a hole makes one area more in all: refused at the limit.
         if end < k.vma[i].vm_end and mm.map_count >= mm.max_map_count:
-            return -ENOMEM
+            return -uapi.ENOMEM
         split_vma(k, i, start)
     i = find_vma(k, end - 1)
     if i < mm.map_count and k.vma[i].vm_start < end < k.vma[i].vm_end:
-        if k.vma[i].vm_flags & VM_SPECIAL:
-            return -EINVAL
+        if k.vma[i].vm_flags & types.VM_SPECIAL:
+            return -uapi.EINVAL
         split_vma(k, i, end)
     return 0
 
@@ -145,9 +96,9 @@ def unmap_areas(k, start, end):
         zap_pages(k, v.vm_start, v.vm_end)
         pages = (v.vm_end - v.vm_start) >> PAGE_SHIFT
         account_vm(k, v.vm_flags, -pages)
-        if v.vm_flags & VM_ACCOUNT:
+        if v.vm_flags & types.VM_ACCOUNT:
             mm.committed -= pages
-        if v.vm_flags & VM_LOCKED:
+        if v.vm_flags & types.VM_LOCKED:
             mm.locked_vm -= pages
         j += 1
     if i == j:
@@ -164,10 +115,10 @@ def unmap_areas(k, start, end):
 def do_munmap(k, addr, length):
     """Unmap [addr, addr + length), splitting areas as needed; 0 or a negative errno."""
     mm = k.mm
-    if addr & ((1 << PAGE_SHIFT) - 1) or length <= 0:
-        return -EINVAL
+    if offset_in_page(addr) or length <= 0:
+        return -uapi.EINVAL
     if addr < 0 or addr > mm.task_size or length > mm.task_size - addr:
-        return -EINVAL
+        return -uapi.EINVAL
     end = addr + page_align(length)
     if not intersects(k, addr, end):
         return 0
@@ -204,19 +155,19 @@ def map_region(k, start, length, vm_flags, pgoff, file):
     if error < 0:
         return error
     if not may_expand_vm(k, vm_flags, pages - pages_within(k, start, end, 0)):
-        return -ENOMEM
+        return -uapi.ENOMEM
     if accountable(vm_flags):
-        vm_flags |= VM_ACCOUNT
-        if not enough_memory(k, pages - pages_within(k, start, end, VM_ACCOUNT)):
-            return -ENOMEM
+        vm_flags |= types.VM_ACCOUNT
+        if not enough_memory(k, pages - pages_within(k, start, end, types.VM_ACCOUNT)):
+            return -uapi.ENOMEM
     unmap_areas(k, start, end)
     # The file's system is asked last; what was there has gone.  No simulated device is persistent.
-    if vm_flags & VM_SYNC and vm_flags & VM_FILE_ALIGN:
-        return -EOPNOTSUPP
+    if vm_flags & types.VM_SYNC and vm_flags & types.VM_FILE_ALIGN:
+        return -uapi.EOPNOTSUPP
     refuse_collision(k, start, end)
-    if vm_flags & VM_ACCOUNT:
+    if vm_flags & types.VM_ACCOUNT:
         mm.committed += pages
-    if vm_flags & VM_LOCKED:
+    if vm_flags & types.VM_LOCKED:
         mm.locked_vm += pages
     add_vma(k, start, end, vm_flags, pgoff, 0, file)
     account_vm(k, vm_flags, pages)
@@ -228,11 +179,11 @@ def _check_fixed(k, addr, length):
     """0, or the error of an address that MAP_FIXED or MREMAP_FIXED asks for."""
     mm = k.mm
     if addr < 0 or length > mm.task_size - addr:
-        return -ENOMEM
-    if addr & ((1 << PAGE_SHIFT) - 1):
-        return -EINVAL
+        return -uapi.ENOMEM
+    if offset_in_page(addr):
+        return -uapi.EINVAL
     if addr < mm.dac_mmap_min_addr:
-        return -EPERM
+        return -uapi.EPERM
     return 0
 
 
@@ -242,7 +193,7 @@ def place_mapping(k, addr, length, pgoff, flags, file, align):
 
     ``align``: the file aligns large mappings to huge pages.
     """
-    if flags & MAP_FIXED:
+    if flags & uapi.MAP_FIXED:
         error = _check_fixed(k, addr, length)
         return error if error < 0 else addr
     return get_unmapped_area(k, addr, length, pgoff, flags, file, align)
@@ -252,57 +203,57 @@ def place_mapping(k, addr, length, pgoff, flags, file, align):
 def _file_flags(k, fd, prot, flags):
     """vm_flags that a mapping of descriptor ``fd`` adds, or a negative errno."""
     may = k.file[fd].may
-    kind = flags & MAP_TYPE
-    vm_flags = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    kind = flags & uapi.MAP_TYPE
+    vm_flags = _MAY_ALL
     if k.file[fd].thp_align:
-        vm_flags |= VM_FILE_ALIGN
-    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
-        known = _LEGACY_FLAGS | MAP_SHARED_VALIDATE | (MAP_SYNC if k.file[fd].thp_align else 0)
-        if kind == MAP_SHARED_VALIDATE and flags & ~known:
-            return -EOPNOTSUPP
-        if prot & PROT_WRITE and not may & VM_MAYWRITE:
-            return -EACCES
-        vm_flags |= VM_SHARED | VM_MAYSHARE
-        if not may & VM_MAYWRITE:
-            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
-    elif kind != MAP_PRIVATE:
-        return -EINVAL
-    if not may & VM_MAYREAD:
-        return -EACCES
-    if not may & VM_MAYEXEC:
-        if prot & VM_EXEC:
-            return -EPERM
-        vm_flags &= ~VM_MAYEXEC
-    if flags & MAP_GROWSDOWN:
-        return -EINVAL
+        vm_flags |= types.VM_FILE_ALIGN
+    if kind in (uapi.MAP_SHARED, uapi.MAP_SHARED_VALIDATE):
+        sync = uapi.MAP_SYNC if k.file[fd].thp_align else 0
+        if kind == uapi.MAP_SHARED_VALIDATE and flags & ~(_VALIDATED_FLAGS | sync):
+            return -uapi.EOPNOTSUPP
+        if prot & uapi.PROT_WRITE and not may & types.VM_MAYWRITE:
+            return -uapi.EACCES
+        vm_flags |= types.VM_SHARED | types.VM_MAYSHARE
+        if not may & types.VM_MAYWRITE:
+            vm_flags &= ~(types.VM_MAYWRITE | types.VM_SHARED)
+    elif kind != uapi.MAP_PRIVATE:
+        return -uapi.EINVAL
+    if not may & types.VM_MAYREAD:
+        return -uapi.EACCES
+    if not may & types.VM_MAYEXEC:
+        if prot & types.VM_EXEC:
+            return -uapi.EPERM
+        vm_flags &= ~types.VM_MAYEXEC
+    if flags & uapi.MAP_GROWSDOWN:
+        return -uapi.EINVAL
     return vm_flags
 
 
 @jit
 def _anonymous_flags(flags):
     """vm_flags that a mapping of no file adds, or a negative errno."""
-    kind = flags & MAP_TYPE
-    if kind == MAP_SHARED:
-        if flags & MAP_GROWSDOWN:
-            return -EINVAL
-        return VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
-    if kind == MAP_PRIVATE:
-        return VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-    return -EINVAL
+    kind = flags & uapi.MAP_TYPE
+    if kind == uapi.MAP_SHARED:
+        if flags & uapi.MAP_GROWSDOWN:
+            return -uapi.EINVAL
+        return _MAY_ALL | types.VM_SHARED | types.VM_MAYSHARE
+    if kind == uapi.MAP_PRIVATE:
+        return _MAY_ALL
+    return -uapi.EINVAL
 
 
 @jit
 def _flag_bits(flags):
     """vm_flags that MAP_* flags ask for by name.  MAP_STACK means no huge pages since Linux 6.7."""
     bits = 0
-    if flags & MAP_GROWSDOWN:
-        bits |= VM_GROWSDOWN
-    if flags & MAP_LOCKED:
-        bits |= VM_LOCKED
-    if flags & MAP_STACK:
-        bits |= VM_NOHUGEPAGE
-    if flags & MAP_SYNC:
-        bits |= VM_SYNC
+    if flags & uapi.MAP_GROWSDOWN:
+        bits |= types.VM_GROWSDOWN
+    if flags & uapi.MAP_LOCKED:
+        bits |= types.VM_LOCKED
+    if flags & uapi.MAP_STACK:
+        bits |= types.VM_NOHUGEPAGE
+    if flags & uapi.MAP_SYNC:
+        bits |= types.VM_SYNC
     return bits
 
 
@@ -310,52 +261,53 @@ def _flag_bits(flags):
 def do_mmap(k, addr, length, prot, flags, fd, offset):
     """mmap(2): the address, or a negative errno.  -EOPNOTSUPP for MAP_HUGETLB."""
     mm = k.mm
-    anonymous = flags & MAP_ANONYMOUS
+    anonymous = flags & uapi.MAP_ANONYMOUS
     file = 0
     align = 0
-    if offset & ((1 << PAGE_SHIFT) - 1):
-        return -EINVAL
+    if offset_in_page(offset):
+        return -uapi.EINVAL
     if not anonymous:
-        if fd < 0 or fd >= NR_OPEN or not k.file[fd].id:
-            return -EBADF
+        if fd < 0 or fd >= types.NR_OPEN or not k.file[fd].id:
+            return -uapi.EBADF
         file = k.file[fd].id
         align = k.file[fd].thp_align
-    if flags & MAP_HUGETLB:
-        return -EINVAL if not anonymous else -EOPNOTSUPP
+    if flags & uapi.MAP_HUGETLB:
+        return -uapi.EINVAL if not anonymous else -uapi.EOPNOTSUPP
     if length == 0:
-        return -EINVAL
+        return -uapi.EINVAL
     if length < 0 or length > mm.task_size or mm.map_count > mm.max_map_count:
-        return -ENOMEM
+        return -uapi.ENOMEM
     length = page_align(length)
-    if flags & MAP_FIXED_NOREPLACE:
-        flags |= MAP_FIXED
-    if not flags & MAP_FIXED and 0 < addr >> PAGE_SHIFT << PAGE_SHIFT < mm.mmap_min_addr:
+    if flags & uapi.MAP_FIXED_NOREPLACE:
+        flags |= uapi.MAP_FIXED
+    if not flags & uapi.MAP_FIXED and 0 < page_start(addr) < mm.mmap_min_addr:
         addr = page_align(mm.mmap_min_addr)
     vm_flags = prot & 7 | _flag_bits(flags)
     pgoff = 0 if anonymous else offset >> PAGE_SHIFT
     addr = place_mapping(k, addr, length, pgoff, flags, file, align)
     if addr < 0:
         return addr
-    if flags & MAP_FIXED_NOREPLACE and intersects(k, addr, addr + length):
-        return -EEXIST
-    if flags & MAP_LOCKED and not can_lock(k):
-        return -EPERM
+    if flags & uapi.MAP_FIXED_NOREPLACE and intersects(k, addr, addr + length):
+        return -uapi.EEXIST
+    if flags & uapi.MAP_LOCKED and not can_lock(k):
+        return -uapi.EPERM
     if not may_lock(k, vm_flags, length >> PAGE_SHIFT):
-        return -EAGAIN
+        return -uapi.EAGAIN
     more = _anonymous_flags(flags) if anonymous else _file_flags(k, fd, prot, flags)
     if more < 0:
         return more
     vm_flags |= more
-    if flags & MAP_NORESERVE and mm.overcommit != 2:
-        vm_flags |= VM_NORESERVE
-    if anonymous and vm_flags & VM_SHARED:
+    if flags & uapi.MAP_NORESERVE and mm.overcommit != 2:
+        vm_flags |= types.VM_NORESERVE
+    if anonymous and vm_flags & types.VM_SHARED:
         mm.files += 1
         file = mm.files
     elif anonymous:
         pgoff = addr >> PAGE_SHIFT
     addr = map_region(k, addr, length, vm_flags, pgoff, file)
     if addr >= 0 and (
-        vm_flags & VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
+        vm_flags & types.VM_LOCKED
+        or flags & (uapi.MAP_POPULATE | uapi.MAP_NONBLOCK) == uapi.MAP_POPULATE
     ):
         populate(k, addr, addr + length, 1)
     return addr

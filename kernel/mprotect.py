@@ -4,11 +4,12 @@ from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import drop_rights
 from kernel.limits import enough_memory, may_expand_vm
+from kernel.merge import modify_vma
 from kernel.mlock import populate
-from kernel.mmap import page_align
+from kernel.page import offset_in_page, page_align
 from kernel.types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE
 from kernel.uapi import EACCES, EINVAL, ENOMEM, PROT_GROWSDOWN, PROT_GROWSUP
-from kernel.vma import account_vm, find_vma, modify_vma
+from kernel.vma import account_vm, find_vma
 
 
 @jit(cold=True)
@@ -54,7 +55,7 @@ def do_mprotect(k, start, length, prot):
     mm = k.mm
     grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
     prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
-    if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & ((1 << PAGE_SHIFT) - 1):
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP or offset_in_page(start):
         return -EINVAL
     if length == 0:
         return 0

@@ -4,106 +4,73 @@ Order of checks and of effects as Linux 6.17 and later: what was unmapped to mak
 unmapped when a later step fails.
 """
 
+from kernel import types, uapi
 from kernel.engine.jit import jit
 from kernel.engine.memory import clear_page, copy_page
-from kernel.engine.switches import FRAMES, PAGE_SHIFT, TLB
-from kernel.fault import flush_present
-from kernel.frames import move_frame
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.huge import folio_of, set_folio, split_huge_slot
 from kernel.limits import enough_memory, may_expand_vm, may_lock
+from kernel.merge import add_vma
 from kernel.mlock import populate
-from kernel.mmap import do_munmap, page_align, place_mapping, refuse_collision
-from kernel.pgtable import (
-    alloc_pmd,
-    alloc_pud,
-    alloc_tables,
+from kernel.mmap import do_munmap, place_mapping, refuse_collision
+from kernel.page import (
+    offset_in_page,
+    offset_in_slot,
+    page_align,
     page_of,
     pmd_shift,
+    pmd_size,
     pud_shift,
+    pud_size,
     set_pmd,
+    slot_start,
 )
-from kernel.swap import move_slot
-from kernel.types import (
-    PMD_NONE,
-    PTE_ALL,
-    PTE_FRAME,
-    PTE_SWAP,
-    PTE_WORDS,
-    VM_ACCOUNT,
-    VM_FILE_ALIGN,
-    VM_LOCKED,
-    VM_LOCKONFAULT,
-    VM_MAYSHARE,
-    VM_SPECIAL,
-)
-from kernel.uapi import (
-    EAGAIN,
-    EFAULT,
-    EINVAL,
-    ENOMEM,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-)
-from kernel.vma import account_vm, add_vma, find_vma, intersects, pgoff_at
-from kernel.vmscan import back_pmd, back_pud, back_tables
+from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
+from kernel.swap import move_backing
+from kernel.tlb import flush_present
+from kernel.vma import account_vm, find_vma, intersects, pgoff_at
 
 
 @jit(cold=True)
 def _move_page(k, dst, src):
     """Move the state, words and huge page of folded page ``src`` to ``dst``, where nothing is."""
     f = k.pte[src]
-    if f & (PTE_ALL ^ PTE_WORDS) == 0:
+    if f & (types.PTE_ALL ^ types.PTE_WORDS) == 0:
         return
-    if f & PTE_WORDS:
+    if f & types.PTE_WORDS:
         copy_page(k, dst, src)
-    elif k.pte[dst] & PTE_WORDS:
+    elif k.pte[dst] & types.PTE_WORDS:
         clear_page(k, dst)
     k.pte[dst] = f
-    k.pte[src] = f & PTE_WORDS
-    if f & PTE_FRAME and k.mm.folios and folio_of(k, src):
+    k.pte[src] = f & types.PTE_WORDS
+    if f & types.PTE_FRAME and k.mm.folios and folio_of(k, src):
         set_folio(k, dst, folio_of(k, src))
         set_folio(k, src, 0)
-
-
-@jit
-def _move_backing(k, addr, src):
-    """Let the frame or swap slot of folded page ``src`` know that its page moves to ``addr``."""
-    f = k.pte[src]
-    if f & PTE_SWAP:
-        move_slot(k, src, addr)
-    elif f & PTE_FRAME:
-        move_frame(k, src, addr)
 
 
 @jit(cold=True)
 def _move_pages(k, new, old, length):
     """Move the pages of [old, old + length), all in one slot, to ``new``."""
-    if TLB:
-        flush_present(k, old, old + length)
+    flush_present(k, old, old + length)
     for n in range(length >> PAGE_SHIFT):
-        if FRAMES:
-            _move_backing(k, new + (n << PAGE_SHIFT), page_of(old) + n)
+        move_backing(k, page_of(old) + n, new + (n << PAGE_SHIFT))
         _move_page(k, page_of(new) + n, page_of(old) + n)
 
 
 @jit(cold=True)
 def _move_slot(k, new, old):
     """Move a whole slot: its table, or its huge page with the deposited one."""
-    entry = k.pte_table[old >> pmd_shift()]
-    if entry == PMD_NONE:
+    entry = k.pmd[old >> pmd_shift()]
+    if entry == types.PMD_NONE:
         return
-    _move_pages(k, new, old, 1 << pmd_shift())
+    _move_pages(k, new, old, pmd_size())
     set_pmd(k, new, entry)
-    k.pte_table[old >> pmd_shift()] = PMD_NONE
+    k.pmd[old >> pmd_shift()] = types.PMD_NONE
 
 
 @jit
 def _extent(shift, old, new, old_end):
-    """Bytes from ``old`` on that lie in one slot of 2**shift bytes at both places."""
+    """Bytes from ``old`` on that one entry of 2**shift bytes maps at both places."""
     size = 1 << shift
     extent = min(size - (old & (size - 1)), old_end - old)
     return min(extent, size - (new & (size - 1)))
@@ -120,6 +87,32 @@ def _can_align_down(k, addr, start):
 
 
 @jit(cold=True)
+def _move_some(k, new, old, old_end):
+    """Move what comes first in [old, old_end), at most a table, to ``new``; the bytes done."""
+    extent = _extent(pud_shift(), old, new, old_end)
+    if not k.pud[old >> pud_shift()]:
+        return extent
+    alloc_pud(k, new)
+    if extent == pud_size():
+        for n in range(0, extent, pmd_size()):
+            _move_slot(k, new + n, old + n)
+        k.pud[new >> pud_shift()] = 1
+        k.pud[old >> pud_shift()] = 0
+        return extent
+    extent = _extent(pmd_shift(), old, new, old_end)
+    if k.pmd[old >> pmd_shift()] == types.PMD_NONE:
+        return extent
+    alloc_pmd(k, new)
+    if extent == pmd_size():
+        _move_slot(k, new, old)
+    else:
+        split_huge_slot(k, old)
+        alloc_tables(k, new)
+        _move_pages(k, new, old, extent)
+    return extent
+
+
+@jit(cold=True)
 def move_page_tables(k, old, new, length):
     """Move the pages of [old, old + length) to ``new``: whole tables where both are aligned.
 
@@ -127,51 +120,22 @@ def move_page_tables(k, old, new, length):
     the range reaches its end.  Page-table pages come at the new place for what exists at the old.
     With FRAMES, a frame for one of them may cost pages at the old place theirs, or the process.
     """
-    old_end = old + length
-    mask = (1 << pmd_shift()) - 1
-    inside = old & mask
-    if inside and inside == new & mask and length >= (1 << pmd_shift()) - inside:
-        if _can_align_down(k, old, old - inside) and _can_align_down(k, new, new - inside):
+    end = old + length
+    inside = offset_in_slot(old)
+    if inside and inside == offset_in_slot(new) and length >= pmd_size() - inside:
+        if _can_align_down(k, old, slot_start(old)) and _can_align_down(k, new, slot_start(new)):
             old -= inside
             new -= inside
-    while old < old_end:
-        extent = _extent(pud_shift(), old, new, old_end)
-        if not k.pmd_table[old >> pud_shift()]:
-            old += extent
-            new += extent
-            continue
-        if FRAMES:
-            back_pud(k, new)
-        alloc_pud(k, new)
-        if extent == 1 << pud_shift():
-            for n in range(0, extent, 1 << pmd_shift()):
-                _move_slot(k, new + n, old + n)
-            k.pmd_table[new >> pud_shift()] = 1
-            k.pmd_table[old >> pud_shift()] = 0
-            old += extent
-            new += extent
-            continue
-        extent = _extent(pmd_shift(), old, new, old_end)
-        if k.pte_table[old >> pmd_shift()] != PMD_NONE:
-            if FRAMES:
-                back_pmd(k, new)
-            alloc_pmd(k, new)
-            if extent == 1 << pmd_shift():
-                _move_slot(k, new, old)
-            else:
-                split_huge_slot(k, old)
-                if FRAMES:
-                    back_tables(k, new)
-                alloc_tables(k, new)
-                _move_pages(k, new, old, extent)
-        old += extent
-        new += extent
+    while old < end:
+        done = _move_some(k, new, old, end)
+        old += done
+        new += done
 
 
 @jit
 def _charge(k, flags, pages):
     """Commit ``pages`` more of an area with ``flags``; False when memory refuses."""
-    if flags & VM_ACCOUNT:
+    if flags & types.VM_ACCOUNT:
         if not enough_memory(k, pages):
             return False
         k.mm.committed += pages
@@ -182,7 +146,7 @@ def _charge(k, flags, pages):
 def _account(k, flags, pages):
     """Count ``pages`` new pages of an area with ``flags``."""
     account_vm(k, flags, pages)
-    if flags & VM_LOCKED:
+    if flags & types.VM_LOCKED:
         k.mm.locked_vm += pages
 
 
@@ -207,7 +171,7 @@ def _forget_source(k, addr, length, whole):
     """
     i = find_vma(k, addr)
     v = k.vma[i]
-    v.vm_flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
+    v.vm_flags &= ~(types.VM_LOCKED | types.VM_LOCKONFAULT)
     if whole and v.vm_start == addr and v.vm_end == addr + length:
         v.anon_vma = 0
 
@@ -223,7 +187,7 @@ def _unmap_source(k, addr, length):
 def _accounted_within(k, addr, length):
     """Pages of [addr, addr + length), in one area, if that is accounted."""
     i = find_vma(k, addr)
-    return length >> PAGE_SHIFT if k.vma[i].vm_flags & VM_ACCOUNT else 0
+    return length >> PAGE_SHIFT if k.vma[i].vm_flags & types.VM_ACCOUNT else 0
 
 
 @jit(cold=True)
@@ -231,15 +195,15 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
     """Move [addr, addr + old_len), inside one area, to ``new_addr``, free; its new address."""
     mm = k.mm
     if mm.map_count >= mm.max_map_count - 3:
-        return -ENOMEM
+        return -uapi.ENOMEM
     i = find_vma(k, addr)
     vm_flags = k.vma[i].vm_flags
     part = k.vma[i].vm_start < addr or k.vma[i].vm_end > addr + old_len
-    if vm_flags & VM_SPECIAL and part:
-        return -EINVAL
-    pages = (new_len if flags & MREMAP_DONTUNMAP else new_len - old_len) >> PAGE_SHIFT
+    if vm_flags & types.VM_SPECIAL and part:
+        return -uapi.EINVAL
+    pages = (new_len if flags & uapi.MREMAP_DONTUNMAP else new_len - old_len) >> PAGE_SHIFT
     if not _charge(k, vm_flags, pages):
-        return -ENOMEM
+        return -uapi.ENOMEM
     refuse_collision(k, new_addr, new_addr + new_len)
     _copy_vma(k, i, addr, new_addr, new_len)
     # The copy may have merged with its own source, where neither was ever written.
@@ -248,11 +212,11 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
     )
     move_page_tables(k, addr, new_addr, old_len)
     _account(k, vm_flags, new_len >> PAGE_SHIFT)
-    if flags & MREMAP_DONTUNMAP:
+    if flags & uapi.MREMAP_DONTUNMAP:
         _forget_source(k, addr, old_len, apart)
     else:
         _unmap_source(k, addr, old_len)
-    if vm_flags & VM_LOCKED and new_len > old_len:
+    if vm_flags & types.VM_LOCKED and new_len > old_len:
         populate(k, new_addr + old_len, new_addr + new_len, 1)
     return new_addr
 
@@ -261,9 +225,9 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
 def _place(k, i, addr, new_addr, length, flags):
     """Where area ``i`` from ``addr`` on is to move to; or a negative errno."""
     v = k.vma[i]
-    where = MAP_FIXED if flags & MREMAP_FIXED else 0
-    where |= MAP_SHARED if v.vm_flags & VM_MAYSHARE else MAP_PRIVATE
-    align = 1 if v.vm_flags & VM_FILE_ALIGN else 0
+    where = uapi.MAP_FIXED if flags & uapi.MREMAP_FIXED else 0
+    where |= uapi.MAP_SHARED if v.vm_flags & types.VM_MAYSHARE else uapi.MAP_PRIVATE
+    align = 1 if v.vm_flags & types.VM_FILE_ALIGN else 0
     pgoff = pgoff_at(k, i, addr) if v.vm_file else 0
     return place_mapping(k, new_addr, length, pgoff, where, v.vm_file, align)
 
@@ -273,46 +237,46 @@ def _check_area(k, i, addr, old_len, new_len, flags):
     """0 if area ``i`` can be remapped as asked, else a negative errno."""
     mm = k.mm
     if i == mm.map_count or k.vma[i].vm_start > addr:
-        return -EFAULT
-    implied = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
+        return -uapi.EFAULT
+    implied = flags & (uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP)
     if new_len <= old_len and not implied:
         return 0
     v = k.vma[i]
-    if old_len == 0 and not v.vm_flags & VM_MAYSHARE:
-        return -EINVAL
-    if flags & MREMAP_DONTUNMAP and v.vm_flags & VM_SPECIAL:
-        return -EINVAL
+    if old_len == 0 and not v.vm_flags & types.VM_MAYSHARE:
+        return -uapi.EINVAL
+    if flags & uapi.MREMAP_DONTUNMAP and v.vm_flags & types.VM_SPECIAL:
+        return -uapi.EINVAL
     if min(old_len, new_len) > v.vm_end - addr:
-        return -EFAULT
+        return -uapi.EFAULT
     if new_len <= old_len:
         return 0
-    if v.vm_flags & VM_SPECIAL:
-        return -EFAULT
+    if v.vm_flags & types.VM_SPECIAL:
+        return -uapi.EFAULT
     pages = (new_len - old_len) >> PAGE_SHIFT
     if not may_lock(k, v.vm_flags, pages):
-        return -EAGAIN
-    return 0 if may_expand_vm(k, v.vm_flags, pages) else -ENOMEM
+        return -uapi.EAGAIN
+    return 0 if may_expand_vm(k, v.vm_flags, pages) else -uapi.ENOMEM
 
 
 @jit(cold=True)
 def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
     """Move to ``new_addr`` (MREMAP_FIXED: exactly there, what is there goes first)."""
-    if flags & MREMAP_FIXED:
+    if flags & uapi.MREMAP_FIXED:
         error = do_munmap(k, new_addr, new_len)
         if error < 0:
             return error
         i = find_vma(k, addr)
         if i == k.mm.map_count or k.vma[i].vm_start > addr:
-            return -EFAULT
+            return -uapi.EFAULT
     if new_len < old_len:
         error = do_munmap(k, addr + new_len, old_len - new_len)
         if error < 0:
             return error
         old_len = new_len
     i = find_vma(k, addr)
-    if flags & MREMAP_DONTUNMAP:
+    if flags & uapi.MREMAP_DONTUNMAP:
         if not may_expand_vm(k, k.vma[i].vm_flags, old_len >> PAGE_SHIFT):
-            return -ENOMEM
+            return -uapi.ENOMEM
     new_addr = _place(k, i, addr, new_addr, new_len, flags)
     if new_addr < 0:
         return new_addr
@@ -331,7 +295,7 @@ def _move_areas(k, addr, length, new_addr, flags):
         start = max(k.vma[i].vm_start, addr)
         stop = min(k.vma[i].vm_end, end)
         if first < 0 and start > addr:
-            return -EFAULT
+            return -uapi.EFAULT
         if first >= 0:
             target += start - last_end
         last_end = stop
@@ -346,7 +310,7 @@ def _move_areas(k, addr, length, new_addr, flags):
         i = find_vma(k, stop)
         if i < k.mm.map_count and k.vma[i].vm_start < stop:
             i += 1  # MREMAP_DONTUNMAP left the area whole, of which only a part was moved
-    return first if first >= 0 else -EFAULT
+    return first if first >= 0 else -uapi.EFAULT
 
 
 @jit(cold=True)
@@ -358,16 +322,16 @@ def _expand(k, i, addr, old_len, new_len, flags):
     vm_flags = k.vma[i].vm_flags
     if end - addr == old_len and more <= mm.task_size - end and not intersects(k, end, end + more):
         if not _charge(k, vm_flags, more >> PAGE_SHIFT):
-            return -ENOMEM
+            return -uapi.ENOMEM
         refuse_collision(k, end, end + more)
         v = k.vma[i]
         add_vma(k, end, end + more, vm_flags, pgoff_at(k, i, end), v.anon_vma, v.vm_file)
         _account(k, vm_flags, more >> PAGE_SHIFT)
-        if vm_flags & VM_LOCKED:
+        if vm_flags & types.VM_LOCKED:
             populate(k, end, end + more, 1)
         return addr
-    if not flags & MREMAP_MAYMOVE:
-        return -ENOMEM
+    if not flags & uapi.MREMAP_MAYMOVE:
+        return -uapi.ENOMEM
     new_addr = _place(k, i, addr, 0, new_len, flags)
     if new_addr < 0:
         return new_addr
@@ -378,24 +342,24 @@ def _expand(k, i, addr, old_len, new_len, flags):
 def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
     """0, or the error of arguments that no area could make right."""
     mm = k.mm
-    page = (1 << PAGE_SHIFT) - 1
-    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP) or addr & page:
-        return -EINVAL
+    known = uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP
+    if flags & ~known or offset_in_page(addr):
+        return -uapi.EINVAL
     if new_len <= 0 or new_len > mm.task_size:
-        return -EINVAL
-    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return -uapi.EINVAL
+    if not flags & (uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP):
         return 0
-    if new_addr < 0 or new_addr > mm.task_size - new_len or new_addr & page:
-        return -EINVAL
-    if not flags & MREMAP_MAYMOVE:
-        return -EINVAL
-    if flags & MREMAP_DONTUNMAP and old_len != new_len:
-        return -EINVAL
+    if new_addr < 0 or new_addr > mm.task_size - new_len or offset_in_page(new_addr):
+        return -uapi.EINVAL
+    if not flags & uapi.MREMAP_MAYMOVE:
+        return -uapi.EINVAL
+    if flags & uapi.MREMAP_DONTUNMAP and old_len != new_len:
+        return -uapi.EINVAL
     # As unsigned numbers: what is negative here lies above all user space.
     end = addr + old_len
     if (end > new_addr or end < 0) and 0 <= addr < new_addr + new_len:
-        return -EINVAL
-    return -ENOMEM if mm.map_count + 2 >= mm.max_map_count - 3 else 0
+        return -uapi.EINVAL
+    return -uapi.ENOMEM if mm.map_count + 2 >= mm.max_map_count - 3 else 0
 
 
 @jit(cold=True)
@@ -408,13 +372,13 @@ def do_mremap(k, addr, old_len, new_len, flags, new_addr):
         return error
     if old_len < 0:  # from 2**63 on: as good as any length beyond user space
         old_len = 1 << 62
-    if flags & MREMAP_FIXED and old_len == new_len:
+    if flags & uapi.MREMAP_FIXED and old_len == new_len:
         return _move_areas(k, addr, old_len, new_addr, flags)
     i = find_vma(k, addr)
     error = _check_area(k, i, addr, old_len, new_len, flags)
     if error < 0:
         return error
-    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+    if flags & (uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP):
         return _mremap_to(k, addr, old_len, new_addr, new_len, flags)
     if new_len < old_len:
         error = do_munmap(k, addr + new_len, old_len - new_len)

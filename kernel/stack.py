@@ -3,8 +3,10 @@
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import enough_memory, may_expand_vm, may_lock
+from kernel.merge import anon_vma_prepare
+from kernel.page import page_start
 from kernel.types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_READ, VM_WRITE
-from kernel.vma import account_vm, anon_vma_prepare, move_start
+from kernel.vma import account_vm, move_start
 
 #: Pages kept free below a stack (Linux's stack_guard_gap).
 STACK_GUARD_PAGES = 256
@@ -28,7 +30,7 @@ def expand_stack(k, i, addr):
     """
     mm = k.mm
     flags = k.vma[i].vm_flags
-    start = addr >> PAGE_SHIFT << PAGE_SHIFT
+    start = page_start(addr)
     if not flags & VM_GROWSDOWN or start < mm.mmap_min_addr:
         return False
     if i > 0:

@@ -6,7 +6,9 @@ holds.  Freed slots are used again first, the last one freed before the others.
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.frames import fold_page, pfn_of, set_pfn
+from kernel.frames import move_frame, pfn_of, set_pfn
+from kernel.page import fold_page
+from kernel.types import PTE_FRAME, PTE_SWAP, PTE_WORDS
 
 
 @jit
@@ -48,3 +50,21 @@ def move_slot(k, old, addr):
     slot = pfn_of(k, old)
     k.swap[slot] = addr >> PAGE_SHIFT
     set_pfn(k, fold_page(addr >> PAGE_SHIFT), slot)
+
+
+@jit(cold=True, when="FRAMES")
+def move_backing(k, page, addr):
+    """Let the frame or slot of folded page ``page`` know that the page moves to ``addr``."""
+    f = k.pte[page]
+    if f & PTE_SWAP:
+        move_slot(k, page, addr)
+    elif f & PTE_FRAME:
+        move_frame(k, page, addr)
+
+
+@jit(cold=True, when="FRAMES")
+def drop_slot(k, page):
+    """Forget what is swapped out of folded page ``page``, if it is: it reads as zeros again."""
+    if k.pte[page] & PTE_SWAP:
+        free_slot(k, page)
+        k.pte[page] &= PTE_WORDS

@@ -4,6 +4,7 @@ For what has calls as data: random programs (kernel.linux.verify) and recorded o
 (kernel.linux.replay). Allocators call the functions behind it by name.
 """
 
+from kernel import uapi
 from kernel.brk import brk
 from kernel.engine.jit import jit
 from kernel.limits import setrlimit
@@ -12,21 +13,6 @@ from kernel.mlock import mlock, munlock
 from kernel.mmap import mmap_file, munmap
 from kernel.mprotect import mprotect
 from kernel.mremap import mremap
-from kernel.uapi import (
-    EINVAL,
-    ENOSYS,
-    MLOCK_ONFAULT,
-    NR_BRK,
-    NR_MADVISE,
-    NR_MLOCK,
-    NR_MLOCK2,
-    NR_MMAP,
-    NR_MPROTECT,
-    NR_MREMAP,
-    NR_MUNLOCK,
-    NR_MUNMAP,
-    NR_SETRLIMIT,
-)
 
 
 @jit
@@ -36,24 +22,24 @@ def syscall(k, nr, a, b, c, d, e, f):
     -ENOSYS for one that the model does not know.  setrlimit takes the soft limit itself as its
     second argument, where Linux takes a pointer to it.
     """
-    if nr == NR_MMAP:
+    if nr == uapi.NR_MMAP:
         return mmap_file(k, a, b, c, d, e, f)
-    if nr == NR_MUNMAP:
+    if nr == uapi.NR_MUNMAP:
         return munmap(k, a, b)
-    if nr == NR_BRK:
+    if nr == uapi.NR_BRK:
         return brk(k, a)
-    if nr == NR_MREMAP:
+    if nr == uapi.NR_MREMAP:
         return mremap(k, a, b, c, d, e)
-    if nr == NR_MPROTECT:
+    if nr == uapi.NR_MPROTECT:
         return mprotect(k, a, b, c)
-    if nr == NR_MADVISE:
+    if nr == uapi.NR_MADVISE:
         return madvise(k, a, b, c)
-    if nr == NR_MLOCK:
+    if nr == uapi.NR_MLOCK:
         return mlock(k, a, b, 0)
-    if nr == NR_MLOCK2:
-        return mlock(k, a, b, c) if c & ~MLOCK_ONFAULT == 0 else -EINVAL
-    if nr == NR_MUNLOCK:
+    if nr == uapi.NR_MLOCK2:
+        return mlock(k, a, b, c) if c & ~uapi.MLOCK_ONFAULT == 0 else -uapi.EINVAL
+    if nr == uapi.NR_MUNLOCK:
         return munlock(k, a, b)
-    if nr == NR_SETRLIMIT:
+    if nr == uapi.NR_SETRLIMIT:
         return setrlimit(k, a, b)
-    return -ENOSYS
+    return -uapi.ENOSYS

@@ -6,33 +6,17 @@ the exception is bare; :func:`reason` makes the message afterwards.
 
 import numpy as np
 
+from kernel import types
 from kernel.conservation import CHECKS
 from kernel.engine.jit import jit
-from kernel.types import (
-    ABORT_BAD_POINTER,
-    ABORT_CORRUPT,
-    ABORT_DOUBLE_FREE,
-    ABORT_FRAMES,
-    ABORT_MISALIGNED,
-    ABORT_OUTSIDE,
-    BUS_ADRALN,
-    SEGV_ACCERR,
-    SEGV_MAPERR,
-    SI_KERNEL,
-    SIGABRT,
-    SIGBUS,
-    SIGKILL,
-    SIGSEGV,
-    SIGSYS,
-    SimulatedSignal,
-)
+from kernel.types import SimulatedSignal
 
 _ABORTS = {
-    ABORT_DOUBLE_FREE: "double free of {addr:#x}",
-    ABORT_BAD_POINTER: "free or realloc of {addr:#x}, which is no allocated block",
-    ABORT_CORRUPT: "the allocator found its own heap corrupted at {addr:#x}",
-    ABORT_MISALIGNED: "the allocator returned {addr:#x}, which is not aligned as asked",
-    ABORT_OUTSIDE: "the allocator returned {addr:#x}, a block outside its writable mappings",
+    types.ABORT_DOUBLE_FREE: "double free of {addr:#x}",
+    types.ABORT_BAD_POINTER: "free or realloc of {addr:#x}, which is no allocated block",
+    types.ABORT_CORRUPT: "the allocator found its own heap corrupted at {addr:#x}",
+    types.ABORT_MISALIGNED: "the allocator returned {addr:#x}, which is not aligned as asked",
+    types.ABORT_OUTSIDE: "the allocator returned {addr:#x}, a block outside its writable mappings",
 }
 
 
@@ -50,7 +34,7 @@ def kill(k, sig, code, addr, write):
 @jit(cold=True)
 def abort(k, code, addr):
     """An allocator's complaint (ABORT_*) about the pointer or block ``addr``; never returns."""
-    kill(k, SIGABRT, code, addr, 0)
+    kill(k, types.SIGABRT, code, addr, 0)
 
 
 def reason(k: np.record) -> str:
@@ -61,23 +45,23 @@ def reason(k: np.record) -> str:
     match sig:
         case 0:
             return ""
-        case _ if sig == SIGABRT and code == ABORT_FRAMES:
+        case _ if sig == types.SIGABRT and code == types.ABORT_FRAMES:
             return f"SIGABRT: frames are not conserved: {CHECKS[addr]}: {k.phys.bad}"
-        case _ if sig == SIGABRT:
+        case _ if sig == types.SIGABRT:
             return "SIGABRT: " + _ABORTS.get(code, "abort code {code} at {addr:#x}").format(
                 code=code, addr=addr
             )
-        case _ if sig == SIGSEGV and code == SEGV_MAPERR:
+        case _ if sig == types.SIGSEGV and code == types.SEGV_MAPERR:
             return f"SIGSEGV: {access} {addr:#x}, where nothing is mapped"
-        case _ if sig == SIGSEGV and code == SEGV_ACCERR:
+        case _ if sig == types.SIGSEGV and code == types.SEGV_ACCERR:
             return f"SIGSEGV: {access} {addr:#x}, which its mapping forbids"
-        case _ if sig == SIGSEGV and code == SI_KERNEL:
+        case _ if sig == types.SIGSEGV and code == types.SI_KERNEL:
             return "SIGSEGV: an address between the halves of the address space"
-        case _ if sig == SIGBUS and code == BUS_ADRALN:
+        case _ if sig == types.SIGBUS and code == types.BUS_ADRALN:
             return f"SIGBUS: load or store at {addr:#x}, which is not a multiple of its size"
-        case _ if sig == SIGKILL:
+        case _ if sig == types.SIGKILL:
             return f"SIGKILL: out of memory on a page fault at {addr:#x}"
-        case _ if sig == SIGSYS:
+        case _ if sig == types.SIGSYS:
             return (
                 f"SIGSYS: the mapping at {addr:#x} would share its place in the simulated-memory "
                 "window with another; set a larger kernel.window_bits"

@@ -10,13 +10,22 @@ numbers only: who may do what is the page state's business (kernel.access).
 A touch of a whole block counts one look-up a page.  A flush follows Linux: page by page up to
 33 pages, else everything; it counts even when no entry was there.
 
-Compiled in when the switch TLB is set.
+Its hooks (flush_tlb_page, flush_present, kernel.access.translate) are empty without the switch TLB.
 """
 
 import numpy as np
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
+from kernel.page import (
+    next_slot,
+    page_align,
+    page_of,
+    page_size,
+    page_start,
+    pmd_addr_end,
+    pmd_shift,
+)
 from kernel.types import (
     L1_BASE,
     L1_HUGE,
@@ -25,6 +34,7 @@ from kernel.types import (
     MAX_TLB_SETS,
     MAX_TLB_WAYS,
     NR_TLBS,
+    PTE_PRESENT,
     TLB_STAT,
 )
 
@@ -108,7 +118,7 @@ def _base_tag(addr):
 @jit(inline=True)
 def _huge_tag(addr):
     """Tag of the huge page of ``addr``: its number, the low bit set."""
-    return (addr >> (2 * PAGE_SHIFT - 3) << 1) | 1
+    return (addr >> pmd_shift() << 1) | 1
 
 
 @jit
@@ -161,7 +171,7 @@ def flush_tlb(k):
 @jit(cold=True)
 def flush_tlb_range(k, start, end):
     """Forget the translations of [start, end): its pages have changed or gone."""
-    pages = (end - start + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
+    pages = page_align(end - start) >> PAGE_SHIFT
     if pages > FLUSH_CEILING:
         flush_tlb(k)
         return
@@ -172,3 +182,27 @@ def flush_tlb_range(k, start, end):
         _remove(k.tlb_level[L1_HUGE], _huge_tag(addr))
         _remove(k.tlb_level[L2], _base_tag(addr))
         _remove(k.tlb_level[L2], _huge_tag(addr))
+
+
+@jit(cold=True, when="TLB")
+def flush_tlb_page(k, addr):
+    """Forget the translation of the page of ``addr``, or of its huge page."""
+    flush_tlb_range(k, page_start(addr), page_start(addr) + page_size())
+
+
+@jit(cold=True, when="TLB")
+def flush_present(k, start, end):
+    """Forget the translations of [start, end) from the first page that is mapped to the last."""
+    first = end
+    last = start
+    at = next_slot(k, start, end)
+    while at < end:
+        stop = pmd_addr_end(at, end)
+        while at < stop:
+            if k.pte[page_of(at)] & PTE_PRESENT:
+                first = min(first, at)
+                last = at + page_size()
+            at += page_size()
+        at = next_slot(k, at, end)
+    if first < last:
+        flush_tlb_range(k, first, last)

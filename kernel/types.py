@@ -1,4 +1,8 @@
-"""Every record of the kernel model, field by field, and the constants of its interface.
+"""Every record of the kernel model, field by field, and the constants that their fields hold.
+
+In this order: areas, pages, the address space with all that is counted, the running thread and its
+signals, physical memory, TLBs; at the end :func:`kernel_dtype`, the one record that holds them all.
+The numbers that programs pass to system calls are in :mod:`kernel.uapi`.
 
 All integers are int64: mixing in uint64 would turn sums into floats under the JIT.  Addresses and
 lengths are bytes unless a field says pages.  Names are Linux's wherever Linux has one.
@@ -8,11 +12,17 @@ import functools
 
 import numpy as np
 
+from kernel import counters
+
 #: Compiled code may name this module as a whole (kernel.engine.jit).
 HEADER = True
 
-# --- vm_flags (the values of Linux) ------------------------------------------------------------
+#: User space has addresses of this many bits.
+ADDRESS_BITS = 47
 
+# --- Areas --------------------------------------------------------------------------------------
+
+#: vm_flags, the values of Linux.
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
 #: What mprotect may turn the three rights into (VM_READ << 4 …); a file opened for reading
 #: forbids VM_MAYWRITE to its shared mappings.
@@ -37,9 +47,34 @@ VM_SPECIAL = 1 << 40
 #: Of the model: the file's system aligns large mappings to huge pages.
 VM_FILE_ALIGN = 1 << 41
 
-# --- Page state: a half-word for each page of the window (kernel.access) -----------------------
+#: One memory area.  ``k.vma[:mm.map_count]`` is sorted by address and never overlaps.
+VMA = np.dtype(
+    [
+        ("vm_start", "i8"),  # first byte
+        ("vm_end", "i8"),  # first byte behind it
+        ("vm_flags", "i8"),  # VM_*; the low three bits are the protection
+        ("vm_pgoff", "i8"),  # page of the file; anonymous: page number of vm_start when mapped
+        ("anon_vma", "i8"),  # 0 until the first write fault; areas merge only if compatible
+        ("vm_file", "i8"),  # 0 anonymous; else the id of the open file, or of shared memory
+    ],
+    align=True,
+)
 
-#: A read needs no fault.
+#: What a file descriptor names, for mmap.  ``k.file[fd]``; sizes do not matter to the layout.
+FILE = np.dtype(
+    [
+        ("id", "i8"),  # of the open file description; 0: the descriptor is not open
+        ("may", "i8"),  # VM_MAYREAD, VM_MAYWRITE: how it was opened; VM_MAYEXEC: not on noexec
+        ("thp_align", "i8"),  # 1: the file system aligns large mappings to huge pages (ext4, xfs)
+    ],
+    align=True,
+)
+#: File descriptors that a simulated process may have.
+NR_OPEN = 1024
+
+# --- Pages and slots (kernel.page) --------------------------------------------------------------
+
+#: The state of a page, ``k.pte``, 16 bits.  A read needs no fault.
 PTE_READ = 0x01
 #: A write needs no fault.
 PTE_WRITE = 0x02
@@ -70,58 +105,10 @@ PTE_ALL = 0xFFFF
 #: Any of these: a page is mapped.
 PTE_PRESENT = PTE_FRAME | PTE_ZERO | PTE_FILE
 
-#: What a slot of the page tables holds (``k.pte_table``): nothing, a PTE page, a huge page.
+#: What a PMD entry points at (``k.pmd``): nothing, a PTE page, a huge page.
 PMD_NONE, PMD_TABLE, PMD_HUGE = 0, 1, 2
 
-# --- Simulated signals: why a run ended --------------------------------------------------------
-
-SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
-#: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
-SEGV_MAPERR, SEGV_ACCERR = 1, 2
-#: si_code of SIGSEGV: not an address at all (between the halves of the address space).
-SI_KERNEL = 128
-#: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
-BUS_ADRALN = 1
-#: si_code of SIGSYS: an address that the simulated-memory window cannot hold beside another.
-SYS_WINDOW = 1
-
-#: si_code of SIGABRT: what an allocator can say about a bad call (see kernel.task.abort).
-ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
-#: The same signal when the program notices what its allocator gave it.
-ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
-#: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
-#: kernel.conservation.CHECKS.
-ABORT_FRAMES = 6
-
-
-class SimulatedSignal(Exception):
-    """The simulated process was killed; ``kernel.task`` holds the signal, code and address."""
-
-
-#: One memory area.  ``k.vma[:mm.map_count]`` is sorted by address and never overlaps.
-VMA = np.dtype(
-    [
-        ("vm_start", "i8"),  # first byte
-        ("vm_end", "i8"),  # first byte behind it
-        ("vm_flags", "i8"),  # VM_*; the low three bits are the protection
-        ("vm_pgoff", "i8"),  # page of the file; anonymous: page number of vm_start when mapped
-        ("anon_vma", "i8"),  # 0 until the first write fault; areas merge only if compatible
-        ("vm_file", "i8"),  # 0 anonymous; else the id of the open file, or of shared memory
-    ],
-    align=True,
-)
-
-#: What a file descriptor names, for mmap.  ``k.file[fd]``; sizes do not matter to the layout.
-FILE = np.dtype(
-    [
-        ("id", "i8"),  # of the open file description; 0: the descriptor is not open
-        ("may", "i8"),  # VM_MAYREAD, VM_MAYWRITE: how it was opened; VM_MAYEXEC: not on noexec
-        ("thp_align", "i8"),  # 1: the file system aligns large mappings to huge pages (ext4, xfs)
-    ],
-    align=True,
-)
-#: File descriptors that a simulated process may have.
-NR_OPEN = 1024
+# --- The address space, and everything that is counted ------------------------------------------
 
 #: Values of ``mm.thp``, Linux's /sys/kernel/mm/transparent_hugepage/enabled.
 THP_NEVER, THP_MADVISE, THP_ALWAYS = 0, 1, 2
@@ -170,31 +157,7 @@ MM = np.dtype(
         ("hiwater_vm", "i8"),  # largest total_vm - reserved_vm
         ("hiwater_rss", "i8"),
         ("hiwater_pgtables", "i8"),
-        # minor faults, in all and by cause (pages)
-        ("minflt", "i8"),
-        ("flt_write", "i8"),  # first touch is a write: a zeroed frame
-        ("flt_read", "i8"),  # first touch is a read: the shared zero page
-        ("flt_cow", "i8"),  # write to a page that showed the zero page
-        ("flt_populate", "i8"),  # mapped ahead: MAP_POPULATE, MADV_POPULATE_*, mlock
-        ("flt_huge", "i8"),  # mapped a huge page, whatever the cause
-        ("flt_file", "i8"),  # a page of a file or of shared memory
-        ("majflt", "i8"),  # major faults: brought back from the swap area
-        ("zapped_huge", "i8"),  # huge pages given back whole, whose frames are among the next
-        ("zapped", "i8"),  # frames given back by munmap, brk and madvise
-        # system calls by kind, failed ones included
-        ("nr_brk", "i8"),
-        ("nr_mmap", "i8"),
-        ("nr_munmap", "i8"),
-        ("nr_madvise", "i8"),
-        ("nr_mremap", "i8"),
-        ("nr_mprotect", "i8"),
-        ("nr_mlock", "i8"),  # mlock, mlock2 and munlock
-        ("nr_failed", "i8"),  # of these, how many returned an error
-        # accesses, 8-byte words
-        ("loads", "i8"),  # by the allocator, to its metadata
-        ("stores", "i8"),
-        ("payload_loads", "i8"),  # by the program, realloc's copy and calloc's clearing
-        ("payload_stores", "i8"),
+        *counters.fields("mm"),  # faults, system calls, accesses (kernel.counters)
         # bookkeeping
         ("anon_vmas", "i8"),  # last anon_vma id given out
         ("files", "i8"),  # last id of a file mapping given out
@@ -203,6 +166,8 @@ MM = np.dtype(
     ],
     align=True,
 )
+
+# --- The running thread, and the signals that end it --------------------------------------------
 
 #: The running thread, as Linux's ``current``; a policy may read now, tid and site.
 TASK = np.dtype(
@@ -217,6 +182,30 @@ TASK = np.dtype(
     ],
     align=True,
 )
+
+#: Signals; SIGNONE while it runs.
+SIGNONE, SIGABRT, SIGBUS, SIGKILL, SIGSEGV, SIGSYS = 0, 6, 7, 9, 11, 31
+#: si_code of SIGSEGV: no VMA at the address; the VMA forbids the access.
+SEGV_MAPERR, SEGV_ACCERR = 1, 2
+#: si_code of SIGSEGV: not an address at all (between the halves of the address space).
+SI_KERNEL = 128
+#: si_code of SIGBUS: misaligned load or store (only when compiled with CHECKED).
+BUS_ADRALN = 1
+#: si_code of SIGSYS: an address that the simulated-memory window cannot hold beside another.
+SYS_WINDOW = 1
+
+#: si_code of SIGABRT: what an allocator can say about a bad call (see kernel.task.abort).
+ABORT_DOUBLE_FREE, ABORT_BAD_POINTER, ABORT_CORRUPT = 1, 2, 3
+#: The same signal when the program notices what its allocator gave it.
+ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
+#: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
+#: kernel.conservation.CHECKS.
+ABORT_FRAMES = 6
+
+
+class SimulatedSignal(Exception):
+    """The simulated process was killed; ``k.task`` holds the signal, code and address."""
+
 
 # --- Physical memory (kernel.frames, kernel.vmscan, kernel.swap) ---------------------------------
 
@@ -287,29 +276,8 @@ PHYS = np.dtype(
     align=True,
 )
 
-#: Events, by Linux's names in /proc/vmstat where it has one; frames unless said otherwise.
-VMSTAT = np.dtype(
-    [
-        ("pgalloc", "i8"),
-        ("pgfree", "i8"),
-        ("splits", "i8"),  # free blocks halved
-        ("merges", "i8"),  # buddies joined
-        ("thp_fault_alloc", "i8"),  # huge pages
-        ("thp_fault_fallback", "i8"),  # huge pages for which no block was free
-        ("thp_split_page", "i8"),  # huge pages whose frames became single ones
-        ("kswapd_wake", "i8"),  # times that free memory was below the low watermark
-        ("pgscan", "i8"),
-        ("pgsteal", "i8"),  # reclaimed: swapped out or dropped
-        ("pgactivate", "i8"),
-        ("pgdeactivate", "i8"),
-        ("pglazyfreed", "i8"),  # dropped, lazily freed
-        ("pswpin", "i8"),
-        ("pswpout", "i8"),
-        ("swap_peak", "i8"),  # largest number of used slots
-        ("oom_kill", "i8"),  # processes
-    ],
-    align=True,
-)
+#: Events, by Linux's names in /proc/vmstat where it has one (kernel.counters).
+VMSTAT = np.dtype(counters.fields("vmstat"), align=True)
 
 
 # --- Translation lookaside buffers (kernel.tlb) -------------------------------------------------
@@ -333,18 +301,11 @@ TLB_LEVEL = np.dtype(
     align=True,
 )
 
-TLB_STAT = np.dtype(
-    [
-        ("walks", "i8"),  # page walks: misses of every level
-        ("walk_loads", "i8"),  # page-table entries read by them
-        ("flush_all", "i8"),  # flushes of everything
-        ("flush_pages", "i8"),  # pages flushed one by one
-    ],
-    align=True,
-)
+#: Page walks and flushes (kernel.counters).
+TLB_STAT = np.dtype(counters.fields("tlb_stat"), align=True)
 
-#: User space has addresses of this many bits.
-ADDRESS_BITS = 47
+
+# --- The whole state ----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -370,22 +331,19 @@ def kernel_dtype(
     fields = [
         ("mm", MM),
         ("task", TASK),
-        ("window", "i8"),  # host address of simulated memory (kernel.memory)
+        ("window", "i8"),  # host address of simulated memory (kernel.engine.memory)
         # host address of a word for each page of the window: 0, or the huge page it is part of
-        # as its id << (PAGE_SHIFT - 3) | its place therein (kernel.huge)
+        # as its id << pmd_order() | its place therein (kernel.huge)
         ("folio", "i8"),
-        (
-            "hits",
-            "i8",
-            (4096,),
-        ),  # branches taken, in an instrumented build (kernel.engine.branches)
+        # branches taken, in an instrumented build (kernel.engine.branches)
+        ("hits", "i8", (4096,)),
         ("watch", "i8"),  # host address of words of whoever watches accesses and branches, if any
         ("file", FILE, (NR_OPEN,)),  # open files by descriptor
         ("vma", VMA, (max_map_count + 8,)),
         ("pte", "u2", (1 << (window_bits - page_shift),)),  # PTE_* by folded page number
-        ("pte_table", "u1", (tables(1),)),  # PMD_* by address >> pmd shift
-        ("pmd_table", "u1", (tables(2),)),  # by address >> pud shift: 1 where a PMD page exists
-        ("pud_table", "u1", (tables(3),)),  # by address >> pgd shift: 1 where a PUD page exists
+        ("pmd", "u1", (tables(1),)),  # PMD_* by address >> pmd_shift() (kernel.page)
+        ("pud", "u1", (tables(2),)),  # by address >> pud_shift(): 1 where a PMD page exists
+        ("pgd", "u1", (tables(3),)),  # by address >> pgd_shift(): 1 where a PUD page exists
         ("slot_seen", "u1", (slots,)),  # by folded PTE table: 1 when listed in touched
         ("touched", "i8", (slots,)),  # folded PTE tables that held pages since the last reset
     ]

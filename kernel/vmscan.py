@@ -13,15 +13,15 @@ reclaimed up to the high one, at once and in full, as a kswapd would that costs 
 freed pages (MADV_FREE) have a list of their own and go first.  Locked areas are never reclaimed:
 their pages are marked and put aside when the scan meets them.  A huge page is taken apart before
 its pages go, those that were never written to the zero page.  Nothing is read ahead from the swap
-area.
+area.  What others call from here are hooks of the switch FRAMES: empty without it.
 """
 
+from kernel import types
 from kernel.engine.jit import jit
-from kernel.engine.switches import PAGE_SHIFT, TLB
+from kernel.engine.switches import PAGE_SHIFT
 from kernel.frames import (
     alloc_frames,
     enter_table,
-    fold_page,
     map_frame,
     move_to_list,
     order_of,
@@ -31,41 +31,17 @@ from kernel.frames import (
     set_pfn,
     zone_watermark_ok,
 )
-from kernel.huge import folio_of, split_folio
-from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables, pgd_shift, pmd_shift, pud_shift
+from kernel.huge import folio_id, split_folio
+from kernel.page import fold_page, pages_of, pmd_order
 from kernel.swap import alloc_slot, free_slot, swap_full
 from kernel.task import kill
-from kernel.tlb import flush_tlb_range
-from kernel.types import (
-    ACTIVE,
-    INACTIVE,
-    INSIDE,
-    LAZY,
-    PMD_NONE,
-    PTE_DIRTY,
-    PTE_FRAME,
-    PTE_LAZY,
-    PTE_MLOCK,
-    PTE_READ,
-    PTE_STORE,
-    PTE_SWAP,
-    PTE_WORDS,
-    PTE_WRITE,
-    SIGKILL,
-    UNEVICTABLE,
-    VM_LOCKED,
-    WMARK_HIGH,
-    WMARK_LOW,
-    WMARK_MIN,
-    ZONE_DMA32,
-    ZONE_NORMAL,
-)
-from kernel.vma import find_vma
+from kernel.tlb import flush_tlb_page
+from kernel.vma import add_rss, find_vma
 
 #: A page that was accessed since the last look has one of these.
-_YOUNG = PTE_READ | PTE_WRITE
+_YOUNG = types.PTE_READ | types.PTE_WRITE
 #: What is left of a page's state when its rights go.
-_OLD = 0xFFFF & ~(PTE_READ | PTE_WRITE | PTE_STORE)
+_OLD = types.PTE_ALL ^ (types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
 
 #: What to do with a page at the tail of the inactive list.
 _KEEP, _ACTIVATE, _RECLAIM = range(3)
@@ -74,9 +50,9 @@ _KEEP, _ACTIVATE, _RECLAIM = range(3)
 @jit
 def _locked(k, page):
     """Whether page number ``page`` is locked, or lies in a locked area."""
-    if k.pte[fold_page(page)] & PTE_MLOCK:
+    if k.pte[fold_page(page)] & types.PTE_MLOCK:
         return True
-    return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & VM_LOCKED != 0
+    return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & types.VM_LOCKED != 0
 
 
 @jit
@@ -84,14 +60,8 @@ def _set_aside(k, pfn):
     """Mark the block at ``pfn`` as locked and keep it out of the scan's way."""
     page = fold_page(owner_of(k, pfn))
     for p in range(page, page + (1 << order_of(k, pfn))):
-        k.pte[p] |= PTE_MLOCK
-    move_to_list(k, pfn, UNEVICTABLE)
-
-
-@jit
-def _flush_page(k, page):
-    """Forget the translation of page number ``page``."""
-    flush_tlb_range(k, page << PAGE_SHIFT, (page + 1) << PAGE_SHIFT)
+        k.pte[p] |= types.PTE_MLOCK
+    move_to_list(k, pfn, types.UNEVICTABLE)
 
 
 @jit
@@ -123,10 +93,9 @@ def _drop(k, pfn):
     """Forget the page of frame ``pfn``: what is read there next is zeros."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
-    k.pte[page] = int(k.pte[page]) & PTE_WORDS
+    k.pte[page] = int(k.pte[page]) & types.PTE_WORDS
     release_frame(k, page)
-    if TLB:
-        _flush_page(k, owner)
+    flush_tlb_page(k, owner << PAGE_SHIFT)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pglazyfreed += 1
@@ -137,11 +106,10 @@ def _swap_out(k, pfn):
     """Move the page of frame ``pfn`` to a swap slot; one is free."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
-    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_SWAP
+    k.pte[page] = int(k.pte[page]) & (types.PTE_WORDS | types.PTE_DIRTY) | types.PTE_SWAP
     release_frame(k, page)
     set_pfn(k, page, alloc_slot(k, owner))
-    if TLB:
-        _flush_page(k, owner)
+    flush_tlb_page(k, owner << PAGE_SHIFT)
     k.mm.rss -= 1
     k.vmstat.pgsteal += 1
     k.vmstat.pswpout += 1
@@ -149,29 +117,29 @@ def _swap_out(k, pfn):
 
 @jit
 def _huge_part(k, pfn):
-    """Huge page (shifted id and place) that the block at ``pfn`` is or is part of; 0: none."""
-    return folio_of(k, fold_page(owner_of(k, pfn)))
+    """Id of the huge page that the block at ``pfn`` is or is part of; 0: none."""
+    return folio_id(k, fold_page(owner_of(k, pfn)))
 
 
 @jit
 def _split(k, pfn):
     """Take the huge page apart that the block at ``pfn`` is or is part of; any frame may go."""
-    split_folio(k, _huge_part(k, pfn) >> (PAGE_SHIFT - 3))
+    split_folio(k, _huge_part(k, pfn))
 
 
 @jit
 def _shrink_lazy(k):
     """Look at the tail of the lazy list: drop it, unless it was accessed or written since."""
-    pfn = k.lru[LAZY].tail
+    pfn = k.lru[types.LAZY].tail
     k.vmstat.pgscan += 1 << order_of(k, pfn)
     owner = owner_of(k, pfn)
-    if not k.pte[fold_page(owner)] & PTE_LAZY:
+    if not k.pte[fold_page(owner)] & types.PTE_LAZY:
         k.frame[pfn].referenced = 0
-        move_to_list(k, pfn, ACTIVE)
+        move_to_list(k, pfn, types.ACTIVE)
     elif _locked(k, owner):
         _set_aside(k, pfn)
     elif _references(k, pfn) != _RECLAIM:
-        move_to_list(k, pfn, LAZY)
+        move_to_list(k, pfn, types.LAZY)
     elif _huge_part(k, pfn):
         _split(k, pfn)
     else:
@@ -181,19 +149,19 @@ def _shrink_lazy(k):
 @jit
 def _shrink_active(k):
     """Move the tail of the active list to the inactive one, where it must prove itself again."""
-    pfn = k.lru[ACTIVE].tail
+    pfn = k.lru[types.ACTIVE].tail
     if _locked(k, owner_of(k, pfn)):
         _set_aside(k, pfn)
         return
     _test_and_clear_young(k, pfn)
     k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
-    move_to_list(k, pfn, INACTIVE)
+    move_to_list(k, pfn, types.INACTIVE)
 
 
 @jit
 def _shrink_inactive(k):
     """Look at the tail of the inactive list: it goes unless it was accessed; a slot is free."""
-    pfn = k.lru[INACTIVE].tail
+    pfn = k.lru[types.INACTIVE].tail
     frames = 1 << order_of(k, pfn)
     k.vmstat.pgscan += frames
     owner = owner_of(k, pfn)
@@ -202,13 +170,13 @@ def _shrink_inactive(k):
         return
     verdict = _references(k, pfn)
     if verdict == _KEEP:
-        move_to_list(k, pfn, INACTIVE)
+        move_to_list(k, pfn, types.INACTIVE)
     elif verdict == _ACTIVATE:
         k.vmstat.pgactivate += frames
-        move_to_list(k, pfn, ACTIVE)
+        move_to_list(k, pfn, types.ACTIVE)
     elif _huge_part(k, pfn):
         _split(k, pfn)
-    elif k.pte[fold_page(owner)] & PTE_LAZY:
+    elif k.pte[fold_page(owner)] & types.PTE_LAZY:
         _drop(k, pfn)
     else:
         _swap_out(k, pfn)
@@ -217,8 +185,8 @@ def _shrink_inactive(k):
 @jit
 def _inactive_is_low(k):
     """Whether the inactive list is short of its share, 1 to √(10 × GiB) active to 1 inactive."""
-    inactive = k.lru[INACTIVE].frames
-    active = k.lru[ACTIVE].frames
+    inactive = k.lru[types.INACTIVE].frames
+    active = k.lru[types.ACTIVE].frames
     gib = (inactive + active) >> (30 - PAGE_SHIFT)
     ratio = 1
     while (ratio + 1) * (ratio + 1) <= 10 * gib:
@@ -229,8 +197,8 @@ def _inactive_is_low(k):
 @jit
 def _balanced(k):
     """Whether a zone is above its high watermark."""
-    return zone_watermark_ok(k, ZONE_NORMAL, 0, WMARK_HIGH) or zone_watermark_ok(
-        k, ZONE_DMA32, 0, WMARK_HIGH
+    return zone_watermark_ok(k, types.ZONE_NORMAL, 0, types.WMARK_HIGH) or zone_watermark_ok(
+        k, types.ZONE_DMA32, 0, types.WMARK_HIGH
     )
 
 
@@ -243,39 +211,39 @@ def balance(k):
     """
     k.vmstat.kswapd_wake += 1
     while not _balanced(k):
-        if k.lru[LAZY].blocks:
+        if k.lru[types.LAZY].blocks:
             _shrink_lazy(k)
         elif swap_full(k):
             return
         elif _inactive_is_low(k):
             _shrink_active(k)
-        elif k.lru[INACTIVE].blocks:
+        elif k.lru[types.INACTIVE].blocks:
             _shrink_inactive(k)
         else:
             return
 
 
-@jit
+@jit(when="FRAMES")
 def get_frame(k, addr):
     """Return a frame for the page of ``addr``, state TAKEN, reclaiming others if need be.
 
     Kills the process when neither frames nor swap slots are left.
     """
-    pfn = alloc_frames(k, 0, WMARK_LOW)
+    pfn = alloc_frames(k, 0, types.WMARK_LOW)
     if pfn >= 0:
         return pfn
     balance(k)
-    pfn = alloc_frames(k, 0, WMARK_MIN)
+    pfn = alloc_frames(k, 0, types.WMARK_MIN)
     if pfn < 0:
         k.vmstat.oom_kill += 1
-        kill(k, SIGKILL, 0, addr, 1)
+        kill(k, types.SIGKILL, 0, addr, 1)
     return pfn
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def get_huge_frame(k):
     """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
-    pfn = alloc_frames(k, PAGE_SHIFT - 3, WMARK_LOW)
+    pfn = alloc_frames(k, pmd_order(), types.WMARK_LOW)
     if pfn >= 0:
         k.vmstat.thp_fault_alloc += 1
     else:
@@ -283,39 +251,13 @@ def get_huge_frame(k):
     return pfn
 
 
-@jit
-def _table_frame(k, addr):
-    """Take a frame for a page-table page that ``addr`` needs; may kill."""
+@jit(cold=True, when="FRAMES")
+def take_table_frame(k, addr):
+    """Take a frame for a page-table page that ``addr`` needs; may reclaim, or kill."""
     enter_table(k, get_frame(k, addr))
 
 
-@jit(cold=True)
-def back_pud(k, addr):
-    """Make the PUD page that maps ``addr`` exist, with a frame; may kill."""
-    if not k.pud_table[addr >> pgd_shift()]:
-        _table_frame(k, addr)
-        alloc_pud(k, addr)
-
-
-@jit(cold=True)
-def back_pmd(k, addr):
-    """Make the PMD page that maps ``addr`` exist, and what is above it, each with a frame."""
-    back_pud(k, addr)
-    if not k.pmd_table[addr >> pud_shift()]:
-        _table_frame(k, addr)
-        alloc_pmd(k, addr)
-
-
-@jit(cold=True)
-def back_tables(k, addr):
-    """Make the table pages that map ``addr`` exist, each with a frame; may kill between two."""
-    back_pmd(k, addr)
-    if k.pte_table[addr >> pmd_shift()] == PMD_NONE:
-        _table_frame(k, addr)
-        alloc_tables(k, addr)
-
-
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def swap_in(k, addr):
     """Bring the page of ``addr`` back from its slot, without rights yet: a major fault.
 
@@ -325,51 +267,58 @@ def swap_in(k, addr):
     pfn = get_frame(k, addr)
     free_slot(k, page)
     map_frame(k, pfn, addr)
-    mm = k.mm
-    k.pte[page] = int(k.pte[page]) & (PTE_WORDS | PTE_DIRTY) | PTE_FRAME
-    mm.rss += 1
-    if mm.rss > mm.hiwater_rss:
-        mm.hiwater_rss = mm.rss
-    mm.majflt += 1
+    k.pte[page] = int(k.pte[page]) & (types.PTE_WORDS | types.PTE_DIRTY) | types.PTE_FRAME
+    add_rss(k, 1)
+    k.mm.majflt += 1
     k.vmstat.pswpin += 1
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def release_page(k, page, f):
     """Give back the frame or slot of folded page ``page``, whose state was ``f``; the page goes.
 
     A huge mapping goes as a whole, with its first page.
     """
-    if f & PTE_SWAP:
+    if f & types.PTE_SWAP:
         free_slot(k, page)
-    elif f & PTE_FRAME and k.frame[pfn_of(k, page)].state != INSIDE:
+    elif f & types.PTE_FRAME and k.frame[pfn_of(k, page)].state != types.INSIDE:
         release_frame(k, page)
 
 
-@jit(cold=True)
+@jit(cold=True, when="FRAMES")
 def lazy_page(k, page):
     """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
     pfn = pfn_of(k, page)
-    if k.frame[pfn].state == INACTIVE or k.frame[pfn].state == ACTIVE:
+    k.pte[page] &= types.PTE_ALL ^ types.PTE_READ  # so that a scan sees the next access
+    if k.frame[pfn].state == types.INACTIVE or k.frame[pfn].state == types.ACTIVE:
         k.frame[pfn].referenced = 0
-        move_to_list(k, pfn, LAZY)
+        move_to_list(k, pfn, types.LAZY)
 
 
-@jit(cold=True)
-def cold_page(k, page):
-    """Let the frame, or block, of folded page ``page`` be not accessed for long (MADV_COLD)."""
-    pfn = pfn_of(k, page)
-    if k.frame[pfn].state == INSIDE:
-        return
+@jit
+def _deactivate(k, pfn):
+    """Let the block at ``pfn`` be not accessed for long."""
     _test_and_clear_young(k, pfn)
     k.frame[pfn].referenced = 0
-    if k.frame[pfn].state == ACTIVE:
+    if k.frame[pfn].state == types.ACTIVE:
         k.vmstat.pgdeactivate += 1 << order_of(k, pfn)
-        move_to_list(k, pfn, INACTIVE)
+        move_to_list(k, pfn, types.INACTIVE)
 
 
-@jit(cold=True)
-def page_out(k, page):
-    """Swap folded page ``page`` out, single and not locked, while there are slots."""
-    if not swap_full(k):
-        _swap_out(k, pfn_of(k, page))
+@jit(cold=True, when="FRAMES")
+def cold_pages(k, start, end):
+    """Let the pages of [start, end), all in one slot, be not accessed for long (MADV_COLD)."""
+    for page in pages_of(start, end):
+        if k.pte[page] & types.PTE_FRAME and k.frame[pfn_of(k, page)].state != types.INSIDE:
+            _deactivate(k, pfn_of(k, page))
+
+
+@jit(cold=True, when="FRAMES")
+def page_out(k, page, n):
+    """Swap ``n`` pages from folded ``page`` on out, single frames, while there are slots.
+
+    What is locked stays.
+    """
+    for p in range(page, page + n):
+        if k.pte[p] & (types.PTE_FRAME | types.PTE_MLOCK) == types.PTE_FRAME and not swap_full(k):
+            _swap_out(k, pfn_of(k, p))

@@ -2,7 +2,8 @@
 
 from allocators.base.contract import align_up
 from kernel.engine.jit import jit
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
+from kernel.page import page_size
 from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE
 
 
@@ -21,7 +22,7 @@ def map_aligned(k, length, alignment, lead, prot):
         if start & (alignment - 1) == 0:
             return start
         munmap(k, start, length)
-    excess = max(alignment - page_align(1), 0)
+    excess = max(alignment - page_size(), 0)
     raw = mmap(k, 0, length + excess, prot, flags)
     if raw < 0:
         return 0

@@ -36,6 +36,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from allocators.base.operation import (
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    REALLOC,
+    THREAD_END,
+    TRIM,
+    USABLE,
+)
 from kernel.access import clear, copy
 from kernel.engine.jit import jit
 
@@ -189,6 +199,37 @@ def trim(k, a):
 @jit
 def reset(k, a):
     """Have no way to drop all objects at once."""
+
+
+# --- Operations -----------------------------------------------------------------------------------
+
+
+@jit
+def perform(k, a, op, p, size, alignment):
+    """Do operation ``op`` (allocators.base.operation) as the C library: its answer, or 0.
+
+    ``p``: the block that it is about; of NULL, realloc is malloc and free nothing.  A realloc to
+    size 0 frees.
+    """
+    if op == MALLOC or (op == REALLOC and p == 0):
+        return malloc(k, a, size)
+    if op == FREE or (op == REALLOC and size == 0):
+        if p:
+            free(k, a, p)
+        return 0
+    if op == REALLOC:
+        return realloc(k, a, p, size)
+    if op == CALLOC:
+        return calloc(k, a, size)
+    if op == ALIGNED:
+        return aligned_alloc(k, a, alignment, size)
+    if op == USABLE:
+        return usable_size(k, a, p) if p else 0
+    if op == TRIM:
+        trim(k, a)
+    elif op == THREAD_END:
+        thread_exit(k, a)
+    return 0
 
 
 #: STATE of a plugin without static variables (a record cannot be empty).

@@ -12,7 +12,8 @@ from allocators.base.aligned import map_aligned
 from allocators.base.contract import BLOCK_HEADER, BLOCK_USED, MAX_REQUEST, align_up, emit
 from kernel.access import load, store
 from kernel.engine.jit import jit
-from kernel.mmap import munmap, page_align
+from kernel.mmap import munmap
+from kernel.page import page_align, page_size
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER
 from kernel.uapi import PROT_READ, PROT_WRITE
@@ -27,7 +28,7 @@ def mapped_alloc(k, a, alignment, size, tag):
     """Map a block for ``size`` bytes and put ``tag`` in front of it; 0 when the kernel refuses."""
     if size > MAX_REQUEST or alignment > MAX_REQUEST:
         return 0
-    page = page_align(1)
+    page = page_size()
     # Up to a page, the header's own padding aligns the payload; beyond, the mapping is aligned.
     offset = align_up(MAPPED_HEADER, min(alignment, page))
     lead = page if alignment > page else 0

@@ -8,19 +8,17 @@ record ``d`` and ends the run; what needs the whole heap at once (overlap, walk)
 
 import numpy as np
 
-from allocators.base.contract import (
-    aligned_alloc,
-    calloc,
-    check,
-    free,
-    init,
-    malloc,
-    realloc,
-    reset,
-    thread_exit,
-    trim,
-    usable_size,
-    walk,
+from allocators.base.contract import check, free, init, perform, reset, usable_size, walk
+from allocators.base.operation import (
+    ALLOCATING,
+    CALLOC,
+    FREE,
+    FUNCTIONS,
+    INIT,
+    REALLOC,
+    RESET,
+    STRAY,
+    USABLE,
 )
 from kernel.access import peek, poke
 from kernel.engine.jit import jit
@@ -35,37 +33,14 @@ EVENT_WIDTH = 5
 OBJECT_ADDRESS, OBJECT_SIZE, OBJECT_USABLE, OBJECT_SEED = range(4)
 OBJECT_WIDTH = 4
 
-#: What an event does.  OP_FREE_AT frees the slot's address plus the size: a misuse on purpose.
-(
-    OP_INIT,
-    OP_MALLOC,
-    OP_CALLOC,
-    OP_ALIGNED,
-    OP_REALLOC,
-    OP_FREE,
-    OP_FREE_AT,
-    OP_TRIM,
-    OP_THREAD_EXIT,
-    OP_RESET,
-) = range(10)
-#: What else the driver may be doing: the allocator's functions that an inspection calls.
-DOING_CHECK, DOING_WALK, DOING_USABLE, DOING_CONTENTS = range(10, 14)
-DOING_NAMES = (
-    "init",
-    "malloc",
-    "calloc",
-    "aligned_alloc",
-    "realloc",
-    "free",
-    "free",
-    "trim",
-    "thread_exit",
-    "reset",
-    "check",
-    "walk",
-    "usable_size",
-    "looking at contents",
-)
+#: What the driver may be doing beside an operation (allocators.base.operation; STRAY frees the
+#: slot's address plus the size).
+DOING_CHECK, DOING_WALK, DOING_CONTENTS = range(16, 19)
+DOING_NAMES = FUNCTIONS | {
+    DOING_CHECK: "check",
+    DOING_WALK: "walk",
+    DOING_CONTENTS: "looking at contents",
+}
 
 #: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process._FOUND).
 (
@@ -92,7 +67,7 @@ DRIVER = np.dtype(
         ("found", "i8"),  # FOUND_*
         ("address", "i8"),  # of the block that is wrong
         ("detail", "i8"),  # bytes, offset or code, by kind
-        ("doing", "i8"),  # OP_* or DOING_*: the call that is running
+        ("doing", "i8"),  # an operation or DOING_*: the call that is running
         ("limited", "i8"),  # 1: memory is scarce, NULL is an answer
         ("refused", "i8"),  # requests answered with NULL
         ("serial", "i8"),  # objects born so far; seeds their patterns
@@ -215,13 +190,8 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
     old = int(objects[slot, OBJECT_ADDRESS])
     if old:
         check_contents(k, d, objects, slot)
-        p = realloc(k, a, old, size)
-    elif op == OP_CALLOC:
-        p = calloc(k, a, size)
-    elif op == OP_ALIGNED:
-        p = aligned_alloc(k, a, alignment, size)
-    else:
-        p = malloc(k, a, size)
+        op = REALLOC
+    p = perform(k, a, op, old, size, alignment)
     if p < 0:
         find(d, FOUND_NEGATIVE, p, size)
     elif p == 0:
@@ -229,12 +199,12 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
         if not d.limited:
             find(d, FOUND_NULL, 0, size)
     else:
-        d.doing = DOING_USABLE
+        d.doing = USABLE
         usable = usable_size(k, a, p)
         if acceptable(k, d, p, size, usable, alignment):
             if PAYLOAD and old:
                 check_copied(k, d, objects, slot, p, size)
-            elif PAYLOAD and op == OP_CALLOC:
+            elif PAYLOAD and op == CALLOC:
                 check_zero(k, d, p, size)
             born(k, d, objects, slot, p, size, usable)
     return p
@@ -244,26 +214,22 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
 def do_event(k, a, d, objects, op, slot, size, alignment):
     """Do one event; returns what the allocator answered, or 0."""
     d.doing = op
-    if op == OP_INIT:
+    if op in ALLOCATING:
+        return allocate(k, a, d, objects, op, slot, size, alignment)
+    p = int(objects[slot, OBJECT_ADDRESS])
+    if op == INIT:
         init(k, a)
-    elif op == OP_FREE:
-        p = int(objects[slot, OBJECT_ADDRESS])
-        if p:
-            check_contents(k, d, objects, slot)
-            objects[slot, OBJECT_ADDRESS] = 0
-            free(k, a, p)
-    elif op == OP_FREE_AT:
-        free(k, a, int(objects[slot, OBJECT_ADDRESS]) + size)
-    elif op == OP_TRIM:
-        trim(k, a)
-    elif op == OP_THREAD_EXIT:
-        thread_exit(k, a)
-    elif op == OP_RESET:
+    elif op == STRAY:
+        free(k, a, p + size)
+    elif op == RESET:
         for i in range(objects.shape[0]):
             objects[i, OBJECT_ADDRESS] = 0
         reset(k, a)
     else:
-        return allocate(k, a, d, objects, op, slot, size, alignment)
+        if op == FREE and p:
+            check_contents(k, d, objects, slot)
+            objects[slot, OBJECT_ADDRESS] = 0
+        perform(k, a, op, p, 0, 0)
     return 0
 
 
@@ -275,7 +241,7 @@ def inspect_heap(k, a, d, objects, rows):
         if p:
             d.doing = DOING_CONTENTS
             check_contents(k, d, objects, slot)
-            d.doing = DOING_USABLE
+            d.doing = USABLE
             usable = usable_size(k, a, p)
             if usable != objects[slot, OBJECT_USABLE]:
                 find(d, FOUND_USABLE_CHANGED, p, usable)

@@ -13,20 +13,20 @@ from random import Random
 import numpy as np
 
 from allocators.base.contract import ALIGNMENT
-from allocators.verify.driver import (
-    EVENT_RESULT,
-    EVENT_WIDTH,
-    OP_ALIGNED,
-    OP_CALLOC,
-    OP_FREE,
-    OP_FREE_AT,
-    OP_INIT,
-    OP_MALLOC,
-    OP_REALLOC,
-    OP_RESET,
-    OP_THREAD_EXIT,
-    OP_TRIM,
+from allocators.base.operation import (
+    ALIGNED,
+    ALLOCATING,
+    CALLOC,
+    FREE,
+    INIT,
+    MALLOC,
+    REALLOC,
+    RESET,
+    STRAY,
+    THREAD_END,
+    TRIM,
 )
+from allocators.verify.driver import EVENT_RESULT, EVENT_WIDTH
 
 #: Objects that can live at a time.
 SLOTS = 256
@@ -66,16 +66,16 @@ class Writer:
         self.sizes: dict[int, int] = {}
         self._rows: list[tuple[int, ...]] = []
         self._phases: list[Phase] = []
-        self.op(OP_INIT)
+        self.op(INIT)
 
     def op(self, op: int, slot: int = 0, size: int = 0, alignment: int = ALIGNMENT) -> None:
         """Append one operation."""
         self._rows.append((op, slot, size, alignment, 0))
-        if op in (OP_MALLOC, OP_CALLOC, OP_ALIGNED, OP_REALLOC):
+        if op in ALLOCATING:
             self.sizes[slot] = size
-        elif op == OP_FREE:
+        elif op == FREE:
             self.sizes.pop(slot, None)
-        elif op == OP_RESET:
+        elif op == RESET:
             self.sizes.clear()
 
     def free_all(self) -> None:
@@ -83,14 +83,14 @@ class Writer:
         slots = list(self.sizes)
         self.random.shuffle(slots)
         for slot in slots:
-            self.op(OP_FREE, slot)
+            self.op(FREE, slot)
         for _ in range(THREADS):
-            self.op(OP_THREAD_EXIT)
-        self.op(OP_TRIM)
+            self.op(THREAD_END)
+        self.op(TRIM)
 
     def end_phase(self, name: str) -> None:
         """Close a phase."""
-        drained = not self.sizes and self._rows[-1][0] == OP_TRIM
+        drained = not self.sizes and self._rows[-1][0] == TRIM
         self._phases.append(Phase(name, len(self._rows), drained))
 
     def plan(self) -> Plan:
@@ -125,9 +125,9 @@ class Writer:
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot in self.sizes:
-                self.op(OP_FREE, slot)
+                self.op(FREE, slot)
             else:
-                op = OP_CALLOC if self.random.random() < 0.25 else OP_MALLOC
+                op = CALLOC if self.random.random() < 0.25 else MALLOC
                 self.op(op, slot, self.size(1, SMALL) - 1)
 
     def mixed(self, n: int) -> None:
@@ -135,14 +135,12 @@ class Writer:
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot not in self.sizes:
-                op = self.random.choice((OP_MALLOC, OP_CALLOC, OP_ALIGNED))
-                self.op(
-                    op, slot, self.any_size(), self.alignment() if op == OP_ALIGNED else ALIGNMENT
-                )
+                op = self.random.choice((MALLOC, CALLOC, ALIGNED))
+                self.op(op, slot, self.any_size(), self.alignment() if op == ALIGNED else ALIGNMENT)
             elif self.random.random() < 0.2:
-                self.op(OP_REALLOC, slot, self.any_size() or 1)
+                self.op(REALLOC, slot, self.any_size() or 1)
             else:
-                self.op(OP_FREE, slot)
+                self.op(FREE, slot)
 
     def stack(self, n: int) -> None:
         """Free the youngest first."""
@@ -151,10 +149,10 @@ class Writer:
         for _ in range(n):
             if spare and (not order or self.random.random() < 0.5):
                 order.append(spare.pop())
-                self.op(OP_MALLOC, order[-1], self.size(1, MEDIUM))
+                self.op(MALLOC, order[-1], self.size(1, MEDIUM))
             else:
                 spare.append(order.pop())
-                self.op(OP_FREE, spare[-1])
+                self.op(FREE, spare[-1])
 
     def queue(self, n: int) -> None:
         """Free the oldest first, at a length that swings."""
@@ -164,10 +162,10 @@ class Writer:
             grow = self.random.random() < (0.7 if i // SLOTS % 2 else 0.3)
             if spare and (not order or grow):
                 order.append(spare.pop(0))
-                self.op(OP_MALLOC, order[-1], self.size(16, MEDIUM))
+                self.op(MALLOC, order[-1], self.size(16, MEDIUM))
             else:
                 spare.append(order.pop(0))
-                self.op(OP_FREE, spare[-1])
+                self.op(FREE, spare[-1])
 
     def resizing(self, n: int) -> None:
         """Grow and shrink a few objects, some from tiny to mapped and back."""
@@ -175,24 +173,24 @@ class Writer:
             slot = self.random.randrange(SLOTS // 16)
             old = self.sizes.get(slot, 0)
             if old > LARGE:
-                self.op(OP_FREE, slot)
+                self.op(FREE, slot)
             elif self.random.random() < 0.03:
-                self.op(OP_REALLOC, slot, self.any_size() or 1)
+                self.op(REALLOC, slot, self.any_size() or 1)
             elif self.random.random() < 0.3:
-                self.op(OP_REALLOC, slot, old // 4 + 1)
+                self.op(REALLOC, slot, old // 4 + 1)
             else:
-                self.op(OP_REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
+                self.op(REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
 
     def aligned(self, n: int) -> None:
         """Aligned objects among ordinary ones."""
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot in self.sizes:
-                self.op(OP_FREE, slot)
+                self.op(FREE, slot)
             elif self.random.random() < 0.7:
-                self.op(OP_ALIGNED, slot, self.size(1, MEDIUM), self.alignment())
+                self.op(ALIGNED, slot, self.size(1, MEDIUM), self.alignment())
             else:
-                self.op(OP_MALLOC, slot, self.size(1, MEDIUM))
+                self.op(MALLOC, slot, self.size(1, MEDIUM))
 
 
 @functools.lru_cache(maxsize=8)
@@ -231,23 +229,23 @@ def scarcity(seed: int) -> Plan:
     sizes = (24, 100, 600, 3000, 9000)
     for slot in range(SCARCE):
         if slot % 4 == 3:
-            w.op(OP_MALLOC, slot, 70_000)
+            w.op(MALLOC, slot, 70_000)
         else:
-            op = (OP_MALLOC, OP_CALLOC, OP_ALIGNED)[slot % 3]
-            w.op(op, slot, sizes[slot % len(sizes)], 256 if op == OP_ALIGNED else ALIGNMENT)
+            op = (MALLOC, CALLOC, ALIGNED)[slot % 3]
+            w.op(op, slot, sizes[slot % len(sizes)], 256 if op == ALIGNED else ALIGNMENT)
     w.end_phase("fill")
     for slot in range(0, SCARCE, 7):
-        w.op(OP_REALLOC, slot, LARGE if slot % 4 == 3 else 4 * w.sizes[slot])
+        w.op(REALLOC, slot, LARGE if slot % 4 == 3 else 4 * w.sizes[slot])
     w.end_phase("grow")
     for slot in range(0, SCARCE, 2):
-        w.op(OP_FREE, slot)
+        w.op(FREE, slot)
     w.end_phase("free half")
     for slot in range(0, SCARCE, 2):
-        w.op(OP_MALLOC, slot, w.size(1, MEDIUM))
+        w.op(MALLOC, slot, w.size(1, MEDIUM))
     w.end_phase("refill")
     w.free_all()
     w.end_phase("drain")
-    w.op(OP_MALLOC, 0, sizes[0])
+    w.op(MALLOC, 0, sizes[0])
     w.end_phase("after")
     return w.plan()
 
@@ -255,17 +253,17 @@ def scarcity(seed: int) -> Plan:
 def impossible(sizes: tuple[int, ...]) -> Plan:
     """Requests of ``sizes`` that must all be refused, between two that must not."""
     w = Writer(0)
-    w.op(OP_MALLOC, 0, 100)
+    w.op(MALLOC, 0, 100)
     w.end_phase("before")
     for size in sizes:
-        w.op(OP_MALLOC, 1, size)
-        w.op(OP_CALLOC, 2, size)
-        w.op(OP_REALLOC, 0, size)
-        w.op(OP_ALIGNED, 3, size, 64)
-    w.op(OP_ALIGNED, 3, 1 << 62, 1 << 62)
-    w.op(OP_ALIGNED, 3, 64, 1 << 62)
+        w.op(MALLOC, 1, size)
+        w.op(CALLOC, 2, size)
+        w.op(REALLOC, 0, size)
+        w.op(ALIGNED, 3, size, 64)
+    w.op(ALIGNED, 3, 1 << 62, 1 << 62)
+    w.op(ALIGNED, 3, 64, 1 << 62)
     w.end_phase("impossible")
-    w.op(OP_MALLOC, 4, 100)
+    w.op(MALLOC, 4, 100)
     w.end_phase("after")
     return w.plan()
 
@@ -274,8 +272,8 @@ def reuse(count: int, size: int) -> Plan:
     """Let one object be born and freed over and over, to see whether its address comes back."""
     w = Writer(0)
     for _ in range(count):
-        w.op(OP_MALLOC, 0, size)
-        w.op(OP_FREE, 0)
+        w.op(MALLOC, 0, size)
+        w.op(FREE, 0)
     w.end_phase("reuse")
     return w.plan()
 
@@ -287,9 +285,9 @@ def emptying(seed: int) -> Plan:
         w.churn(SLOTS)
         w.mixed(SLOTS // 2)
         w.end_phase("fill")
-        w.op(OP_RESET)
+        w.op(RESET)
         w.end_phase("reset")
-        w.op(OP_TRIM)
+        w.op(TRIM)
         w.end_phase("trim")
     return w.plan()
 
@@ -306,23 +304,23 @@ def _misuse(*operations: tuple[int, ...]) -> Plan:
 def double_frees() -> Iterator[tuple[str, Plan]]:
     """Yield what is freed twice, and a plan that does so: at once, or merged with neighbours."""
     for size in (1, 24, 200, 3000):
-        objects = [(OP_MALLOC, slot, size) for slot in range(4)]
-        twice = [(OP_FREE_AT, 0), (OP_FREE_AT, 0)]
+        objects = [(MALLOC, slot, size) for slot in range(4)]
+        twice = [(STRAY, 0), (STRAY, 0)]
         yield f"{size} bytes, at once", _misuse(*objects, *twice)
-        merged = [(OP_FREE_AT, slot) for slot in (1, 0, 2, 1)]
+        merged = [(STRAY, slot) for slot in (1, 0, 2, 1)]
         yield f"{size} bytes, after the neighbours", _misuse(*objects, *merged)
-    aligned = [(OP_ALIGNED, 0, 100, 256), (OP_MALLOC, 1, 100)]
+    aligned = [(ALIGNED, 0, 100, 256), (MALLOC, 1, 100)]
     yield "aligned", _misuse(*aligned, *twice)
     for size in (100, LARGE):
-        yield f"{size} bytes, the only object", _misuse((OP_MALLOC, 0, size), *twice)
+        yield f"{size} bytes, the only object", _misuse((MALLOC, 0, size), *twice)
 
 
 def wild_frees() -> Iterator[tuple[str, Plan]]:
     """Yield what is freed though it is no block, and a plan that does so."""
     for size, offsets in ((200, (1, 8, 16, 64)), (LARGE, (16, 4096, 1 << 20))):
-        objects = [(OP_MALLOC, slot, size) for slot in range(3)]
+        objects = [(MALLOC, slot, size) for slot in range(3)]
         for offset in offsets:
-            yield f"{offset} into {size} bytes", _misuse(*objects, (OP_FREE_AT, 1, offset))
+            yield f"{offset} into {size} bytes", _misuse(*objects, (STRAY, 1, offset))
     for what, address in (("page zero", 4096), ("the stack", _STACK)):
         # The last slot holds nothing: 0 + address.
-        yield f"an address in {what}", _misuse(*objects, (OP_FREE_AT, SLOTS - 1, address))
+        yield f"an address in {what}", _misuse(*objects, (STRAY, SLOTS - 1, address))

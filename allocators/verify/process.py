@@ -19,7 +19,7 @@ from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
 from kernel.types import VM_READ, VM_WRITE, SimulatedSignal
-from kernel.vma import covered
+from kernel.vma import covered, heap_pages
 
 #: What the driver finds: the check's name, and the message from address, detail, request.
 _FOUND = {
@@ -132,8 +132,7 @@ class Process:
     @property
     def heap(self) -> int:
         """Bytes mapped by the allocator since its start."""
-        mm = self.k.mm
-        return int(mm.total_vm - mm.reserved_vm - mm.start_vm) << self._built.config.page_shift
+        return int(heap_pages(self.k.mm)) << self._built.config.page_shift
 
     def owns(self, address: int) -> bool:
         """Whether the allocator has mapped ``address``."""

@@ -8,20 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Operations.  The first five are events of the allocator; touches and thread ends are not counted
-#: in ns/op.
-MALLOC, FREE, REALLOC, CALLOC, ALIGNED, TOUCH_READ, TOUCH_WRITE, THREAD_END = range(8)
-OP_NAMES = (
-    "malloc",
-    "free",
-    "realloc",
-    "calloc",
-    "aligned",
-    "touch_read",
-    "touch_write",
-    "thread_end",
+from allocators.base.operation import (  # noqa: F401 - the vocabulary of all that has events
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    OP_NAMES,
+    REALLOC,
+    THREAD_END,
+    TOUCH_READ,
+    TOUCH_WRITE,
 )
-#: Operations below this one are the allocator's.
+
+#: Operations below this one are the allocator's; touches and thread ends are not counted in ns/op.
 ALLOCATOR_OPS = TOUCH_READ
 
 #: Every column: name, dtype, value where absent, meaning.

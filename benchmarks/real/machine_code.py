@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, TOUCH_READ, TOUCH_WRITE
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
+from kernel.counters import CALLS
 from kernel.linux.host.code import assembled, executable_memfd
 from kernel.linux.host.elf import PAGE_SIZE
 
@@ -134,17 +135,7 @@ SIGNAL_STACK_SIZE = 1 << 16
 STACK_SIZE = 1 << 18
 
 #: Memory calls of x86-64, by number.
-WATCHED = {
-    9: "mmap",
-    10: "mprotect",
-    11: "munmap",
-    12: "brk",
-    25: "mremap",
-    28: "madvise",
-    149: "mlock",
-    150: "munlock",
-    325: "mlock2",
-}
+WATCHED = tuple(number for counter in CALLS for number in counter.calls)
 
 _ASSEMBLY = """
 .intel_syntax noprefix

@@ -37,35 +37,22 @@ from benchmarks.replay.measured import measured, timeline
 from benchmarks.replay.metrics import OF_NATIVE_RUNS
 from benchmarks.workloads import Workload
 from kernel.cost import COSTS
+from kernel.counters import CALLS, COUNTERS
 from kernel.engine.jit import build, jit, source_hash
-from kernel.engine.record import record
+from kernel.engine.record import added, record
 from kernel.linux.host.observe import host_settings
 from kernel.linux.host.process import HostError
 from kernel.types import MM, TASK
+from kernel.uapi import NR_BRK
 
-#: A change of memory, pages; ``call``: index of CALLS, or of none.  ``failed``: of the call.
+#: The counters that a real process shows.
+_SHOWN = tuple(counter.field for counter in COUNTERS if counter.real)
+#: A change of memory, pages, and by how much the counters go up.
 _CHANGE = np.dtype(
-    [
-        (name, "i8")
-        for name in (
-            "event",
-            "call",
-            "failed",
-            "total",
-            "resident",
-            "shared",
-            "writable",
-            "minflt",
-            "majflt",
-        )
-    ],
+    [(name, "i8") for name in ("event", "total", "resident", "shared", "writable", *_SHOWN)],
     align=True,
 )
 
-#: Kinds of system calls as ``call`` numbers them.
-_CALLS = ("", "brk", "mmap", "munmap", "madvise", "mremap", "mprotect", "mlock")
-
-_BRK = 12
 #: Events of a program that are played before they are looked at.
 _COLLECTED = 4096
 
@@ -87,6 +74,9 @@ _TRUTH = np.dtype(
 #: What stands for the kernel: its counters, and what the real one did.
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
+#: Add what a change counts to an MM.
+count = added(_SHOWN)
+
 
 @jit
 def catch_up(k):
@@ -100,23 +90,7 @@ def catch_up(k):
         mm.reserved_vm = mm.total_vm - (c.writable - truth.writable0)
         mm.rss = c.resident - c.shared - truth.private0
         mm.hiwater_rss = max(mm.hiwater_rss, mm.rss)
-        mm.minflt += c.minflt
-        mm.majflt += c.majflt
-        mm.nr_failed += c.failed
-        if c.call == 1:
-            mm.nr_brk += 1
-        elif c.call == 2:
-            mm.nr_mmap += 1
-        elif c.call == 3:
-            mm.nr_munmap += 1
-        elif c.call == 4:
-            mm.nr_madvise += 1
-        elif c.call == 5:
-            mm.nr_mremap += 1
-        elif c.call == 6:
-            mm.nr_mprotect += 1
-        elif c.call == 7:
-            mm.nr_mlock += 1
+        count(mm, c)
 
 
 @jit
@@ -288,25 +262,18 @@ class RealRun:
         statm = np.fromstring(b" ".join(log["statm"].tolist()), "i8", sep=" ").reshape(-1, 7)
         if len(statm) != len(log):
             raise HostError("/proc/self/statm could not be read")
-        change["event"], change["call"] = log["event"], _kinds(log["nr"])
-        change["failed"] = _has_failed(log)
+        change["event"] = log["event"]
+        for counter in CALLS:
+            change[counter.field] = np.isin(log["nr"], counter.calls)
+        change["nr_failed"] = _has_failed(log)
         for name, place in (("total", 0), ("resident", 1), ("shared", 2), ("writable", 5)):
             change[name] = statm[:, place]
         change["minflt"], change["majflt"] = log["minflt"], log["majflt"]
 
 
-def _kinds(nr: np.ndarray) -> np.ndarray:
-    """Indices of _CALLS for numbers of system calls, (n,); 0 for none."""
-    kinds = np.zeros(max(machine_code.WATCHED) + 1, "i8")
-    for number, name in machine_code.WATCHED.items():
-        short = "mlock" if name in ("munlock", "mlock2") else name
-        kinds[number] = _CALLS.index(short)
-    return np.where(nr < 0, 0, kinds[nr])
-
-
 def _has_failed(log: np.ndarray) -> np.ndarray:
     """Which records are of a call that returned an error; brk returns the old break instead."""
-    is_brk = log["nr"] == _BRK
+    is_brk = log["nr"] == NR_BRK
     refused = log["result"] < log["args"][:, 0]
     return np.where(is_brk, refused, (log["nr"] >= 0) & (log["result"] < 0))
 

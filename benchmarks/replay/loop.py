@@ -36,11 +36,14 @@ from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
 from kernel.access import touch
 from kernel.conservation import check_frames
+from kernel.counters import CALLS
 from kernel.engine.jit import jit
+from kernel.engine.record import summed
 from kernel.engine.switches import COUNT, PAGE_SHIFT
+from kernel.page import table_pages
 from kernel.task import abort
 from kernel.types import ABORT_FRAMES, ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
-from kernel.vma import covered
+from kernel.vma import covered, heap_pages
 
 # --- Switches of the loop (bound by build, as those of kernel.engine.switches) -------------------
 
@@ -63,7 +66,7 @@ HAS_SITE = False
 STEPS_EXACT, STEPS_PARTS = 10, 6
 STEP_BUCKETS = bucket_count(STEPS_EXACT, STEPS_PARTS)
 
-#: Columns of the timeline.
+#: Columns of the timeline, as :func:`timeline_row` fills them, and those of them that are in pages.
 TIMELINE_COLUMNS = (
     "event",
     "live",
@@ -75,6 +78,7 @@ TIMELINE_COLUMNS = (
     "syscalls",
     "steps",
 )
+TIMELINE_PAGES = ("heap", "rss", "reserved", "page_tables")
 TIMELINE_ROWS = 4096
 TIMELINE_WIDTH = len(TIMELINE_COLUMNS)
 
@@ -113,26 +117,8 @@ RUN = np.dtype(
 )
 
 
-@jit(inline=True)
-def heap_bytes(k):
-    """Bytes mapped by the allocator since its start, without PROT_NONE reservations."""
-    mm = k.mm
-    return (mm.total_vm - mm.reserved_vm - mm.start_vm) << PAGE_SHIFT
-
-
-@jit(inline=True)
-def system_calls(k):
-    """System calls so far."""
-    mm = k.mm
-    return (
-        mm.nr_brk
-        + mm.nr_mmap
-        + mm.nr_munmap
-        + mm.nr_madvise
-        + mm.nr_mremap
-        + mm.nr_mprotect
-        + mm.nr_mlock
-    )
+#: System calls so far, of an MM.
+system_calls = summed(counter.field for counter in CALLS)
 
 
 @jit(cold=True)
@@ -144,10 +130,26 @@ def verify_frames(k, r):
     r.frames_checks += 1
 
 
+@jit
+def timeline_row(k, r, event):
+    """The row of TIMELINE_COLUMNS after ``event``."""
+    mm = k.mm
+    return (
+        event,
+        r.live,
+        heap_pages(mm),
+        mm.rss,
+        mm.reserved_vm,
+        table_pages(mm),
+        mm.minflt,
+        system_calls(mm),
+        mm.loads + mm.stores,
+    )
+
+
 @jit(cold=True)
 def sample(k, r, event):
     """Append a timeline row; thin the table out first when it is full."""
-    mm = k.mm
     if r.rows == TIMELINE_ROWS:
         r.rows >>= 1
         for i in range(r.rows):
@@ -157,22 +159,16 @@ def sample(k, r, event):
     row = r.rows
     r.rows += 1
     r.next_row = event + r.stride
-    r.timeline[row, 0] = event
-    r.timeline[row, 1] = r.live
-    r.timeline[row, 2] = heap_bytes(k)
-    r.timeline[row, 3] = mm.rss << PAGE_SHIFT
-    r.timeline[row, 4] = mm.reserved_vm << PAGE_SHIFT
-    r.timeline[row, 5] = (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) << PAGE_SHIFT
-    r.timeline[row, 6] = mm.minflt
-    r.timeline[row, 7] = system_calls(k)
-    r.timeline[row, 8] = mm.loads + mm.stores
+    values = timeline_row(k, r, event)
+    for j in range(TIMELINE_WIDTH):
+        r.timeline[row, j] = values[j]
 
 
 @jit(inline=True)
 def observe(k, r, op):
     """Take the exact per-event statistics after an event of the allocator."""
     mm = k.mm
-    heap = heap_bytes(k)
+    heap = heap_pages(mm) << PAGE_SHIFT
     if r.live > r.peak_live:
         r.peak_live = r.live
         r.heap_at_peak_live = heap

@@ -6,9 +6,19 @@ from functools import partial
 import numpy as np
 
 from benchmarks.events.histogram import quantile
-from benchmarks.replay.loop import STEPS_EXACT, STEPS_PARTS, TIMELINE_COLUMNS, system_calls
+from benchmarks.replay.loop import (
+    STEPS_EXACT,
+    STEPS_PARTS,
+    TIMELINE_COLUMNS,
+    TIMELINE_PAGES,
+    system_calls,
+    timeline_row,
+)
+from benchmarks.replay.metrics import METRICS
+from kernel.counters import COUNTERS, Counter
 from kernel.frames import fragmentation_index, free_blocks, unusable_free_index
 from kernel.types import L1_BASE, L1_HUGE, L2
+from kernel.vma import heap_pages
 
 
 def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
@@ -16,23 +26,12 @@ def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
 
     ``page``: bytes of a base page.
     """
-    mm = k.mm
     rows = r.timeline[: r.rows]
     last = int(k.task.now)
     if len(rows) == 0 or rows[-1, 0] < last:
-        end = [
-            last,
-            r.live,
-            (mm.total_vm - mm.reserved_vm - mm.start_vm) * page,
-            mm.rss * page,
-            mm.reserved_vm * page,
-            (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) * page,
-            mm.minflt,
-            system_calls(k),
-            mm.loads + mm.stores,
-        ]
-        rows = np.vstack([rows, np.array([end], "i8")])
-    return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray(rows.T), strict=True))
+        rows = np.vstack([rows, np.array([timeline_row(k, r, last)], "i8")])
+    units = [page if name in TIMELINE_PAGES else 1 for name in TIMELINE_COLUMNS]
+    return dict(zip(TIMELINE_COLUMNS, np.ascontiguousarray((rows * units).T), strict=True))
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -40,31 +39,28 @@ def _over(numerator: float, denominator: float) -> float:
     return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
 
 
+def _count(k: np.record, counter: Counter) -> int:
+    """How far ``counter`` has come; 0 where its part of the kernel is off."""
+    return int(k[counter.record][counter.field]) if counter.record in k.dtype.names else 0
+
+
 def kernel_work(k: np.record, page: int) -> dict[str, int]:
     """How often each kind of kernel work that has a price (kernel.cost.COSTS) was done.
 
     ``page``: bytes of a base page.
     """
-    mm = k.mm
-    huge = page // 8  # base pages of a huge page
+    work = {counter.price: _count(k, counter) for counter in COUNTERS if counter.price}
+    # The frames of a huge page have their price together.
+    work["page_returned"] -= work["huge_page_returned"] * (page // 8)
+    return work
+
+
+def counted(k: np.record, page: int) -> dict[str, int]:
+    """The metrics that a counter is; ``page`` in bytes."""
     return {
-        "brk": int(mm.nr_brk),
-        "mmap": int(mm.nr_mmap),
-        "munmap": int(mm.nr_munmap),
-        "madvise": int(mm.nr_madvise),
-        "mremap": int(mm.nr_mremap),
-        "mprotect": int(mm.nr_mprotect),
-        "mlock": int(mm.nr_mlock),
-        "fault_write": int(mm.flt_write),
-        "fault_read": int(mm.flt_read),
-        "fault_cow": int(mm.flt_cow),
-        "fault_populate": int(mm.flt_populate),
-        "fault_huge": int(mm.flt_huge),
-        "fault_file": int(mm.flt_file),
-        "fault_major": int(mm.majflt),
-        "swap_out": int(k.vmstat.pswpout) if has_frames(k) else 0,
-        "page_returned": int(mm.zapped - mm.zapped_huge * huge),
-        "huge_page_returned": int(mm.zapped_huge),
+        counter.metric: _count(k, counter) * (page if counter.unit == "bytes" else 1)
+        for counter in COUNTERS
+        if counter.metric and counter.record in k.dtype.names
     }
 
 
@@ -87,16 +83,10 @@ def has_tlb(k: np.record) -> bool:
 
 
 def frames_metrics(k: np.record, r: np.record, page: int) -> dict[str, float]:
-    """The metrics of physical memory; ``page`` in bytes."""
-    v = k.vmstat
+    """The metrics of physical memory that are no counters; ``page`` in bytes."""
     blocks = free_blocks(k)
     huge = page.bit_length() - 4  # log2 of a huge page's frames
     return {
-        "swap_outs": int(v.pswpout),
-        "peak_swap": int(v.swap_peak) * page,
-        "pages_lazyfreed": int(v.pglazyfreed),
-        "huge_failures": int(v.thp_fault_fallback),
-        "huge_splits": int(v.thp_split_page),
         "end_free_frames": int(k.zone["free"].sum()),
         "unusable_free_huge": unusable_free_index(blocks, huge),
         "fragmentation_index_huge": fragmentation_index(blocks, huge),
@@ -105,33 +95,32 @@ def frames_metrics(k: np.record, r: np.record, page: int) -> dict[str, float]:
 
 
 def tlb_metrics(k: np.record) -> dict[str, float]:
-    """The metrics of the TLBs."""
+    """The metrics of the TLBs that are no counters."""
     levels, stat = k.tlb_level, k.tlb_stat
     return {
         "tlb_l1_misses": int(levels[L1_BASE].misses + levels[L1_HUGE].misses),
         "tlb_l2_misses": int(levels[L2].misses),
-        "page_walks": int(stat.walks),
         "tlb_flushes": int(stat.flush_all + stat.flush_pages),
     }
 
 
 def measured(k: np.record, r: np.record, page: int, cost: Mapping[str, float]) -> dict[str, float]:
     """Compute every deterministic metric from the state after a replay; ``page`` in bytes."""
-    metrics = _always_measured(k, r, page, cost)
+    found = _always_measured(k, r, page, cost) | counted(k, page)
     if has_frames(k):
-        metrics |= frames_metrics(k, r, page)
+        found |= frames_metrics(k, r, page)
     if has_tlb(k):
-        metrics |= tlb_metrics(k)
-    return metrics
+        found |= tlb_metrics(k)
+    return {metric.name: found[metric.name] for metric in METRICS if metric.name in found}
 
 
 def _always_measured(
     k: np.record, r: np.record, page: int, cost: Mapping[str, float]
 ) -> dict[str, float]:
-    """The metrics that every kernel has."""
+    """The metrics that every kernel has and that are no counters."""
     mm = k.mm
     n = max(int(r.operations), 1)
-    heap = int(mm.total_vm - mm.reserved_vm - mm.start_vm) * page
+    heap = int(heap_pages(mm)) * page
     within = partial(quantile, r.histogram.sum(axis=0), exact=STEPS_EXACT, parts=STEPS_PARTS)
     return {
         "kernel_ns_per_op": modelled_ns(k, page, cost) / n,
@@ -154,24 +143,7 @@ def _always_measured(
         "fragmentation_peak_live": _over(float(r.heap_at_peak_live), float(r.peak_live)),
         "fragmentation_peak_heap": _over(float(r.peak_heap), float(r.live_at_peak_heap)),
         "fragmentation_peaks": _over(float(r.peak_heap), float(r.peak_live)),
-        "syscalls": int(system_calls(k)),
-        "syscalls_brk": int(mm.nr_brk),
-        "syscalls_mmap": int(mm.nr_mmap),
-        "syscalls_munmap": int(mm.nr_munmap),
-        "syscalls_madvise": int(mm.nr_madvise),
-        "syscalls_mremap": int(mm.nr_mremap),
-        "syscalls_mprotect": int(mm.nr_mprotect),
-        "syscalls_mlock": int(mm.nr_mlock),
-        "syscalls_failed": int(mm.nr_failed),
-        "faults": int(mm.minflt),
-        "faults_write": int(mm.flt_write),
-        "faults_read": int(mm.flt_read),
-        "faults_cow": int(mm.flt_cow),
-        "faults_populate": int(mm.flt_populate),
-        "faults_huge": int(mm.flt_huge),
-        "faults_file": int(mm.flt_file),
-        "faults_major": int(mm.majflt),
-        "pages_returned": int(mm.zapped),
+        "syscalls": int(system_calls(mm)),
         "loads_per_op": int(mm.loads) / n,
         "stores_per_op": int(mm.stores) / n,
         "steps_mean": int(mm.loads + mm.stores) / n,
@@ -180,6 +152,4 @@ def _always_measured(
         "steps_p99": within(0.99),
         "steps_p999": within(0.999),
         "steps_max": int(r.max_steps),
-        "payload_loads": int(mm.payload_loads),
-        "payload_stores": int(mm.payload_stores),
     }

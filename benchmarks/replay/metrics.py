@@ -9,6 +9,9 @@ shared zero page.  Peaks are exact per event and means weigh every event equally
 
 from typing import NamedTuple
 
+from kernel import counters
+from kernel.counters import Counter
+
 
 class Metric(NamedTuple):
     """One number of a run.
@@ -16,7 +19,7 @@ class Metric(NamedTuple):
     ``better`` is "lower", "higher" or "" (neither); ``timed`` marks what bench.json holds, all else
     is deterministic and stands in metrics.json.  ``part``: written only when that part of the
     kernel model is on, kernel.frames or kernel.tlb.  ``modelled``: only the model can tell, so that
-    runs on a real library lack it.
+    runs on a real library lack it.  ``rare``: a summary leaves it out where it is 0.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Metric(NamedTuple):
     timed: bool = False
     part: str = ""
     modelled: bool = False
+    rare: bool = False
 
 
 def _modelled(name: str, unit: str, better: str, meaning: str, part: str = "") -> Metric:
@@ -39,6 +43,24 @@ def _frames(name: str, unit: str, better: str, meaning: str) -> Metric:
 def _tlb(name: str, unit: str, better: str, meaning: str) -> Metric:
     return _modelled(name, unit, better, meaning, "tlb")
 
+
+def _counted(*those: Counter) -> tuple[Metric, ...]:
+    """The metrics of counters (kernel.counters)."""
+    parts = {"mm": "", "vmstat": "frames", "tlb_stat": "tlb"}
+    return tuple(
+        Metric(
+            *(c.metric, c.unit, c.better, c.meaning),
+            part=parts[c.record],
+            modelled=not c.real,
+            rare=c.rare,
+        )
+        for c in those
+        if c.metric
+    )
+
+
+#: System calls by kind; page faults, in all and by cause.
+CALLS, FAULTS = _counted(*counters.CALLS), _counted(*counters.FAULTS)
 
 METRICS = (
     Metric("ns_per_op", "ns", "lower", "measured time of one allocator event", timed=True),
@@ -63,23 +85,10 @@ METRICS = (
     Metric("fragmentation_peak_heap", "%", "lower", "heap over live when heap is largest"),
     Metric("fragmentation_peaks", "%", "lower", "largest heap over largest live"),
     Metric("syscalls", "calls", "lower", "system calls in all"),
-    Metric("syscalls_brk", "calls", "lower", "brk"),
-    Metric("syscalls_mmap", "calls", "lower", "mmap"),
-    Metric("syscalls_munmap", "calls", "lower", "munmap"),
-    Metric("syscalls_madvise", "calls", "lower", "madvise"),
-    Metric("syscalls_mremap", "calls", "lower", "mremap"),
-    Metric("syscalls_mprotect", "calls", "lower", "mprotect"),
-    Metric("syscalls_mlock", "calls", "lower", "mlock and munlock"),
-    Metric("syscalls_failed", "calls", "lower", "system calls that returned an error"),
-    Metric("faults", "faults", "lower", "minor page faults in all"),
-    _modelled("faults_write", "faults", "lower", "first touch is a write: a zeroed frame"),
-    _modelled("faults_read", "faults", "lower", "first touch is a read: the shared zero page"),
-    _modelled("faults_cow", "faults", "lower", "write to a page that showed the zero page"),
-    _modelled("faults_populate", "faults", "lower", "mapped ahead by MAP_POPULATE"),
-    _modelled("faults_huge", "faults", "lower", "a huge page, mapped on touch or ahead"),
-    _modelled("faults_file", "faults", "lower", "a page of a file or of shared memory"),
-    Metric("faults_major", "faults", "lower", "major: brought back from the swap area"),
-    _modelled("pages_returned", "pages", "", "frames given back by munmap, brk and madvise"),
+    *CALLS,
+    *_counted(counters.FAILED),
+    *FAULTS,
+    *_counted(*counters.RETURNED),
     _modelled(
         "loads_per_op", "loads", "lower", "8-byte loads of the allocator's metadata per event"
     ),
@@ -92,13 +101,8 @@ METRICS = (
     _modelled("steps_p99", "steps", "lower", "loads + stores per event, 99th percentile"),
     _modelled("steps_p999", "steps", "lower", "loads + stores per event, 99.9th percentile"),
     _modelled("steps_max", "steps", "lower", "loads + stores of the costliest event"),
-    _modelled("payload_loads", "loads", "", "8-byte loads by the program and by realloc's copying"),
-    _modelled("payload_stores", "stores", "", "8-byte stores by the program, copying and clearing"),
-    _frames("swap_outs", "pages", "lower", "moved to the swap area"),
-    _frames("peak_swap", "bytes", "lower", "largest use of the swap area"),
-    _frames("pages_lazyfreed", "pages", "", "dropped by reclaim after MADV_FREE"),
-    _frames("huge_failures", "faults", "lower", "huge pages for which no block of frames was free"),
-    _frames("huge_splits", "huge pages", "lower", "whose frames became single ones"),
+    *_counted(*counters.PAYLOAD),
+    *_counted(*counters.SWAP, *counters.FRAMES),
     _frames("end_free_frames", "frames", "", "free after the last event"),
     _frames(
         "unusable_free_huge",
@@ -115,7 +119,7 @@ METRICS = (
     _frames("frames_checks", "checks", "", "times that all frames were checked and accounted for"),
     _tlb("tlb_l1_misses", "accesses", "lower", "not in the first level, base and huge pages"),
     _tlb("tlb_l2_misses", "accesses", "lower", "not in the second level either"),
-    _tlb("page_walks", "accesses", "lower", "that had to walk the page tables"),
+    *_counted(*counters.TLB),
     _tlb("tlb_flushes", "flushes", "lower", "of one page or of everything"),
 )
 

@@ -17,7 +17,7 @@ from benchmarks import workloads
 from benchmarks.trace import shipped
 from benchmarks.workloads import WorkloadError
 from kernel.config import KernelConfig
-from kernel.cost import COSTS
+from kernel.cost import check_costs
 
 #: What a KernelConfig has that is no setting of a benchmark: where a replayed process began, and
 #: a kernel on which nothing can be touched.
@@ -118,11 +118,10 @@ def check_job(config: Mapping[str, Any]) -> Job:
     kernel_config, check_frames = _kernel(kernel)
     if isinstance(plugin, Library):
         _check_host(plugin, kernel_config)
-    _known("kernel.cost.", cost, COSTS)
-    for name in COSTS:
-        value = cost.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            raise JobError(f"kernel.cost.{name}={value}: expected nanoseconds, 0 or more")
+    try:
+        check_costs(cost)
+    except ValueError as error:
+        raise JobError(f"kernel.cost.{error}") from None
     return Job(plugin, workload, kernel_config, cost, check_frames, _measure(config), seed)
 
 

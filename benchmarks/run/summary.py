@@ -8,15 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.replay.metrics import BY_NAME, METRICS
+from benchmarks.replay.metrics import BY_NAME, CALLS, FAULTS, METRICS
 from benchmarks.run import results
 
-_RARE_CALLS = ("syscalls_mremap", "syscalls_mprotect", "syscalls_mlock")
-_RARE_FAULTS = ("faults_huge", "faults_file", "faults_major")
-_RARE = _RARE_CALLS + _RARE_FAULTS
 #: Rows of the summary of one run: title, and the metrics beside it.  Those of a part that is off
-#: (kernel.frames, kernel.tlb) are left out, and so are those of _RARE that are 0, and on a real
-#: library those that only the model has.
+#: (kernel.frames, kernel.tlb) are left out, and so are rare ones that are 0, and on a real library
+#: those that only the model has.
 _ROWS = (
     ("events", ("operations", "failed")),
     ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
@@ -29,14 +26,8 @@ _ROWS = (
             "fragmentation_peaks",
         ),
     ),
-    (
-        "system calls",
-        ("syscalls_brk", "syscalls_mmap", "syscalls_munmap", "syscalls_madvise", *_RARE_CALLS),
-    ),
-    (
-        "page faults",
-        ("faults", "faults_write", "faults_read", "faults_cow", "faults_populate", *_RARE_FAULTS),
-    ),
+    ("system calls", tuple(m.name for m in CALLS)),
+    ("page faults", tuple(m.name for m in FAULTS)),
     ("physical memory", tuple(m.name for m in METRICS if m.part == "frames")),
     ("TLB", tuple(m.name for m in METRICS if m.part == "tlb")),
     (
@@ -113,7 +104,7 @@ def print_run(directory: Path, console: Console) -> None:
             row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
     for title, names in _ROWS:
         table.add_section()
-        shown = [n for n in names if n in metrics and (metrics[n] != 0 or n not in _RARE)]
+        shown = [n for n in names if n in metrics and (metrics[n] != 0 or not BY_NAME[n].rare)]
         for i, name in enumerate(shown):
             row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
     console.print(table)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernel.engine.jit import global_names, is_jit
+from kernel.engine.jit import global_names, hook, is_jit
 from kernel.engine.switches import NAMES
 
 #: Room in ``k.hits`` (kernel.types).
@@ -45,11 +45,13 @@ class Branch:
 class _Insert(ast.NodeTransformer):
     """Puts a counter into every arm and notes what it counts."""
 
-    def __init__(self, function: Callable, first_line: int, branches: list[Branch]) -> None:
+    def __init__(
+        self, function: Callable, first_line: int, branches: list[Branch], under: str
+    ) -> None:
         self.function = function
         self.first_line = first_line
         self.branches = branches
-        self.under = ""
+        self.under = under
 
     def statement(self, number: int, first: int) -> str:
         """What is put into branch ``number``; ``first``: of its conditional's arms, -1 for none."""
@@ -152,15 +154,15 @@ def _takes_kernel(function: Callable) -> bool:
 
 
 def _watched_code(
-    function: Callable, kind: type[_Insert], branches: list[Branch]
+    function: Callable, kind: type[_Insert], branches: list[Branch], under: str
 ) -> types.CodeType:
-    """The code of ``function`` with what ``kind`` inserts."""
+    """The code of ``function``, compiled only when the switch ``under`` is on, if one is named."""
     lines, first_line = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))
     definition = tree.body[0]
     if not isinstance(definition, ast.FunctionDef):
         raise TypeError(f"{function.__qualname__} is not a plain function")
-    insert = kind(function, first_line, branches)
+    insert = kind(function, first_line, branches, under)
     entry = insert.counter(definition, "entered", -1)
     insert.generic_visit(definition)
     has_docstring = ast.get_docstring(definition) is not None
@@ -208,15 +210,17 @@ class _Copies:
         self.within = re.compile(within)
         self.done: dict[Callable, Callable] = {}
 
-    def of(self, function: Callable) -> Callable:
-        """The copy of ``function``, its callees first."""
+    def of(self, function: Callable, under: str = "") -> Callable:
+        """The copy of ``function``, of a hook of the switch ``under`` if any, its callees first."""
         if function in self.done:
             return self.done[function]
+        if when := getattr(function, "__when__", ""):
+            return self.done.setdefault(function, hook(self.of(function.__wrapped__, when), when))
         scope = dict(function.__globals__) | self.names
         watched = _takes_kernel(function) and self.within.match(function.__module__)
         code = function.__code__
         if watched:
-            code = _watched_code(function, self.kind, self.branches)
+            code = _watched_code(function, self.kind, self.branches, under)
         for name in global_names(function):
             if name in self.bindings:
                 scope[name] = self.bindings[name]

@@ -26,6 +26,7 @@ allocate arrays, so all state is made in Python beforehand.
 
 import builtins
 import dis
+import functools
 import hashlib
 import inspect
 import os
@@ -35,6 +36,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from kernel.engine import switches
 
 #: Modules whose functions Numba knows itself.  Of the project's own, a compiled function may name
 #: only a header: a module with ``HEADER = True``, of which it reads constants (kernel.uapi).
@@ -51,19 +54,45 @@ def jit(
     inline: bool = False,
     cold: bool = False,
     intrinsic: bool = False,
+    when: str = "",
 ) -> Callable:
     """Mark ``function`` as compilable.
 
     ``inline=True`` forces its body into every caller; ``cold=True`` (a slow path) keeps it out.
     ``intrinsic=True``: the body only says what kernel.engine.link compiles in its place.
+    ``when``: a hook of the switch of this name (kernel.engine.switches): where that is off, and
+    without :func:`build`, a call does nothing and returns 0, so that no caller asks for the switch.
     """
     if function is None:
-        return lambda f: jit(f, inline=inline, cold=cold, intrinsic=intrinsic)
+        return lambda f: jit(f, inline=inline, cold=cold, intrinsic=intrinsic, when=when)
     # Explicit either way: Numba lets a function inherit the options of whoever calls it first.
     function.__jit__ = {"forceinline": inline}
     function.__cold__ = cold
     function.__intrinsic__ = intrinsic
-    return function
+    return hook(function, when) if when else function
+
+
+def hook(body: Callable, when: str) -> Callable:
+    """Return a function that does nothing; the walk takes ``body`` where switch ``when`` is on."""
+    if when not in switches.NAMES:
+        raise ValueError(f"{when} is no switch: {', '.join(switches.NAMES)}")
+    empty = functools.update_wrapper(lambda *_args: 0, body)
+    empty.__when__ = when
+    return empty
+
+
+@jit(inline=True)
+def _nothing(*_args: Any):
+    """Stand for every hook whose switch is off."""
+    return 0
+
+
+def _chosen(function: Callable, bindings: dict[str, Any]) -> Callable:
+    """Return what a call of ``function`` reaches: of a hook its body, or nothing."""
+    when = getattr(function, "__when__", "")
+    if not when:
+        return function
+    return function.__wrapped__ if bindings.get(when, getattr(switches, when)) else _nothing
 
 
 class WalkError(TypeError):
@@ -165,7 +194,7 @@ class _Walk:
     """The functions that one outermost function reaches, and everything they depend on."""
 
     def __init__(self, function: Callable, bindings: dict[str, Any]) -> None:
-        self.outermost = function
+        self.outermost = function = _chosen(function, bindings)
         self.bindings = bindings
         self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
         self.callees: dict[Callable, list[str]] = {}
@@ -211,7 +240,7 @@ class _Walk:
             if not hasattr(builtins, name):
                 raise _error(function, use.line, f"mentions {name}, which does not exist")
             return
-        value = scope[name]
+        value = scope[name] = _chosen(scope[name], self.bindings)
         lines = self.lines[function]
         if is_jit(value):
             if name not in self.callees[function]:
@@ -299,8 +328,9 @@ def _check_parameters(original: object, bound: object) -> None:
 
 def _arity(function: Callable) -> tuple[int, int]:
     """Return the least and the largest number of positional arguments."""
-    most = function.__code__.co_argcount
-    return most - len(function.__defaults__ or ()), most
+    body = getattr(function, "__wrapped__", function)  # of a hook
+    most = body.__code__.co_argcount
+    return most - len(body.__defaults__ or ()), most
 
 
 def _describe(function: Callable, name: str, value: object, line: int) -> str:
@@ -370,7 +400,7 @@ def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callabl
 
         link.install()
         walk = _Walk(function, link.INTRINSICS | bindings)
-    result = walk.compile(function, {})
+    result = walk.compile(walk.outermost, {})
     if cache and not disabled():
         from numba.core import config
 

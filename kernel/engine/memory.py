@@ -5,7 +5,7 @@ intrinsics); the functions below are their meaning, and what runs with the JIT o
 argument would cost seven machine words at every call; the whole kernel state is one pointer this
 way.
 
-Callers fold the address first (kernel.access), so ``index`` always lies in the window.
+Callers fold the address first (kernel.page), so ``index`` always lies in the window.
 """
 
 import numpy as np

@@ -1,12 +1,12 @@
 """Records of state: attribute access to fields, compiled or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from operator import itemgetter
 
 import numpy as np
 
-from kernel.engine.jit import disabled
+from kernel.engine.jit import disabled, jit
 
 
 def record(dtype: np.dtype) -> np.record:
@@ -56,3 +56,22 @@ def _plain_records(dtype: np.dtype) -> np.dtype:
 def _plain_field(dtype: np.dtype) -> np.dtype | tuple[np.dtype, tuple[int, ...]]:
     base = _plain_records(dtype.base) if dtype.base.names else dtype.base
     return (base, dtype.shape) if dtype.shape else base
+
+
+# Compiled code can only spell fields out; a list of them is spelt out here.
+
+
+def summed(fields: Iterable[str]) -> Callable:
+    """A function of a record that compiles: the sum of ``fields``."""
+    return _spelt("summed(r)", "return " + " + ".join(f"r.{name}" for name in fields))
+
+
+def added(fields: Iterable[str]) -> Callable:
+    """A function of two records that compiles: add ``fields`` of the second to the first's."""
+    return _spelt("added(r, s)", "; ".join(f"r.{name} += s.{name}" for name in fields))
+
+
+def _spelt(head: str, body: str) -> Callable:
+    scope = {"__name__": __name__}
+    exec(compile(f"def {head}: {body}", __file__, "exec"), scope)
+    return jit(scope[head.partition("(")[0]])

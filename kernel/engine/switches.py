@@ -3,7 +3,8 @@
 A compiled function that mentions one of them is specialised for its value, and what the value
 rules out is folded away.  The values below are the defaults.  Constants *derived* from a switch
 are computed inside functions (the compiler folds them), never at module level, where they would
-keep the default.
+keep the default.  What runs only where a switch is on is a hook of it, ``@jit(when="FRAMES")``: its
+callers do not ask.
 """
 
 #: log2 of the page size in bytes: 12, 14 or 16.

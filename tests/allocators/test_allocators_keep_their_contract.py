@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from allocators.base import registry
+from allocators.base.operation import ALIGNED, FREE, MALLOC, REALLOC
 from allocators.base.registry import load
 from allocators.verify import Suite, variations, verify
 from allocators.verify import plan as plans
-from allocators.verify.driver import (
-    EVENT_ALIGNMENT,
-    EVENT_OP,
-    EVENT_SIZE,
-    OP_ALIGNED,
-    OP_FREE,
-    OP_MALLOC,
-    OP_REALLOC,
-)
+from allocators.verify.driver import EVENT_ALIGNMENT, EVENT_OP, EVENT_SIZE
 from allocators.verify.plan import LARGE, Writer
 from allocators.verify.process import Build, Process
 from kernel.engine.jit import disabled
@@ -63,14 +56,14 @@ def test_small_chunks_that_come_and_go():
 def test_many_large_objects(name):
     w = Writer(5)
     for slot in range(6):
-        w.op(OP_MALLOC, slot, LARGE + 5000 * slot)
-    w.op(OP_ALIGNED, 6, LARGE, 65536)
-    w.op(OP_ALIGNED, 7, 100, 1 << 20)
+        w.op(MALLOC, slot, LARGE + 5000 * slot)
+    w.op(ALIGNED, 6, LARGE, 65536)
+    w.op(ALIGNED, 7, 100, 1 << 20)
     for slot in (2, 5, 0):
-        w.op(OP_FREE, slot)
-    w.op(OP_REALLOC, 3, LARGE + 200_000)
-    w.op(OP_REALLOC, 1, 50_000)
-    w.op(OP_REALLOC, 4, LARGE - 100)
+        w.op(FREE, slot)
+    w.op(REALLOC, 3, LARGE + 200_000)
+    w.op(REALLOC, 1, 50_000)
+    w.op(REALLOC, 4, LARGE - 100)
     w.free_all()
     w.end_phase("drain")
     p = process_of(name, w.plan(), as_timed=True)  # contents would take too long
@@ -131,7 +124,7 @@ def test_a_plan_asks_for_what_it_should():
     sizes = plan.events[:, EVENT_SIZE]
     assert sizes.max() > 2 << 20
     assert (sizes == 0).any()
-    aligned = plan.events[plan.events[:, EVENT_OP] == OP_ALIGNED]
+    aligned = plan.events[plan.events[:, EVENT_OP] == ALIGNED]
     assert {16, 4096, 65536} <= set(aligned[:, EVENT_ALIGNMENT].tolist())
     assert [phase.name for phase in plan.phases if phase.drained] == ["drain", "drain"]
 

@@ -31,8 +31,8 @@ def tables_never_freed(k, start, end, floor, ceiling):
 @jit
 def tables_freed_under_others(k, start, end, floor, ceiling):
     mm = k.mm
-    mm.nr_ptes -= k.pte_table[start >> 21]
-    k.pte_table[start >> 21] = 0
+    mm.nr_ptes -= k.pmd[start >> 21]
+    k.pmd[start >> 21] = 0
 
 
 @jit

@@ -44,7 +44,7 @@ def test_agrees_on_long_programs(page, seeds):
 
 def mark_counts(k):
     """Page-table marks that are set, and window slots that are remembered."""
-    tables = [int(k[name].sum(dtype="i8")) for name in ("pte_table", "pmd_table", "pud_table")]
+    tables = [int(k[name].sum(dtype="i8")) for name in ("pmd", "pud", "pgd")]
     return [*tables, int(k.slot_seen.sum(dtype="i8"))]
 
 

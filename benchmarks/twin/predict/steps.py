@@ -123,7 +123,7 @@ class _Watched(Simulation):
                 self.k.tlb_level[L1_BASE].misses,
                 self.k.tlb_stat.walks,
                 *(count[name] for name in ("lines", "wrong")),
-                mm.minflt + mm.majflt + system_calls(self.k),
+                mm.minflt + mm.majflt + system_calls(mm),
             ],
             "i8",
         )

@@ -11,46 +11,40 @@ from typing import NamedTuple
 
 import numpy as np
 
+from allocators.base.operation import (
+    ALIGNED,
+    CALLOC,
+    FREE,
+    MALLOC,
+    REALLOC,
+    STRAY,
+    THREAD_END,
+    TRIM,
+    USABLE,
+)
 from kernel.linux.host.code import MAX_THREADS
 
-(
-    MALLOC,
-    CALLOC,
-    REALLOC,
-    ALIGNED,
-    FREE,
-    USABLE,
-    TRIM,
-    USE,
-    SBRK,
-    BLOCK,
-    UNBLOCK,
-    LIMIT_DATA,
-    LIMIT_AS,
-    STRAY,
-    THREAD_START,
-    THREAD_END,
-) = range(16)
-NAMES = (
-    "malloc",
-    "calloc",
-    "realloc",
-    "aligned_alloc",
-    "free",
-    "malloc_usable_size",
-    "malloc_trim",
-    "use",
-    "sbrk",
-    "block",
-    "unblock",
-    "limit_data",
-    "limit_as",
-    "stray",
-    "thread_start",
-    "thread_end",
-)
-#: Operations below this one are the allocator's.
-ALLOCATOR_OPS = USE
+#: What the program does beside the operations of allocators.base.operation.
+USE, SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, THREAD_START = range(16, 23)
+#: By number, the names that stored programs have.
+NAMES = {
+    MALLOC: "malloc",
+    CALLOC: "calloc",
+    REALLOC: "realloc",
+    ALIGNED: "aligned_alloc",
+    FREE: "free",
+    USABLE: "malloc_usable_size",
+    TRIM: "malloc_trim",
+    USE: "use",
+    SBRK: "sbrk",
+    BLOCK: "block",
+    UNBLOCK: "unblock",
+    LIMIT_DATA: "limit_data",
+    LIMIT_AS: "limit_as",
+    STRAY: "stray",
+    THREAD_START: "thread_start",
+    THREAD_END: "thread_end",
+}
 
 #: What the program does with a block afterwards.
 LEAVE, WRITE, READ = range(3)
@@ -172,13 +166,13 @@ def load(path: Path) -> tuple[dict, list[Op]]:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a stored program ({error})") from None
-    ops = []
+    ops, kinds = [], {name: kind for kind, name in NAMES.items()}
     for n, (name, *numbers) in enumerate(rows):
-        if name not in NAMES or len(PROGRAM.names) - len(numbers) not in (1, 2):
+        if name not in kinds or len(PROGRAM.names) - len(numbers) not in (1, 2):
             raise ValueError(f"{path}: operation {n} is not one")
         if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
             raise ValueError(f"{path}: operation {n} has impossible numbers")
-        op = Op(NAMES.index(name), *numbers)
+        op = Op(kinds[name], *numbers)
         fits = 0 <= op.extra <= 62 if op.kind == ALIGNED else op.extra >= 0
         fits = fits and 0 <= op.thread < MAX_THREADS
         if not (fits and -1 <= op.slot < 1 << 24 and LEAVE <= op.use <= READ and op.begin >= GROWN):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base.operation import ALLOCATING
 from benchmarks.twin.verify import directed
 from benchmarks.twin.verify.compare import (
     Outcome,
@@ -22,10 +23,8 @@ from benchmarks.twin.verify.compare import (
 )
 from benchmarks.twin.verify.modes import MODES, TABLE, Generator
 from benchmarks.twin.verify.operation import (
-    ALIGNED,
     CALLOC,
     LEAVE,
-    REALLOC,
     USE,
     Op,
     dump,
@@ -240,7 +239,7 @@ def variants(op: Op) -> Iterator[Op]:
         yield op._replace(begin=0)
     if op.kind == CALLOC and op.extra > 1:
         yield op._replace(extra=1)
-    if op.kind <= REALLOC or op.kind == ALIGNED:
+    if op.kind in ALLOCATING:
         for size in (
             24,
             op.request // 2 // 4096 * 4096 - 8,

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base.operation import ALLOCATING, FREE, TRIM, USABLE
 from benchmarks.twin.verify.compare import Outcome
-from benchmarks.twin.verify.operation import ALLOCATOR_OPS, NAMES
+from benchmarks.twin.verify.operation import NAMES
 from benchmarks.twin.verify.reach import out_of_reach
 from kernel.engine.branches import Branch
 from kernel.linux.verify.tally import split_branches
+
+_OF_THE_ALLOCATOR = {NAMES[kind] for kind in (*ALLOCATING, FREE, USABLE, TRIM)}
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Tally:
         x = outcome.expected[:n]
         self.faults += int(x.minflt.sum() + x.use_minflt.sum())
         self.breaks += int((np.diff(x.brk) != 0).sum())
-        makes = kinds < NAMES.index("free")
+        makes = np.isin(kinds, ALLOCATING)
         self.refused += int((makes & (x.value == 0) & (x.request != 0)).sum())
 
     def add(self, other: "Tally") -> None:
@@ -72,11 +75,11 @@ class Tally:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        width = max(map(len, NAMES))
+        width = max(map(len, NAMES.values()))
         lines = [f"{mode}: {count:,} operations" for mode, count in self.modes.items()]
         lines.append("operations by kind")
         for name, count in self.kinds.most_common():
-            mark = "" if NAMES.index(name) < ALLOCATOR_OPS else "  (of the program)"
+            mark = "" if name in _OF_THE_ALLOCATOR else "  (of the program)"
             lines.append(f"  {name:<{width}} {count:>12,}{mark}")
         lines.append(
             f"{self.faults:,} page faults, the break moved {self.breaks:,} times, "

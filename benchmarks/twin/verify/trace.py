@@ -17,14 +17,10 @@ from benchmarks.trace import shipped
 from benchmarks.twin.verify.compare import Pair, Setting, row_lines
 from benchmarks.twin.verify.operation import (
     ALIGNED,
-    CALLOC,
-    FREE,
     GROWN,
     LEAVE,
-    MALLOC,
     PROGRAM,
     READ,
-    REALLOC,
     THREAD_END,
     THREAD_START,
     USE,
@@ -45,8 +41,6 @@ _SHRINKABLE = 60_000
 #: Operations before a difference that are shown.
 _SHOWN = 12
 
-#: Our kind for each of benchmarks.events.events; the end of a thread is nothing here.
-_KINDS = np.array([MALLOC, FREE, REALLOC, CALLOC, ALIGNED, USE, USE, USE])
 _EVERYTHING = 1 << 62
 
 
@@ -60,7 +54,8 @@ class TraceReport(Report):
 def to_program(events: Events, touch: str) -> np.ndarray:
     """Events as rows of PROGRAM; ``touch``: what becomes of a new block (TOUCH_NAMES)."""
     rows = np.zeros(len(events.op), PROGRAM)
-    rows["kind"] = _KINDS[events.op]
+    # The end of a thread is nothing here.
+    rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, USE)
     rows["slot"] = events.slot
     rows["request"] = events.size
     if len(events.align):

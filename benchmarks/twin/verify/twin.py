@@ -5,19 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.contract import aligned_alloc, calloc, free, malloc, realloc, trim, usable_size
+from allocators.base.contract import perform
+from allocators.base.operation import ALLOCATING
 from allocators.base.registry import Plugin
 from benchmarks.replay.loop import initialise
 from benchmarks.twin.verify.operation import (
     ALIGNED,
     BLOCK,
-    CALLOC,
     FREE,
     GROWN,
     LEAVE,
     LIMIT_AS,
     LIMIT_DATA,
-    MALLOC,
     REALLOC,
     SBRK,
     STRAY,
@@ -37,7 +36,8 @@ from kernel.engine.jit import build, jit, source_hash
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.limits import setrlimit
 from kernel.linux.host.code import MAX_THREADS
-from kernel.mmap import mmap, munmap, page_align
+from kernel.mmap import mmap, munmap
+from kernel.page import page_align
 from kernel.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -64,27 +64,6 @@ EXPECTED = np.dtype(
 )
 #: Columns of the table of blocks: the address, 0 for none; the bytes asked for; the last address.
 BLOCK_COLUMNS = 3
-
-
-@jit
-def _make(k, a, op, x):
-    """Let the allocator serve a request for a new block; its address."""
-    if op.kind == MALLOC:
-        return malloc(k, a, x.request)
-    if op.kind == CALLOC:
-        return calloc(k, a, x.request)
-    return aligned_alloc(k, a, 1 << op.extra, x.request)
-
-
-@jit
-def _resize(k, a, x):
-    """realloc by the C library's rules: NULL allocates, size 0 frees."""
-    if x.p == 0:
-        return malloc(k, a, x.request)
-    if x.request == 0:
-        free(k, a, x.p)
-        return 0
-    return realloc(k, a, x.p, x.request)
 
 
 @jit
@@ -138,33 +117,20 @@ def _start_or_end(k, a, op, x, threads):
 def _call(k, a, op, x, blocks, threads):
     """Do an operation's call and keep the table of blocks; what it returns."""
     kind, slot = op.kind, op.slot
-    if kind in (MALLOC, CALLOC, ALIGNED):
-        value = _make(k, a, op, x)
-        blocks[slot, 0] = value
-        blocks[slot, 1] = x.request
-        blocks[slot, 2] = value
-        return value
-    if kind == FREE:
-        if x.p:
-            blocks[slot, 0] = 0
-            free(k, a, x.p)
-        return 0
-    if kind == REALLOC:
-        value = _resize(k, a, x)
-        if value or x.request == 0:  # else refused: the block stays as it is
+    if kind in ALLOCATING:
+        value = perform(k, a, kind, x.p, x.request, 1 << op.extra if kind == ALIGNED else 0)
+        if value or kind != REALLOC or x.request == 0:  # else refused: the block stays as it is
             blocks[slot, 0] = value
             blocks[slot, 1] = x.request
-            blocks[slot, 2] = value if value else x.p
+            blocks[slot, 2] = value if value or kind != REALLOC else x.p
         return value
-    if kind == USABLE:
-        return usable_size(k, a, x.p) if x.p else 0
-    if kind == TRIM:
-        trim(k, a)
-        return 0
+    if kind in (FREE, USABLE, TRIM):
+        if kind == FREE and x.p:
+            blocks[slot, 0] = 0
+        return perform(k, a, kind, x.p, 0, 0)
     if kind == STRAY:
         x.p = blocks[slot, 2] + x.request
-        free(k, a, x.p)
-        return 0
+        return perform(k, a, FREE, x.p, 0, 0)
     if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
         return _change_world(k, a, op, x, blocks)
     if kind in (THREAD_START, THREAD_END):

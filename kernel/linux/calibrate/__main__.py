@@ -158,13 +158,14 @@ def _print_table(prices: Mapping[str, Any], machine: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from kernel.linux.calibrate.prices import BESIDE, MEANING
+    from kernel.cost import COSTS
+    from kernel.linux.calibrate.prices import BESIDE
 
     table = Table("price", "ns", "quartiles", "of", caption=machine, box=None)
     for column in table.columns[1:3]:
         column.justify = "right"
     for name, price in prices.items():
-        spread, meaning = f"{price.q1:,.1f}–{price.q3:,.1f}", {**MEANING, **BESIDE}[name]
+        spread, meaning = f"{price.q1:,.1f}–{price.q3:,.1f}", (COSTS | BESIDE)[name]
         if price.reason:
             spread, meaning = "–", f"not measured: {price.reason}; the reference's value"
         table.add_row(name, f"{price.ns:,.1f}", spread, meaning)

@@ -7,26 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
-#: What the table prices, with the meaning of each.  The names are benchmarks/run/job.py's.
-MEANING = {
-    "brk": "a call that grows the heap",
-    "mmap": "a call that makes an area",
-    "munmap": "a call that takes away an area without pages",
-    "madvise": "a call that finds no pages",
-    "mremap": "a call that grows or shrinks an area in place",
-    "mprotect": "a call that changes an area without pages",
-    "mlock": "a call of mlock or munlock whose page is there",
-    "fault_write": "first touch is a write: a zeroed frame",
-    "fault_read": "first touch is a read: the zero page",
-    "fault_cow": "write to a page that showed the zero page",
-    "fault_populate": "a page mapped ahead",
-    "fault_huge": "a huge page of 2 MiB",
-    "fault_file": "a page of shared memory that exists already",
-    "fault_major": "a page brought back from the swap area",
-    "swap_out": "a page moved to the swap area",
-    "page_returned": "a frame given back",
-    "huge_page_returned": "a huge page given back whole",
-}
+from kernel.cost import COSTS, check_costs
 
 #: What else is measured.  The table has one price a kind, so that these stand beside it.
 BESIDE = {
@@ -87,20 +68,20 @@ def _combined(found: Found, neighbourhood: int) -> dict[str, float | str]:
 def make_prices(
     processes: Sequence[Found], reference: Mapping[str, float], neighbourhood: int
 ) -> dict[str, Price]:
-    """Return the price of every name of MEANING, and of those of BESIDE that were measured.
+    """Return the price of every name of COSTS, and of those of BESIDE that were measured.
 
     ``reference``: nanoseconds for what was not.  ``neighbourhood``: pages that were swapped out for
     each unit of ``swapped_neighbourhood``.
     """
     every = [_combined(found, neighbourhood) for found in processes]
     made = {}
-    for name in (*MEANING, *BESIDE):
+    for name in (*COSTS, *BESIDE):
         values = [found.get(name, "not measured") for found in every]
         samples = [value for value in values if not isinstance(value, str)]
         made_of = price(samples) if samples else None
         if made_of and made_of.ns > 0:
             made[name] = made_of
-        elif name in MEANING:
+        elif name in COSTS:
             reason = (
                 f"lost in the noise: {made_of.ns:.0f} ns"
                 if made_of
@@ -157,7 +138,7 @@ def table_text(prices: Mapping[str, Price], machine: MeasuredMachine) -> str:
         "# Nanoseconds of kernel work on one machine, by python -m kernel.linux.calibrate.",
         f"# {machine}",
         "# Each line: the median, then the first and the third quartile over fresh processes.",
-        *(f"{name}: {_figures(prices[name])}" for name in MEANING),
+        *(f"{name}: {_figures(prices[name])}" for name in COSTS),
         "# Beside the table, which has one price a kind:",
         *(f"# {name}: {_figures(prices[name])}" for name in BESIDE if name in prices),
     ]
@@ -182,10 +163,10 @@ def read_table(path: Path) -> dict[str, float]:
         raise PricesError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(table, dict):
         raise PricesError(f"{path}: not a table of names and numbers")
-    for name in MEANING:
-        value = table.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise PricesError(f"{path}: {name}: expected nanoseconds, found {value!r}")
+    try:
+        check_costs(table)
+    except ValueError as error:
+        raise PricesError(f"{path}: {error}") from None
     return table
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from kernel.boot import Machine
 from kernel.config import KernelConfig
 from kernel.engine.jit import build_once, jit
+from kernel.merge import modify_vma
 from kernel.syscall import syscall
 from kernel.types import MM, VM_SPECIAL, VMA
 from kernel.uapi import ENOMEM, RLIM_INFINITY
-from kernel.vma import find_vma, modify_vma
+from kernel.vma import find_vma
 
 #: The window is not used: the smallest will do.
 WINDOW_BITS = 32

@@ -17,12 +17,11 @@ from kernel.engine.branches import Branch, instrument
 from kernel.engine.jit import build_once, jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import handle_mm_fault
-from kernel.find import find_vma
 from kernel.limits import setrlimit
 from kernel.linux.host.observe import FILE, HUGE, KIND_HEAP, PRESENT, SWAPPED, ZERO
 from kernel.linux.verify.operation import OP_LOAD, OP_SETRLIMIT, OP_STORE, OP_SYSCALL, OP_TOUCH, Op
 from kernel.linux.verify.program import Area, View
-from kernel.pgtable import next_slot, page_of, pmd_shift
+from kernel.page import next_slot, page_of, page_size, pmd_addr_end, table_pages
 from kernel.syscall import syscall
 from kernel.types import (
     PTE_FILE,
@@ -34,6 +33,7 @@ from kernel.types import (
     SimulatedSignal,
 )
 from kernel.uapi import RLIM_INFINITY, RLIMIT_AS
+from kernel.vma import find_vma
 
 #: One area as both sides tell it.
 AREA_ROW = np.dtype(
@@ -105,7 +105,7 @@ def execute(k, kind, nr, a, b, c, d, e, f):
         _reach(k, a, 1)
         store(k, a, b)
     elif kind == OP_TOUCH:
-        for addr in range(a, a + b, 1 << PAGE_SHIFT):
+        for addr in range(a, a + b, page_size()):
             _reach(k, addr, c)
             if c:
                 store(k, addr, d)
@@ -223,11 +223,11 @@ def model_regions(k, protected, rows):
             continue
         start = next_slot(k, start, end)
         while start < end:
-            stop = min(end, ((start >> pmd_shift()) + 1) << pmd_shift())
-            for addr in range(start, stop, 1 << PAGE_SHIFT):
+            stop = pmd_addr_end(start, end)
+            for addr in range(start, stop, page_size()):
                 state = _page_state(k.pte[page_of(addr)])
                 if state:
-                    n = _put_region(rows, n, addr, addr + (1 << PAGE_SHIFT), state)
+                    n = _put_region(rows, n, addr, addr + page_size(), state)
             start = next_slot(k, stop, end)
     return n
 
@@ -242,7 +242,7 @@ def observe(k, protected, rows, ids, regions, out):
     out[3] = mm.data_vm << PAGE_SHIFT
     out[4] = mm.stack_vm << PAGE_SHIFT
     out[5] = mm.locked_vm << PAGE_SHIFT
-    out[6] = (mm.nr_ptes + mm.nr_pmds + mm.nr_puds) << PAGE_SHIFT
+    out[6] = table_pages(mm) << PAGE_SHIFT
     out[7] = mm.rss << PAGE_SHIFT
     out[8] = mm.brk
     out[9] = mm.minflt

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kernel.engine.jit import jit
-from kernel.huge import pages_per_slot
+from kernel.huge import map_huge_page as map_huge
+from kernel.merge import add_vma
 from kernel.types import (
     VM_GROWSDOWN,
     VM_LOCKED,
@@ -23,7 +24,7 @@ from kernel.types import (
     VM_WRITE,
 )
 from kernel.uapi import EFAULT, MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
-from kernel.vma import add_vma, pgoff_at
+from kernel.vma import pgoff_at
 
 #: What replaces which function of the model, by the rule that it breaks.
 MUTATIONS: dict[str, dict[str, Callable]] = {}
@@ -182,7 +183,8 @@ def _keep_huge(k, addr):
 
 @_breaks("a huge page comes without a deposited table", "map_huge_page")
 def _no_deposit(k, addr):
-    k.mm.rss += pages_per_slot()
+    map_huge(k, addr)
+    k.mm.nr_ptes -= 1
 
 
 @_breaks("frames are never locked in memory", "lock_frames")

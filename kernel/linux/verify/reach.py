@@ -12,6 +12,7 @@ _REPLAY = "without pages only for recorded calls (kernel.linux.replay)"
 _WINDOW = "the model's window holds every program"
 _MEMORY = "memory is not exhausted here"
 _SWITCH = "a switch that programs here leave alone"
+_HELD = "only allocators look at a page once for several loads"
 _NOEXEC = "no file here is on a file system without execution"
 _STACK = "a stack grows by less than memory"
 _KNOWN = "programs make only calls that the model knows, and set limits by an operation of its own"
@@ -19,22 +20,22 @@ _KNOWN = "programs make only calls that the model knows, and set limits by an op
 #: (module, function, pattern of the text, why); each a regular expression that must match wholly.
 _OUT_OF_REACH: tuple[tuple[str, str, str, str], ...] = (
     (r"kernel\.(frames|vmscan|swap|tlb)", ".*", ".*", _FRAMES),
-    (r"kernel\.fault", "flush_present|_flush_page", ".*", _FRAMES),
-    (r"kernel\.mremap", "_move_backing", ".*", _FRAMES),
+    (r"kernel\.fault", "_fault_page", r"if f & types\.PTE_SWAP:", _FRAMES),
     (".*", ".*", r"if (not )?(COUNT|CHECKED|PAYLOAD)\b.*", _SWITCH),
+    (r"kernel\.access", "_loads", r"if not _is_held\(held\):  else", _HELD),
     (".*", ".*", r"if .*\blayout_only:", _REPLAY),
     (r"kernel\.mmap", "refuse_collision", ".*", _WINDOW),
     (r"kernel\.fault", "_fault_file", ".*", _LAYOUT),
     (r"kernel\.fault", ".*", r".*(FAULT_FILE|PTE_FILE|vm_file).*", _LAYOUT),
-    (r"kernel\.fault", "_check_memory|_fault_huge", r"if .*mm\.memory.*", _MEMORY),
+    (r"kernel\.fault", "_check_memory|_fault_huge", r"if .*not _fits\(.*\):", _MEMORY),
     (r"kernel\.fault", "_fault_page", r"if _fault_huge.*else", _MEMORY),
     (".*", ".*", ".*VM_SPECIAL.*", _HARNESS),
     (r"kernel\.mremap", "_mremap_to", "if error < 0:", _HARNESS),
     (r"kernel\.mremap", "_move_areas", "if moved == 0:  else", _HARNESS),
-    (r"kernel\.mmap", "_file_flags", "if (not may & VM_MAYEXEC|prot & VM_EXEC):.*", _NOEXEC),
+    (r"kernel\.mmap", "_file_flags", r"if .*\.VM_(MAY)?EXEC:.*", _NOEXEC),
     (r"kernel\.stack", "expand_stack", "if not enough_memory.*", _STACK),
-    (r"kernel\.verify\.model", "execute", "if kind == OP_SETRLIMIT:  else", _KNOWN),
-    (r"kernel\.syscall", "syscall", "if nr == NR_(SETRLIMIT|MUNLOCK):.*", _KNOWN),
+    (r"kernel\.linux\.verify\.model", "execute", "if kind == OP_SETRLIMIT:  else", _KNOWN),
+    (r"kernel\.syscall", "syscall", r"if nr == uapi\.NR_(SETRLIMIT|MUNLOCK):.*", _KNOWN),
     (r"kernel\.limits", "setrlimit", "if resource == RLIMIT_STACK:  else", _KNOWN),
 )
 #: The same, on a host whose overcommit mode is not the key.

@@ -52,6 +52,8 @@ def test_a_wrong_setting_is_named_at_once(bench, tmp_path, argument, message):
         ("+kernel.layout_only=true", "unknown setting kernel.layout_only"),
         ("+kernel.colour=1", "unknown setting kernel.colour"),
         ("kernel.cost.brk=-1", "kernel.cost.brk=-1"),
+        ("~kernel.cost.mlock", "kernel.cost.mlock is missing"),
+        ("+kernel.cost.mlok=1", "kernel.cost.mlok: no such price"),
         ("workload.operations=many", "operations=many"),
         ("workload.touch=some", "all, read"),
         ("workload.sizes.kind=gauss", "lognormal"),

@@ -527,6 +527,48 @@ def test_comments_cost_no_compilation(tmp_path):
     assert project.run()[1:] == (1, 0)
 
 
+# --- Hooks ---------------------------------------------------------------------------------------
+
+
+@jit(cold=True, when="FRAMES")
+def take_frame(k, n):
+    """A hook with a body that only machines with frames could run."""
+    return k.phys.nr_frames + n
+
+
+@jit
+def with_hook(k, n):
+    return take_frame(k, n) + n
+
+
+def test_a_hook_does_nothing_where_its_switch_is_off():
+    k = Machine(KernelConfig(window_bits=32)).k
+    assert build(with_hook, cache=False)(k, 3) == 3
+    assert build(with_hook, cache=False, FRAMES=False)(k, 3) == 3
+    assert take_frame(k, 3) == 0
+    assert with_hook(k, 3) == 3
+
+
+def test_a_hook_is_its_body_where_its_switch_is_on():
+    machine = Machine(KernelConfig(window_bits=32, frames=True, memory=1 << 20))
+    assert build(with_hook, cache=False, FRAMES=True)(machine.k, 3) == 256 + 3 + 3
+    assert build(take_frame, cache=False, FRAMES=True)(machine.k, 3) == 256 + 3
+    assert source_hash(with_hook, FRAMES=True) != source_hash(with_hook)
+
+
+def test_a_hook_can_be_bound_to_what_takes_its_parameters():
+    k = Machine(KernelConfig(window_bits=32)).k
+    one = jit(lambda k, n: 1)
+    assert build(with_hook, cache=False, take_frame=one)(k, 3) == 4
+    with pytest.raises(WalkError, match=r"must have \(k, n\)"):
+        build(with_hook, take_frame=jit(lambda k: 1))
+
+
+def test_a_hook_of_no_switch_is_refused():
+    with pytest.raises(ValueError, match="FRAME is no switch: PAGE_SHIFT"):
+        jit(cold=True, when="FRAME")(take_frame)
+
+
 # --- The machine code ----------------------------------------------------------------------------
 
 

@@ -22,7 +22,8 @@ from kernel.frames import (
     munlock_frame,
 )
 from kernel.huge import folio_of, set_folio, split_huge_slot
-from kernel.pgtable import page_of, set_pmd
+from kernel.page import page_of, set_pmd
+from kernel.pgtable import alloc_tables
 from kernel.swap import move_slot
 from kernel.types import (
     ACTIVE,
@@ -43,15 +44,7 @@ from kernel.types import (
     VM_WRITE,
     kernel_dtype,
 )
-from kernel.vmscan import (
-    back_tables,
-    balance,
-    get_frame,
-    get_huge_frame,
-    lazy_page,
-    release_page,
-    swap_in,
-)
+from kernel.vmscan import balance, get_frame, get_huge_frame, lazy_page, release_page, swap_in
 
 PAGE = 4096
 WINDOW_BITS = 32
@@ -101,7 +94,7 @@ def touch(k, addr, write):
         swap_in(k, addr)
         kind = 2
     elif not k.pte[page] & PTE_FRAME:
-        back_tables(k, addr)
+        alloc_tables(k, addr)
         map_frame(k, get_frame(k, addr), addr)
         k.pte[page] = PTE_FRAME
         k.mm.rss += 1
@@ -120,7 +113,7 @@ def touch_huge(k, addr, dirty):
 
     0 when no block is free.
     """
-    back_tables(k, addr)
+    alloc_tables(k, addr)
     pfn = get_huge_frame(k)
     if pfn < 0:
         return 0
@@ -164,12 +157,12 @@ def move(k, addr, to):
     new = page_of(to)
     f = int(k.pte[old])
     if f & PTE_SWAP:
-        back_tables(k, to)
+        alloc_tables(k, to)
         move_slot(k, old, to)
         k.pte[new] = k.pte[old]
         k.pte[old] = 0
     elif f & PTE_FRAME:
-        back_tables(k, to)
+        alloc_tables(k, to)
         for n in range(512 if f & PTE_HUGE else 1):
             move_frame(k, old + n, to + (n << 12))
             set_folio(k, new + n, folio_of(k, old + n))

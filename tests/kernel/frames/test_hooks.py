@@ -4,7 +4,9 @@ import pytest
 
 from kernel import uapi
 from kernel.engine.jit import jit
-from kernel.pgtable import alloc_pmd, alloc_pud, alloc_tables
+from kernel.page import pgd_shift, pmd_shift, pud_shift, set_pmd
+from kernel.pgtable import alloc_pmd, alloc_pud
+from kernel.types import PMD_TABLE
 from tests.kernel.frames.process import HUGE, PAGE, Process, Unsound, at
 
 #: Compiling each mutation would take longer.
@@ -74,6 +76,32 @@ def forget_two(k, a, b):
     """Do nothing, of two arguments."""
 
 
+@jit
+def forget_pud_frame(k, addr):
+    """A PUD page without a frame."""
+    if not k.pgd[addr >> pgd_shift()]:
+        k.pgd[addr >> pgd_shift()] = 1
+        k.mm.nr_puds += 1
+
+
+@jit
+def forget_pmd_frame(k, addr):
+    """A PMD page without a frame."""
+    alloc_pud(k, addr)
+    if not k.pud[addr >> pud_shift()]:
+        k.pud[addr >> pud_shift()] = 1
+        k.mm.nr_pmds += 1
+
+
+@jit
+def forget_pte_frame(k, addr):
+    """A PTE page without a frame."""
+    alloc_pmd(k, addr)
+    if not k.pmd[addr >> pmd_shift()]:
+        set_pmd(k, addr, PMD_TABLE)
+        k.mm.nr_ptes += 1
+
+
 #: Functions of the kernel and what is put in their place.
 MUTATIONS = {
     "map_frame": forget_two,
@@ -85,12 +113,13 @@ MUTATIONS = {
     "free_table_frames": forget_one,
     "move_slot": forget_two,
     "free_slot": forget_one,
-    "back_pud": alloc_pud,
-    "back_pmd": alloc_pmd,
-    "back_tables": alloc_tables,
+    "take_table_frame": forget_one,
+    "alloc_pud": forget_pud_frame,
+    "alloc_pmd": forget_pmd_frame,
+    "alloc_tables": forget_pte_frame,
     "flush_present": forget_two,
     "flush_tlb_range": forget_two,
-    "_flush_page": forget_one,
+    "flush_tlb_page": forget_one,
 }
 
 

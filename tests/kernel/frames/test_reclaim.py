@@ -204,7 +204,7 @@ def test_moving_takes_frames_and_slots_along():
     memory = Memory(2048, min_free=16, swap=64)
     memory.touch_huge(address(0))
     memory.move(address(0), address(1024))
-    memory.k.pte_table[address(0) >> 21], memory.k.pte_table[address(1024) >> 21] = 1, 2
+    memory.k.pmd[address(0) >> 21], memory.k.pmd[address(1024) >> 21] = 1, 2
     memory.verify()
     memory.touch(address(512), 1)
     memory.move(address(512), address(600))

@@ -52,7 +52,7 @@ def test_ranges_are_kept(mode, programs):
 
 def test_every_kind_occurs(programs):
     rows = np.concatenate([p for mode in programs.values() for p in mode])
-    assert {NAMES[kind] for kind in np.unique(rows["kind"])} == set(NAMES) - {"stray"}
+    assert {NAMES[kind] for kind in np.unique(rows["kind"])} == set(NAMES.values()) - {"stray"}
 
 
 def test_only_threads_that_live_act(programs):

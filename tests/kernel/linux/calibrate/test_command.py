@@ -7,9 +7,10 @@ import stat
 
 import pytest
 
+from kernel.cost import COSTS
 from kernel.linux.calibrate import __main__ as command
 from kernel.linux.calibrate import measures
-from kernel.linux.calibrate.prices import BESIDE, MEANING, read_table
+from kernel.linux.calibrate.prices import BESIDE, read_table
 from kernel.linux.host import unavailable
 from kernel.linux.host.process import HostError
 from tests.conftest import ROOT
@@ -20,7 +21,7 @@ def tables(tmp_path, monkeypatch):
     """A folder of cost tables with a reference."""
     folder = tmp_path / "tables"
     folder.mkdir()
-    text = "".join(f"{name}: {i}\n" for i, name in enumerate(MEANING, 1000))
+    text = "".join(f"{name}: {i}\n" for i, name in enumerate(COSTS, 1000))
     (folder / "reference.yaml").write_text(text)
     monkeypatch.setattr(command, "TABLES", folder)
     return folder
@@ -121,7 +122,7 @@ def test_a_bad_reference_ends_it_before_measuring(tables, served, monkeypatch, c
     (tables / "reference.yaml").write_text("brk: much\n")
     monkeypatch.setattr(measures, "measure_process", None)
     assert command.main([]) == 1
-    assert "brk: expected nanoseconds, found 'much'" in capsys.readouterr().err
+    assert "brk=much: expected nanoseconds" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written(tables, served, monkeypatch, capsys):
@@ -147,9 +148,9 @@ def test_quick_run(tables, tmp_path, capsys):
     assert command.main(["--quick", "--json", "-o", str(path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "ok"
-    assert set(told["prices"]) <= set(MEANING) | set(BESIDE)
+    assert set(told["prices"]) <= set(COSTS) | set(BESIDE)
     table = read_table(path)
-    assert list(table) == list(MEANING)
+    assert list(table) == list(COSTS)
     assert all(value > 0 for value in table.values())
     for name, price in told["prices"].items():
         assert price["processes"] in (1, 2, 3) or price["reason"], name

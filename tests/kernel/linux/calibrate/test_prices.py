@@ -6,7 +6,6 @@ from kernel.cost import COSTS
 from kernel.linux.calibrate.measures import SWAPPED, marginal, measures
 from kernel.linux.calibrate.prices import (
     BESIDE,
-    MEANING,
     MeasuredMachine,
     Price,
     PricesError,
@@ -20,7 +19,7 @@ from kernel.linux.calibrate.prices import (
 from tests.conftest import ROOT
 
 MACHINE = MeasuredMachine("Some CPU @ 3 GHz: fast", virtual=True, release="6.18.0", thp="madvise")
-REFERENCE = {name: 1000 + i for i, name in enumerate(MEANING)}
+REFERENCE = {name: 1000 + i for i, name in enumerate(COSTS)}
 
 
 def found(**changes):
@@ -97,7 +96,7 @@ def test_no_price_is_zero_or_less(value):
 
 def test_every_price_comes_from_a_measure():
     names = {measure.name for measure in measures(0, swap=True)}
-    assert set(MEANING) - names == {"page_returned", "swap_out"}
+    assert set(COSTS) - names == {"page_returned", "swap_out"}
     assert set(BESIDE) <= names
     without = {measure.name for measure in measures(0, swap=False)}
     assert names - without == {"fault_major", "swapped_neighbourhood"}
@@ -107,8 +106,8 @@ def test_every_price_comes_from_a_measure():
 # --- the file -------------------------------------------------------------------------------------
 
 
-def test_the_names_are_those_that_bench_knows():
-    assert set(MEANING) == set(COSTS)
+def test_the_reference_prices_every_kind_in_the_order_of_the_table():
+    assert list(read_table(ROOT / "conf" / "kernel" / "cost" / "reference.yaml")) == list(COSTS)
 
 
 def test_the_file_reads_back(tmp_path):
@@ -116,7 +115,7 @@ def test_the_file_reads_back(tmp_path):
     path = tmp_path / "host.yaml"
     write_table(path, table_text(made, MACHINE))
     table = read_table(path)
-    assert list(table) == list(MEANING)
+    assert list(table) == list(COSTS)
     for name, value in table.items():
         assert value == pytest.approx(made[name].ns, abs=0.05)
 
@@ -176,9 +175,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     [
         ("brk: [1", "not YAML"),
         ("- 1", "not a table"),
-        ("mmap: 1", "brk: expected nanoseconds, found None"),
-        ("brk: true", "brk: expected nanoseconds, found True"),
-        ("brk: -1", "brk: expected nanoseconds, found -1"),
+        ("mmap: 1", "brk is missing"),
+        ("brk: true", "brk=True: expected nanoseconds"),
+        ("brk: -1", "brk=-1: expected nanoseconds"),
+        ("brq: 1", "brq: no such price"),
     ],
 )
 def test_a_bad_reference_is_named(tmp_path, text, message):
