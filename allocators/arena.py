@@ -44,7 +44,13 @@ from allocators.base.contract import (
     emit,
     move,
 )
-from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.mapped import (
+    mapped_alloc,
+    mapped_free,
+    mapped_free_checked,
+    mapped_usable,
+    mapped_walk,
+)
 from allocators.base.settings import number
 from allocators.base.settings import size as size_setting
 from kernel.access import clear, load, store
@@ -301,14 +307,6 @@ def malloc(k, a, size):
 
 
 @jit(cold=True)
-def free_large(k, a, p):
-    """Unmap a large object, or end the process if ``p`` only lies where one may."""
-    if load(k, p - 8) != NONE_LIVE:
-        abort(k, ABORT_BAD_POINTER, p)
-    mapped_free(k, a, p)
-
-
-@jit(cold=True)
 def complain(k, p, live):
     """End the process: ``p`` is no live object.  ``live`` is the first word of its region."""
     if is_count(live) and p & 15 == 0 and load(k, edge_word(p)) & bit_of(p):
@@ -320,7 +318,7 @@ def complain(k, p, live):
 def free(k, a, p):
     """Clear the object's alive bit and count it off; the last one takes its region along."""
     if p & (region_size() - 1) == 0:
-        free_large(k, a, p)
+        mapped_free_checked(k, a, p, NONE_LIVE)
         return
     region = region_of(p)
     live = load(k, region)

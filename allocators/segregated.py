@@ -44,7 +44,7 @@ from allocators.base.contract import (
     clear,
     emit,
 )
-from allocators.base.mapped import mapped_alloc, mapped_free, mapped_usable, mapped_walk
+from allocators.base.mapped import mapped_alloc, mapped_free_checked, mapped_usable, mapped_walk
 from allocators.base.settings import choice, number
 from allocators.base.settings import size as size_setting
 from kernel.access import load, store
@@ -411,7 +411,7 @@ def malloc(k, a, size):
 def free(k, a, p):
     """Push the object onto its run's list."""
     if p & (chunk_size() - 1) == 0:
-        free_large(k, a, p)
+        mapped_free_checked(k, a, p, LARGE)
         return
     run = run_of(p)
     word = load(k, run)
@@ -421,14 +421,6 @@ def free(k, a, p):
         return
     store(k, p, head)
     store(k, run, word - ONE + p - head)
-
-
-@jit(cold=True)
-def free_large(k, a, p):
-    """Unmap a large object, or end the process if ``p`` only lies where one may."""
-    if load(k, p - 8) != LARGE:
-        abort(k, ABORT_BAD_POINTER, p)
-    mapped_free(k, a, p)
 
 
 @jit(cold=True)

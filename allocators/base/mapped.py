@@ -14,6 +14,8 @@ from kernel.access import load, store
 from kernel.engine.jit import jit
 from kernel.mmap import munmap
 from kernel.page import page_align, page_size
+from kernel.task import abort
+from kernel.types import ABORT_BAD_POINTER
 from kernel.uapi import PROT_READ, PROT_WRITE
 
 #: Bytes in front of the payload.
@@ -59,6 +61,14 @@ def mapped_free(k, a, p):
     if after:
         store(k, after - _PREV, before)
     munmap(k, load(k, p - _START), load(k, p - _LENGTH))
+
+
+@jit(cold=True)
+def mapped_free_checked(k, a, p, tag):
+    """Unmap the block at ``p``, or end the process if ``p`` only lies where one may."""
+    if load(k, p - 8) != tag:
+        abort(k, ABORT_BAD_POINTER, p)
+    mapped_free(k, a, p)
 
 
 @jit

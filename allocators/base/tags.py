@@ -12,17 +12,14 @@ from kernel.engine.jit import jit
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 
+#: Bytes of a tag, and where a free block has its links.
 TAG = 8
-
 NEXT, PREV = 8, 16
-
+#: What the low bits of a tag say: of the block, of the one before it, and of one with a mapping.
 USED, PREV_USED, MAPPED = 1, 2, 4
-
 #: Upper bits of a tag: a word that is no tag does not look like one.
 MAGIC = 0x5BD1 << 48
-
 MAGIC_MASK = 0x7FFF << 48
-
 SIZE_MASK = (1 << 48) - ALIGNMENT
 
 

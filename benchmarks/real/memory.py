@@ -29,7 +29,7 @@ import numpy as np
 from allocators.base.library import REAL, Library
 from benchmarks.events.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
 from benchmarks.events.touch import TOUCH_NAMES
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.real.threads import ThreadedProcess
 from benchmarks.replay.loop import RUN, TIMELINE_ROWS, replay_events
@@ -65,8 +65,8 @@ _TRUTH = np.dtype(
         ("total0", "i8"),
         ("private0", "i8"),
         ("writable0", "i8"),
-        ("address", "i8", (machine.BATCH,)),
-        ("change", _CHANGE, (machine.LOG_ROOM,)),
+        ("address", "i8", (machine_code.BATCH,)),
+        ("change", _CHANGE, (machine_code.LOG_ROOM,)),
     ],
     align=True,
 )

@@ -1,4 +1,4 @@
-"""A process that holds a real library and plays a program on it (benchmarks.real.machine).
+"""A process that holds a real library and plays a program on it (benchmarks.real.machine_code).
 
 ::
 
@@ -24,7 +24,7 @@ import numpy as np
 from allocators.base.library import Library, LibraryError
 from benchmarks.events.events import ALIGNED, Events, column
 from benchmarks.events.touch import TOUCH_NAMES
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from kernel.linux.host.process import (
     FIRST_FILE,
     OP,
@@ -37,7 +37,7 @@ from kernel.linux.host.process import (
 
 PAGE = mmap.PAGESIZE
 #: Where in the shared memory arguments of system calls are laid out.
-SCRATCH = machine.COMMON.fields["scratch"][1]
+SCRATCH = machine_code.COMMON.fields["scratch"][1]
 #: Seconds that one event may take.
 PATIENCE = 20.0
 
@@ -53,7 +53,7 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _SECCOMP_RET_TRAP, _SECCOMP_RET_ALLOW = 0x30000, 0x7FFF0000
 
 
-class State(NamedTuple):
+class PageCounts(NamedTuple):
     """Memory, in pages: areas, the writable of them, resident frames of the process's own."""
 
     total: int
@@ -64,7 +64,7 @@ class State(NamedTuple):
 def prepare(events: Events) -> np.ndarray:
     """The (n,) EVENT records of ``events``, for a process with one thread."""
     n = len(events.op)
-    todo = np.zeros(n, machine.EVENT)
+    todo = np.zeros(n, machine_code.EVENT)
     for name in ("op", "slot", "size"):
         todo[name] = getattr(events, name)
     # aligned_alloc: C knows no alignment below that of a pointer, and malloc gives 16 anyway.
@@ -75,7 +75,7 @@ def prepare(events: Events) -> np.ndarray:
 
 
 class Block:
-    """What one thread of the process and this one share: see benchmarks.real.machine.
+    """What one thread of the process and this one share: see benchmarks.real.machine_code.
 
     ``address``: in the process.  ``signal_stack`` and ``stack``: offsets of a thread's own.
     """
@@ -83,11 +83,11 @@ class Block:
     def __init__(self, memory: mmap.mmap, offset: int, batch: int, log_room: int) -> None:
         parts, self.size = _parts(batch, log_room)
         self.memory, self.offset = memory, offset
-        self.address = machine.SHARED + offset
-        self.control = np.frombuffer(memory, machine.CONTROL, 1, offset)[0]
-        self.events = np.frombuffer(memory, machine.EVENT, batch, offset + parts["events"])
-        self.answers = np.frombuffer(memory, machine.ANSWER, batch, offset + parts["answers"])
-        self.log = np.frombuffer(memory, machine.RECORD, log_room, offset + parts["log"])
+        self.address = machine_code.SHARED + offset
+        self.control = np.frombuffer(memory, machine_code.CONTROL, 1, offset)[0]
+        self.events = np.frombuffer(memory, machine_code.EVENT, batch, offset + parts["events"])
+        self.answers = np.frombuffer(memory, machine_code.ANSWER, batch, offset + parts["answers"])
+        self.log = np.frombuffer(memory, machine_code.RECORD, log_room, offset + parts["log"])
         self.signal_stack = self.address + parts["signal_stack"]
         self.stack = self.address + parts["stack"]
         self._parts = parts
@@ -127,13 +127,13 @@ class RealProcess:
     """
 
     #: Threads that there is room for, events in a batch of one, records in its log.
-    THREADS, BATCH, LOG_ROOM = 1, machine.BATCH, machine.LOG_ROOM
+    THREADS, BATCH, LOG_ROOM = 1, machine_code.BATCH, machine_code.LOG_ROOM
 
     def __init__(self, library: Library, *, slots: int, touch: str, observe: bool = True) -> None:
         self.library, self.seconds = library, 0.0
         self._begun = 0
-        code, self._entries = machine.the_code()
-        first = PAGE + _whole_pages(max(slots, 1) * machine.OBJECT.itemsize)
+        code, self._entries = machine_code.the_code()
+        first = PAGE + _whole_pages(max(slots, 1) * machine_code.OBJECT.itemsize)
         size = _parts(self.BATCH, self.LOG_ROOM)[1]
         total = first + self.THREADS * size
         shared = os.memfd_create("real", os.MFD_CLOEXEC)
@@ -145,8 +145,8 @@ class RealProcess:
             os.close(shared)
         self.pid = self._host.pid
         try:
-            self.common = np.frombuffer(self._memory, machine.COMMON, 1)[0]
-            self.table = np.frombuffer(self._memory, machine.OBJECT, max(slots, 1), PAGE)
+            self.common = np.frombuffer(self._memory, machine_code.COMMON, 1)[0]
+            self.table = np.frombuffer(self._memory, machine_code.OBJECT, max(slots, 1), PAGE)
             self.blocks = [
                 Block(self._memory, first + n * size, self.BATCH, self.LOG_ROOM)
                 for n in range(self.THREADS)
@@ -167,16 +167,16 @@ class RealProcess:
         """End the process."""
         self._host.close()
 
-    def state(self) -> State:
+    def state(self) -> PageCounts:
         """The memory now."""
         size, resident, shared, _text, _lib, data, _dirty = map(int, self.statm().split())
-        return State(size, data, resident - shared)
+        return PageCounts(size, data, resident - shared)
 
     def statm(self) -> str:
         """What /proc/PID/statm says now."""
         return Path(f"/proc/{self.pid}/statm").read_text()
 
-    def _own(self) -> State:
+    def _own(self) -> PageCounts:
         """What the library has mapped by now: the break, and large areas that no file asked for.
 
         An anonymous area right behind a file's is its variables; small ones are the loader's.
@@ -194,7 +194,7 @@ class RealProcess:
                 total += (end - start) // PAGE
                 writable += (end - start) // PAGE if "w" in rights else 0
                 private += int(re.search(r"Anonymous:\s*(\d+)", area)[1]) * 1024 // PAGE
-        return State(total, writable, private)
+        return PageCounts(total, writable, private)
 
     def play(self, todo: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Do the events ``todo`` (EVENT, any number); yields pieces (answers, log records).
@@ -251,7 +251,7 @@ class RealProcess:
         """Raise LibraryError when a log had no room for all calls of an event."""
         if any(int(block.control["lost"]) for block in self.blocks):
             raise LibraryError(
-                f"{self.library.name}: event {self._begun} made more than {machine.MARGIN} "
+                f"{self.library.name}: event {self._begun} made more than {machine_code.MARGIN} "
                 "system calls"
             )
 
@@ -263,7 +263,7 @@ class RealProcess:
 
     def _touch(self, first: int, last: int) -> None:
         """Write zeros to shared memory, so that no page of it is a fault later; offsets."""
-        op = np.array([(OP_TOUCH, 0, (machine.SHARED + first, last - first, 1, 0, 0, 0))], OP)
+        op = np.array([(OP_TOUCH, 0, (machine_code.SHARED + first, last - first, 1, 0, 0, 0))], OP)
         self._host.run(op, faults=False)
 
     def _syscall(self, number: int, *args: int) -> int:
@@ -277,17 +277,18 @@ class RealProcess:
         return value
 
     def _set_up(self, total: int, touched: int, touch: str, observe: bool) -> None:
-        fixed = machine.CODE, PAGE, mmap.PROT_READ | mmap.PROT_EXEC, _PRIVATE_FIXED, FIRST_FILE, 0
+        executable = mmap.PROT_READ | mmap.PROT_EXEC
+        fixed = machine_code.CODE, PAGE, executable, _PRIVATE_FIXED, FIRST_FILE, 0
         self._must("mapping the code", _MMAP, *fixed)
-        fixed = machine.SHARED, total, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED
+        fixed = machine_code.SHARED, total, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED
         self._must("mapping shared memory", _MMAP, *fixed, FIRST_FILE + 1, 0)
         self._touch(0, touched)
         common, main = self.common, self.blocks[0]
-        for name in machine.FUNCTIONS:
+        for name in machine_code.FUNCTIONS:
             path, common[name] = self._host.provider(name)
             if not self.library.is_file(path):
                 raise LibraryError(f"{self.library.name}: {name} would come from {path}")
-        common["table"] = machine.SHARED + PAGE
+        common["table"] = machine_code.SHARED + PAGE
         common["touch"] = TOUCH_NAMES.index(touch)
         main.set_up()
         self._map_files()
@@ -297,10 +298,12 @@ class RealProcess:
             return
         name = b"/proc/self/statm\0"
         self._memory[SCRATCH : SCRATCH + len(name)] = name
-        scratch = machine.SHARED + SCRATCH
+        scratch = machine_code.SHARED + SCRATCH
         common["statm"] = self._must("/proc/self/statm", _OPENAT, _AT_FDCWD, scratch, 0)
         self.sees_calls = self._trap_calls()
-        common["options"] = machine.OPTION_LOG | (0 if self.sees_calls else machine.OPTION_EVERY)
+        common["options"] = machine_code.OPTION_LOG
+        if not self.sees_calls:
+            common["options"] |= machine_code.OPTION_EVERY
 
     def _map_files(self) -> None:
         """Have the pages of libraries that are only read mapped: their faults are nobody's work.
@@ -315,7 +318,7 @@ class RealProcess:
 
     def _trap_calls(self) -> bool:
         """Have memory calls end in ``trapped``; False where that is refused."""
-        scratch = machine.SHARED + SCRATCH
+        scratch = machine_code.SHARED + SCRATCH
         trapped, restorer = self._entries["trapped"], self._entries["restorer"]
         action = struct.pack("=4Q", trapped, _SIGNAL_FLAGS, restorer, 0)
         self._memory[SCRATCH : SCRATCH + len(action)] = action
@@ -334,12 +337,12 @@ def _whole_pages(size: int) -> int:
 def _parts(batch: int, log_room: int) -> tuple[dict[str, int], int]:
     """Where the parts of a thread's block are, from its beginning, and how large it is."""
     sizes = {
-        "control": machine.CONTROL.itemsize,
-        "events": batch * machine.EVENT.itemsize,
-        "answers": batch * machine.ANSWER.itemsize,
-        "log": log_room * machine.RECORD.itemsize,
-        "signal_stack": machine.SIGNAL_STACK_SIZE,
-        "stack": machine.STACK_SIZE,
+        "control": machine_code.CONTROL.itemsize,
+        "events": batch * machine_code.EVENT.itemsize,
+        "answers": batch * machine_code.ANSWER.itemsize,
+        "log": log_room * machine_code.RECORD.itemsize,
+        "signal_stack": machine_code.SIGNAL_STACK_SIZE,
+        "stack": machine_code.STACK_SIZE,
     }
     at, parts = 0, {}
     for name, size in sizes.items():
@@ -352,11 +355,11 @@ def _filter() -> bytes:
     """A seccomp filter: memory calls that ``trapped`` does not make itself are signals."""
     load, equal, at_least, leave = 0x20, 0x15, 0x35, 0x06
     trap, allow = (leave, 0, 0, _SECCOMP_RET_TRAP), (leave, 0, 0, _SECCOMP_RET_ALLOW)
-    low, high = machine.CODE & 0xFFFFFFFF, machine.CODE >> 32
+    low, high = machine_code.CODE & 0xFFFFFFFF, machine_code.CODE >> 32
     code = [(load, 0, 0, 12), (equal, 0, 4, high)]  # the instruction pointer's halves
     code += [(load, 0, 0, 8), (at_least, 0, 2, low), (at_least, 1, 0, low + PAGE), allow]
     code += [(load, 0, 0, 0)]
-    for number in machine.WATCHED:
+    for number in machine_code.WATCHED:
         code += [(equal, 0, 1, number), trap]
     code.append(allow)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)

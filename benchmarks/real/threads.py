@@ -19,7 +19,7 @@ import numpy as np
 
 from allocators.base.library import Library, LibraryError
 from benchmarks.events.events import FREE, REALLOC, THREAD_END, Events, column
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from benchmarks.real.process import SCRATCH, RealProcess, prepare
 from kernel.engine.jit import build_once, jit
 
@@ -92,7 +92,7 @@ class ThreadedProcess(RealProcess):
     C library allocates for one does: it asks the library for it.  They run on all processors.
     """
 
-    THREADS, BATCH, LOG_ROOM = machine.MOST_THREADS, 1 << 13, machine.MARGIN + (1 << 12)
+    THREADS, BATCH, LOG_ROOM = machine_code.MOST_THREADS, 1 << 13, machine_code.MARGIN + (1 << 12)
 
     def __init__(self, library: Library, *, slots: int, touch: str, observe: bool = True) -> None:
         self.naming = Naming(slots, self.BATCH)
@@ -122,7 +122,7 @@ class ThreadedProcess(RealProcess):
         todo = prepare(events)
         todo["slot"], todo["turn"] = ids, turn
         left = {int(t): np.flatnonzero(threads == t) for t in np.unique(threads)}
-        answers = np.zeros(len(todo), machine.ANSWER)
+        answers = np.zeros(len(todo), machine_code.ANSWER)
         owners, logs = [], []
         while left:
             for rows, answered, log in self._round(todo, left):
@@ -141,9 +141,9 @@ class ThreadedProcess(RealProcess):
 
     def _in_order(self, ranks: list[np.ndarray], logs: list[np.ndarray], last: int) -> np.ndarray:
         """The threads' logs as one, and after it what the memory is now that all rest."""
-        now = np.zeros(1, machine.RECORD)
+        now = np.zeros(1, machine_code.RECORD)
         if self.common["options"]:
-            now["nr"], now["event"] = machine.AFTER, last
+            now["nr"], now["event"] = machine_code.AFTER, last
             now["statm"] = self.statm().encode()
         log = np.concatenate([*logs, now]) if self.common["options"] else now[:0]
         log["event"][: len(log) - 1] = np.concatenate([*ranks, np.empty(0, "i8")])
@@ -187,14 +187,14 @@ class ThreadedProcess(RealProcess):
             self.threads_seen.add(thread)
         block.control["ended"] = 0
         block.control["go"] = block.control["finished"]
-        block.control["stack_t"] = block.signal_stack, 0, machine.SIGNAL_STACK_SIZE
+        block.control["stack_t"] = block.signal_stack, 0, machine_code.SIGNAL_STACK_SIZE
         block.set_up()
-        attributes = machine.SHARED + SCRATCH
+        attributes = machine_code.SHARED + SCRATCH
         self._memory[SCRATCH : SCRATCH + _ATTRIBUTES] = bytes(_ATTRIBUTES)
-        place = block.address + machine.CONTROL.fields["thread"][1]
+        place = block.address + machine_code.CONTROL.fields["thread"][1]
         for name, *args in (
             ("attr_init", attributes),
-            ("attr_setstack", attributes, block.stack, machine.STACK_SIZE),
+            ("attr_setstack", attributes, block.stack, machine_code.STACK_SIZE),
             ("create", place, attributes, self._entries["thread"], block.address),
         ):
             result = self._call(self._pthread[name], *args)
@@ -215,4 +215,4 @@ class ThreadedProcess(RealProcess):
         action = struct.pack("=4Q", 0, _SA_RESTORER, self._entries["restorer"], 0)
         self._memory[SCRATCH : SCRATCH + len(action)] = action
         for number in (signal.SIGSEGV, signal.SIGBUS):
-            self._must("a signal", _SIGACTION, number, machine.SHARED + SCRATCH, 0, 8)
+            self._must("a signal", _SIGACTION, number, machine_code.SHARED + SCRATCH, 0, 8)

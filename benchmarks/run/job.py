@@ -29,7 +29,7 @@ class JobError(ValueError):
 
 
 @dataclass(frozen=True)
-class Measure:
+class Timing:
     """How a job is timed.
 
     ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
@@ -74,7 +74,7 @@ class Job:
     kernel: KernelConfig
     cost: Mapping[str, float]
     check_frames: bool
-    measure: Measure
+    measure: Timing
     seed: int
 
     @property
@@ -160,9 +160,9 @@ def _check_host(library: Library, kernel: KernelConfig) -> None:
             )
 
 
-def _measure(config: Mapping[str, Any]) -> Measure:
+def _measure(config: Mapping[str, Any]) -> Timing:
     measure = dict(_section(config, "measure"))
-    _known("measure.", measure, [f.name for f in fields(Measure)])
+    _known("measure.", measure, [f.name for f in fields(Timing)])
     if not isinstance(measure.get("timing"), bool):
         raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
     for name, low in (
@@ -173,7 +173,7 @@ def _measure(config: Mapping[str, Any]) -> Measure:
         ("seconds", 1),
     ):
         _whole(f"measure.{name}", measure.get(name), low)
-    return Measure(**measure)
+    return Timing(**measure)
 
 
 def _section(config: Mapping[str, Any], name: str, prefix: str = "") -> Mapping[str, Any]:

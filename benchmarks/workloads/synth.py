@@ -137,7 +137,7 @@ def lives(events: Events) -> Lives:
     return Lives(np.flatnonzero(born), later, about[later], number[later], dies, phase)
 
 
-class Schedule(NamedTuple):
+class Timetable(NamedTuple):
     """When what happens again: ``tick``, ``event`` of the trace and ``object``, each (n,) int64.
 
     A tick is the time of a birth; objects have numbers of their own, -1 is nobody.
@@ -150,7 +150,7 @@ class Schedule(NamedTuple):
 
 def drawn(
     trace: Lives, longer: float, larger: float, births_of_block: int, random: Random
-) -> Schedule:
+) -> Timetable:
     """Draw the blocks of each phase, for ``longer`` times ``larger`` times the events."""
     n = len(trace.birth)
     phase = trace.phase
@@ -191,13 +191,13 @@ def drawn(
 
     birth, copy = _repeat(copies_of)
     names = np.cumsum(copies_of) - copies_of  # number of each object's first copy
-    births = Schedule(position(birth, copy), trace.birth[birth], np.arange(len(birth)))
+    births = Timetable(position(birth, copy), trace.birth[birth], np.arange(len(birth)))
 
     row, copy = _repeat(np.where(owned, copies_of[owner], copies[block[place]]))
     aged = position(owner[row], np.where(owned[row], copy, 0))
     aged += ((place - owner)[row] * larger).astype("i8")
     carried = position(place[row], np.minimum(copy, copies[block[place[row]]] - 1))
-    later = Schedule(
+    later = Timetable(
         np.where(inside[row], aged, carried),
         trace.later[row],
         np.where(owned[row], names[owner[row]] + copy, -1),
@@ -205,7 +205,7 @@ def drawn(
     return _joined(births, _waiting(births, later))
 
 
-def shuffled(trace: Lives, random: Random) -> Schedule:
+def shuffled(trace: Lives, random: Random) -> Timetable:
     """Give every object the lifetime of another: the null model."""
     n = len(trace.birth)
     birth = np.arange(n)
@@ -226,8 +226,8 @@ def shuffled(trace: Lives, random: Random) -> Schedule:
     freed = (death[dealt] >= 0) & (birth + end < n)
     nobody = trace.object < 0
     return _joined(
-        Schedule(birth, trace.birth, birth),
-        Schedule(
+        Timetable(birth, trace.birth, birth),
+        Timetable(
             np.concatenate([owner + age, (birth + end)[freed], trace.clock[nobody]]),
             np.concatenate([trace.later[rest], death[dealt][freed], trace.later[nobody]]),
             np.concatenate([owner, birth[freed], trace.object[nobody]]),
@@ -273,15 +273,15 @@ def _repeat(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return row, np.arange(len(row)) - (np.cumsum(times) - times)[row]
 
 
-def _joined(births: Schedule, others: Schedule) -> Schedule:
+def _joined(births: Timetable, others: Timetable) -> Timetable:
     """All of both in order of their ticks; at a tick its birth first, the rest as in the trace."""
     tick, event, object_ = (np.concatenate(pair) for pair in zip(births, others, strict=True))
     rank = np.where(np.arange(len(tick)) < len(births.tick), 0, event + 1)
     order = np.argsort(tick * (int(rank.max(initial=0)) + 1) + rank, kind="stable")
-    return Schedule(tick[order], event[order], object_[order])
+    return Timetable(tick[order], event[order], object_[order])
 
 
-def _waiting(births: Schedule, others: Schedule) -> Schedule:
+def _waiting(births: Timetable, others: Timetable) -> Timetable:
     """``others`` with what comes before an earlier event of its object put off until that."""
     owned = np.flatnonzero(others.object >= 0)
     order = owned[np.lexsort((others.event[owned], others.object[owned]))]
@@ -292,7 +292,7 @@ def _waiting(births: Schedule, others: Schedule) -> Schedule:
     return others
 
 
-def performed(events: Events, trace: Lives, schedule: Schedule) -> Events:
+def performed(events: Events, trace: Lives, schedule: Timetable) -> Events:
     """The events that ``schedule`` says; times have no meaning any more and are left out."""
     n = len(events.op)
     event, object_ = _ended(events, schedule)
@@ -309,7 +309,7 @@ def performed(events: Events, trace: Lives, schedule: Schedule) -> Events:
     return make_events(**columns | {"slot": slot})
 
 
-def _ended(events: Events, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+def _ended(events: Events, schedule: Timetable) -> tuple[np.ndarray, np.ndarray]:
     """Events and objects of ``schedule``, each thread's end once and after its last event."""
     ends = np.flatnonzero(events.op == THREAD_END)
     kept = events.op[schedule.event] != THREAD_END

@@ -33,7 +33,7 @@ _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"][::4]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Recorded:
     """A program to record.
 
     ``image``: how the recorded executable's path ends, where it is not the command itself.
@@ -46,14 +46,14 @@ class Subject:
 
 
 #: By name.
-SUBJECTS: dict[str, Subject] = {}
+SUBJECTS: dict[str, Recorded] = {}
 
 
 def subject(**how: Any) -> Callable:
     """Enter the function below under its name."""
 
     def enter(prepare: Callable[[], list[str]]) -> Callable[[], list[str]]:
-        SUBJECTS[prepare.__name__] = Subject(prepare, **how)
+        SUBJECTS[prepare.__name__] = Recorded(prepare, **how)
         return prepare
 
     return enter

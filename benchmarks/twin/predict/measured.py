@@ -8,7 +8,7 @@ other processes have the processor.
 import numpy as np
 
 from allocators.base.library import Library, LibraryError
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from benchmarks.real.memory import RealRun
 from benchmarks.real.process import RealProcess, prepare
 from benchmarks.workloads import Workload
@@ -20,7 +20,7 @@ _CLOCK_THREAD_CPUTIME_ID = 3
 class _Clocked(RealProcess):
     """A process with room for all events of a workload."""
 
-    LOG_ROOM = machine.MARGIN + 1
+    LOG_ROOM = machine_code.MARGIN + 1
 
     def __init__(self, library: Library, workload: Workload) -> None:
         self.BATCH = max(len(workload.events.op), 1)
@@ -37,8 +37,8 @@ class _Clocked(RealProcess):
         for first in range(0, len(todo), piece):
             count = min(piece, len(todo) - first)
             starts = {
-                "events": int(block.control["events"]) + first * machine.EVENT.itemsize,
-                "answers": int(block.control["answers"]) + first * machine.ANSWER.itemsize,
+                "events": int(block.control["events"]) + first * machine_code.EVENT.itemsize,
+                "answers": int(block.control["answers"]) + first * machine_code.ANSWER.itemsize,
                 "count": count,
             }
             ops += [self._store(name, value) for name, value in starts.items()]
@@ -52,7 +52,7 @@ class _Clocked(RealProcess):
         return rows[:, 5] - rows[:, 3]
 
     def _store(self, name: str, value: int) -> tuple:
-        place = self.blocks[0].address + machine.CONTROL.fields[name][1]
+        place = self.blocks[0].address + machine_code.CONTROL.fields[name][1]
         return (OP_STORE, 0, (place, value, 0, 0, 0, 0))
 
 

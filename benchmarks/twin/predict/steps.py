@@ -1,7 +1,7 @@
 """How many steps of each kind the twin takes: the replay loop, watched.
 
-The loop's own memory is part of what the real process reaches for (benchmarks.real.machine): an
-event and an answer after the other, and the record of each object.
+The loop's own memory is part of what the real process reaches for (benchmarks.real.machine_code):
+an event and an answer after the other, and the record of each object.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import numpy as np
 
 from allocators.base import registry
 from benchmarks.events.events import read_only, rows
-from benchmarks.real.machine import ANSWER, EVENT, OBJECT
+from benchmarks.real.machine_code import ANSWER, EVENT, OBJECT
 from benchmarks.replay.loop import HAS_ALIGN, HAS_OFFSET, apply, system_calls
 from benchmarks.replay.measured import kernel_work
 from benchmarks.replay.simulation import OBSERVED, Simulation

@@ -92,7 +92,7 @@ def make_prices(
 
 
 @dataclass(frozen=True)
-class Machine:
+class MeasuredMachine:
     """Where it was measured.  ``thp``: the host's mode of transparent huge pages."""
 
     cpu: str
@@ -108,7 +108,7 @@ class Machine:
 def describe_machine(
     cpuinfo: Path = Path("/proc/cpuinfo"),
     thp: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
-) -> Machine:
+) -> MeasuredMachine:
     """Describe this machine, without its name."""
     lines = {
         key.strip(): value.strip()
@@ -117,7 +117,7 @@ def describe_machine(
         for key, value in [line.split(":", 1)]
     }
     mode = _text(thp).partition("[")[2].partition("]")[0]
-    return Machine(
+    return MeasuredMachine(
         cpu=lines.get("model name", "unknown processor"),
         virtual="hypervisor" in lines.get("flags", "").split(),
         release=os.uname().release,
@@ -132,7 +132,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def table_text(prices: Mapping[str, Price], machine: Machine) -> str:
+def table_text(prices: Mapping[str, Price], machine: MeasuredMachine) -> str:
     """Return the file's contents."""
     lines = [
         "# Nanoseconds of kernel work on one machine, by python -m kernel.linux.calibrate.",

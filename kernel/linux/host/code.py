@@ -627,7 +627,7 @@ def assembled(assembly: str, constants: Mapping[str, int]) -> tuple[bytes, dict[
     return compiled.section(".text"), entries
 
 
-class Program:
+class HarnessCode:
     """The program in a memfd, mapped executable here too for the sake of its ``parent`` function.
 
     ``fd``: what to execute.  ``parent(shared, sequence, spins, timeout)``: see the assembly.
@@ -653,9 +653,9 @@ class Program:
 
 
 @functools.cache
-def the_program(*, libc: bool = False) -> Program:
+def the_program(*, libc: bool = False) -> HarnessCode:
     """Return the program, with a C library or without; each is made once."""
-    return Program(libc=libc)
+    return HarnessCode(libc=libc)
 
 
 def executable_memfd() -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from kernel.linux.replay.log import Area, FileInfo, Snapshot
-from kernel.linux.replay.model import FIRST_FILE_ID, NAME, State, field_of
+from kernel.linux.replay.model import FIRST_FILE_ID, NAME, SavedState, field_of
 from kernel.linux.replay.origin import FLAGS
 from kernel.linux.replay.plan import HUGE_PAGE, PAGE, SEGMENT
 from kernel.types import VM_EXEC, VM_MAYSHARE, VM_READ, VM_SPECIAL, VM_WRITE
@@ -73,7 +73,7 @@ def same_file(a: tuple[str, str, int], b: tuple[str, str, int]) -> bool:
 
 
 @dataclass(slots=True)
-class Difference:
+class SnapshotDifference:
     """A snapshot that the model does not agree with."""
 
     what: str
@@ -91,7 +91,7 @@ class Comparison:
     grown: int = 0  # kB by which stacks have grown
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # real and model's, kB
     tables: tuple[int, int, int] | None = None  # real, least, most, kB
-    difference: Difference | None = None
+    difference: SnapshotDifference | None = None
 
 
 def real_views(snapshot: Snapshot) -> list[View]:
@@ -170,7 +170,7 @@ class Names:
         return "file", (area.name, area.device, area.inode)
 
 
-def model_views(state: State, names: Names, start_stack: int) -> list[View]:
+def model_views(state: SavedState, names: Names, start_stack: int) -> list[View]:
     """The model's areas."""
     mm = state.mm
     start_brk, brk = int(mm["start_brk"]), int(mm["brk"])
@@ -246,7 +246,13 @@ def _grow_stacks(real: list[View], model: list[View]) -> int:
 
 
 def compare(
-    snapshot: Snapshot, state: State, names: Names, start_stack: int, line: int, *, tainted: bool
+    snapshot: Snapshot,
+    state: SavedState,
+    names: Names,
+    start_stack: int,
+    line: int,
+    *,
+    tainted: bool,
 ) -> Comparison:
     """Hold a snapshot against the model's state.  ``tainted``: sizes only."""
     result = Comparison(line)
@@ -269,18 +275,18 @@ def compare(
             result.sizes[name] = snapshot.sizes[name], value
             if snapshot.sizes[name] != value and result.difference is None:
                 what = f"{name} is {snapshot.sizes[name]} kB, the model's {value} kB"
-                result.difference = Difference(what)
+                result.difference = SnapshotDifference(what)
     if "VmPTE" in snapshot.sizes:
         least, most = tables_range(snapshot)
         result.tables = snapshot.sizes["VmPTE"], least, most
         if not least <= snapshot.sizes["VmPTE"] <= most and result.difference is None:
-            result.difference = Difference(
+            result.difference = SnapshotDifference(
                 f"VmPTE is {snapshot.sizes['VmPTE']} kB, not within {least} to {most} kB"
             )
     return result
 
 
-def _first_difference(real: list[View], model: list[View]) -> Difference | None:
+def _first_difference(real: list[View], model: list[View]) -> SnapshotDifference | None:
     """The first place where the lists disagree, with some lines around it."""
     for i in range(max(len(real), len(model))):
         a = real[i] if i < len(real) else None
@@ -289,7 +295,7 @@ def _first_difference(real: list[View], model: list[View]) -> Difference | None:
             continue
         place = min(v.start for v in (a, b) if v)
         around = slice(max(0, i - 2), i + 4)
-        return Difference(
+        return SnapshotDifference(
             f"the areas differ from {place:#x} on",
             [str(v) for v in real[around]],
             [str(v) for v in model[around]],

@@ -86,7 +86,7 @@ class FileInfo:
 
 
 @dataclass(slots=True)
-class Machine:
+class MachineSettings:
     """Settings of the machine that the log was taken on."""
 
     kernel: str = ""
@@ -165,7 +165,7 @@ class Log:
     path: str
     kind: str  # "recording" or "strace"
     events: list[Event] = field(default_factory=list)
-    machine: Machine = field(default_factory=Machine)
+    machine: MachineSettings = field(default_factory=MachineSettings)
     command: list[str] = field(default_factory=list)
     complete: bool = True
     #: Lines that are neither calls on memory nor needed to follow processes, by kind.

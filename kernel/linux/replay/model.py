@@ -81,7 +81,7 @@ def replay_rows(k, rows, first, last):
 
 
 @dataclass(frozen=True)
-class State:
+class SavedState:
     """All that calls have changed: ``mm`` () MM and ``vma`` (n,) VMA, both copies."""
 
     mm: np.ndarray
@@ -97,19 +97,19 @@ class State:
         return digest.digest()
 
 
-def initial_state(config: KernelConfig) -> State:
+def initial_state(config: KernelConfig) -> SavedState:
     """The state of a machine that has just been booted so."""
     machine = Machine(config)
     return _copy(machine.k)
 
 
-def _copy(k: np.record) -> State:
+def _copy(k: np.record) -> SavedState:
     mm = np.empty((), MM)
     mm[...] = k["mm"]  # np.array would share the record's memory
-    return State(mm, np.array(k["vma"][: int(mm["map_count"])], VMA))
+    return SavedState(mm, np.array(k["vma"][: int(mm["map_count"])], VMA))
 
 
-class Model:
+class ReplayModel:
     """One kernel that takes on one state after the other."""
 
     def __init__(self) -> None:
@@ -120,11 +120,11 @@ class Model:
         self._mark = build_once(mark_areas, **config.switches())
         self._one = np.zeros((1, COLUMNS), "i8")
 
-    def save(self) -> State:
+    def save(self) -> SavedState:
         """A copy of the present state."""
         return _copy(self.k)
 
-    def load(self, state: State) -> None:
+    def load(self, state: SavedState) -> None:
         """Go to ``state``."""
         self.k["mm"] = state.mm
         self.k["vma"][: len(state.vma)] = state.vma

@@ -12,15 +12,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kernel.config import KernelConfig
-from kernel.linux.replay.log import Area, Call, Exec, Image, Log, Machine, Snapshot, parse_area
+from kernel.linux.replay.log import (
+    Area,
+    Call,
+    Exec,
+    Image,
+    Log,
+    MachineSettings,
+    Snapshot,
+    parse_area,
+)
 from kernel.linux.replay.model import (
     FIRST_FILE_ID,
     WINDOW_BITS,
-    State,
+    SavedState,
     initial_state,
     without_sizes,
 )
-from kernel.linux.replay.plan import PAGE, Op
+from kernel.linux.replay.plan import PAGE, PlannedCall
 from kernel.linux.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
 from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
 from kernel.types import (
@@ -83,7 +92,7 @@ class Unknown:
     heap: int
     taken: int  # an address that certainly is
 
-    def allow_for(self, ops: list[Op]) -> None:
+    def allow_for(self, ops: list[PlannedCall]) -> None:
         """Let the ops be answered as they may be whatever is there."""
         for op in ops:
             if op.step.child is not None:
@@ -102,8 +111,8 @@ class Unknown:
 class Origin:
     """The state in which a space begins, and the ops whose answers gave it."""
 
-    state: State
-    anchors: list[Op] = field(default_factory=list)
+    state: SavedState
+    anchors: list[PlannedCall] = field(default_factory=list)
     unknown: Unknown | None = None
 
 
@@ -137,7 +146,7 @@ def _mmap_base(areas: list[Area], image: Image) -> int:
     return top
 
 
-def _is_free_choice(op: Op) -> bool:
+def _is_free_choice(op: PlannedCall) -> bool:
     """Whether the kernel was free to place a mapping, and did."""
     event = op.step.event
     if not isinstance(event, Call) or event.name != "mmap" or event.result is None:
@@ -146,21 +155,21 @@ def _is_free_choice(op: Op) -> bool:
     return event.result > 0 and anywhere
 
 
-def _first(ops: list[Op], name: str) -> Op | None:
+def _first(ops: list[PlannedCall], name: str) -> PlannedCall | None:
     return next((op for op in ops if not op.step.child and op.call.name == name), None)
 
 
-def _first_brk(ops: list[Op]) -> Op | None:
+def _first_brk(ops: list[PlannedCall]) -> PlannedCall | None:
     op = _first(ops, "brk")
     return op if op and op.call.result is not None else None
 
 
-def _end_of(op: Op) -> int:
+def _end_of(op: PlannedCall) -> int:
     assert op.call.result is not None
     return op.call.result + -(-op.call.args[1] // PAGE) * PAGE
 
 
-def _named_ranges(ops: list[Op]) -> list[tuple[int, int]]:
+def _named_ranges(ops: list[PlannedCall]) -> list[tuple[int, int]]:
     """Start and end of every range that a call names as there already."""
     ranges = []
     for op in ops:
@@ -175,7 +184,7 @@ def _line(start: int, end: int, rights: str, name: str) -> str:
     return Area(start, end, rights, 0, "00:00", 0, name).line()
 
 
-def _anchored(ops: list[Op]) -> tuple[str, int, int, list[Op]]:
+def _anchored(ops: list[PlannedCall]) -> tuple[str, int, int, list[PlannedCall]]:
     """Maps text, mmap_base and heap start that the calls betray, and the calls that did."""
     lines: list[tuple[int, str]] = []
     anchors = []
@@ -202,7 +211,7 @@ def _anchored(ops: list[Op]) -> tuple[str, int, int, list[Op]]:
     return text, base, heap, anchors
 
 
-def _config(machine: Machine, text: str, *, legacy: bool) -> KernelConfig:
+def _config(machine: MachineSettings, text: str, *, legacy: bool) -> KernelConfig:
     thp = machine.thp if machine.thp in ("never", "madvise", "always") else "never"
     return KernelConfig(
         maps=text,
@@ -215,7 +224,7 @@ def _config(machine: Machine, text: str, *, legacy: bool) -> KernelConfig:
     )
 
 
-def _boot(machine: Machine, areas: list[Area], *, legacy: bool = False) -> State:
+def _boot(machine: MachineSettings, areas: list[Area], *, legacy: bool = False) -> SavedState:
     """A state with these areas; what smaps said of their flags counts."""
     user = [area for area in areas if area.start < TASK_SIZE]
     text = "\n".join(area.line() for area in user)
@@ -237,7 +246,9 @@ def _pages(vma: np.ndarray) -> int:
     return int((vma["vm_end"] - vma["vm_start"]).sum()) // PAGE
 
 
-def _from_snapshot(machine: Machine, image: Image, snapshot: Snapshot, ops: list[Op]) -> Origin:
+def _from_snapshot(
+    machine: MachineSettings, image: Image, snapshot: Snapshot, ops: list[PlannedCall]
+) -> Origin:
     legacy = machine.legacy_layout or bool(image.personality & ADDR_COMPAT_LAYOUT)
     origin = Origin(_boot(machine, snapshot.areas, legacy=legacy))
     mm = origin.state.mm
@@ -256,7 +267,7 @@ def _from_snapshot(machine: Machine, image: Image, snapshot: Snapshot, ops: list
     return origin
 
 
-def _anchor_base(origin: Origin, ops: list[Op]) -> int:
+def _anchor_base(origin: Origin, ops: list[PlannedCall]) -> int:
     """mmap_base by the first mapping that the kernel placed; the call is an anchor then."""
     first = next((op for op in ops if _is_free_choice(op)), None)
     if first is None:
@@ -265,7 +276,9 @@ def _anchor_base(origin: Origin, ops: list[Op]) -> int:
     return _end_of(first)
 
 
-def _from_maps(machine: Machine, areas: list[Area], image: Image, ops: list[Op]) -> Origin:
+def _from_maps(
+    machine: MachineSettings, areas: list[Area], image: Image, ops: list[PlannedCall]
+) -> Origin:
     """From a maps file: as a snapshot, but the heap's start may have to come from brk."""
     origin = Origin(_boot(machine, areas))
     mm = origin.state.mm
@@ -282,7 +295,7 @@ def _from_maps(machine: Machine, areas: list[Area], image: Image, ops: list[Op])
     return origin
 
 
-def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) -> Origin:
+def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area] | None) -> Origin:
     """The origin of a space that an exec (or the log itself) begins, and that makes ``ops``.
 
     ``maps``: its areas at that time, from a file.  Raises ValueError for areas that cannot be.
@@ -307,7 +320,7 @@ def begin(log: Log, exec_: Exec | None, ops: list[Op], maps: list[Area] | None) 
     return origin
 
 
-def fork(state: State) -> State:
+def fork(state: SavedState) -> SavedState:
     """The copy of a state that a fork makes: without what MADV_DONTFORK keeps back, unlocked."""
     kept = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) == 0].copy()
     dropped = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) != 0]
@@ -323,4 +336,4 @@ def fork(state: State) -> State:
     mm["committed"] = _pages(kept[(kept["vm_flags"] & VM_ACCOUNT) != 0])
     kept["vm_flags"] &= ~(VM_LOCKED | VM_LOCKONFAULT)
     mm["locked_vm"] = 0
-    return State(mm, kept)
+    return SavedState(mm, kept)

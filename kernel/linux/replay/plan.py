@@ -11,7 +11,7 @@ from errno import EBUSY
 
 from kernel.linux.host.files import ALIGNING, NOT_ALIGNING
 from kernel.linux.replay import table
-from kernel.linux.replay.log import Call, FileInfo, Limits, Machine
+from kernel.linux.replay.log import Call, FileInfo, Limits, MachineSettings
 from kernel.linux.replay.model import (
     FAULTED_BY_USER,
     FIRST_FILE_ID,
@@ -20,7 +20,7 @@ from kernel.linux.replay.model import (
     PKEY,
     POLICY,
     SEALED,
-    Model,
+    ReplayModel,
     Row,
     unlimited,
 )
@@ -74,11 +74,11 @@ _ADVICE = {0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
 _PLAIN_ADVICE = {table.MADV_REMOVE, 25, 100, 101, 102, 103}
 _OTHER_ADVICE = {*_PLAIN_ADVICE, table.MADV_MERGEABLE, table.MADV_UNMERGEABLE}
 
-Check = Callable[[Model, Call], int]
+Check = Callable[[ReplayModel, Call], int]
 
 
 @dataclass(slots=True)
-class Op:
+class PlannedCall:
     """A step as the search sees it."""
 
     step: Step
@@ -104,7 +104,7 @@ class Op:
 class Planner:
     """Turns the steps of spaces into ops; knows which files are the same."""
 
-    machine: Machine
+    machine: MachineSettings
     blind: bool = False  # the log does not tell limits and what is set on the machine
     file_ids: dict[tuple, int] = field(default_factory=dict)
     names: dict[int, FileInfo] = field(default_factory=dict)  # of files by id
@@ -113,12 +113,12 @@ class Planner:
     segments: dict[int, int] = field(default_factory=dict)  # bytes of a shared segment by id
     rings: dict[tuple[int, int], int] = field(default_factory=dict)  # bytes by space and context
 
-    def plan(self, space: Space) -> list[Op]:
+    def plan(self, space: Space) -> list[PlannedCall]:
         """The ops of a space, in the order of its steps."""
         bits = space.image.bits if space.image else 64
         ops = []
         for step in space.steps:
-            op = Op(step)
+            op = PlannedCall(step)
             if step.child is None:
                 self._plan(op, space)
                 if op.call.result is None and not op.reason:
@@ -130,7 +130,7 @@ class Planner:
             ops.append(op)
         return ops
 
-    def _plan(self, op: Op, space: Space) -> None:
+    def _plan(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         handler = _HANDLERS.get(call.name)
         if handler is not None:
@@ -149,7 +149,7 @@ class Planner:
 
     def _row(
         self,
-        op: Op,
+        op: PlannedCall,
         number: int,
         args: tuple[int, ...],
         *,
@@ -180,7 +180,7 @@ class Planner:
 
     # --- mmap ------------------------------------------------------------------------------------
 
-    def _mmap(self, op: Op, space: Space) -> None:
+    def _mmap(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         addr, length, prot, flags, fd, offset = call.args
         fd = (fd & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
@@ -219,7 +219,7 @@ class Planner:
             for align in self._alignments(file, length)
         ]
 
-    def _decided(self, op: Op, file: FileInfo) -> bool:
+    def _decided(self, op: PlannedCall, file: FileInfo) -> bool:
         """Whether an error is one that the model can tell, from how the file was opened."""
         error = op.call.result
         if file.kind != "file" or file.file_system in ("anon_inodefs", "proc", "sysfs"):
@@ -240,7 +240,7 @@ class Planner:
 
     # --- what maps and unmaps beside mmap ---------------------------------------------------------
 
-    def _shmat(self, op: Op, space: Space) -> None:
+    def _shmat(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         _, addr, flags = call.args[:3]
         flags &= 0xFFFFFFFF
@@ -265,10 +265,10 @@ class Planner:
         args = (addr, size, prot, map_flags, 0, 0)
         op.rows = [self._row(op, table.NUMBERS["mmap"], args, file=(number, may, 0))]
 
-    def _shmdt(self, op: Op, space: Space) -> None:
+    def _shmdt(self, op: PlannedCall, space: Space) -> None:
         op.check = self._detach
 
-    def _detach(self, model: Model, call: Call) -> int:
+    def _detach(self, model: ReplayModel, call: Call) -> int:
         """shmdt: unmaps what is left of the segment that was attached at the address."""
         addr = call.args[0]
         if addr % PAGE:
@@ -293,7 +293,7 @@ class Planner:
             model.call((table.NUMBERS["munmap"], low, high - low, *rest))
         return 0
 
-    def _io_setup(self, op: Op, space: Space) -> None:
+    def _io_setup(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         context, size = call.extra.get("context", 0), call.extra.get("size", 0)
         if call.result != 0 or not context:
@@ -311,7 +311,7 @@ class Planner:
         row = self._row(op, table.NUMBERS["mmap"], args, expected=context, file=file)
         op.rows = [row]
 
-    def _io_destroy(self, op: Op, space: Space) -> None:
+    def _io_destroy(self, op: PlannedCall, space: Space) -> None:
         context = op.call.args[0]
         size = self.rings.pop((space.number, context), 0)
         if op.call.result == 0 and size:
@@ -323,7 +323,7 @@ class Planner:
 
     # --- calls that are nearly others ------------------------------------------------------------
 
-    def _pkey_mprotect(self, op: Op, space: Space) -> None:
+    def _pkey_mprotect(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         key = call.args[3] & 0xFFFFFFFF
         row = self._row(op, table.NUMBERS["mprotect"], call.args[:3])
@@ -334,7 +334,7 @@ class Planner:
             op.reason = "protection keys are not modelled"
             return
 
-        def protect(model: Model, call: Call) -> int:
+        def protect(model: ReplayModel, call: Call) -> int:
             answer = model.call(row)
             if answer == 0:
                 model.set_field(*_range(call), PKEY, key)
@@ -344,7 +344,7 @@ class Planner:
 
     # --- attributes of areas that only keep them apart -------------------------------------------
 
-    def _number(self, known: list[str], value: str, field: tuple[int, int], op: Op) -> int:
+    def _number(self, known: list[str], value: str, field: tuple[int, int], op: PlannedCall) -> int:
         """The number of a policy or name, 0 for none; taints when there are too many."""
         if not value:
             return 0
@@ -356,7 +356,7 @@ class Planner:
             return 0
         return number
 
-    def _mbind(self, op: Op, space: Space) -> None:
+    def _mbind(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         mode = call.args[2]
         if call.result not in (0, -EFAULT):
@@ -365,14 +365,14 @@ class Planner:
         policy = "" if mode == 0 else f"{mode} {call.extra.get('nodes')}"
         number = self._number(self.policies, policy, POLICY, op)
 
-        def bind(model: Model, call: Call) -> int:
+        def bind(model: ReplayModel, call: Call) -> int:
             if mode and not model.covered(*_range(call)):
                 return -EFAULT
             return model.set_field(*_range(call), POLICY, number)
 
         op.check = bind
 
-    def _prctl(self, op: Op, space: Space) -> None:
+    def _prctl(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         if call.args[:2] != (table.PR_SET_VMA, table.PR_SET_VMA_ANON_NAME):
             op.reason = "prctl(PR_SET_MM) is not modelled"
@@ -384,19 +384,19 @@ class Planner:
         number = self._number(self.labels, call.extra.get("text") or "", NAME, op)
         start, end = call.args[2], call.args[2] + -(-call.args[3] // PAGE) * PAGE
 
-        def name(model: Model, call: Call) -> int:
+        def name(model: ReplayModel, call: Call) -> int:
             if not model.covered(start, end):
                 return -ENOMEM
             return model.set_field(start, end, NAME, number)
 
         op.check = name
 
-    def _mseal(self, op: Op, space: Space) -> None:
+    def _mseal(self, op: PlannedCall, space: Space) -> None:
         op.reason = "sealed areas are not modelled"
         if op.call.result == 0:
             op.check = _marks(SEALED)
 
-    def _userfaultfd(self, op: Op, space: Space) -> None:
+    def _userfaultfd(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         op.reason = "userfaultfd is not modelled"
         given = call.extra.get("range")
@@ -404,13 +404,13 @@ class Planner:
             on = call.args[1] & 0xFFFFFFFF == table.UFFDIO_REGISTER
             start, length = given
 
-            def register(model: Model, call: Call) -> int:
+            def register(model: ReplayModel, call: Call) -> int:
                 bits = FAULTED_BY_USER if on else 0
                 return model.mark(start, start + length, FAULTED_BY_USER, bits)
 
             op.check = register
 
-    def _mlockall(self, op: Op, space: Space) -> None:
+    def _mlockall(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         flags = call.args[0] & 0xFFFFFFFF
         known = table.MCL_CURRENT | table.MCL_FUTURE | table.MCL_ONFAULT
@@ -421,7 +421,7 @@ class Planner:
                 op.taints = op.reason
             return
 
-        def lock(model: Model, call: Call) -> int:
+        def lock(model: ReplayModel, call: Call) -> int:
             mm = model.k.mm
             if not flags or flags & ~known or flags == table.MCL_ONFAULT:
                 return -EINVAL
@@ -435,14 +435,14 @@ class Planner:
 
         op.check = lock
 
-    def _munlockall(self, op: Op, space: Space) -> None:
-        def unlock(model: Model, call: Call) -> int:
+    def _munlockall(self, op: PlannedCall, space: Space) -> None:
+        def unlock(model: ReplayModel, call: Call) -> int:
             _lock_all(model, 0)
             return 0
 
         op.check = unlock
 
-    def _madvise(self, op: Op, space: Space) -> None:
+    def _madvise(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         advice = call.args[2] & 0xFFFFFFFF
         # Linux refuses numbers that mean nothing, and the model refuses all that it does not know.
@@ -456,10 +456,10 @@ class Planner:
         elif call.result == 0 and advice not in _PLAIN_ADVICE:
             op.taints = op.reason
 
-    def _msync(self, op: Op, space: Space) -> None:
+    def _msync(self, op: PlannedCall, space: Space) -> None:
         op.check = _msync
 
-    def _mincore(self, op: Op, space: Space) -> None:
+    def _mincore(self, op: PlannedCall, space: Space) -> None:
         op.check = _mincore
         if op.call.result is not None and op.call.result not in (0, -EINVAL, -ENOMEM):
             op.reason, op.check = "the answer depends on where it was to be written", None
@@ -481,13 +481,13 @@ def _range(call: Call) -> tuple[int, int]:
 def _marks(bits: int, *, on: bool = True) -> Check:
     """An effect that is nothing but bits in the flags of areas."""
 
-    def mark(model: Model, call: Call) -> int:
+    def mark(model: ReplayModel, call: Call) -> int:
         return model.mark(*_range(call), bits, bits if on else 0)
 
     return mark
 
 
-def _lock_all(model: Model, bits: int) -> None:
+def _lock_all(model: ReplayModel, bits: int) -> None:
     """mlockall and munlockall: every area becomes locked or not."""
     model.mark(0, int(model.k.mm.task_size), VM_LOCKED | VM_LOCKONFAULT, bits)
     locked = model.areas[(model.areas["vm_flags"] & VM_LOCKED) != 0]
@@ -509,7 +509,7 @@ def _rights(file: FileInfo) -> int:
     return may
 
 
-def _msync(model: Model, call: Call) -> int:
+def _msync(model: ReplayModel, call: Call) -> int:
     start, length, flags = call.args[:3]
     flags &= 0xFFFFFFFF
     known = table.MS_ASYNC | table.MS_INVALIDATE | table.MS_SYNC
@@ -526,7 +526,7 @@ def _msync(model: Model, call: Call) -> int:
     return 0 if model.covered(start, end) else -ENOMEM
 
 
-def _mincore(model: Model, call: Call) -> int:
+def _mincore(model: ReplayModel, call: Call) -> int:
     start, length = call.args[:2]
     if start % PAGE:
         return -EINVAL
@@ -537,7 +537,7 @@ def _mincore(model: Model, call: Call) -> int:
 
 
 _COMPARED = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}
-_HANDLERS: dict[str, Callable[[Planner, Op, Space], None]] = {
+_HANDLERS: dict[str, Callable[[Planner, PlannedCall, Space], None]] = {
     "mmap": Planner._mmap,
     "madvise": Planner._madvise,
     "pkey_mprotect": Planner._pkey_mprotect,

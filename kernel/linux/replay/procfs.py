@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel.linux.host.files import file_system
-from kernel.linux.replay.log import FileInfo, Image, Limits, Machine, Snapshot, parse_areas
+from kernel.linux.replay.log import FileInfo, Image, Limits, MachineSettings, Snapshot, parse_areas
 
 #: Fields of /proc/PID/status that a snapshot keeps, by their name there.
 _SIZES = ("VmSize", "VmData", "VmLck", "VmPTE")
@@ -154,14 +154,14 @@ def _chosen(path: str) -> str:
     return match[1] if match else "never"
 
 
-def machine() -> Machine:
+def machine() -> MachineSettings:
     """The settings of this machine on which memory calls depend."""
     amounts: dict[str, Any] = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         key, _, value = line.partition(":")
         amounts[key] = int(value.split()[0]) << 10
     thp = "/sys/kernel/mm/transparent_hugepage"
-    return Machine(
+    return MachineSettings(
         kernel=platform.release(),
         overcommit=_sysctl("vm/overcommit_memory", 0),
         memory=amounts["MemTotal"] + amounts.get("SwapTotal", 0),

@@ -26,7 +26,7 @@ from kernel.linux.replay.log import (
     Limits,
     Log,
     LogError,
-    Machine,
+    MachineSettings,
     SetLimit,
     Snapshot,
     in_order,
@@ -124,7 +124,7 @@ def _from_json(line: int, record: dict[str, Any]) -> Event:
 class Writer:
     """Writes a recording; what was written survives whatever happens to the recorder."""
 
-    def __init__(self, path: Path, command: list[str], machine: Machine) -> None:
+    def __init__(self, path: Path, command: list[str], machine: MachineSettings) -> None:
         """Create the file.  Raises OSError when that is impossible."""
         self.calls = 0
         self._file: IO[str] = (
@@ -230,4 +230,4 @@ def _read_header(log: Log, record: dict[str, Any]) -> None:
             f"a recording of version {record['version']}; this program reads version {VERSION}"
         )
     log.command = list(record["command"])
-    log.machine = Machine(**record["machine"])
+    log.machine = MachineSettings(**record["machine"])

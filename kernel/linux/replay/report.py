@@ -6,9 +6,9 @@ from typing import Any
 
 from kernel.linux.replay import areas, table
 from kernel.linux.replay.log import Call
-from kernel.linux.replay.model import State
-from kernel.linux.replay.run import ANCHOR, Result, SpaceResult
-from kernel.linux.replay.search import Difference
+from kernel.linux.replay.model import SavedState
+from kernel.linux.replay.run import ANCHOR, LogResult, SpaceResult
+from kernel.linux.replay.search import Unexplained
 
 #: Number of arguments of calls; others are shown with three.
 _ARITY = {"mmap": 6, "munmap": 2, "brk": 1, "mremap": 5, "mlock": 2, "munlock": 2, "shmdt": 1}
@@ -90,7 +90,7 @@ def show_call(call: Call) -> str:
 # --- a difference --------------------------------------------------------------------------------
 
 
-def _around(state: State, result: SpaceResult, places: list[int]) -> list[str]:
+def _around(state: SavedState, result: SpaceResult, places: list[int]) -> list[str]:
     """The areas next to the places, with gaps between what is not shown."""
     views = areas.model_views(state, result.names, result.start_stack)
     wanted: set[int] = set()
@@ -107,7 +107,7 @@ def _around(state: State, result: SpaceResult, places: list[int]) -> list[str]:
     return lines
 
 
-def _explain_call(result: SpaceResult, difference: Difference) -> list[str]:
+def _explain_call(result: SpaceResult, difference: Unexplained) -> list[str]:
     call = difference.op.call
     name, expected, got = call.name, call.result or 0, difference.got
     places = [x for x in (expected, got) if x > 4096] or [call.args[0]]
@@ -143,7 +143,7 @@ def _explain_snapshot(result: SpaceResult) -> list[str]:
     return lines
 
 
-def explain_first(result: Result) -> list[str]:
+def explain_first(result: LogResult) -> list[str]:
     """The first difference, with the areas around it; nothing when there is none."""
     found = [
         (difference.op.call.line, space, difference)
@@ -179,14 +179,14 @@ def _space_line(space: SpaceResult) -> str:
     return f"  process {space.space.pid}, {space.space.name}: {'; '.join(parts)}"
 
 
-def _skipped(result: Result) -> Counter[str]:
+def _skipped(result: LogResult) -> Counter[str]:
     reasons: Counter[str] = Counter()
     for space in result.spaces:
         reasons.update(space.skipped)
     return reasons
 
 
-def summary(result: Result) -> str:
+def summary(result: LogResult) -> str:
     """The last line."""
     calls = result.total(lambda s: s.calls)
     compared = result.total(lambda s: s.compared)
@@ -201,7 +201,7 @@ def summary(result: Result) -> str:
     )
 
 
-def _snapshots(result: Result) -> list[str]:
+def _snapshots(result: LogResult) -> list[str]:
     compared = [s.comparison for s in result.spaces if s.comparison is not None]
     lines = []
     if compared:
@@ -226,7 +226,7 @@ def _snapshots(result: Result) -> list[str]:
     return lines
 
 
-def text(result: Result, *, verbose: bool = False) -> str:
+def text(result: LogResult, *, verbose: bool = False) -> str:
     """Everything that is printed."""
     log = result.log
     lines = [f"note: {note}" for note in log.notes]
@@ -305,7 +305,7 @@ def _space_json(space: SpaceResult) -> dict[str, Any]:
     return record
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: LogResult) -> dict[str, Any]:
     """The same for programs; sizes in kB."""
     calls = result.total(lambda s: s.calls)
     left = result.total(lambda s: s.not_comparable)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kernel.linux.replay import areas, origin
 from kernel.linux.replay.log import Area, Log, LogError, Snapshot, parse_areas
-from kernel.linux.replay.model import Model, State
-from kernel.linux.replay.plan import Op, Planner
+from kernel.linux.replay.model import ReplayModel, SavedState
+from kernel.linux.replay.plan import PlannedCall, Planner
 from kernel.linux.replay.recording import is_recording, open_text, read_recording
-from kernel.linux.replay.search import Outcome, Search, fork_states
+from kernel.linux.replay.search import Search, SearchResult, fork_states
 from kernel.linux.replay.spaces import Space, follow
 from kernel.linux.replay.strace import read_strace
 from kernel.uapi import MAP_FIXED
@@ -24,8 +24,8 @@ class SpaceResult:
     """What came of one address space."""
 
     space: Space
-    ops: list[Op]
-    outcome: Outcome
+    ops: list[PlannedCall]
+    outcome: SearchResult
     names: areas.Names
     start_stack: int
     compared: int = 0  # those that differ included
@@ -57,7 +57,7 @@ class SpaceResult:
 
 
 @dataclass
-class Result:
+class LogResult:
     """What came of a log."""
 
     log: Log
@@ -103,19 +103,19 @@ class Replayer:
     def __init__(self, log: Log, maps: list[Area] | None = None) -> None:
         self.log = log
         self.maps = maps
-        self.model = Model()
+        self.model = ReplayModel()
         self.planner = Planner(log.machine, blind=log.kind != "recording")
         self.unknown: dict[int, origin.Unknown] = {}  # by number of the space
         self.results: dict[int, SpaceResult] = {}
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> Result:
+    def run(self, progress: Callable[[int, int], None] | None = None) -> LogResult:
         """Replay everything.  Raises LogError for a log that cannot be followed."""
         spaces = follow(self.log)
         if self.maps is not None and any(s.exec and s.exec.snapshot for s in spaces):
             raise LogError(
                 f"{self.log.path}: --maps is for logs of strace: a recording has its own"
             )
-        result = Result(self.log)
+        result = LogResult(self.log)
         for done, space in enumerate(spaces):
             if progress is not None:
                 progress(done, len(spaces))
@@ -153,7 +153,7 @@ class Replayer:
             self._check_origin(result, snapshot, begin.state)
         return result
 
-    def _anchor(self, op: Op) -> None:
+    def _anchor(self, op: PlannedCall) -> None:
         """Take a call's answer as given: a mapping is put where it was."""
         op.reason = ANCHOR
         if op.call.name == "mmap" and op.rows:
@@ -182,8 +182,8 @@ class Replayer:
     def _search(
         self,
         space: Space,
-        ops: list[Op],
-        states: list[State],
+        ops: list[PlannedCall],
+        states: list[SavedState],
         names: areas.Names,
         start_stack: int,
     ) -> SpaceResult:
@@ -200,12 +200,17 @@ class Replayer:
         return best
 
     def _search_from(
-        self, space: Space, ops: list[Op], state: State, names: areas.Names, start_stack: int
+        self,
+        space: Space,
+        ops: list[PlannedCall],
+        state: SavedState,
+        names: areas.Names,
+        start_stack: int,
     ) -> SpaceResult:
         taints = [op.taints for op in ops if op.taints]
         comparisons: list[areas.Comparison] = []
 
-        def check(model: Model) -> areas.Difference | None:
+        def check(model: ReplayModel) -> areas.SnapshotDifference | None:
             assert space.final is not None
             comparison = areas.compare(
                 space.final,
@@ -247,7 +252,7 @@ class Replayer:
             return "another process went on using its memory, or it was killed"
         return "it had not ended"
 
-    def _check_origin(self, result: SpaceResult, snapshot: Snapshot, state: State) -> None:
+    def _check_origin(self, result: SpaceResult, snapshot: Snapshot, state: SavedState) -> None:
         """The state at exec must be what the snapshot says before anything is replayed on it."""
         line = result.space.exec.line if result.space.exec else 0
         comparison = areas.compare(
@@ -272,6 +277,6 @@ def _badness(result: SpaceResult) -> tuple[int, int]:
     return result.differ, int(result.snapshot_differs)
 
 
-def replay(path: Path, maps: Path | None = None) -> Result:
+def replay(path: Path, maps: Path | None = None) -> LogResult:
     """Replay the log ``path``.  Raises LogError for a file that cannot be read or followed."""
     return Replayer(read_log(path), read_maps(maps) if maps else None).run()

@@ -16,8 +16,8 @@ import numpy as np
 
 from kernel.linux.replay import table
 from kernel.linux.replay.log import NEVER
-from kernel.linux.replay.model import COLUMNS, Model, State, without_limits
-from kernel.linux.replay.plan import Op
+from kernel.linux.replay.model import COLUMNS, ReplayModel, SavedState, without_limits
+from kernel.linux.replay.plan import PlannedCall
 from kernel.uapi import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -34,29 +34,29 @@ PLACES, MEMORY = 5000, 256 << 20
 FORK_STATES = 64
 
 #: The first thing that a final state has against it, or None.
-FinalCheck = Callable[[Model], object | None]
+FinalCheck = Callable[[ReplayModel], object | None]
 
 
 @dataclass(slots=True)
-class Difference:
+class Unexplained:
     """An answer that no order explains."""
 
-    op: Op
+    op: PlannedCall
     got: int
-    before: State  # the model's, when it was asked
-    after: State  # the model's own, having answered
-    adopted: State  # as Linux has answered, where that could be imitated
+    before: SavedState  # the model's, when it was asked
+    after: SavedState  # the model's own, having answered
+    adopted: SavedState  # as Linux has answered, where that could be imitated
     orders: int  # orders that were tried
 
 
 @dataclass
-class Outcome:
+class SearchResult:
     """What came of a space's calls."""
 
-    state: State
+    state: SavedState
     order: list[int] = field(default_factory=list)  # indices of ops
-    differences: list[Difference] = field(default_factory=list)
-    forks: dict[int, State] = field(default_factory=dict)  # by index of op
+    differences: list[Unexplained] = field(default_factory=list)
+    forks: dict[int, SavedState] = field(default_factory=dict)  # by index of op
     tried: int = 0  # calls made, in vain or not
     overlaps: int = 0  # places where several orders were possible
     reordered: int = 0  # calls whose order is not that of their exits
@@ -76,7 +76,7 @@ class _Place:
 class _Choice:
     """A place where several calls may come next, and those not tried yet."""
 
-    state: State
+    state: SavedState
     place: _Place
     rest: list[tuple[int, int]]
 
@@ -88,7 +88,7 @@ class _Failure:
     place: _Place
     fixed: int  # so much of the order no path can change any more
     tail: list[int]  # the order from there on
-    before: State
+    before: SavedState
     index: int  # of the op; -1: the final check
     got: int
     final: object | None = None
@@ -97,7 +97,9 @@ class _Failure:
 class Search:
     """The search through one space's ops, which are sorted by entry."""
 
-    def __init__(self, model: Model, ops: list[Op], final: FinalCheck | None = None) -> None:
+    def __init__(
+        self, model: ReplayModel, ops: list[PlannedCall], final: FinalCheck | None = None
+    ) -> None:
         self.model = model
         self.all = ops
         # What never returned may or may not have happened: it is tried at the very end.
@@ -117,7 +119,7 @@ class Search:
         self.seen: set[tuple[int, frozenset[int], bytes]] = set()
         self.failure: _Failure | None = None
         self.vain = 0
-        self.outcome = Outcome(state=model.save())
+        self.outcome = SearchResult(state=model.save())
 
     def _runs(self) -> list[int]:
         """For each op, where the calls end that follow from it one by one, overlapping nothing."""
@@ -137,7 +139,7 @@ class Search:
             ends[i] = (ends[i + 1] if i + 1 < n and ends[i + 1] > i + 1 else i + 1) if plain else i
         return ends
 
-    def run(self, state: State) -> Outcome:
+    def run(self, state: SavedState) -> SearchResult:
         """Search from ``state`` on to the end, over differences where there are some."""
         self.model.load(state)
         while not self._explore():
@@ -256,7 +258,7 @@ class Search:
         self._done(index)
         return True
 
-    def _imitate(self, op: Op) -> None:
+    def _imitate(self, op: PlannedCall) -> None:
         if op.check is not None:
             op.check(self.model, op.call)
         for row in op.rows[:1]:
@@ -334,17 +336,17 @@ class Search:
         self.model.load(failure.before)
         self._adopt(op)
         self.outcome.differences.append(
-            Difference(
+            Unexplained(
                 op, failure.got, failure.before, after, self.model.save(), self.outcome.tried
             )
         )
         self._done(failure.index)
 
-    def _answer(self, op: Op) -> None:
+    def _answer(self, op: PlannedCall) -> None:
         if op.check is None:
             self.model.call(op.rows[0])
 
-    def _adopt(self, op: Op) -> None:
+    def _adopt(self, op: PlannedCall) -> None:
         """Give a call the effect that its real answer says it had."""
         if op.check is not None:
             return
@@ -366,7 +368,9 @@ class Search:
             self.model.k.mm.brk = expected
 
 
-def fork_states(model: Model, ops: list[Op], outcome: Outcome, index: int) -> list[State]:
+def fork_states(
+    model: ReplayModel, ops: list[PlannedCall], outcome: SearchResult, index: int
+) -> list[SavedState]:
     """The states that a fork (``ops[index]``) may have copied, the most likely first.
 
     It may have happened after any of the calls that it overlapped with, in the order found.

@@ -17,7 +17,7 @@ from kernel import PROJECT
 from kernel.linux.replay import report
 from kernel.linux.replay.log import LogError
 from kernel.linux.replay.recorder import IMPOSSIBLE
-from kernel.linux.replay.run import Result, replay
+from kernel.linux.replay.run import LogResult, replay
 
 STRACE = ["strace", "-f", "-y", "-e", "trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64"]
 #: Seconds that one program may take.
@@ -142,7 +142,7 @@ _SOURCES = {"hello.c": _HELLO, "threads.c": _THREADS}
 
 
 @dataclass(frozen=True)
-class Program:
+class TrialProgram:
     """A program of the trial.  ``{folder}`` in its words is a folder of its own."""
 
     name: str
@@ -174,18 +174,18 @@ _REPOSITORY = ["git", "-C", "{folder}/kernel", "-c", "user.name=trial", "-c", "u
 _COMPILED = ["{folder}/program"]
 
 PROGRAMS = [
-    Program("python3 with numpy", _python(_NUMPY)),
-    Program("python3, threads", _python(_THREADED_PYTHON)),
-    Program("python3, forks among threads", _python(_FORKING_PYTHON)),
-    Program("python3, exec among threads", _python(_EXECING_PYTHON)),
-    Program("python3, ulimit -v", _limited("-v 400000", _python(_HUNGRY))),
-    Program("python3, ulimit -s unlimited", _limited("-s unlimited", _python(_NUMPY))),
-    Program("gcc", ["gcc", "-O2", "{folder}/threads.c", "-o", "{folder}/compiled"]),
-    Program("C, 42 threads", _COMPILED, ("gcc",), (_compiled("threads.c", "-pthread"),)),
-    Program("C, linked statically", _COMPILED, ("gcc",), (_compiled("hello.c", "-static"),)),
-    Program("perl", ["perl", "-e", _PERL]),
-    Program("sqlite3", ["sqlite3", ":memory:", _SQL]),
-    Program(
+    TrialProgram("python3 with numpy", _python(_NUMPY)),
+    TrialProgram("python3, threads", _python(_THREADED_PYTHON)),
+    TrialProgram("python3, forks among threads", _python(_FORKING_PYTHON)),
+    TrialProgram("python3, exec among threads", _python(_EXECING_PYTHON)),
+    TrialProgram("python3, ulimit -v", _limited("-v 400000", _python(_HUNGRY))),
+    TrialProgram("python3, ulimit -s unlimited", _limited("-s unlimited", _python(_NUMPY))),
+    TrialProgram("gcc", ["gcc", "-O2", "{folder}/threads.c", "-o", "{folder}/compiled"]),
+    TrialProgram("C, 42 threads", _COMPILED, ("gcc",), (_compiled("threads.c", "-pthread"),)),
+    TrialProgram("C, linked statically", _COMPILED, ("gcc",), (_compiled("hello.c", "-static"),)),
+    TrialProgram("perl", ["perl", "-e", _PERL]),
+    TrialProgram("sqlite3", ["sqlite3", ":memory:", _SQL]),
+    TrialProgram(
         "git",
         [*_REPOSITORY, "gc", "--aggressive", "--quiet"],
         before=(
@@ -195,24 +195,28 @@ PROGRAMS = [
             [*_REPOSITORY, "commit", "-q", "-m", "kernel"],
         ),
     ),
-    Program("jq", ["jq", "-n", "[range(200000)] | map(. * 2) | add"]),
-    Program("shell pipeline", ["sh", "-c", _PIPELINE], ("awk", "sort", "gzip", "zcat")),
-    Program("node", ["node", "-e", _NODE]),
-    Program(
+    TrialProgram("jq", ["jq", "-n", "[range(200000)] | map(. * 2) | add"]),
+    TrialProgram("shell pipeline", ["sh", "-c", _PIPELINE], ("awk", "sort", "gzip", "zcat")),
+    TrialProgram("node", ["node", "-e", _NODE]),
+    TrialProgram(
         "xz, 4 threads",
         ["xz", "-T4", "-k", "-c", "-1", "{folder}/data"],
         before=(["sh", "-c", "seq 1 4000000 > {folder}/data"],),
     ),
-    Program("tar with xz", ["tar", "cJf", "{folder}/k.tar.xz", str(PROJECT / "kernel")], ("xz",)),
-    Program(
+    TrialProgram(
+        "tar with xz", ["tar", "cJf", "{folder}/k.tar.xz", str(PROJECT / "kernel")], ("xz",)
+    ),
+    TrialProgram(
         "gdb",
         ["gdb", "--batch", "-ex", "info functions main", *_COMPILED],
         ("gcc",),
         (_compiled("hello.c"),),
     ),
-    Program("find", ["find", str(PROJECT / "kernel"), "-name", "*.py", "-newer", "/etc/passwd"]),
-    Program("openssl", ["openssl", "genrsa", "-out", "{folder}/key", "3072"]),
-    Program("java", ["java", "-version"]),
+    TrialProgram(
+        "find", ["find", str(PROJECT / "kernel"), "-name", "*.py", "-newer", "/etc/passwd"]
+    ),
+    TrialProgram("openssl", ["openssl", "genrsa", "-out", "{folder}/key", "3072"]),
+    TrialProgram("java", ["java", "-version"]),
 ]
 
 
@@ -223,7 +227,7 @@ class Row:
     program: str
     addresses: str  # random or fixed
     by: str  # record or strace
-    result: Result
+    result: LogResult
     log: str  # its path
 
     def cells(self) -> list[str]:
@@ -293,7 +297,7 @@ class Trial:
     rows: list[Row] = field(default_factory=list)
     failures: int = 0
 
-    def run(self, programs: list[Program]) -> int:
+    def run(self, programs: list[TrialProgram]) -> int:
         """Run them, print the table; the exit code.  Raises TrialError where none can be."""
         self.say(line_of(HEAD))
         for number, program in enumerate(programs):
@@ -326,14 +330,14 @@ class Trial:
             if shutil.which("strace") and (addresses == "random" or shutil.which("setarch")):
                 yield addresses, "strace"
 
-    def _prepare(self, program: Program, own: Path) -> None:
+    def _prepare(self, program: TrialProgram, own: Path) -> None:
         for name, text in _SOURCES.items():
             (own / name).write_text(text)
         for command in program.before:
             if _run([word.replace("{folder}", str(own)) for word in command]) != 0:
                 raise TrialError(f"{command[0]} cannot prepare it")
 
-    def _one(self, program: Program, own: Path, addresses: str, by: str, path: Path) -> None:
+    def _one(self, program: TrialProgram, own: Path, addresses: str, by: str, path: Path) -> None:
         command = [word.replace("{folder}", str(own)) for word in program.command]
         fixed = addresses == "fixed"
         if by == "record":

@@ -15,7 +15,7 @@ from benchmarks.events.events import (
     operation_count,
     slot_count,
 )
-from benchmarks.real import machine, memory
+from benchmarks.real import machine_code, memory
 from benchmarks.real.memory import RealRun, clean_seconds
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.replay.metrics import OF_NATIVE_RUNS
@@ -138,7 +138,7 @@ def test_batches_and_full_logs_change_nothing(glibc, monkeypatch):
     grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
     whole = RealRun(glibc, grow).metrics()
     monkeypatch.setattr(RealProcess, "BATCH", 1000)
-    monkeypatch.setattr(RealProcess, "LOG_ROOM", machine.MARGIN + 3)
+    monkeypatch.setattr(RealProcess, "LOG_ROOM", machine_code.MARGIN + 3)
     assert RealRun(glibc, grow).metrics() == whole
 
 

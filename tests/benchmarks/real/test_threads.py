@@ -8,7 +8,7 @@ import pytest
 from allocators.base.library import LibraryError
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC, REALLOC, THREAD_END, make_events
-from benchmarks.real import machine
+from benchmarks.real import machine_code
 from benchmarks.real.loop import LoopError, compare
 from benchmarks.real.memory import RealRun
 from benchmarks.real.threads import Naming, ThreadedProcess
@@ -79,7 +79,7 @@ def test_what_does_not_depend_on_the_interleaving(glibc, threaded):
 
 def test_full_logs_stop_all_threads_and_lose_nothing(threaded, monkeypatch):
     larson = workloads.load(LARSON)
-    monkeypatch.setattr(ThreadedProcess, "LOG_ROOM", machine.MARGIN + 2)
+    monkeypatch.setattr(ThreadedProcess, "LOG_ROOM", machine_code.MARGIN + 2)
     monkeypatch.setattr(ThreadedProcess, "BATCH", 1500)
     found = RealRun(threaded, larson).metrics()
     assert found["operations"] == larson.operations

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.run.job import Measure
+from benchmarks.run.job import Timing
 
-MEASURE = Measure(timing=True, processes=8, samples=3, warmups=1, min_events=4_000_000, seconds=40)
+MEASURE = Timing(timing=True, processes=8, samples=3, warmups=1, min_events=4_000_000, seconds=40)
 
 
 @pytest.mark.parametrize(

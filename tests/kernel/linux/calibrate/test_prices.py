@@ -6,7 +6,7 @@ from kernel.cost import COSTS
 from kernel.linux.calibrate.measures import SWAPPED, marginal, measures
 from kernel.linux.calibrate.prices import (
     BESIDE,
-    Machine,
+    MeasuredMachine,
     Price,
     PricesError,
     describe_machine,
@@ -18,7 +18,7 @@ from kernel.linux.calibrate.prices import (
 )
 from tests.conftest import ROOT
 
-MACHINE = Machine("Some CPU @ 3 GHz: fast", virtual=True, release="6.18.0", thp="madvise")
+MACHINE = MeasuredMachine("Some CPU @ 3 GHz: fast", virtual=True, release="6.18.0", thp="madvise")
 REFERENCE = {name: 1000 + i for i, name in enumerate(COSTS)}
 
 

@@ -13,7 +13,7 @@ import pytest
 from kernel.linux.replay.__main__ import main
 from kernel.linux.replay.log import Call, Clone, Exec, Exit, SetLimit
 from kernel.linux.replay.recording import read_recording
-from kernel.linux.replay.trial import Program, Trial
+from kernel.linux.replay.trial import Trial, TrialProgram
 from tests.kernel.linux.replay.driver import ROOT, Replayed, needs_linux, run
 
 pytestmark = needs_linux
@@ -160,9 +160,9 @@ def test_standard_streams_are_the_programs_own(tmp_path):
 
 def test_a_trial(tmp_path):
     programs = [
-        Program("shell", ["sh", "-c", "echo hello | cat"]),
-        Program("absent", ["no-such-program"]),
-        Program("unprepared", ["true"], before=(["false"],)),
+        TrialProgram("shell", ["sh", "-c", "echo hello | cat"]),
+        TrialProgram("absent", ["no-such-program"]),
+        TrialProgram("unprepared", ["true"], before=(["false"],)),
     ]
     lines = []
     assert Trial(tmp_path, lines.append).run(programs) == 0
