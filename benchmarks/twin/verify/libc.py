@@ -6,6 +6,7 @@ that the page faults of an operation are those of the heap.
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from benchmarks.twin.verify.operation import (
     USE,
 )
 from kernel.engine.jit import build_once, jit
+from kernel.linux import host
 from kernel.linux.host.code import CHUNK
 from kernel.linux.host.process import (
     OP,
@@ -42,8 +44,10 @@ from kernel.linux.host.process import (
     OP_SYSCALL,
     OP_TOUCH,
     RESULT,
+    HostError,
     HostProcess,
 )
+from kernel.linux.scope import cannot_serve
 from kernel.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -321,3 +325,21 @@ class Libc:
         except OSError:
             data = b""
         return np.frombuffer(data[: len(data) // 8 * 8], "i8")
+
+
+def unavailable() -> str:
+    """Why no real process can be held against the model here, in one line; '' where it can."""
+    if reason := host.unavailable() or cannot_serve("off"):
+        return reason
+    try:
+        with closing(Libc({})):
+            return ""
+    except HostError as error:
+        return str(error)
+
+
+def wrong_library() -> str:
+    """What this machine's C library is instead of the twin's original; '' where it is that."""
+    with closing(Libc({})) as libc:
+        version = libc.version()
+    return "" if version == VERSION else f"the C library is glibc {version}, not {VERSION}"

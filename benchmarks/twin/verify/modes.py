@@ -381,11 +381,12 @@ class Generator:
         if mode.threads > 1:
             most = self._choice.randint(2, mode.threads)
             self._schedule = Schedule(self._choice, self._random, most, SLOTS)
+        #: Rows of the program, if it may be so long.
+        self.length = self._between(*mode.length)
 
     def program(self, most: int) -> np.ndarray:
         """The program, (n,) PROGRAM of at most ``most`` rows."""
-        choice, mode = self._choice, self._mode
-        length = min(self._between(*mode.length), most)
+        choice, length = self._choice, min(self.length, most)
         rows = np.zeros(length, PROGRAM).view(np.recarray)
         n = 0
         while n < length:

@@ -5,9 +5,8 @@ slot that holds nothing makes free a free(NULL) and realloc a malloc, and one th
 has leaked what it held.
 """
 
-import json
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,9 +48,6 @@ NAMES = (
     "thread_start",
     "thread_end",
 )
-#: Operations below this one are the allocator's.
-ALLOCATOR_OPS = USE
-
 #: What the program does with a block afterwards.
 LEAVE, WRITE, READ = range(3)
 #: ``begin`` of a use that starts where the block ended before it was made larger.
@@ -83,7 +79,7 @@ PROGRAM = np.dtype(
 )
 
 
-class Op(NamedTuple):
+class Row(NamedTuple):
     """A row of PROGRAM as plain numbers."""
 
     kind: int
@@ -143,45 +139,53 @@ class Op(NamedTuple):
         return f"{call}; {used}" if call else used
 
 
-def to_rows(ops: list[Op]) -> np.ndarray:
+def to_rows(ops: list[Row]) -> np.ndarray:
     """Operations as an array of PROGRAM."""
     return np.array([tuple(op) for op in ops], PROGRAM)
 
 
-def to_ops(rows: np.ndarray) -> list[Op]:
+def to_ops(rows: np.ndarray) -> list[Row]:
     """The rows of an array of PROGRAM as operations."""
-    return [Op(*row) for row in rows.tolist()]
+    return [Row(*row) for row in rows.tolist()]
 
 
-def dump(path: Path, setting: dict, ops: list[Op]) -> None:
-    """Store a program and what it runs under."""
+def encode(row: Row) -> list[Any]:
+    """The operation as a row of JSON."""
     # The first thread goes without saying.
-    rows = ([NAMES[op.kind], *op[1 : None if op.thread else -1]] for op in ops)
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    text = f'{{"setting": {json.dumps(setting)},\n"operations": [\n{lines}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+    return [NAMES[row.kind], *row[1 : None if row.thread else -1]]
 
 
-def load(path: Path) -> tuple[dict, list[Op]]:
-    """Read a stored program; ValueError with the place of what is wrong."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        setting = dict(data["setting"])
-        rows = [list(row) for row in data["operations"]]
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a stored program ({error})") from None
-    ops = []
-    for n, (name, *numbers) in enumerate(rows):
-        if name not in NAMES or len(PROGRAM.names) - len(numbers) not in (1, 2):
-            raise ValueError(f"{path}: operation {n} is not one")
-        if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
-            raise ValueError(f"{path}: operation {n} has impossible numbers")
-        op = Op(NAMES.index(name), *numbers)
-        fits = 0 <= op.extra <= 62 if op.kind == ALIGNED else op.extra >= 0
-        fits = fits and 0 <= op.thread < MAX_THREADS
-        if not (fits and -1 <= op.slot < 1 << 24 and LEAVE <= op.use <= READ and op.begin >= GROWN):
-            raise ValueError(f"{path}: operation {n} has impossible numbers")
-        ops.append(op)
-    return setting, ops
+def decode(stored: list[Any]) -> Row:
+    """An operation from a row of JSON.  Raises ValueError."""
+    name, *numbers = stored
+    if name not in NAMES or len(PROGRAM.names) - len(numbers) not in (1, 2):
+        raise ValueError("is not one")
+    if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
+        raise ValueError("has impossible numbers")
+    row = Row(NAMES.index(name), *numbers)
+    fits = 0 <= row.extra <= 62 if row.kind == ALIGNED else row.extra >= 0
+    fits = fits and 0 <= row.thread < MAX_THREADS
+    if not (fits and -1 <= row.slot < 1 << 24 and LEAVE <= row.use <= READ and row.begin >= GROWN):
+        raise ValueError("has impossible numbers")
+    return row
+
+
+def variants(op: Row) -> Iterator[Row]:
+    """Simpler forms of an operation, the simplest first.  Each is strictly simpler."""
+    if op.use != LEAVE and op.kind != USE:
+        yield op._replace(use=LEAVE, begin=0, length=0)
+    if op.use != LEAVE and op.length > 8:
+        yield op._replace(length=8)
+    if op.begin > 0:
+        yield op._replace(begin=0)
+    if op.kind == CALLOC and op.extra > 1:
+        yield op._replace(extra=1)
+    if op.kind <= REALLOC or op.kind == ALIGNED:
+        for size in (
+            24,
+            op.request // 2 // 4096 * 4096 - 8,
+            (op.request // 16) * 16 - 8,
+            op.request - 16,
+        ):
+            if 24 <= size < op.request:
+                yield op._replace(request=size)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kernel import uapi
+from kernel.linux.verify.generator import Ground
 from kernel.linux.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
-from kernel.linux.verify.program import Ground
 from kernel.uapi import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -265,3 +265,9 @@ PROGRAMS = {
         crowded,
     )
 }
+
+
+def operations(name: str, ground: Ground) -> list[Op]:
+    """All operations of a program, one after the other."""
+    steps = PROGRAMS[name](ground)
+    return [op for step in steps for op in (step.ops if isinstance(step, Crowd) else [step])]

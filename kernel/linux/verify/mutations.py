@@ -1,17 +1,14 @@
 """``python -m kernel.linux.verify.mutations``: break rules of the model; each must be noticed.
 
-``python -m kernel.linux.verify.mutations`` runs random programs against each broken model until one
-shows a difference, and tells after how many operations.  Exit code 1 when one is never noticed, 77
-where the host cannot serve as truth.  ``--store DIRECTORY`` keeps the shortest program found for
-each, with which the tests do the same quickly.
+Random programs run against each broken model until one shows a difference.  ``--store DIRECTORY``
+keeps the shortest program found for each, with which the tests do the same quickly.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
+from kernel.differential import mutations
+from kernel.differential.mutations import Mutation
 from kernel.engine.jit import jit
 from kernel.huge import pages_per_slot
 from kernel.types import (
@@ -26,14 +23,14 @@ from kernel.uapi import EFAULT, MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP
 from kernel.vma import add_vma, pgoff_at
 
 #: What replaces which function of the model, by the rule that it breaks.
-MUTATIONS: dict[str, dict[str, Callable]] = {}
+MUTATIONS: dict[str, Mutation] = {}
 
 
 def _breaks(rule: str, name: str) -> Callable:
     """Register a function as what breaks ``rule`` in the place of the model's ``name``."""
 
     def register(function: Callable) -> Callable:
-        MUTATIONS[rule] = {name: jit(function)}
+        MUTATIONS[rule] = Mutation(rule, name, jit(function))
         return function
 
     return register
@@ -197,50 +194,11 @@ def _keep_nothing(k, page):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.linux.verify.mutations", description=__doc__
+    from kernel.linux.verify.subject import COMMAND, Linux
+
+    return mutations.main(
+        COMMAND, lambda: Linux(count_branches=False), [*MUTATIONS.values()], argv, programs=20
     )
-    parser.add_argument("--programs", type=int, default=20, help="random ones at most, for a rule")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rules that contain TEXT")
-    parser.add_argument("--store", type=Path, metavar="DIRECTORY")
-    options = parser.parse_args(argv)
-    from kernel.linux.verify.modes import cannot_serve
-
-    if reason := cannot_serve("both"):
-        print(f"kernel.linux.verify: nothing verified: {reason}", file=sys.stderr)
-        return 77
-    from kernel.linux.verify.compare import files
-    from kernel.linux.verify.operation import dump
-    from kernel.linux.verify.run import Plan, Runner
-
-    missed = 0
-    rules = [rule for rule in MUTATIONS if options.only in rule]
-    with files() as opened:
-        for rule in rules:
-            operations = options.programs * 500
-            plan = Plan(operations, 1, count_branches=False, shrink_seconds=5)
-            plan.bindings = MUTATIONS[rule]
-            runner = Runner(plan, opened)
-            done = 0
-            for number in range(plan.programs):
-                report = runner.program(number)
-                done += report.tally.operations
-                if report.finding:
-                    break
-            finding = report.finding
-            if finding is None:
-                missed += 1
-                print(f"NOT NOTICED in {done} operations: {rule}", flush=True)
-                continue
-            print(f"noticed after {done:6} operations: {rule} ({finding.what})", flush=True)
-            if options.store:
-                options.store.mkdir(parents=True, exist_ok=True)
-                path = options.store / f"{rule.replace(' ', '_').replace(',', '')}.json"
-                # Programs written by hand are known by their name, and fit any host.
-                ops = [] if finding.setting.seed.startswith("directed/") else finding.ops
-                dump(path, asdict(finding.setting), ops)
-    print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
-    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Rules broken on purpose: a comparison that never objects proves nothing.
+
+Programs run against each broken subject until one shows a difference; the command tells after how
+many operations.  Exit code 1 when a rule is never noticed, 77 where there is no truth to hold it
+against.
+"""
+
+import argparse
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kernel.differential.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_SKIP,
+    EXIT_USAGE,
+    OneLineParser,
+    complain,
+    positive,
+)
+from kernel.differential.pool import Lost, Mistake, Place, WorkerError, run_tasks
+from kernel.differential.program import dump
+from kernel.differential.run import Finding, Runner
+from kernel.differential.subject import Subject
+
+#: Seconds to shorten a program that is kept.
+_SHRINK = 60.0
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A broken rule of the function, or constant, ``name``.
+
+    Either something else takes its place (``value``), or in its source the first of each pair of
+    ``edits`` becomes the second.
+    """
+
+    rule: str
+    name: str
+    value: Any = None
+    edits: tuple[tuple[str, str], ...] = ()
+
+    def bindings(self, module: ModuleType | None = None) -> dict[str, Any]:
+        """What :func:`kernel.engine.jit.build` replaces; ``module`` has the function to be edited.
+
+        Raises Mistake for words that are no longer there, so that no rule stays unbroken unnoticed.
+        """
+        if self.edits:
+            return {self.name: self._edited(module)}
+        if module and getattr(module, self.name) == self.value:
+            raise Mistake(f"{self.rule}: {self.name} is {self.value} already")
+        return {self.name: self.value}
+
+    def path(self, folder: Path) -> Path:
+        """Where the program that shows it is kept."""
+        return folder / (re.sub("[,']", "", self.rule).replace(" ", "_") + ".json")
+
+    def _edited(self, module: ModuleType) -> Callable:
+        function = getattr(module, self.name)
+        source = textwrap.dedent(inspect.getsource(function))
+        for old, new in self.edits:
+            if (count := source.count(old)) != 1:
+                raise Mistake(f"{self.rule}: {self.name} has {old!r} {count} times")
+            source = source.replace(old, new)
+        scope = dict(vars(module))
+        exec(compile(source, module.__file__, "exec"), scope)  # our own source, a few words changed
+        return scope[self.name]
+
+
+def edit(rule: str, name: str, *pairs: str) -> Mutation:
+    """A mutation of the words of function ``name``; ``pairs``: old, new, old, new."""
+    return Mutation(rule, name, edits=tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+
+
+@dataclass
+class Hunt:
+    """What became of a rule: operations until a difference, and the program, None where none."""
+
+    operations: int = 0
+    finding: Finding | None = None
+
+
+def hunt(
+    subject: Subject, programs: int, shrink_seconds: float = 0, place: Place | None = None
+) -> Hunt:
+    """Run programs against a broken subject until one differs, and shorten that one."""
+    found = Hunt()
+    with subject.sides(place) as sides:
+        runner = Runner(subject, sides, shrink_seconds)
+        for program in subject.hunting(programs):
+            report = runner.check(program)
+            found.operations += report.tally.operations
+            if report.finding:
+                found.finding = report.finding
+                break
+    return found
+
+
+@contextmanager
+def _opened(
+    subject: Subject,
+    rules: Mapping[str, Mutation],
+    programs: int,
+    shrink_seconds: float,
+    place: Place,
+) -> Iterator[Callable[[str], Hunt]]:
+    """Set up a worker for one rule: the loop of a broken subject may not come back."""
+
+    def work(rule: str) -> Hunt:
+        place.retire = True
+        broken = subject.broken(rules[rule].bindings(subject.module()))
+        return hunt(broken, programs, shrink_seconds, place)
+
+    yield work
+
+
+def hunts(
+    subject: Subject,
+    mutations: Iterable[Mutation],
+    programs: int,
+    jobs: int = 1,
+    shrink_seconds: float = 0,
+) -> Iterator[tuple[Mutation, Hunt]]:
+    """Hunt each rule in a process of its own, ``jobs`` at a time; yield them as they end.
+
+    One that the subject does not come back from is noticed.  Raises WorkerError when a process
+    fails or dies.
+    """
+    rules = {mutation.rule: mutation for mutation in mutations}
+    opened = partial(_opened, subject, rules, programs, shrink_seconds)
+    for rule, found in run_tasks(opened, rules, jobs, patience=subject.patience):
+        if isinstance(found, Lost):
+            if not found.hung:
+                raise WorkerError(f"{rule}: {found.how}")
+            what = f"{subject.whose} {found.how}"
+            found = Hunt(found.at, Finding(None, [], [], what, found.at))
+        yield rules[rule], found
+
+
+def _parser(command: str, programs: int) -> OneLineParser:
+    parser = OneLineParser(
+        prog=f"python -m {command}.mutations",
+        description="Break rules on purpose, one after the other: each must be noticed.",
+    )
+    parser.add_argument(
+        "--programs",
+        type=positive,
+        default=programs,
+        metavar="N",
+        help=f"random ones at most, for a rule (default {programs})",
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="rules that contain TEXT")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="J", help="rules at a time (default 1)"
+    )
+    parser.add_argument(
+        "--store", type=Path, metavar="DIRECTORY", help="keep the shortest program found for each"
+    )
+    return parser
+
+
+def main(
+    command: str,
+    made: Callable[[], Subject],
+    mutations: Sequence[Mutation],
+    argv: list[str] | None,
+    programs: int,
+) -> int:
+    """Run the command of a subject's mutations; its exit code.
+
+    ``made``: makes the subject, which counts no branches.  ``programs``: random ones at most, by
+    default.
+    """
+    options = _parser(command, programs).parse_args(argv)
+    rules = [mutation for mutation in mutations if options.only in mutation.rule]
+    if not rules:
+        return complain(f"{command}.mutations", f"no rule has {options.only!r}", EXIT_USAGE)
+    subject = made()
+    if reason := subject.unavailable() or subject.wrong():
+        return complain(command, reason, EXIT_SKIP)
+    try:
+        missed = _hunt_all(subject, rules, options)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (Mistake, RuntimeError) as error:
+        return complain(f"{command}.mutations", str(error), EXIT_FAILED)
+    print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
+    return EXIT_FAILED if missed else 0
+
+
+def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespace) -> int:
+    """Hunt all, and tell of each; how many are not noticed."""
+    for mutation in rules:
+        mutation.bindings(subject.module())
+    # Compiled here once: the others need only what a rule changes.
+    subject.prepare()
+    with subject.sides() as sides:
+        whole = Runner(subject, sides, 0).check(next(iter(subject.programs())))
+    if whole.finding:
+        raise WorkerError(f"no rule is broken, and yet: {whole.finding.what}")
+    missed = 0
+    seconds = _SHRINK if options.store else 0
+    with closing(hunts(subject, rules, options.programs, options.jobs, seconds)) as hunted:
+        for mutation, found in hunted:
+            finding, rule = found.finding, mutation.rule
+            missed += finding is None
+            done = f"{found.operations:6} operations: {rule}"
+            if finding is None:
+                print(f"NOT NOTICED in {done.strip()}", flush=True)
+                continue
+            place = f"; {finding.setting.words()}" if finding.setting else ""
+            print(f"noticed after {done} ({finding.what}{place})", flush=True)
+            if options.store and finding.setting:
+                options.store.mkdir(parents=True, exist_ok=True)
+                dump(subject, mutation.path(options.store), finding.setting, finding.ops)
+    return missed
