@@ -26,9 +26,9 @@ from kernel.differential.command import (
     complain,
     positive,
 )
-from kernel.differential.pool import Lost, Mistake, Place, WorkerError, run_tasks
+from kernel.differential.pool import Lost, Mistake, Place, run_tasks
 from kernel.differential.program import dump
-from kernel.differential.run import Finding, Runner
+from kernel.differential.run import Finding, Runner, WorkerError
 from kernel.differential.subject import Subject
 
 #: Seconds to shorten a program that is kept.

@@ -26,10 +26,6 @@ class Mistake(ValueError):
     """What was asked for cannot be, in one line: the command's exit code is 2."""
 
 
-class WorkerError(RuntimeError):
-    """What went wrong in a worker, in one line."""
-
-
 class Place:
     """Where a worker is, as its work tells the parent.  One of its own tells nobody.
 
@@ -72,9 +68,9 @@ class Lost:
 
 @dataclass
 class _Failed:
-    """An exception that has ended a task."""
+    """An exception that has ended a worker, in words."""
 
-    error: Exception
+    error: str
 
 
 def serve(opened: Open, connection: Connection, shared: Any = None) -> None:
@@ -88,10 +84,10 @@ def serve(opened: Open, connection: Connection, shared: Any = None) -> None:
                 connection.send((result, place.retire))
     except EOFError:
         return
-    except Mistake as error:
-        connection.send((_Failed(error), True))
+    except Mistake as mistake:
+        connection.send((mistake, True))
     except Exception as error:
-        connection.send((_Failed(WorkerError(f"{type(error).__name__}: {error}")), True))
+        connection.send((_Failed(f"{type(error).__name__}: {error}"), True))
         raise
 
 
@@ -134,7 +130,10 @@ class _Worker:
         if isinstance(message, str):
             self.part = message
             return None
-        return message
+        result, last = message
+        if isinstance(result, _Failed):
+            result = Lost(self.at, self.part, result.error)
+        return result, last
 
     def hangs(self, patience: float) -> bool:
         """Whether it has begun no operation for ``patience`` seconds, after its first."""
@@ -166,7 +165,8 @@ def run_tasks(
     after which a worker that begins no further operation is ended.  ``told``: hears now and then of
     the workers: their ``task``, ``part`` and operation ``at``.
 
-    Ends its workers when it is closed.  Raises Mistake and WorkerError from them.
+    Ends its workers when it is closed.  Raises a Mistake of theirs; any other exception of one is a
+    Lost, as when it dies.
     """
     waiting = iter(tasks)
     workers: dict[Connection, _Worker] = {}
@@ -196,8 +196,8 @@ def run_tasks(
                     worker.end()
                 else:
                     idle.append(worker)
-                if isinstance(result, _Failed):
-                    raise result.error
+                if isinstance(result, Mistake):
+                    raise result
                 yield worker.task, result
     finally:
         for worker in [*workers.values(), *idle]:

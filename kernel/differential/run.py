@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kernel.differential.pool import Lost, Place, WorkerError, run_tasks
+from kernel.differential.pool import Lost, Place, run_tasks
 from kernel.differential.shrink import shrink
 from kernel.differential.subject import Outcome, Program, Sides, Subject
 from kernel.differential.tally import Tally
@@ -17,6 +17,10 @@ MOST_RERUNS = 5
 SHRINK = 60.0
 #: Operations that are told of a program that does not come back.
 _SHOWN = 12
+
+
+class WorkerError(RuntimeError):
+    """A worker has failed or died: where, and how."""
 
 
 @dataclass

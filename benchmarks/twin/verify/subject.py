@@ -70,6 +70,7 @@ class Glibc(Subject):
 
     def __post_init__(self) -> None:
         self.whose = self.arguments = self.allocator
+        self.traces = tuple(trace.paths(self.traces))
         self.total = 0 if self.traces else self.operations * len(self.modes)
         try:
             settings = plugin_for(self.allocator, self.tunables).values
@@ -144,7 +145,7 @@ class Glibc(Subject):
     def programs(self) -> Iterator[Program]:
         """Yield the traces, or the programs written by hand and the random ones."""
         if self.traces:
-            for path in trace.paths(self.traces):
+            for path in self.traces:
                 yield Program(HeapSetting(path, trace.MODE, self.tunables), 0)
             return
         yield from map(self.by_hand, directed.PROGRAMS)

@@ -5,8 +5,9 @@ process, which take turns as they were recorded.  A trace goes through in pieces
 does not matter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -170,8 +171,19 @@ class Pieces:
                 yield ev.rows(whole, start, start + PIECE)
 
 
-def paths(files: list[str]) -> Iterator[str]:
-    """Yield the traces that ``files`` stand for: ``shipped:`` is all that are shipped."""
+def paths(files: Iterable[str]) -> Iterator[str]:
+    """Yield the traces that ``files`` stand for: ``shipped:`` is all that are shipped.
+
+    Raises Mistake for one that is not there.
+    """
     for file in files:
-        shipped_ones = (shipped.PREFIX + name for name in shipped.names())
-        yield from shipped_ones if file == shipped.PREFIX else [file]
+        name = file.removeprefix(shipped.PREFIX)
+        if file == shipped.PREFIX:
+            yield from (shipped.PREFIX + name for name in shipped.names())
+            continue
+        try:
+            if not (Path(file) if name == file else shipped.path_of(name)).is_file():
+                raise Mistake(f"{file}: no such file")
+        except ValueError as error:
+            raise Mistake(str(error)) from None
+        yield file
