@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from kernel.differential.command import (
@@ -30,6 +30,7 @@ from kernel.differential.pool import Lost, Mistake, Place, run_tasks
 from kernel.differential.program import dump
 from kernel.differential.run import Finding, Runner, WorkerError
 from kernel.differential.subject import Subject
+from kernel.engine.jit import jit
 
 #: Seconds to shorten a program that is kept.
 _SHRINK = 60.0
@@ -37,47 +38,83 @@ _SHRINK = 60.0
 
 @dataclass(frozen=True)
 class Mutation:
-    """A broken rule of the function, or constant, ``name``.
+    """A broken rule of the function or constant ``name``.
 
-    Either something else takes its place (``value``), or in its source the first of each pair of
-    ``edits`` becomes the second.
+    Either something else takes its place (``value``), or it is that of ``module`` with a few words
+    changed: in its source the first of each pair of ``edits`` becomes the second; or a constant is,
+    or a function returns, the expression ``answer``.
     """
 
     rule: str
     name: str
     value: Any = None
+    module: str = ""
     edits: tuple[tuple[str, str], ...] = ()
+    answer: str = ""
 
-    def bindings(self, module: ModuleType | None = None) -> dict[str, Any]:
-        """What :func:`kernel.engine.jit.build` replaces; ``module`` has the function to be edited.
+    def bindings(self) -> dict[str, Any]:
+        """What :func:`kernel.engine.jit.build` replaces.
 
         Raises Mistake for words that are no longer there, so that no rule stays unbroken unnoticed.
         """
-        if self.edits:
-            return {self.name: self._edited(module)}
-        if module and getattr(module, self.name) == self.value:
-            raise Mistake(f"{self.rule}: {self.name} is {self.value} already")
-        return {self.name: self.value}
+        if not self.module:
+            return {self.name: self.value}
+        scope = vars(import_module(self.module))
+        original = scope[self.name]
+        if callable(original):
+            return {self.name: self._changed(original, dict(scope))}
+        value = eval(self.answer, dict(scope))  # our own expression
+        if value == original:
+            raise Mistake(f"{self.rule}: {self.name} is {value} already")
+        return {self.name: value}
 
     def path(self, folder: Path) -> Path:
         """Where the program that shows it is kept."""
         return folder / (re.sub("[,']", "", self.rule).replace(" ", "_") + ".json")
 
-    def _edited(self, module: ModuleType) -> Callable:
-        function = getattr(module, self.name)
-        source = textwrap.dedent(inspect.getsource(function))
+    def _changed(self, function: Callable, scope: dict[str, Any]) -> Callable:
+        """The function, broken."""
+        code = function.__code__
+        if self.answer:
+            parameters = ", ".join(code.co_varnames[: code.co_argcount])
+            source = f"@jit\ndef {self.name}({parameters}):\n    return {self.answer}\n"
+            scope["jit"] = jit
+        else:
+            source = textwrap.dedent(inspect.getsource(function))
         for old, new in self.edits:
             if (count := source.count(old)) != 1:
                 raise Mistake(f"{self.rule}: {self.name} has {old!r} {count} times")
             source = source.replace(old, new)
-        scope = dict(vars(module))
-        exec(compile(source, module.__file__, "exec"), scope)  # our own source, a few words changed
+        # Our own source, a few words changed.
+        exec(compile(source, code.co_filename, "exec"), scope)
         return scope[self.name]
 
 
-def edit(rule: str, name: str, *pairs: str) -> Mutation:
-    """A mutation of the words of function ``name``; ``pairs``: old, new, old, new."""
-    return Mutation(rule, name, edits=tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+def read(text: str, module: str = "") -> list[Mutation]:
+    """Mutations of functions and constants from a table.
+
+    Each begins with a name, in ``module`` where it says no other, and the rule.  Then come lines
+    with what is returned instead, or what the constant is; or the words of the source that change,
+    as diff shows them::
+
+        take_fast: a fastbin fills the tcache to its count
+        - while count < TCACHE_COUNT
+        + while count < TCACHE_COUNT - 1
+        kernel.stack.expand_stack: stacks do not grow
+        = False
+    """
+    found: list[Mutation] = []
+    for head, body in re.findall(r"^([\w.]+: .*)\n((?:[-+=] .*\n)+)", text, re.MULTILINE):
+        name, _, rule = head.partition(": ")
+        where, _, name = name.rpartition(".")
+        sides = re.findall(r"((?:^- .*\n)+)((?:^\+ .*\n)+)", body, re.MULTILINE)
+        edits = tuple(
+            tuple("\n".join(line[2:] for line in side.splitlines()) for side in pair)
+            for pair in sides
+        )
+        answer = body[2:].strip() if body.startswith("=") else ""
+        found.append(Mutation(rule, name, None, where or module, edits, answer))
+    return found
 
 
 @dataclass
@@ -116,7 +153,7 @@ def _opened(
 
     def work(rule: str) -> Hunt:
         place.retire = True
-        broken = subject.broken(rules[rule].bindings(subject.module()))
+        broken = subject.broken(rules[rule].bindings())
         return hunt(broken, programs, shrink_seconds, place)
 
     yield work
@@ -199,7 +236,7 @@ def main(
 def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespace) -> int:
     """Hunt all, and tell of each; how many are not noticed."""
     for mutation in rules:
-        mutation.bindings(subject.module())
+        mutation.bindings()
     # Compiled here once: the others need only what a rule changes.
     subject.prepare()
     with subject.sides() as sides:

@@ -10,6 +10,7 @@
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kernel.differential.subject import Subject
 def dump(subject: Subject, path: Path, setting: Any, ops: list[Any]) -> None:
     """Store a program and what it runs under."""
     lines = ",\n".join("  " + json.dumps(subject.encode(op)) for op in ops)
-    head = json.dumps(subject.encode_setting(setting))
+    head = json.dumps(asdict(setting))
     path.write_text(f'{{"setting": {head},\n"operations": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
@@ -40,6 +41,6 @@ def load(subject: Subject, path: Path) -> tuple[Any, list[Any]]:
         except (ValueError, TypeError) as error:
             raise Mistake(f"{path}: operation {n} {error}") from None
     try:
-        return subject.decode_setting(stored), ops
+        return subject.setting_class(**stored), ops
     except TypeError as error:
         raise Mistake(f"{path}: not a stored program ({error})") from None

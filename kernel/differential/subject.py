@@ -7,8 +7,7 @@ An operation is whatever the subject takes for one, as long as it can be pickled
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
-from types import ModuleType
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kernel.differential.pool import Place
@@ -87,6 +86,8 @@ class Subject:
 
     #: The module whose command verifies it.
     command = ""
+    #: The class of its settings.
+    setting_class: type = object
     #: What the command needs besides ``--replay`` to repeat a stored program.
     arguments = ""
     #: Whose branches are counted.
@@ -141,10 +142,6 @@ class Subject:
         """The subject with functions and constants replaced, which counts no branches."""
         raise NotImplementedError
 
-    def module(self) -> ModuleType | None:
-        """The module whose functions and constants mutations change by name."""
-        return None
-
     def variants(self, op: Any) -> Iterable[Any]:
         """Simpler forms of an operation, the simplest first; each is strictly simpler."""
         return ()
@@ -159,14 +156,6 @@ class Subject:
 
     def decode(self, row: list[Any]) -> Any:
         """An operation from a row of JSON.  Raises ValueError or TypeError for what is none."""
-        raise NotImplementedError
-
-    def encode_setting(self, setting: Any) -> dict[str, Any]:
-        """A setting for JSON."""
-        return asdict(setting)
-
-    def decode_setting(self, stored: dict[str, Any]) -> Any:
-        """A setting from JSON.  Raises TypeError for what is none."""
         raise NotImplementedError
 
     def branches(self) -> list[Branch]:

@@ -12,71 +12,18 @@ import numpy as np
 
 from kernel.linux.host.code import MAX_THREADS
 
-(
-    MALLOC,
-    CALLOC,
-    REALLOC,
-    ALIGNED,
-    FREE,
-    USABLE,
-    TRIM,
-    USE,
-    SBRK,
-    BLOCK,
-    UNBLOCK,
-    LIMIT_DATA,
-    LIMIT_AS,
-    STRAY,
-    THREAD_START,
-    THREAD_END,
-) = range(16)
+MALLOC, CALLOC, REALLOC, ALIGNED, FREE, USABLE, TRIM, USE = range(8)
+SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, STRAY, THREAD_START, THREAD_END = range(8, 16)
 NAMES = (
-    "malloc",
-    "calloc",
-    "realloc",
-    "aligned_alloc",
-    "free",
-    "malloc_usable_size",
-    "malloc_trim",
-    "use",
-    "sbrk",
-    "block",
-    "unblock",
-    "limit_data",
-    "limit_as",
-    "stray",
-    "thread_start",
-    "thread_end",
+    *("malloc", "calloc", "realloc", "aligned_alloc", "free", "malloc_usable_size", "malloc_trim"),
+    *("use", "sbrk", "block", "unblock", "limit_data", "limit_as", "stray"),
+    *("thread_start", "thread_end"),
 )
+
 #: What the program does with a block afterwards.
 LEAVE, WRITE, READ = range(3)
 #: ``begin`` of a use that starts where the block ended before it was made larger.
 GROWN = -1
-
-#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
-#: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
-#: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
-#:
-#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
-#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
-#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
-#: program may do, of the address that many bytes from the block that the slot held last.
-#:
-#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
-#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
-#: one already, or none, or it is the thread itself.
-PROGRAM = np.dtype(
-    [
-        ("kind", "i8"),
-        ("slot", "i8"),
-        ("request", "i8"),
-        ("extra", "i8"),
-        ("use", "i8"),
-        ("begin", "i8"),
-        ("length", "i8"),
-        ("thread", "i8"),
-    ]
-)
 
 
 class Row(NamedTuple):
@@ -93,50 +40,64 @@ class Row(NamedTuple):
 
     def words(self) -> str:
         """The operation as a C program would spell it, the block of slot 3 being ``b3``."""
-        return f"[thread {self.thread}] {self._words()}" if self.thread else self._words()
+        call = _CALLS[self.kind].format_map(self._spelled())
+        if self.use != LEAVE:
+            verb = "write" if self.use == WRITE else "read"
+            begin = "old size" if self.begin == GROWN else str(self.begin)
+            used = f"{verb} b{self.slot}[{begin} … +{self.length}]"
+            call = f"{call}; {used}" if call else used
+        by = f"[thread {self.thread}] " if self.thread else ""
+        return by + (call or "nothing")
 
-    def _words(self) -> str:
-        name, b = NAMES[self.kind], f"b{self.slot}" if self.slot >= 0 else "NULL"
-        size = str(self.request) if self.request >= 0 else hex(self.request % (1 << 64))
-        match self.kind:
-            case _ if self.kind == MALLOC:
-                call = f"{b} = malloc({size})"
-            case _ if self.kind == CALLOC:
-                members = self.extra or 1
-                each = size if self.request < 0 else self.request // members
-                call = f"{b} = calloc({members}, {each})"
-            case _ if self.kind == REALLOC:
-                call = f"{b} = realloc({b}, {size})"
-            case _ if self.kind == ALIGNED:
-                call = f"{b} = aligned_alloc({1 << self.extra}, {size})"
-            case _ if self.kind in (FREE, USABLE):
-                call = f"{name}({b})"
-            case _ if self.kind == TRIM:
-                call = "malloc_trim(0)"
-            case _ if self.kind == SBRK:
-                call = f"sbrk({self.request})"
-            case _ if self.kind == BLOCK:
-                call = f"mmap({self.extra} bytes, {self.request} above the break)"
-            case _ if self.kind == UNBLOCK:
-                call = "munmap(what lies above the break)"
-            case _ if self.kind in (LIMIT_DATA, LIMIT_AS):
-                which = "RLIMIT_DATA" if self.kind == LIMIT_DATA else "RLIMIT_AS"
-                more = "RLIM_INFINITY" if self.request < 0 else f"what there is + {self.request}"
-                call = f"setrlimit({which}, {more})"
-            case _ if self.kind == STRAY:
-                call = f"free(what {b} was last{f' + {self.request}' if self.request else ''})"
-            case _ if self.kind == THREAD_START:
-                call = f"pthread_create(thread {self.request})"
-            case _ if self.kind == THREAD_END:
-                call = f"pthread_join(thread {self.request}, which returns)"
-            case _:
-                call = ""
-        if self.use == LEAVE:
-            return call or "nothing"
-        verb = "write" if self.use == WRITE else "read"
-        begin = "old size" if self.begin == GROWN else str(self.begin)
-        used = f"{verb} {b}[{begin} … +{self.length}]"
-        return f"{call}; {used}" if call else used
+    def _spelled(self) -> dict[str, object]:
+        """The parts of a call in words."""
+        request, members = self.request, self.extra or 1
+        size = str(request) if request >= 0 else hex(request % (1 << 64))
+        return {
+            "b": f"b{self.slot}" if self.slot >= 0 else "NULL",
+            "n": request,
+            "size": size,
+            "extra": self.extra,
+            "members": members,
+            "each": size if request < 0 else request // members,
+            "alignment": 1 << min(self.extra, 63),
+            "limit": "RLIM_INFINITY" if request < 0 else f"what there is + {request}",
+            "plus": f" + {request}" if request else "",
+        }
+
+
+#: The calls, by kind.
+_CALLS = (
+    "{b} = malloc({size})",
+    "{b} = calloc({members}, {each})",
+    "{b} = realloc({b}, {size})",
+    "{b} = aligned_alloc({alignment}, {size})",
+    "free({b})",
+    "malloc_usable_size({b})",
+    "malloc_trim(0)",
+    "",
+    "sbrk({n})",
+    "mmap({extra} bytes, {n} above the break)",
+    "munmap(what lies above the break)",
+    "setrlimit(RLIMIT_DATA, {limit})",
+    "setrlimit(RLIMIT_AS, {limit})",
+    "free(what {b} was last{plus})",
+    "pthread_create(thread {n})",
+    "pthread_join(thread {n}, which returns)",
+)
+#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
+#: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
+#: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
+#:
+#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
+#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
+#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
+#: program may do, of the address that many bytes from the block that the slot held last.
+#:
+#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
+#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
+#: one already, or none, or it is the thread itself.
+PROGRAM = np.dtype([(name, "i8") for name in Row._fields])
 
 
 def to_rows(ops: list[Row]) -> np.ndarray:

@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any, ClassVar
 
 from allocators.base import registry
@@ -64,6 +63,10 @@ class Glibc(Subject):
     bindings: Mapping[str, Any] = field(default_factory=dict)
 
     command = COMMAND
+    setting_class = HeapSetting
+    variants = staticmethod(operation.variants)
+    encode = staticmethod(operation.encode)
+    decode = staticmethod(operation.decode)
     #: Percent, over all modes.
     target = 95
     tables: ClassVar = {"modes": "operations by mode", "kinds": "operations by kind"}
@@ -181,33 +184,11 @@ class Glibc(Subject):
         """A twin with functions and constants replaced."""
         return replace(self, bindings=bindings, count_branches=False)
 
-    def module(self) -> ModuleType:
-        """The allocator's."""
-        return registry.load(self.allocator).module
-
-    # --- operations and settings ----------------------------------------------------------------
-
-    def variants(self, op: Row) -> Iterator[Row]:
-        """Simpler forms of an operation."""
-        return operation.variants(op)
-
-    def encode(self, op: Row) -> list[Any]:
-        """An operation as a row of JSON."""
-        return operation.encode(op)
-
-    def decode(self, row: list[Any]) -> Row:
-        """An operation from a row of JSON."""
-        return operation.decode(row)
-
-    def decode_setting(self, stored: dict[str, Any]) -> HeapSetting:
-        """A setting from JSON."""
-        return HeapSetting(**stored)
-
     # --- telling --------------------------------------------------------------------------------
 
     def branches(self) -> list[Branch]:
         """The branches of the allocator's file, but for what only a switch lets be compiled."""
-        own = self.module().__name__
+        own = registry.load(self.allocator).module.__name__
         return [b for b in self.twins.branches() if b.module == own and not b.under]
 
     def rules(self) -> tuple[Rule, ...]:

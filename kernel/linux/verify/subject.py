@@ -17,7 +17,6 @@ from kernel.linux.state import WINDOW_BITS
 from kernel.linux.verify import directed, operation, reach
 from kernel.linux.verify.compare import ProcessSetting, files
 from kernel.linux.verify.model import Model, counted_branches
-from kernel.linux.verify.operation import Op
 from kernel.linux.verify.sides import BY_HAND, ProcessSides
 
 #: The module whose command this is.
@@ -41,6 +40,10 @@ class Linux(Subject):
     bindings: Mapping[str, Any] = field(default_factory=dict)
 
     command = COMMAND
+    setting_class = ProcessSetting
+    variants = staticmethod(operation.variants)
+    encode = staticmethod(operation.encode)
+    decode = staticmethod(operation.decode)
     whose = "the model"
     #: A model that takes longer over one operation does not come back, seconds.
     patience = 20.0
@@ -121,24 +124,6 @@ class Linux(Subject):
     def broken(self, bindings: Mapping[str, Any]) -> "Linux":
         """A model with functions replaced."""
         return replace(self, bindings=bindings, count_branches=False)
-
-    # --- operations and settings ----------------------------------------------------------------
-
-    def variants(self, op: Op) -> Iterator[Op]:
-        """Simpler forms of an operation."""
-        return operation.variants(op)
-
-    def encode(self, op: Op) -> list[Any]:
-        """An operation as a row of JSON."""
-        return operation.encode(op)
-
-    def decode(self, row: list[Any]) -> Op:
-        """An operation from a row of JSON."""
-        return operation.decode(row)
-
-    def decode_setting(self, stored: dict[str, Any]) -> ProcessSetting:
-        """A setting from JSON."""
-        return ProcessSetting(**stored)
 
     # --- telling --------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 
 from kernel.differential import mutations
 from kernel.differential.command import OneLineParser, add_arguments, verify
-from kernel.differential.mutations import Mutation, edit
+from kernel.differential.mutations import Mutation
 from kernel.differential.pool import Lost, Mistake, Place, run_tasks
 from kernel.differential.program import dump, load
 from kernel.differential.reach import Coverage, Rule
@@ -400,15 +400,41 @@ def test_hunting_needs_a_subject_that_is_whole(capsys, monkeypatch):
     assert "x: the process died (SIGKILL)" in capsys.readouterr().err
 
 
-def test_edited_words_must_be_there():
-    module = toy
-    changed = edit("x", "carry", "== 7", "== 8").bindings(module)["carry"]
-    assert changed(10, 8) == 0
-    assert toy.carry(10, 8) == 10
+def mutation(text):
+    """The one that a table has, of the toy's."""
+    (found,) = mutations.read(text, "tests.kernel.differential.toy")
+    return found.bindings()
+
+
+def test_rules_are_broken_by_a_table():
+    one, two = mutations.read("""
+carry: the model carries after 7
+- op == 7 and
++ op == 8 and
+- else
+-  total
++ else total
+kernel.vma.can_merge_after: areas merge
+= False
+""")
+    assert (one.name, one.module, one.rule) == ("carry", "", "the model carries after 7")
+    assert one.edits == (("op == 7 and", "op == 8 and"), ("else\n total", "else total"))
+    assert (two.name, two.module, two.answer) == ("can_merge_after", "kernel.vma", "False")
+
+
+def test_functions_and_constants_are_changed():
+    changed = mutation("carry: x\n- op == 7\n+ op == 8\n")["carry"]
+    assert [changed(10, op) for op in (7, 8)] == [10, 0]
+    assert toy.carry(10, 7) == 0
+    assert mutation("carry: x\n= DIGITS * op + total\n")["carry"](4, 3) == 34
+    assert mutation("DIGITS: x\n= 8\n") == {"DIGITS": 8}
+
+
+def test_words_that_are_gone_break_nothing():
     with pytest.raises(Mistake, match="'nowhere' 0 times"):
-        edit("x", "carry", "nowhere", "").bindings(module)
-    with pytest.raises(Mistake, match="already"):
-        Mutation("x", "carry", toy.carry).bindings(module)
+        mutation("carry: x\n- nowhere\n+ somewhere\n")
+    with pytest.raises(Mistake, match="DIGITS is 10 already"):
+        mutation("DIGITS: x\n= 5 + 5\n")
 
 
 def test_programs_are_stored_one_operation_a_line(tmp_path):

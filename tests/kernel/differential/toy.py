@@ -25,13 +25,16 @@ class ToySetting:
         return self.seed.replace("/", "-")
 
 
+DIGITS = 10
+
+
 def no_fault(total, op):
     return total
 
 
 def carry(total, op):
     """Forgets to carry, after a 7 that came upon an odd total."""
-    return total - 10 if op == 7 and total % 2 == 0 else total
+    return total - DIGITS if op == 7 and total % 2 == 0 else total
 
 
 def slow(total, op):
@@ -100,6 +103,7 @@ class Toy(Subject):
     patience: float | None = 1.0
 
     command = "tests.toy"
+    setting_class = ToySetting
     arguments = "counter"
     whose = "the model"
     tables = {"parity": "operations by parity"}  # noqa: RUF012
@@ -142,9 +146,6 @@ class Toy(Subject):
         if not isinstance(row[0], int):
             raise ValueError("is no number")
         return row[0]
-
-    def decode_setting(self, stored):
-        return ToySetting(**stored)
 
 
 MUTATIONS = [

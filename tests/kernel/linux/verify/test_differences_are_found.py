@@ -26,23 +26,23 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 def stored(rule):
     """The program stored for a rule."""
-    return load(Linux(), MUTATIONS[rule].path(PROGRAMS))
+    return load(Linux(), rule.path(PROGRAMS))
 
 
 def test_every_rule_has_a_program():
     assert len(MUTATIONS) >= 20
-    assert [m.rule for m in MUTATIONS.values() if not m.path(PROGRAMS).exists()] == []
+    assert [m.rule for m in MUTATIONS if not m.path(PROGRAMS).exists()] == []
 
 
 @needs_host
-@pytest.mark.parametrize("rule", MUTATIONS)
+@pytest.mark.parametrize("rule", MUTATIONS, ids=lambda m: m.rule)
 def test_a_broken_rule_is_noticed(rule, monkeypatch):
     # As plain Python: nothing is compiled for a rule.
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     setting, ops = stored(rule)
     if setting.thp and (reason := cannot_serve("on")):
         pytest.skip(reason)
-    for bindings in ({}, MUTATIONS[rule].bindings()):
+    for bindings in ({}, rule.bindings()):
         with Linux(count_branches=False, bindings=bindings).sides() as sides:
             assert bool(sides.repeat(setting, ops).what) == bool(bindings)
 
@@ -50,7 +50,8 @@ def test_a_broken_rule_is_noticed(rule, monkeypatch):
 @needs_host
 def test_a_random_program_is_made_short(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    bindings = MUTATIONS["areas never merge with the one above"].bindings()
+    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the one above")
+    bindings = rule.bindings()
     subject = Linux(60, 1, "off", count_branches=False, bindings=bindings)
     with subject.sides() as sides:
         finding = Runner(subject, sides, shrink_seconds=5).check(subject.program(0)).finding
