@@ -8,13 +8,7 @@ import argparse
 import sys
 from typing import Any
 
-from kernel.differential.command import (
-    EXIT_USAGE,
-    OneLineParser,
-    add_arguments,
-    complain,
-    verify,
-)
+from kernel.differential.command import EXIT_USAGE, OneLineParser, add_arguments, complain, verify
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -233,12 +233,7 @@ class HeapPair:
         return n, ""
 
     def _dies_too(
-        self,
-        rows: np.recarray,
-        expected: np.recarray,
-        actual: np.recarray,
-        row: int,
-        died: str,
+        self, rows: np.recarray, expected: np.recarray, actual: np.recarray, row: int, died: str
     ) -> bool:
         """Whether the process is ended by the C library in the row in which the twin aborted."""
         if "SIGABRT" not in died:

@@ -170,11 +170,7 @@ class HeapSides:
         return outcome
 
     def _of_trace(
-        self,
-        tally: Tally,
-        kept: list[np.ndarray] | None,
-        piece: trace.Piece,
-        found: Comparison,
+        self, tally: Tally, kept: list[np.ndarray] | None, piece: trace.Piece, found: Comparison
     ) -> Outcome:
         """A difference in a piece; ``kept``: the pieces before, where it is not too far for that.
 

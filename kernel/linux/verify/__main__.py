@@ -6,13 +6,7 @@ Exit codes: 0 no mismatch, 1 a mismatch, 2 bad arguments, 77 the host cannot ser
 
 import sys
 
-from kernel.differential.command import (
-    EXIT_SKIP,
-    OneLineParser,
-    add_arguments,
-    complain,
-    verify,
-)
+from kernel.differential.command import EXIT_SKIP, OneLineParser, add_arguments, complain, verify
 
 
 def _parser() -> OneLineParser:

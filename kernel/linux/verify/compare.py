@@ -103,11 +103,7 @@ def files() -> Iterator[list[File]]:
         )
         align = _file_system(folder) in _ALIGNING
         noexec = VM_MAYEXEC if os.statvfs(folder).f_flag & os.ST_NOEXEC else 0
-        for flags, lacks in (
-            (os.O_RDWR, 0),
-            (os.O_RDONLY, VM_MAYWRITE),
-            (os.O_WRONLY, VM_MAYREAD),
-        ):
+        for flags, lacks in ((os.O_RDWR, 0), (os.O_RDONLY, VM_MAYWRITE), (os.O_WRONLY, VM_MAYREAD)):
             fd, path = tempfile.mkstemp(prefix="verify-", dir=folder)
             os.close(fd)
             try:

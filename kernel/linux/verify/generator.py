@@ -266,9 +266,9 @@ def _kind(label: str, share: float = 1.5, *, thp: bool = False) -> Callable:
     return register
 
 
-def labels(*, thp: bool) -> list[str]:
-    """Every kind of operation that programs are made of."""
-    return [label for label, (_, _, needs) in _KINDS.items() if thp or not needs]
+def _advising(advice: int) -> Callable:
+    """What makes a madvise of some range."""
+    return lambda self, label: self._madvise(label, advice)
 
 
 class Generator:
@@ -842,33 +842,13 @@ class Generator:
     def _madvise(self, label: str, advice: int) -> Op:
         return syscall(label, NR_MADVISE, *self._some_range(), advice)
 
-    @_kind("dontneed", 5)
-    def _dontneed(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_DONTNEED)
-
-    @_kind("dontneed_locked")
-    def _dontneed_locked(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_DONTNEED_LOCKED)
-
-    @_kind("free", 4)
-    def _free(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_FREE)
-
-    @_kind("cold")
-    def _cold(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_COLD)
-
-    @_kind("pageout")
-    def _pageout(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_PAGEOUT)
-
-    @_kind("willneed")
-    def _willneed(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_WILLNEED)
-
-    @_kind("nohugepage", 2)
-    def _nohugepage(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_NOHUGEPAGE)
+    _kind("dontneed", 5)(_advising(uapi.MADV_DONTNEED))
+    _kind("dontneed_locked")(_advising(uapi.MADV_DONTNEED_LOCKED))
+    _kind("free", 4)(_advising(uapi.MADV_FREE))
+    _kind("cold")(_advising(uapi.MADV_COLD))
+    _kind("pageout")(_advising(uapi.MADV_PAGEOUT))
+    _kind("willneed")(_advising(uapi.MADV_WILLNEED))
+    _kind("nohugepage", 2)(_advising(uapi.MADV_NOHUGEPAGE))
 
     @_kind("hugepage", 5, thp=True)
     def _hugepage(self, label: str) -> Op:
@@ -902,13 +882,8 @@ class Generator:
         write = int(self.rng.random() < 0.7)
         return Op(label, OP_TOUCH, 0, (addr, pages * PAGE, write, self._word()))
 
-    @_kind("populate_read", 2)
-    def _populate_read(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_POPULATE_READ)
-
-    @_kind("populate_write", 2)
-    def _populate_write(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_POPULATE_WRITE)
+    _kind("populate_read", 2)(_advising(uapi.MADV_POPULATE_READ))
+    _kind("populate_write", 2)(_advising(uapi.MADV_POPULATE_WRITE))
 
     @_kind("advise_flags", 5)
     def _advise_flags(self, label: str) -> Op:

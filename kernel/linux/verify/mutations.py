@@ -11,14 +11,7 @@ from kernel.differential import mutations
 from kernel.differential.mutations import Mutation
 from kernel.engine.jit import jit
 from kernel.huge import pages_per_slot
-from kernel.types import (
-    VM_GROWSDOWN,
-    VM_LOCKED,
-    VM_RAND_READ,
-    VM_SEQ_READ,
-    VM_SHARED,
-    VM_WRITE,
-)
+from kernel.types import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
 from kernel.uapi import MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
 from kernel.vma import add_vma, pgoff_at
 

@@ -39,9 +39,7 @@ _OUT_OF_REACH = (
 #: The same, on a host whose overcommit mode is not the key.
 _OVERCOMMIT = {
     0: Rule(
-        "overcommit mode 0 is not this host's",
-        function="enough_memory",
-        module=r"kernel\.limits",
+        "overcommit mode 0 is not this host's", function="enough_memory", module=r"kernel\.limits"
     ),
     2: Rule(
         "overcommit mode 2 is not this host's",

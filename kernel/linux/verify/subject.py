@@ -115,10 +115,7 @@ class Linux(Subject):
         """Both sides, with files to map."""
         with files() as opened:
             yield ProcessSides(
-                opened,
-                place or Place(),
-                count_branches=self.count_branches,
-                bindings=self.bindings,
+                opened, place or Place(), count_branches=self.count_branches, bindings=self.bindings
             )
 
     def broken(self, bindings: Mapping[str, Any]) -> "Linux":
