@@ -102,7 +102,7 @@ def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]
 
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:
-    """What to verify.  Raises PluginError."""
+    """Return what to verify.  Raises PluginError."""
     cases = []
     given = _settings(arguments.settings)
     for word in arguments.names or names():

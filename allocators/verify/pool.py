@@ -18,7 +18,7 @@ from kernel.engine.watchdog import PATIENCE
 
 @dataclass(frozen=True)
 class Case:
-    """What one process verifies.  ``settings`` are as YAML gives them."""
+    """The task of one process.  ``settings`` are as YAML gives them."""
 
     name: str
     label: str
@@ -36,7 +36,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of a case, after ``seconds``."""
+    """The outcome of a case, after ``seconds``."""
 
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -53,7 +53,7 @@ class Mutation:
     answer: str = ""
 
     def bindings(self) -> dict[str, Any]:
-        """What :func:`kernel.engine.jit.build` replaces.
+        """Return what :func:`kernel.engine.jit.build` replaces.
 
         Raises Mistake for words that are no longer there, so that no rule stays unbroken unnoticed.
         """
@@ -69,7 +69,7 @@ class Mutation:
         return {self.name: value}
 
     def path(self, folder: Path) -> Path:
-        """Where the program that shows it is kept."""
+        """Return where the program that shows it is kept."""
         return folder / (re.sub("[,']", "", self.rule).replace(" ", "_") + ".json")
 
     def _changed(self, function: Callable, scope: dict[str, Any]) -> Callable:
@@ -119,7 +119,7 @@ def read(text: str, module: str = "") -> list[Mutation]:
 
 @dataclass
 class Hunt:
-    """What became of a rule: operations until a difference, and the program, None where none."""
+    """The hunt for a rule: operations until a difference, and the program, None where none."""
 
     operations: int = 0
     finding: Finding | None = None

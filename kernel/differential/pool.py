@@ -23,11 +23,11 @@ _LOOK = 0.5
 
 
 class Mistake(ValueError):
-    """What was asked for cannot be, in one line: the command's exit code is 2."""
+    """The task cannot be done as asked; the reason in one line: the command's exit code is 2."""
 
 
 class Place:
-    """Where a worker is, as its work tells the parent.  One of its own tells nobody.
+    """The place of a worker, as its work tells the parent.  One of its own tells nobody.
 
     ``retire``: the process is not to take another task (a loop may still run in it).
     """
@@ -54,7 +54,7 @@ Open = Callable[[Place], AbstractContextManager[Callable[[Any], Any]]]
 
 @dataclass
 class Lost:
-    """What came of a task whose worker did not come back from operation ``at``.
+    """The end of a task whose worker did not come back from operation ``at``.
 
     ``part``: the last part of the task that it told of.  ``how`` it was lost, in words; ``hung``:
     it was ended here because it did not move.
@@ -136,7 +136,7 @@ class _Worker:
         return result, last
 
     def hangs(self, patience: float) -> bool:
-        """Whether it has begun no operation for ``patience`` seconds, after its first."""
+        """Return whether it has begun no operation for ``patience`` seconds, after its first."""
         moves = int(self._position[1])
         if moves != self._moves:
             self._moves, self._since = moves, monotonic()

@@ -1,4 +1,4 @@
-"""Which branches a run has reached, which it has missed, and which no program can reach."""
+"""Branches that a run has reached, those it has missed, and those that no program can reach."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     under: str = ".*"  # the switch that must be on for it to be compiled
 
     def fits(self, branch: Branch) -> bool:
-        """Whether ``branch`` is one of these."""
+        """Return whether ``branch`` is one of these."""
         return bool(
             re.fullmatch(self.text, branch.text)
             and re.fullmatch(self.function, branch.function)

@@ -34,7 +34,7 @@ class Finding:
     length: int  # operations before it was shrunk
 
     def words(self) -> str:
-        """What and how much it is."""
+        """Say what it is, and how much of what."""
         whole = f"a program of {self.length:,} operations"
         part = f"{len(self.ops)} operations of {whole}" if self.ops else whole
         return f"{self.what} ({self.setting.words()}); {part}"
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What one program has come to."""
+    """The outcome of one program, counted, and the finding if there is one."""
 
     program: Program
     tally: Tally

@@ -1,4 +1,4 @@
-"""What the engine must know of a subject: two sides that should do the same under any program.
+"""A subject for the engine: two sides that should do the same under any program.
 
 The words: a *program* is a list of *operations*, done under a *setting*.  A setting is a frozen
 dataclass of the subject's with a ``seed`` that makes the program, or names one written by hand.
@@ -17,7 +17,7 @@ from kernel.engine.branches import Branch
 
 
 class Setting(Protocol):
-    """What a program is run under.  A frozen dataclass."""
+    """The circumstances of a program.  A frozen dataclass."""
 
     seed: str
 
@@ -38,7 +38,7 @@ class Program:
 
 @dataclass
 class Outcome:
-    """How far a program went.  ``what`` differs there, in one line; '' where nothing does.
+    """The end of a program.  ``what`` differs there, in one line; '' where nothing does.
 
     ``ops``: up to the one that differs, at least.  ``at``: the number of that one, or -1 where only
     the states at the end do.  ``suspect``: the host may have interfered.  ``whole``: there is
@@ -104,15 +104,15 @@ class Subject:
     total = 0
 
     def unavailable(self) -> str:
-        """Why nothing can be verified here, in one line; '' where it can."""
+        """Say why nothing can be verified here, in one line; '' where it can."""
         return ""
 
     def wrong(self) -> str:
-        """Why the truth here is not the subject's own: then it is compared, and nothing passes."""
+        """Say why the truth here is not the subject's: then it is compared, and nothing passes."""
         return ""
 
     def scope(self) -> dict[str, Any]:
-        """What is verified, for JSON."""
+        """Return what is verified, for JSON."""
         return {}
 
     def heading(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run of programs has counted, and how it is told."""
+"""Counts of a run of programs, and their tables."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping

@@ -73,7 +73,7 @@ class State(NamedTuple):
 
 @jit
 def _touches(protected, start, end):
-    """Whether [start, end) meets the harness: ``protected``, (n, 2) addresses."""
+    """Return whether [start, end) meets the harness: ``protected``, (n, 2) addresses."""
     for i in range(len(protected)):
         if protected[i, 0] < end and start < protected[i, 1]:
             return True
@@ -82,7 +82,7 @@ def _touches(protected, start, end):
 
 @jit
 def _within(protected, start, end):
-    """Whether [start, end) lies in the harness.
+    """Return whether [start, end) lies in the harness.
 
     An area that only begins or ends there has grown out of it: what is beyond counts, and in the
     harness's part the model has no pages.
@@ -151,7 +151,7 @@ def _put_region(rows, n, start, end, state):
 
 @jit
 def _page_state(f):
-    """What the host calls the state ``f`` of a page (host.observe); 0: nothing mapped."""
+    """Return the host's word for the state ``f`` of a page (host.observe); 0: nothing mapped."""
     state = 0
     if f & PTE_FRAME:
         state = PRESENT
@@ -402,7 +402,7 @@ class Models:
 
 
 class Difference(NamedTuple):
-    """What both sides disagree on after an operation, and what each of them says."""
+    """One thing that both sides disagree on, and what each of them says."""
 
     what: str
     real: str
@@ -410,7 +410,7 @@ class Difference(NamedTuple):
 
 
 def same(real: State, model: State) -> bool:
-    """Whether both sides are in the same state."""
+    """Return whether both sides are in the same state."""
     return (
         real.counters == model.counters
         and real.areas.tobytes() == model.areas.tobytes()

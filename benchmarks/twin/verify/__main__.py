@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _subject(options: argparse.Namespace) -> Any:
-    """What to run.  Raises Mistake for what cannot be."""
+    """Return what to run.  Raises Mistake for what cannot be."""
     from benchmarks.twin.verify.modes import MODES
     from benchmarks.twin.verify.subject import Glibc
     from kernel.differential.pool import Mistake

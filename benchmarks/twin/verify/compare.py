@@ -43,7 +43,7 @@ _MOST_CHUNKS = 60
 
 @dataclass(frozen=True)
 class HeapSetting:
-    """What a program runs under.  ``seed`` makes the program in its ``mode``."""
+    """The circumstances of a program.  ``seed`` makes the program in its ``mode``."""
 
     seed: str
     mode: str
@@ -61,7 +61,7 @@ class HeapSetting:
 
 @dataclass
 class Comparison:
-    """How far a program went, and what differs there: ``what`` is '' where nothing does.
+    """The end of a program, and what differs there: ``what`` is '' where nothing does.
 
     ``done``: rows that were compared and found equal.  ``row``: the one that differs, -1 where
     only the end does; of a process that has died, the first whose answer is lost.  ``expected``
@@ -118,7 +118,7 @@ class Twins:
         return self._twins[key]
 
     def branches(self) -> list[Branch]:
-        """What is counted, by number in ``k.hits``: alike under all tunables."""
+        """Return what is counted, by number in ``k.hits``: alike under all tunables."""
         return self.twin({}).branches
 
 
@@ -235,7 +235,7 @@ class HeapPair:
     def _dies_too(
         self, rows: np.recarray, expected: np.recarray, actual: np.recarray, row: int, died: str
     ) -> bool:
-        """Whether the process is ended by the C library in the row in which the twin aborted."""
+        """Return whether the C library ends the process in the row in which the twin aborted."""
         if "SIGABRT" not in died:
             return False
         try:
@@ -307,7 +307,7 @@ def _chunk_words(chunk: tuple[int, int]) -> str:
 
 
 def what_differs(x: np.record, y: np.record) -> str:
-    """Which of the observations of one operation differ; ``x`` expected, ``y`` actual."""
+    """Say which observations of one operation differ; ``x`` expected, ``y`` actual."""
     names = {
         "value": "address or value",
         "brk": "break",

@@ -188,7 +188,7 @@ def _no_memory_at_all() -> list[Row]:
 
 @_program()
 def _impossible_requests_sort_first() -> list[Row]:
-    """What is searched for consolidates, what cannot be does not."""
+    """A request that is searched for consolidates, one that cannot be does not."""
     ops: list[Row] = []
     largest = (1 << 63) - 1
     for op in (

@@ -175,7 +175,7 @@ def prepare(program, expected, functions, turn, ops, steps, begin, end):
 
 @jit(inline=True)
 def has_answer(kind):
-    """Whether the call's value is compared: it has one, and both sides know it."""
+    """Return whether the call's value is compared: it has one, and both sides know it."""
     return kind not in (FREE, STRAY, TRIM, USE)
 
 
@@ -246,7 +246,7 @@ class Libc:
             self._memory = -1
 
     def version(self) -> str:
-        """What gnu_get_libc_version says."""
+        """Return what gnu_get_libc_version says."""
         op = np.zeros(1, OP)
         op[0] = (OP_CALL, 0, (self.host.function("gnu_get_libc_version"), 0, 0, 0, 0, 0))
         text = self.words(int(self.host.run(op)["value"][0]) & -8, 4).tobytes()
@@ -328,7 +328,7 @@ class Libc:
 
 
 def unavailable() -> str:
-    """Why no real process can be held against the model here, in one line; '' where it can."""
+    """Say why no process can be held against the model here, in one line; '' where it can."""
     if reason := host.unavailable() or cannot_serve("off"):
         return reason
     try:
@@ -339,7 +339,7 @@ def unavailable() -> str:
 
 
 def wrong_library() -> str:
-    """What this machine's C library is instead of the twin's original; '' where it is that."""
+    """Say what this machine's C library is instead of the original; '' where it is that."""
     with closing(Libc({})) as libc:
         version = libc.version()
     return "" if version == VERSION else f"the C library is glibc {version}, not {VERSION}"

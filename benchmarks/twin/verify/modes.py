@@ -60,7 +60,7 @@ _IMPOSSIBLE = (1 << 47, (1 << 63) - 1, (1 << 63) - 32, (1 << 63) - 4096, -1, -24
 
 @dataclass(frozen=True)
 class Mode:
-    """What programs of a mode are made of; sizes in bytes, each pair a range with both ends."""
+    """The ranges of a mode's programs; sizes in bytes, each pair a range with both ends."""
 
     name: str
     about: str
@@ -275,7 +275,7 @@ def _choose_use(phase, op, size, draw, where, length):
 
 @jit
 def _new_size(old, draw, fresh):
-    """What a block of ``old`` bytes is made by realloc."""
+    """Return the size that realloc gives a block of ``old`` bytes."""
     way = draw & 7
     step = _scaled(draw, 1 << 16)
     if way == 0:

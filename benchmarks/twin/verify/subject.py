@@ -42,7 +42,7 @@ _OF_THREADS = {"arena_max": (1, 2, 3, 4), "arena_test": (1, 2, 8)}
 
 @dataclass
 class Glibc(Subject):
-    """What to run: programs written by hand, then ``operations`` of each mode; or traces.
+    """A run: programs written by hand, then ``operations`` of each mode; or traces.
 
     ``tunables``: fixed ones, before those of the modes; with ``vary`` others are drawn in every
     other program.  ``traces``: files, which run instead; ``touch`` and ``threads`` are theirs
@@ -90,11 +90,11 @@ class Glibc(Subject):
         )
 
     def unavailable(self) -> str:
-        """Why no process with the C library can serve."""
+        """Say why no process with the C library can serve."""
         return libc.unavailable()
 
     def wrong(self) -> str:
-        """What the C library is instead of the twin's original."""
+        """Say what the C library is instead of the twin's original."""
         return libc.wrong_library()
 
     def scope(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Glibc(Subject):
     # --- programs -------------------------------------------------------------------------------
 
     def setting(self, mode: str, number: int) -> HeapSetting:
-        """What program ``number`` of a mode runs under."""
+        """Return what program ``number`` of a mode runs under."""
         own = MODES[mode].tunables
         tunables = {**own[number % len(own)], **self.tunables}
         if self.vary and number % 2:

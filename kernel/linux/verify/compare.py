@@ -39,7 +39,7 @@ _ALIGNING = {"ext4", "xfs", "btrfs"}
 
 @dataclass(frozen=True)
 class ProcessSetting:
-    """How the process of a program is set up.  ``seed`` makes the program, or names it."""
+    """The process of a program as it is set up.  ``seed`` makes the program, or names it."""
 
     seed: str
     thp: bool = False
@@ -257,6 +257,6 @@ def _results(theirs: Result, ours: Result) -> Iterator[Difference]:
 
 
 def _kernel_pages(host: HostProcess) -> list[tuple[int, int]]:
-    """Where the kernel's own pages lie in user space (vdso, vvar)."""
+    """Return where the kernel's own pages lie in user space (vdso, vvar)."""
     lines = [line.split() for line in host.maps.splitlines() if "[vvar" in line or "[vdso" in line]
     return [tuple(int(part, 16) for part in line[0].split("-")) for line in lines]

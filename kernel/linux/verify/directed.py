@@ -86,7 +86,7 @@ def whole_tables(ground: Ground) -> Iterator[Op]:
 
 
 def unwritten_moves(ground: Ground) -> Iterator[Op]:
-    """What was never written merges where it goes, and keeps its offset once it was."""
+    """Areas never written merge where they go; once written they keep their offset."""
     yield _map(HERE, 8 * PAGE)
     yield _map(THERE, PAGE)
     yield _call(NR_MREMAP, HERE, PAGE, PAGE, _MOVE, THERE + PAGE)

@@ -26,7 +26,7 @@ _VIEWED = tuple(map(COUNTERS.index, ("VmSize", "VmData", "VmLck", "RssAnon")))
 
 
 class Result(NamedTuple):
-    """What one operation gave; ``value`` is 0 where a signal came instead."""
+    """The result of one operation; ``value`` is 0 where a signal came instead."""
 
     value: int
     sig: int
@@ -126,7 +126,7 @@ class Model(ModelSide):
         return int(self._execute(self.k, op.kind, op.nr, *op.arguments()))
 
     def view(self) -> View:
-        """What the generator of programs sees."""
+        """Return what the generator of programs sees."""
         areas = [Area(*row) for row in self._vma[: self.k.mm.map_count].tolist()]
         counters = self.state().counters
         return View(areas, self.brk, *(counters[n] >> 12 for n in _VIEWED))

@@ -57,7 +57,7 @@ def errno_name(value: int) -> str:
 
 
 def result_words(value: int, sig: int, si_code: int, si_addr: int) -> str:
-    """What an operation gave, in words."""
+    """Return what an operation gave, in words."""
     if sig:
         name = {7: "SIGBUS", 11: "SIGSEGV"}.get(sig, f"signal {sig}")
         code = {1: "MAPERR", 2: "ACCERR"}.get(si_code, f"code {si_code}")

@@ -27,7 +27,7 @@ PROGRAM_LENGTH = 500
 
 @dataclass
 class Linux(Subject):
-    """What to run: ``operations`` of random programs, then those written by hand.
+    """A run: ``operations`` of random programs, then those written by hand.
 
     ``thp``: programs with huge pages "on", "off", or "both" in turn.  ``bindings`` replace
     functions and constants of the model.
@@ -59,11 +59,11 @@ class Linux(Subject):
         return self.operations
 
     def unavailable(self) -> str:
-        """Why this host cannot serve as truth."""
+        """Say why this host cannot serve as truth."""
         return scope.cannot_serve(self.thp)
 
     def scope(self) -> dict[str, Any]:
-        """What this host can prove."""
+        """Return what this host can prove."""
         return {"thp": self.thp, **scope.modes(self.thp)}
 
     def heading(self) -> list[str]:
