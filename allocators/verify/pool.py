@@ -35,7 +35,7 @@ class Case:
 
 
 @dataclass
-class Outcome:
+class Verdict:
     """The outcome of a case, after ``seconds``."""
 
     failures: list[Failure] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run_case(case: Case, progress: Callable[[str], None]) -> Outcome:
+def run_case(case: Case, progress: Callable[[str], None]) -> Verdict:
     """Verify ``case`` in this process."""
     suite = Suite(
         load(case.name, case.settings),
@@ -55,14 +55,14 @@ def run_case(case: Case, progress: Callable[[str], None]) -> Outcome:
     )
     begin = monotonic()
     suite.run(as_timed=case.as_timed, only=case.only, progress=progress)
-    return Outcome(suite.failures, suite.notes, suite.operations, monotonic() - begin)
+    return Verdict(suite.failures, suite.notes, suite.operations, monotonic() - begin)
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[Callable[[Case], Outcome]]:
+def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
     """Set a worker up.  After a lockup its process takes no other case: a loop may still run."""
 
-    def work(case: Case) -> Outcome:
+    def work(case: Case) -> Verdict:
         outcome = run_case(case, place.say)
         place.retire = any(failure.check == "lockup" for failure in outcome.failures)
         return outcome
@@ -72,7 +72,7 @@ def opened(place: Place) -> Iterator[Callable[[Case], Outcome]]:
 
 def run_cases(
     cases: Iterable[Case], jobs: int, progress: Callable[[list[str]], None]
-) -> Iterator[tuple[Case, Outcome]]:
+) -> Iterator[tuple[Case, Verdict]]:
     """Yield each case and its outcome as they end, ``jobs`` running at a time.
 
     ``progress`` hears what is running whenever that changes.  A process that died is a failure.
@@ -84,5 +84,5 @@ def run_cases(
     for case, outcome in run_tasks(opened, cases, jobs, method="spawn", told=told):
         if isinstance(outcome, Lost):
             place = (case.label, case.page_size, outcome.part)
-            outcome = Outcome([Failure(*place, "crash", 0, "unknown", 0, outcome.how)])
+            outcome = Verdict([Failure(*place, "crash", 0, "unknown", 0, outcome.how)])
         yield case, outcome

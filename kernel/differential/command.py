@@ -98,6 +98,8 @@ def verify(subject: Any, options: argparse.Namespace) -> int:
         if options.replay:
             return _replay(subject, options)
         return _Run(subject, options).execute()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except Mistake as error:
         return complain(subject.command, str(error), EXIT_USAGE)
     except RuntimeError as error:
@@ -218,7 +220,8 @@ class _Run:
         return Coverage.of(self.tally.hits, self.subject.branches(), self.subject.rules())
 
     def _as_json(self, status: str) -> dict[str, Any]:
-        coverage = {"branches": self._coverage().as_dict()} if self.subject.count_branches else {}
+        counted = self.tally.hits is not None
+        coverage = {"branches": self._coverage().as_dict()} if counted else {}
         return {
             "status": status,
             "reason": self.wrong,
@@ -245,7 +248,7 @@ class _Run:
         tally, subject = self.tally, self.subject
         yield from tally.lines(subject.tables)
         yield from subject.summary(tally, self.findings)
-        if subject.count_branches:
+        if tally.hits is not None:
             yield from self._coverage().lines(subject.whose, subject.target)
         if tally.reruns:
             yield f"{tally.reruns} programs run again: the host had interfered"

@@ -9,7 +9,7 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -159,29 +159,6 @@ def _opened(
     yield work
 
 
-def hunts(
-    subject: Subject,
-    mutations: Iterable[Mutation],
-    programs: int,
-    jobs: int = 1,
-    shrink_seconds: float = 0,
-) -> Iterator[tuple[Mutation, Hunt]]:
-    """Hunt each rule in a process of its own, ``jobs`` at a time; yield them as they end.
-
-    One that the subject does not come back from is noticed.  Raises WorkerError when a process
-    fails or dies.
-    """
-    rules = {mutation.rule: mutation for mutation in mutations}
-    opened = partial(_opened, subject, rules, programs, shrink_seconds)
-    for rule, found in run_tasks(opened, rules, jobs, patience=subject.patience):
-        if isinstance(found, Lost):
-            if not found.hung:
-                raise WorkerError(f"{rule}: {found.how}")
-            what = f"{subject.whose} {found.how}"
-            found = Hunt(found.at, Finding(None, [], [], what, found.at))
-        yield rules[rule], found
-
-
 def _parser(command: str, programs: int) -> OneLineParser:
     parser = OneLineParser(
         prog=f"python -m {command}.mutations",
@@ -234,20 +211,24 @@ def main(
 
 
 def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespace) -> int:
-    """Hunt all, and tell of each; how many are not noticed."""
+    """Hunt each in a process of its own, and tell of it; how many are not noticed."""
     for mutation in rules:
         mutation.bindings()
     # Compiled here once: the others need only what a rule changes.
-    subject.prepare()
     with subject.sides() as sides:
-        whole = Runner(subject, sides, 0).check(next(iter(subject.programs())))
+        whole = Runner(subject, sides, 0).check(next(iter(subject.hunting(1))))
     if whole.finding:
         raise WorkerError(f"no rule is broken, and yet: {whole.finding.what}")
-    missed = 0
+    by_rule = {mutation.rule: mutation for mutation in rules}
     seconds = _SHRINK if options.store else 0
-    with closing(hunts(subject, rules, options.programs, options.jobs, seconds)) as hunted:
-        for mutation, found in hunted:
-            finding, rule = found.finding, mutation.rule
+    opened = partial(_opened, subject, by_rule, options.programs, seconds)
+    hunts = run_tasks(opened, by_rule, options.jobs, patience=subject.patience)
+    missed = 0
+    with closing(hunts):
+        for rule, found in hunts:
+            if isinstance(found, Lost):
+                found = _lost(subject, rule, found)
+            finding = found.finding
             missed += finding is None
             done = f"{found.operations:6} operations: {rule}"
             if finding is None:
@@ -257,5 +238,15 @@ def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespa
             print(f"noticed after {done} ({finding.what}{place})", flush=True)
             if options.store and finding.setting:
                 options.store.mkdir(parents=True, exist_ok=True)
-                dump(subject, mutation.path(options.store), finding.setting, finding.ops)
+                dump(subject, by_rule[rule].path(options.store), finding.setting, finding.ops)
     return missed
+
+
+def _lost(subject: Subject, rule: str, lost: Lost) -> Hunt:
+    """The hunt whose worker did not come back: a rule may be noticed by that.
+
+    Raises WorkerError where its process has failed or died.
+    """
+    if not lost.hung:
+        raise WorkerError(f"{rule}: {lost.how}")
+    return Hunt(lost.at, Finding(None, [], [], f"{subject.whose} {lost.how}", lost.at))

@@ -7,7 +7,6 @@ worker, and knows where.
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -91,8 +90,8 @@ def serve(opened: Open, connection: Connection, shared: Any = None) -> None:
         raise
 
 
-class _Worker:
-    """A process that does one task at a time."""
+class Worker:
+    """A process that does one task at a time: ``task``, of which ``part`` runs."""
 
     def __init__(self, opened: Open, method: str) -> None:
         context = multiprocessing.get_context(method)
@@ -156,7 +155,7 @@ def run_tasks(
     *,
     method: str = "fork",
     patience: float | None = None,
-    told: Callable[[list[_Worker]], None] = lambda workers: None,
+    told: Callable[[list[Worker]], None] = lambda workers: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each task and its result, or a :class:`Lost`, as they end; ``jobs`` run at a time.
 
@@ -169,12 +168,12 @@ def run_tasks(
     Lost, as when it dies.
     """
     waiting = iter(tasks)
-    workers: dict[Connection, _Worker] = {}
-    idle: list[_Worker] = []
+    workers: dict[Connection, Worker] = {}
+    idle: list[Worker] = []
     try:
         while True:
             while len(workers) < jobs and (task := next(waiting, _NONE)) is not _NONE:
-                worker = idle.pop() if idle else _Worker(opened, method)
+                worker = idle.pop() if idle else Worker(opened, method)
                 workers[worker.connection] = worker
                 worker.give(task)
             if not workers:
@@ -205,5 +204,3 @@ def run_tasks(
 
 
 _NONE = object()
-#: What to give ``jobs`` where nothing else is asked for.
-CORES = os.cpu_count() or 1

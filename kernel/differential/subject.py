@@ -1,7 +1,8 @@
 """A subject for the engine: two sides that should do the same under any program.
 
 The words: a *program* is a list of *operations*, done under a *setting*.  A setting is a frozen
-dataclass of the subject's with a ``seed`` that makes the program, or names one written by hand.
+dataclass of the subject's with a ``seed`` that makes the program, or names one written by hand;
+its ``words()`` tell it to people, and ``name()`` is for a file.
 An operation is whatever the subject takes for one, as long as it can be pickled.
 """
 
@@ -14,18 +15,6 @@ from kernel.differential.pool import Place
 from kernel.differential.reach import Rule
 from kernel.differential.tally import Tally
 from kernel.engine.branches import Branch
-
-
-class Setting(Protocol):
-    """The circumstances of a program.  A frozen dataclass."""
-
-    seed: str
-
-    def words(self) -> str:
-        """The setting in a few words, the seed among them."""
-
-    def name(self) -> str:
-        """The same for the name of a file."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class HeapSetting:
 
 
 @dataclass
-class Comparison:
+class Played:
     """The end of a program, and what differs there: ``what`` is '' where nothing does.
 
     ``done``: rows that were compared and found equal.  ``row``: the one that differs, -1 where
@@ -173,7 +173,7 @@ class HeapPair:
         patience: float = PATIENCE,
         careful: int | None = None,
         at_end: bool = True,
-    ) -> Comparison:
+    ) -> Played:
         """Run ``program``, (n,) PROGRAM, on both sides, up to a difference.
 
         ``blocks``: the table of blocks, which goes on from one part of a program to the next.
@@ -189,7 +189,7 @@ class HeapPair:
         actual = np.zeros(n, EXPECTED).view(np.recarray)
         ours, died = self._play(rows, expected, blocks, patience)
         careful = ours if careful is None else min(careful, ours)
-        outcome = Comparison(0, expected, actual)
+        outcome = Played(0, expected, actual)
         try:
             row = self.libc.run(rows, expected, actual, 0, careful)
             if row < 0:
@@ -244,7 +244,7 @@ class HeapPair:
             return "SIGABRT" in str(error)
         return False
 
-    def _compare_end(self, outcome: Comparison) -> None:
+    def _compare_end(self, outcome: Played) -> None:
         """Compare areas, resident pages and counters."""
         found = [difference.what for difference in differences(*self._both())]
         if found:

@@ -7,9 +7,9 @@ import numpy as np
 from benchmarks.twin.verify import directed, trace
 from benchmarks.twin.verify.compare import (
     LOCKED,
-    Comparison,
     HeapPair,
     HeapSetting,
+    Played,
     Twins,
     empty_blocks,
     row_lines,
@@ -68,7 +68,7 @@ class HeapSides:
 
     def _compared(
         self, setting: HeapSetting, rows: np.ndarray, tally: Tally | None = None, **how: Any
-    ) -> Comparison:
+    ) -> Played:
         """Run ``rows`` on both sides; add the branches taken to ``tally``."""
         with self._pair(setting) as pair:
             found = pair.run(rows, empty_blocks(rows, TABLE), **how)
@@ -88,7 +88,7 @@ class HeapSides:
             tally.add_hits(np.array(hits[: len(pair.twin.branches)]))
         hits[:] = 0
 
-    def _outcome(self, tally: Tally, rows: np.ndarray, found: Comparison) -> Outcome:
+    def _outcome(self, tally: Tally, rows: np.ndarray, found: Played) -> Outcome:
         if not found.what:
             return Outcome(tally)
         self._place.retire = self._place.retire or found.what == LOCKED
@@ -170,7 +170,7 @@ class HeapSides:
         return outcome
 
     def _of_trace(
-        self, tally: Tally, kept: list[np.ndarray] | None, piece: trace.Piece, found: Comparison
+        self, tally: Tally, kept: list[np.ndarray] | None, piece: trace.Piece, found: Played
     ) -> Outcome:
         """A difference in a piece; ``kept``: the pieces before, where it is not too far for that.
 
@@ -197,7 +197,7 @@ class HeapSides:
         return outcome
 
 
-def _count(tally: Tally, mode: str, rows: np.ndarray, found: Comparison) -> None:
+def _count(tally: Tally, mode: str, rows: np.ndarray, found: Played) -> None:
     """Count a program, or a piece of one."""
     n = found.done + (found.row >= 0)
     tally.operations += n

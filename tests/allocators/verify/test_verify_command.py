@@ -10,7 +10,7 @@ import pytest
 
 from allocators.verify import OPERATIONS
 from allocators.verify.__main__ import main
-from allocators.verify.pool import Case, Outcome, opened, run_cases
+from allocators.verify.pool import Case, Verdict, opened, run_cases
 from kernel.differential.pool import serve
 
 QUICK = ("--operations", "60")
@@ -96,7 +96,7 @@ def test_serve_answers_until_nobody_asks():
     thread.join()
     assert messages[0] == "compiling"
     outcome, last = messages[-1]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, Verdict)
     assert outcome.operations > 0
     assert not last
 
