@@ -292,6 +292,42 @@ def _new_size(old, draw, fresh):
 
 
 @jit
+def _resize(phase, live, op, d, size):
+    """Make ``op`` a realloc of a live block, to ``size`` bytes or to one near its own."""
+    op.kind = REALLOC
+    op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
+    old = live.bytes[op.slot]
+    op.request = _new_size(old, d[7], size)
+    if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
+        op.request = old >> 1
+    if op.request == 0:
+        _gone(live, op.slot)
+    elif 0 < op.request < 1 << 40:  # else refused
+        live.held += op.request - old
+        live.bytes[op.slot] = op.request
+        _choose_use(phase, op, op.request, d[4], d[5], d[6])
+
+
+@jit
+def _request(phase, live, op, d, size, align):
+    """Make ``op`` a request for a new block of ``size`` bytes."""
+    possible = 0 <= size < 1 << 40
+    op.slot = _born(live, size if possible else 0)
+    op.request = size
+    how = _scaled(d[3], 1024)
+    op.kind = MALLOC
+    if how < phase.calloc:
+        op.kind = CALLOC
+        # Members of 8 bytes where that is what comes out: the product is what counts.
+        op.extra = 8 if size & 7 == 0 else 1
+    elif how < phase.calloc + phase.aligned:
+        op.kind = ALIGNED
+        op.extra = align
+    if possible:
+        _choose_use(phase, op, size, d[4], d[5], d[6])
+
+
+@jit
 def fill(phase, live, draws, sizes, aligns, program, begin, end):
     """Fill rows [begin, end) of ``program``; the first that was not filled.
 
@@ -323,18 +359,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             op.slot = _pick(live, ANY, d[2])
             _choose_use(phase, op, live.bytes[op.slot], d[4] >> 1, d[5], d[6])
         elif live.count and way < phase.null + phase.usable + phase.use + phase.realloc:
-            op.kind = REALLOC
-            op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
-            old = live.bytes[op.slot]
-            op.request = _new_size(old, d[7], size)
-            if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
-                op.request = old >> 1
-            if op.request == 0:
-                _gone(live, op.slot)
-            elif 0 < op.request < 1 << 40:  # else refused
-                live.held += op.request - old
-                live.bytes[op.slot] = op.request
-                _choose_use(phase, op, op.request, d[4], d[5], d[6])
+            _resize(phase, live, op, d, size)
         elif live.count and (
             live.count >= phase.target
             or live.held >= phase.budget
@@ -345,20 +370,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             op.slot = _pick(live, phase.order, d[3])
             _gone(live, op.slot)
         else:
-            possible = 0 <= size < 1 << 40
-            op.slot = _born(live, size if possible else 0)
-            op.request = size
-            how = _scaled(d[3], 1024)
-            op.kind = MALLOC
-            if how < phase.calloc:
-                op.kind = CALLOC
-                # Members of 8 bytes where that is what comes out: the product is what counts.
-                op.extra = 8 if size & 7 == 0 else 1
-            elif how < phase.calloc + phase.aligned:
-                op.kind = ALIGNED
-                op.extra = aligns[i - begin]
-            if possible:
-                _choose_use(phase, op, size, d[4], d[5], d[6])
+            _request(phase, live, op, d, size, aligns[i - begin])
     return end
 
 
