@@ -16,13 +16,21 @@ from rich.console import Console
 from allocators.base.registry import PluginError, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
+from kernel.differential.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    OneLineParser,
+    complain,
+    positive,
+)
 from kernel.engine.watchdog import PATIENCE
 
 PAGE_SIZES = (4096, 65536)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m allocators.verify",
         description="Hold allocators to their contract: defaults, other settings, page sizes.",
     )
@@ -42,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SCENARIO",
         help=f"some of: {', '.join(SCENARIOS)}",
     )
-    parser.add_argument("--operations", type=_positive, default=OPERATIONS, metavar="N")
+    parser.add_argument("--operations", type=positive, default=OPERATIONS, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument(
         "--patience",
@@ -58,16 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="NAME may also be an allocator configuration DIR/allocator/NAME.yaml",
     )
     parser.add_argument(
-        "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes"
+        "--jobs", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _settings(words: list[str]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]
 
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:
-    """What to verify.  Raises PluginError."""
+    """Return what to verify.  Raises PluginError."""
     cases = []
     given = _settings(arguments.settings)
     for word in arguments.names or names():
@@ -132,8 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cases = _cases(arguments)
     except PluginError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return complain("allocators.verify", str(error), EXIT_USAGE)
     failed: Counter[str] = Counter()
     with console.status("starting") as status:
         for case, outcome in run_cases(
@@ -148,11 +148,11 @@ def main(argv: list[str] | None = None) -> int:
             failed[str(case)] += len(outcome.failures)
     total = failed.total()
     console.print(f"{len(cases)} settings verified, {total or 'no'} failure{'s' * (total != 1)}")
-    return 1 if total else 0
+    return EXIT_FAILED if total else 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)

@@ -124,7 +124,7 @@ def damaged_word(k, p, words, kept, seed):
 
 @jit
 def check_contents(k, d, objects, slot):
-    """Whether the object still holds what was written."""
+    """Check that the object still holds what was written."""
     if PAYLOAD:
         p = int(objects[slot, OBJECT_ADDRESS])
         words = int(objects[slot, OBJECT_USABLE]) >> 3
@@ -135,7 +135,7 @@ def check_contents(k, d, objects, slot):
 
 @jit
 def check_copied(k, d, objects, slot, q, size):
-    """Whether realloc to ``size`` bytes at ``q`` brought along what the object held."""
+    """Check that realloc to ``size`` bytes at ``q`` brought along what the object held."""
     words = int(objects[slot, OBJECT_USABLE]) >> 3
     seed = int(objects[slot, OBJECT_SEED])
     kept = min(size, int(objects[slot, OBJECT_SIZE]))
@@ -150,7 +150,7 @@ def check_copied(k, d, objects, slot, q, size):
 
 @jit
 def check_zero(k, d, p, size):
-    """Whether calloc's block is clear."""
+    """Check that calloc's block is clear."""
     words = size >> 3
     i = 0
     while i < words:
@@ -162,7 +162,7 @@ def check_zero(k, d, p, size):
 
 @jit
 def acceptable(k, d, p, size, usable, alignment):
-    """Whether a new block is aligned, large enough and in writable memory."""
+    """Return whether a new block is aligned, large enough and in writable memory."""
     if p & (alignment - 1):
         find(d, FOUND_MISALIGNED, p, alignment)
     elif usable < size:

@@ -1,4 +1,4 @@
-"""What the verifier asks of an allocator: seeded lists of operations, phase by phase.
+"""The verifier's plans for an allocator: seeded lists of operations, phase by phase.
 
 A plan is written with a picture of which slots are live, so that it means the same to every
 allocator; a request that is refused (where memory is scarce) leaves its slot empty, and what

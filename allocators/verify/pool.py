@@ -4,23 +4,21 @@ A plugin that indexes its state out of bounds, or loops without touching memory,
 with it; the next setting gets a new one.
 """
 
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any
 
 from allocators.base.registry import load
 from allocators.verify.suite import Failure, Suite
+from kernel.differential.pool import Lost, Place, run_tasks
 from kernel.engine.watchdog import PATIENCE
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one process verifies.  ``settings`` are as YAML gives them."""
+    """The task of one process.  ``settings`` are as YAML gives them."""
 
     name: str
     label: str
@@ -37,17 +35,16 @@ class Case:
 
 
 @dataclass
-class Outcome:
-    """What came of a case, after ``seconds``.  ``last``: the process cannot take another."""
+class Verdict:
+    """The outcome of a case, after ``seconds``."""
 
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     operations: int = 0
     seconds: float = 0.0
-    last: bool = False
 
 
-def run_case(case: Case, progress: Callable[[str], None]) -> Outcome:
+def run_case(case: Case, progress: Callable[[str], None]) -> Verdict:
     """Verify ``case`` in this process."""
     suite = Suite(
         load(case.name, case.settings),
@@ -58,86 +55,34 @@ def run_case(case: Case, progress: Callable[[str], None]) -> Outcome:
     )
     begin = monotonic()
     suite.run(as_timed=case.as_timed, only=case.only, progress=progress)
-    # What loops may do so for ever, beside everything that comes after.
-    last = any(failure.check == "lockup" for failure in suite.failures)
-    return Outcome(suite.failures, suite.notes, suite.operations, monotonic() - begin, last)
+    return Verdict(suite.failures, suite.notes, suite.operations, monotonic() - begin)
 
 
-def serve(connection: Connection) -> None:
-    """Verify the cases that come: sends the name of each scenario, then the outcome."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    while True:
-        try:
-            case = connection.recv()
-        except EOFError:
-            return
-        outcome = run_case(case, connection.send)
-        connection.send(outcome)
-        if outcome.last:
-            return
+@contextmanager
+def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
+    """Set a worker up.  After a lockup its process takes no other case: a loop may still run."""
 
+    def work(case: Case) -> Verdict:
+        outcome = run_case(case, place.say)
+        place.retire = any(failure.check == "lockup" for failure in outcome.failures)
+        return outcome
 
-class _Worker:
-    """A process that verifies one case at a time."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def give(self, case: Case) -> None:
-        """Let it begin ``case``."""
-        self.case = case
-        self.scenario = "starting"
-        self.connection.send(case)
-
-    def receive(self) -> Outcome | None:
-        """The outcome if that is what it has to tell.  A process that died is a failure."""
-        try:
-            message = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            code = self.process.exitcode
-            how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            place = (self.case.label, self.case.page_size, self.scenario)
-            failure = Failure(*place, "crash", 0, "unknown", 0, f"the process died ({how})")
-            return Outcome([failure], last=True)
-        if isinstance(message, str):
-            self.scenario = message
-            return None
-        return message
+    yield work
 
 
 def run_cases(
-    cases: list[Case], jobs: int, progress: Callable[[list[str]], None]
-) -> Iterator[tuple[Case, Outcome]]:
+    cases: Iterable[Case], jobs: int, progress: Callable[[list[str]], None]
+) -> Iterator[tuple[Case, Verdict]]:
     """Yield each case and its outcome as they end, ``jobs`` running at a time.
 
-    ``progress`` hears what is running whenever that changes.
+    ``progress`` hears what is running whenever that changes.  A process that died is a failure.
     """
-    waiting = deque(cases)
-    workers: dict[Connection, _Worker] = {}
-    try:
-        while waiting or workers:
-            while waiting and len(workers) < jobs:
-                worker = _Worker()
-                workers[worker.connection] = worker
-                worker.give(waiting.popleft())
-            progress([f"{worker.case}: {worker.scenario}" for worker in workers.values()])
-            for connection in wait(list(workers)):
-                worker = workers[connection]
-                outcome = worker.receive()
-                if outcome is None:
-                    continue
-                case = worker.case
-                if waiting and not outcome.last:
-                    worker.give(waiting.popleft())
-                else:
-                    del workers[connection]
-                    connection.close()
-                yield case, outcome
-    finally:
-        for worker in workers.values():
-            worker.process.kill()
+
+    def told(workers: list[Any]) -> None:
+        progress([f"{worker.task}: {worker.part}" for worker in workers])
+
+    for case, outcome in run_tasks(opened, cases, jobs, method="spawn", told=told):
+        if isinstance(outcome, Lost):
+            place = (case.label, case.page_size, outcome.part)
+            outcome = Verdict([Failure(*place, "crash", 0, "unknown", 0, outcome.how)])
+        yield case, outcome

@@ -54,7 +54,7 @@ class Violation(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """What the driver is compiled for: a plugin, a page size, and whether as replays are timed."""
+    """A build of the driver: for a plugin, a page size, and as replays are timed or not."""
 
     plugin: Plugin
     page_size: int = 4096
@@ -135,7 +135,7 @@ class Process:
         return int(heap_pages(self.k.mm)) << self._built.config.page_shift
 
     def owns(self, address: int) -> bool:
-        """Whether the allocator has mapped ``address``."""
+        """Return whether the allocator has mapped ``address``."""
         start, end = self._initial["vm_start"], self._initial["vm_end"]
         foreign = np.any((start <= address) & (address < end))
         return not foreign and covered(self.k, address, address + 1, VM_READ)
@@ -337,7 +337,7 @@ class Process:
 
     @property
     def addresses(self) -> np.ndarray:
-        """What the allocator answered, event by event."""
+        """The allocator's answers, event by event."""
         return self.events[:, dr.EVENT_RESULT]
 
     @property

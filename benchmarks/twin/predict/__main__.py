@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from kernel.linux.command import (
+from kernel.differential.command import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_SKIP,
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.trace import shipped
     from benchmarks.twin.predict import programs
     from benchmarks.twin.predict.report import Validation, tell
-    from benchmarks.twin.verify.report import unavailable, wrong_library
+    from benchmarks.twin.verify.libc import unavailable, wrong_library
     from benchmarks.workloads import WorkloadError
     from kernel.linux.host.process import HostError
 

@@ -9,32 +9,25 @@ import numpy as np
 
 from allocators.base import registry
 from benchmarks.twin.verify.libc import Libc
-from benchmarks.twin.verify.operation import Op
+from benchmarks.twin.verify.operation import Row
 from benchmarks.twin.verify.threads import THREADS
 from benchmarks.twin.verify.twin import BLOCK_COLUMNS, EXPECTED, Twin
 from kernel.config import KernelConfig
 from kernel.engine.branches import Branch
-from kernel.engine.jit import build_once
 from kernel.engine.memory import windows
 from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
-from kernel.linux.host.observe import Observer, host_settings
-from kernel.linux.host.process import HostError, HostProcess
-from kernel.linux.verify.compare import adopt_limits
-from kernel.linux.verify.model import (
-    AREA_ROW,
-    COUNTERS,
-    MAX_AREAS,
-    MAX_REGIONS,
-    REGION_ROW,
+from kernel.linux.host.process import HostError
+from kernel.linux.state import (
     WINDOW_BITS,
-    Model,
+    Models,
+    ModelSide,
+    RealSide,
     State,
-    host_areas,
-    host_regions,
+    align,
+    differences,
+    side_by_side,
 )
-from kernel.linux.verify.run import side_by_side
-from kernel.maps import MMAP_MIN_ADDR
 from kernel.task import reason
 from kernel.types import SimulatedSignal
 
@@ -42,14 +35,15 @@ from kernel.types import SimulatedSignal
 FIXING = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
 #: Seconds that the twin may take over one operation.
 PATIENCE = 20.0
-_FIELDS = ("vm_size", "vm_data", "vm_stk", "vm_lck", "vm_pte", "rss_anon")
+#: What differs where its loop still runs in this process.
+LOCKED = "the twin does not come back"
 #: Lines of the chunks that are shown, at most.
 _MOST_CHUNKS = 60
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a program runs under.  ``seed`` makes the program in its ``mode``."""
+class HeapSetting:
+    """The circumstances of a program.  ``seed`` makes the program in its ``mode``."""
 
     seed: str
     mode: str
@@ -60,10 +54,14 @@ class Setting:
         named = [f"{name}={value}" for name, value in self.tunables.items()]
         return ", ".join([f"seed {self.seed}", f"mode {self.mode}", *named])
 
+    def name(self) -> str:
+        """The mode and the seed for the name of a file."""
+        return f"{self.mode}-{self.seed}".replace("/", "-")
+
 
 @dataclass
-class Outcome:
-    """How far a program went, and what differs there: ``what`` is '' where nothing does.
+class Played:
+    """The end of a program, and what differs there: ``what`` is '' where nothing does.
 
     ``done``: rows that were compared and found equal.  ``row``: the one that differs, -1 where
     only the end does; of a process that has died, the first whose answer is lost.  ``expected``
@@ -90,7 +88,7 @@ def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
 
 
 class Twins:
-    """Compiled twins by their tunables, and machines by the maps that they start from.
+    """Compiled twins by their tunables, and models of the process.
 
     ``bindings`` replace functions or constants of the plugin.
     """
@@ -106,9 +104,7 @@ class Twins:
         self.count_branches = count_branches
         self.bindings = dict(bindings or {})
         self._twins: dict[tuple, Twin] = {}
-        self._models: dict[tuple, Model] = {}
-        self._host = host_settings()
-        self._hits = np.zeros(0, "i8")
+        self.models = Models(ModelSide)
 
     def twin(self, tunables: Mapping[str, int]) -> Twin:
         """The twin under ``tunables``, compiled."""
@@ -122,54 +118,26 @@ class Twins:
         return self._twins[key]
 
     def branches(self) -> list[Branch]:
-        """What is counted, by number in ``k.hits``: alike under all tunables."""
+        """Return what is counted, by number in ``k.hits``: alike under all tunables."""
         return self.twin({}).branches
 
-    def model(self, host: HostProcess) -> Model:
-        """A machine like that of ``host``, which has just started.
 
-        Raises ValueError for a layout that its window cannot hold.
-        """
-        # Inodes differ with every start, and say nothing here.
-        key = tuple(tuple(line.split()[:3]) for line in host.maps.splitlines())
-        if key in self._models:
-            self._models[key].reset()
-            return self._models[key]
-        self._models.clear()  # a random layout does not come again
-        found = self._host
-        config = KernelConfig(
-            maps=host.maps,
-            window_bits=WINDOW_BITS,
-            overcommit=int(found["overcommit_memory"] or 0),
-            memory=int(found["memory"]),
-            swap=int(found["swap"]),
-            thp=str(found["thp_enabled"] or "never"),
-            max_map_count=min(int(found["max_map_count"] or 65530), 65530),
-        )
-        self._models[key] = Model(config)
-        return self._models[key]
-
-    def forget(self) -> None:
-        """Keep no machine: one whose loop still runs, or that a broken rule has harmed."""
-        self._models.clear()
-
-
-class Pair:
+class HeapPair:
     """A real process and its twin, just started.  A context manager.
 
     Raises HostError where the process cannot be made.
     """
 
-    def __init__(self, twins: Twins, setting: Setting) -> None:
+    def __init__(self, twins: Twins, setting: HeapSetting) -> None:
         self.twins = twins
-        self.setting = setting
         self.twin = twins.twin(setting.tunables)
         self.libc = Libc(setting.tunables)
         try:
-            self.observer = Observer(self.libc.host.pid)
-            self.model = twins.model(self.libc.host)
+            self.real = RealSide(self.libc.host)
+            self.model: ModelSide = twins.models.model(self.libc.host)
             self.k = self.model.k
-            self._align()
+            align(self.real, self.model)
+            self._warm()
             self.a = self.twin.plugin.state()
             self.threads = record(THREADS)
             self.threads["alive"][0] = 1
@@ -179,49 +147,21 @@ class Pair:
             raise
         self._start = int(self.k.mm.brk)
 
-    def __enter__(self) -> "Pair":
+    def __enter__(self) -> "HeapPair":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.observer.close()
+        self.real.close()
         self.libc.close()
 
-    def _align(self) -> None:
-        """Let the model begin where the real process is, whose own memory is warm."""
-        host, k = self.libc.host, self.k
-        mm = k.mm
-        spans = [(int(v.vm_start), int(v.vm_end)) for v in k.vma[: mm.map_count]]
-        self._protected = self.model.protected = np.array(spans, "i8")
-        mm.start_brk = mm.brk = host.start_brk
-        mm.end_data = mm.start_data + host.data_bytes
-        mm.dac_mmap_min_addr = host_settings()["mmap_min_addr"] or 0
-        mm.mmap_min_addr = max(mm.dac_mmap_min_addr, MMAP_MIN_ADDR)
-        adopt_limits(mm, host.pid)
+    def _warm(self) -> None:
+        """Let the model know that the process has written to its own memory."""
+        mm = self.k.mm
         written = dict(self.libc.writable())
-        for v in k.vma[: mm.map_count]:
+        for v in self.k.vma[: mm.map_count]:
             if int(v.vm_start) in written:
                 mm.anon_vmas += 1
                 v.anon_vma = mm.anon_vmas
-        for region in self.observer.residency():
-            self.model.machine.assume_tables(int(region["start"]), int(region["end"]))
-        self._host_areas = build_once(host_areas)
-        self._host_regions = build_once(host_regions)
-        self._rows, self._ids = np.zeros(MAX_AREAS, AREA_ROW), np.zeros(MAX_AREAS, "i8")
-        self._regions = np.zeros(MAX_REGIONS, REGION_ROW)
-        self._base = (0,) * len(COUNTERS)
-        self.model.refresh()
-        # What the process has of its own, which the model does not know.
-        real, model = self.real_state(), self.model.state()
-        self._base = tuple(r - m for r, m in zip(real.counters, model.counters, strict=True))
-
-    def real_state(self) -> State:
-        """Areas, resident pages and counters of the real process.  Overwritten by the next."""
-        areas = self.observer.areas().view(np.recarray)
-        n = self._host_areas(areas, self._protected, self._rows, self._ids)
-        m = self._host_regions(self.observer.residency(), self._protected, self._regions)
-        status = self.observer.status()
-        counters = tuple(int(status[f]) - b for f, b in zip(_FIELDS, self._base, strict=True))
-        return State(self._rows[:n], self._regions[:m], counters)
 
     # --- running a program ----------------------------------------------------------------------
 
@@ -233,7 +173,7 @@ class Pair:
         patience: float = PATIENCE,
         careful: int | None = None,
         at_end: bool = True,
-    ) -> Outcome:
+    ) -> Played:
         """Run ``program``, (n,) PROGRAM, on both sides, up to a difference.
 
         ``blocks``: the table of blocks, which goes on from one part of a program to the next.
@@ -249,7 +189,7 @@ class Pair:
         actual = np.zeros(n, EXPECTED).view(np.recarray)
         ours, died = self._play(rows, expected, blocks, patience)
         careful = ours if careful is None else min(careful, ours)
-        outcome = Outcome(0, expected, actual)
+        outcome = Played(0, expected, actual)
         try:
             row = self.libc.run(rows, expected, actual, 0, careful)
             if row < 0:
@@ -288,19 +228,14 @@ class Pair:
             k.task.sig = 0
             return row, f"the twin: {why}"
         except SoftLockup as error:
-            self.twins.forget()
-            return error.event, "the twin does not come back"
+            self.twins.models.forget()
+            return error.event, LOCKED
         return n, ""
 
     def _dies_too(
-        self,
-        rows: np.recarray,
-        expected: np.recarray,
-        actual: np.recarray,
-        row: int,
-        died: str,
+        self, rows: np.recarray, expected: np.recarray, actual: np.recarray, row: int, died: str
     ) -> bool:
-        """Whether the process is ended by the C library in the row in which the twin aborted."""
+        """Return whether the C library ends the process in the row in which the twin aborted."""
         if "SIGABRT" not in died:
             return False
         try:
@@ -309,30 +244,26 @@ class Pair:
             return "SIGABRT" in str(error)
         return False
 
-    def _compare_end(self, outcome: Outcome) -> None:
+    def _compare_end(self, outcome: Played) -> None:
         """Compare areas, resident pages and counters."""
-        self.model.refresh()
-        real, model = self.real_state(), self.model.state()
-        found = [
-            name
-            for name, r, m in zip(COUNTERS, real.counters, model.counters, strict=True)
-            if r != m
-        ]
-        if real.areas.tobytes() != model.areas.tobytes():
-            found.append("areas")
-        if real.regions.tobytes() != model.regions.tobytes():
-            found.append("resident pages")
+        found = [difference.what for difference in differences(*self._both())]
         if found:
-            outcome.what = "at the end: " + ", ".join(found)
-            outcome.lines = [line[4:] for line in side_by_side(real, model)]
+            outcome.what = f"at the end: {', '.join(found)}"
+            outcome.lines = self._side_by_side()
+
+    def _both(self) -> tuple[State, State]:
+        """The states of the process and the model."""
+        self.model.refresh()
+        return self.real.state(), self.model.state()
+
+    def _side_by_side(self) -> list[str]:
+        return [line[4:] for line in side_by_side(*self._both())]
 
     # --- looking at the heaps -------------------------------------------------------------------
 
     def states(self) -> list[str]:
         """Both sides' areas and pages, and the chunks of the heap where they differ."""
-        self.model.refresh()
-        lines = [line[4:] for line in side_by_side(self.real_state(), self.model.state())]
-        return lines + self._chunk_lines()
+        return self._side_by_side() + self._chunk_lines()
 
     def _chunk_lines(self) -> list[str]:
         """The chunks of the main heap by their heads, where those of the two sides differ."""
@@ -376,7 +307,7 @@ def _chunk_words(chunk: tuple[int, int]) -> str:
 
 
 def what_differs(x: np.record, y: np.record) -> str:
-    """Which of the observations of one operation differ; ``x`` expected, ``y`` actual."""
+    """Say which observations of one operation differ; ``x`` expected, ``y`` actual."""
     names = {
         "value": "address or value",
         "brk": "break",
@@ -386,7 +317,7 @@ def what_differs(x: np.record, y: np.record) -> str:
     return ", ".join(words for name, words in names.items() if x[name] != y[name])
 
 
-def row_lines(op: Op, x: np.record, y: np.record | None) -> list[str]:
+def row_lines(row: Row, x: np.record, y: np.record | None) -> list[str]:
     """One operation, what it gave, and both sides where they differ (``y``: the real one's)."""
 
     def told(z: np.record) -> str:
@@ -395,7 +326,7 @@ def row_lines(op: Op, x: np.record, y: np.record | None) -> list[str]:
         faults = f"{int(z.minflt)}+{int(z.use_minflt)} faults"
         return f"{result}, break {int(z.brk):#x}, {faults}"
 
-    head = op.words()
+    head = row.words()
     if y is None:
         return [f"{head}  = {told(x)}"]
     return [head, f"      libc  {told(y)}", f"      twin  {told(x)}"]

@@ -6,6 +6,7 @@ that the page faults of an operation are those of the heap.
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from benchmarks.twin.verify.operation import (
     USE,
 )
 from kernel.engine.jit import build_once, jit
+from kernel.linux import host
 from kernel.linux.host.code import CHUNK
 from kernel.linux.host.process import (
     OP,
@@ -42,8 +44,10 @@ from kernel.linux.host.process import (
     OP_SYSCALL,
     OP_TOUCH,
     RESULT,
+    HostError,
     HostProcess,
 )
+from kernel.linux.scope import cannot_serve
 from kernel.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -171,7 +175,7 @@ def prepare(program, expected, functions, turn, ops, steps, begin, end):
 
 @jit(inline=True)
 def has_answer(kind):
-    """Whether the call's value is compared: it has one, and both sides know it."""
+    """Return whether the call's value is compared: it has one, and both sides know it."""
     return kind not in (FREE, STRAY, TRIM, USE)
 
 
@@ -242,7 +246,7 @@ class Libc:
             self._memory = -1
 
     def version(self) -> str:
-        """What gnu_get_libc_version says."""
+        """Return what gnu_get_libc_version says."""
         op = np.zeros(1, OP)
         op[0] = (OP_CALL, 0, (self.host.function("gnu_get_libc_version"), 0, 0, 0, 0, 0))
         text = self.words(int(self.host.run(op)["value"][0]) & -8, 4).tobytes()
@@ -321,3 +325,21 @@ class Libc:
         except OSError:
             data = b""
         return np.frombuffer(data[: len(data) // 8 * 8], "i8")
+
+
+def unavailable() -> str:
+    """Say why no process can be held against the model here, in one line; '' where it can."""
+    if reason := host.unavailable() or cannot_serve("off"):
+        return reason
+    try:
+        with closing(Libc({})):
+            return ""
+    except HostError as error:
+        return str(error)
+
+
+def wrong_library() -> str:
+    """Say what this machine's C library is instead of the original; '' where it is that."""
+    with closing(Libc({})) as libc:
+        version = libc.version()
+    return "" if version == VERSION else f"the C library is glibc {version}, not {VERSION}"

@@ -60,7 +60,7 @@ _IMPOSSIBLE = (1 << 47, (1 << 63) - 1, (1 << 63) - 32, (1 << 63) - 4096, -1, -24
 
 @dataclass(frozen=True)
 class Mode:
-    """What programs of a mode are made of; sizes in bytes, each pair a range with both ends."""
+    """The ranges of a mode's programs; sizes in bytes, each pair a range with both ends."""
 
     name: str
     about: str
@@ -275,7 +275,7 @@ def _choose_use(phase, op, size, draw, where, length):
 
 @jit
 def _new_size(old, draw, fresh):
-    """What a block of ``old`` bytes is made by realloc."""
+    """Return the size that realloc gives a block of ``old`` bytes."""
     way = draw & 7
     step = _scaled(draw, 1 << 16)
     if way == 0:
@@ -289,6 +289,42 @@ def _new_size(old, draw, fresh):
     if way == 4:
         return old + (step & 4095)
     return fresh
+
+
+@jit
+def _resize(phase, live, op, d, size):
+    """Make ``op`` a realloc of a live block, to ``size`` bytes or to one near its own."""
+    op.kind = REALLOC
+    op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
+    old = live.bytes[op.slot]
+    op.request = _new_size(old, d[7], size)
+    if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
+        op.request = old >> 1
+    if op.request == 0:
+        _gone(live, op.slot)
+    elif 0 < op.request < 1 << 40:  # else refused
+        live.held += op.request - old
+        live.bytes[op.slot] = op.request
+        _choose_use(phase, op, op.request, d[4], d[5], d[6])
+
+
+@jit
+def _request(phase, live, op, d, size, align):
+    """Make ``op`` a request for a new block of ``size`` bytes."""
+    possible = 0 <= size < 1 << 40
+    op.slot = _born(live, size if possible else 0)
+    op.request = size
+    how = _scaled(d[3], 1024)
+    op.kind = MALLOC
+    if how < phase.calloc:
+        op.kind = CALLOC
+        # Members of 8 bytes where that is what comes out: the product is what counts.
+        op.extra = 8 if size & 7 == 0 else 1
+    elif how < phase.calloc + phase.aligned:
+        op.kind = ALIGNED
+        op.extra = align
+    if possible:
+        _choose_use(phase, op, size, d[4], d[5], d[6])
 
 
 @jit
@@ -323,18 +359,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             op.slot = _pick(live, ANY, d[2])
             _choose_use(phase, op, live.bytes[op.slot], d[4] >> 1, d[5], d[6])
         elif live.count and way < phase.null + phase.usable + phase.use + phase.realloc:
-            op.kind = REALLOC
-            op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
-            old = live.bytes[op.slot]
-            op.request = _new_size(old, d[7], size)
-            if live.held - old + op.request > phase.budget and 0 < op.request < 1 << 40:
-                op.request = old >> 1
-            if op.request == 0:
-                _gone(live, op.slot)
-            elif 0 < op.request < 1 << 40:  # else refused
-                live.held += op.request - old
-                live.bytes[op.slot] = op.request
-                _choose_use(phase, op, op.request, d[4], d[5], d[6])
+            _resize(phase, live, op, d, size)
         elif live.count and (
             live.count >= phase.target
             or live.held >= phase.budget
@@ -345,20 +370,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             op.slot = _pick(live, phase.order, d[3])
             _gone(live, op.slot)
         else:
-            possible = 0 <= size < 1 << 40
-            op.slot = _born(live, size if possible else 0)
-            op.request = size
-            how = _scaled(d[3], 1024)
-            op.kind = MALLOC
-            if how < phase.calloc:
-                op.kind = CALLOC
-                # Members of 8 bytes where that is what comes out: the product is what counts.
-                op.extra = 8 if size & 7 == 0 else 1
-            elif how < phase.calloc + phase.aligned:
-                op.kind = ALIGNED
-                op.extra = aligns[i - begin]
-            if possible:
-                _choose_use(phase, op, size, d[4], d[5], d[6])
+            _request(phase, live, op, d, size, aligns[i - begin])
     return end
 
 
@@ -381,11 +393,12 @@ class Generator:
         if mode.threads > 1:
             most = self._choice.randint(2, mode.threads)
             self._schedule = Schedule(self._choice, self._random, most, SLOTS)
+        #: Rows of the program, if it may be so long.
+        self.length = self._between(*mode.length)
 
     def program(self, most: int) -> np.ndarray:
         """The program, (n,) PROGRAM of at most ``most`` rows."""
-        choice, mode = self._choice, self._mode
-        length = min(self._between(*mode.length), most)
+        choice, length = self._choice, min(self.length, most)
         rows = np.zeros(length, PROGRAM).view(np.recarray)
         n = 0
         while n < length:

@@ -5,14 +5,14 @@ slot that holds nothing makes free a free(NULL) and realloc a malloc, and one th
 has leaked what it held.
 """
 
-import json
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from allocators.base.operation import (
     ALIGNED,
+    ALLOCATING,
     CALLOC,
     FREE,
     MALLOC,
@@ -45,39 +45,15 @@ NAMES = {
     THREAD_START: "thread_start",
     THREAD_END: "thread_end",
 }
+KINDS = {name: kind for kind, name in NAMES.items()}
 
 #: What the program does with a block afterwards.
 LEAVE, WRITE, READ = range(3)
 #: ``begin`` of a use that starts where the block ended before it was made larger.
 GROWN = -1
 
-#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
-#: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
-#: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
-#:
-#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
-#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
-#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
-#: program may do, of the address that many bytes from the block that the slot held last.
-#:
-#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
-#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
-#: one already, or none, or it is the thread itself.
-PROGRAM = np.dtype(
-    [
-        ("kind", "i8"),
-        ("slot", "i8"),
-        ("request", "i8"),
-        ("extra", "i8"),
-        ("use", "i8"),
-        ("begin", "i8"),
-        ("length", "i8"),
-        ("thread", "i8"),
-    ]
-)
 
-
-class Op(NamedTuple):
+class Row(NamedTuple):
     """A row of PROGRAM as plain numbers."""
 
     kind: int
@@ -91,91 +67,113 @@ class Op(NamedTuple):
 
     def words(self) -> str:
         """The operation as a C program would spell it, the block of slot 3 being ``b3``."""
-        return f"[thread {self.thread}] {self._words()}" if self.thread else self._words()
+        call = _CALLS[self.kind].format_map(self._spelled())
+        if self.use != LEAVE:
+            verb = "write" if self.use == WRITE else "read"
+            begin = "old size" if self.begin == GROWN else str(self.begin)
+            used = f"{verb} b{self.slot}[{begin} … +{self.length}]"
+            call = f"{call}; {used}" if call else used
+        by = f"[thread {self.thread}] " if self.thread else ""
+        return by + (call or "nothing")
 
-    def _words(self) -> str:
-        name, b = NAMES[self.kind], f"b{self.slot}" if self.slot >= 0 else "NULL"
-        size = str(self.request) if self.request >= 0 else hex(self.request % (1 << 64))
-        match self.kind:
-            case _ if self.kind == MALLOC:
-                call = f"{b} = malloc({size})"
-            case _ if self.kind == CALLOC:
-                members = self.extra or 1
-                each = size if self.request < 0 else self.request // members
-                call = f"{b} = calloc({members}, {each})"
-            case _ if self.kind == REALLOC:
-                call = f"{b} = realloc({b}, {size})"
-            case _ if self.kind == ALIGNED:
-                call = f"{b} = aligned_alloc({1 << self.extra}, {size})"
-            case _ if self.kind in (FREE, USABLE):
-                call = f"{name}({b})"
-            case _ if self.kind == TRIM:
-                call = "malloc_trim(0)"
-            case _ if self.kind == SBRK:
-                call = f"sbrk({self.request})"
-            case _ if self.kind == BLOCK:
-                call = f"mmap({self.extra} bytes, {self.request} above the break)"
-            case _ if self.kind == UNBLOCK:
-                call = "munmap(what lies above the break)"
-            case _ if self.kind in (LIMIT_DATA, LIMIT_AS):
-                which = "RLIMIT_DATA" if self.kind == LIMIT_DATA else "RLIMIT_AS"
-                more = "RLIM_INFINITY" if self.request < 0 else f"what there is + {self.request}"
-                call = f"setrlimit({which}, {more})"
-            case _ if self.kind == STRAY:
-                call = f"free(what {b} was last{f' + {self.request}' if self.request else ''})"
-            case _ if self.kind == THREAD_START:
-                call = f"pthread_create(thread {self.request})"
-            case _ if self.kind == THREAD_END:
-                call = f"pthread_join(thread {self.request}, which returns)"
-            case _:
-                call = ""
-        if self.use == LEAVE:
-            return call or "nothing"
-        verb = "write" if self.use == WRITE else "read"
-        begin = "old size" if self.begin == GROWN else str(self.begin)
-        used = f"{verb} {b}[{begin} … +{self.length}]"
-        return f"{call}; {used}" if call else used
+    def _spelled(self) -> dict[str, object]:
+        """The parts of a call in words."""
+        request, members = self.request, self.extra or 1
+        size = str(request) if request >= 0 else hex(request % (1 << 64))
+        return {
+            "b": f"b{self.slot}" if self.slot >= 0 else "NULL",
+            "n": request,
+            "size": size,
+            "extra": self.extra,
+            "members": members,
+            "each": size if request < 0 else request // members,
+            "alignment": 1 << min(self.extra, 63),
+            "limit": "RLIM_INFINITY" if request < 0 else f"what there is + {request}",
+            "plus": f" + {request}" if request else "",
+        }
 
 
-def to_rows(ops: list[Op]) -> np.ndarray:
+#: The calls, by kind.
+_CALLS = (
+    "{b} = malloc({size})",
+    "{b} = calloc({members}, {each})",
+    "{b} = realloc({b}, {size})",
+    "{b} = aligned_alloc({alignment}, {size})",
+    "free({b})",
+    "malloc_usable_size({b})",
+    "malloc_trim(0)",
+    "",
+    "sbrk({n})",
+    "mmap({extra} bytes, {n} above the break)",
+    "munmap(what lies above the break)",
+    "setrlimit(RLIMIT_DATA, {limit})",
+    "setrlimit(RLIMIT_AS, {limit})",
+    "free(what {b} was last{plus})",
+    "pthread_create(thread {n})",
+    "pthread_join(thread {n}, which returns)",
+)
+#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
+#: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
+#: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
+#:
+#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
+#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
+#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
+#: program may do, of the address that many bytes from the block that the slot held last.
+#:
+#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
+#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
+#: one already, or none, or it is the thread itself.
+PROGRAM = np.dtype([(name, "i8") for name in Row._fields])
+
+
+def to_rows(ops: list[Row]) -> np.ndarray:
     """Operations as an array of PROGRAM."""
     return np.array([tuple(op) for op in ops], PROGRAM)
 
 
-def to_ops(rows: np.ndarray) -> list[Op]:
+def to_ops(rows: np.ndarray) -> list[Row]:
     """The rows of an array of PROGRAM as operations."""
-    return [Op(*row) for row in rows.tolist()]
+    return [Row(*row) for row in rows.tolist()]
 
 
-def dump(path: Path, setting: dict, ops: list[Op]) -> None:
-    """Store a program and what it runs under."""
+def encode(row: Row) -> list[Any]:
+    """The operation as a row of JSON."""
     # The first thread goes without saying.
-    rows = ([NAMES[op.kind], *op[1 : None if op.thread else -1]] for op in ops)
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    text = f'{{"setting": {json.dumps(setting)},\n"operations": [\n{lines}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+    return [NAMES[row.kind], *row[1 : None if row.thread else -1]]
 
 
-def load(path: Path) -> tuple[dict, list[Op]]:
-    """Read a stored program; ValueError with the place of what is wrong."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        setting = dict(data["setting"])
-        rows = [list(row) for row in data["operations"]]
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a stored program ({error})") from None
-    ops, kinds = [], {name: kind for kind, name in NAMES.items()}
-    for n, (name, *numbers) in enumerate(rows):
-        if name not in kinds or len(PROGRAM.names) - len(numbers) not in (1, 2):
-            raise ValueError(f"{path}: operation {n} is not one")
-        if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
-            raise ValueError(f"{path}: operation {n} has impossible numbers")
-        op = Op(kinds[name], *numbers)
-        fits = 0 <= op.extra <= 62 if op.kind == ALIGNED else op.extra >= 0
-        fits = fits and 0 <= op.thread < MAX_THREADS
-        if not (fits and -1 <= op.slot < 1 << 24 and LEAVE <= op.use <= READ and op.begin >= GROWN):
-            raise ValueError(f"{path}: operation {n} has impossible numbers")
-        ops.append(op)
-    return setting, ops
+def decode(stored: list[Any]) -> Row:
+    """An operation from a row of JSON.  Raises ValueError."""
+    name, *numbers = stored
+    if name not in KINDS or len(PROGRAM.names) - len(numbers) not in (1, 2):
+        raise ValueError("is not one")
+    if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
+        raise ValueError("has impossible numbers")
+    row = Row(KINDS[name], *numbers)
+    fits = 0 <= row.extra <= 62 if row.kind == ALIGNED else row.extra >= 0
+    fits = fits and 0 <= row.thread < MAX_THREADS
+    if not (fits and -1 <= row.slot < 1 << 24 and LEAVE <= row.use <= READ and row.begin >= GROWN):
+        raise ValueError("has impossible numbers")
+    return row
+
+
+def variants(op: Row) -> Iterator[Row]:
+    """Simpler forms of an operation, the simplest first.  Each is strictly simpler."""
+    if op.use != LEAVE and op.kind != USE:
+        yield op._replace(use=LEAVE, begin=0, length=0)
+    if op.use != LEAVE and op.length > 8:
+        yield op._replace(length=8)
+    if op.begin > 0:
+        yield op._replace(begin=0)
+    if op.kind == CALLOC and op.extra > 1:
+        yield op._replace(extra=1)
+    if op.kind in ALLOCATING:
+        for size in (
+            24,
+            op.request // 2 // 4096 * 4096 - 8,
+            (op.request // 16) * 16 - 8,
+            op.request - 16,
+        ):
+            if 24 <= size < op.request:
+                yield op._replace(request=size)

@@ -1,4 +1,4 @@
-"""Which thread does what in a random program: threads come and go, and take turns in fixed runs."""
+"""The threads of a random program: they come and go, and take turns in fixed runs."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What the C library's threads do beside malloc: their stacks, and what they take from the heap.
+"""The C library's threads beside malloc: their stacks, and what they take from the heap.
 
 ::
 

@@ -74,7 +74,7 @@ def morecore(k, a, increment):
 
 @jit(cold=True)
 def _change_world(k, a, op, x, blocks):
-    """What is not the allocator's: the program's own break, areas in the way, limits."""
+    """Do what is not the allocator's: the program's own break, areas in the way, limits."""
     mm = k.mm
     if op.kind == SBRK:
         return morecore(k, a, x.request)

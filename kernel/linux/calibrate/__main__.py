@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel import PROJECT
-from kernel.linux.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, OneLineParser
+from kernel.differential.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, OneLineParser
 
 #: The project's cost tables.
 TABLES = PROJECT / "conf" / "kernel" / "cost"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kernel import uapi
+from kernel.linux.verify.generator import Ground
 from kernel.linux.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
-from kernel.linux.verify.program import Ground
 from kernel.uapi import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -86,7 +86,7 @@ def whole_tables(ground: Ground) -> Iterator[Op]:
 
 
 def unwritten_moves(ground: Ground) -> Iterator[Op]:
-    """What was never written merges where it goes, and keeps its offset once it was."""
+    """Areas never written merge where they go; once written they keep their offset."""
     yield _map(HERE, 8 * PAGE)
     yield _map(THERE, PAGE)
     yield _call(NR_MREMAP, HERE, PAGE, PAGE, _MOVE, THERE + PAGE)
@@ -265,3 +265,9 @@ PROGRAMS = {
         crowded,
     )
 }
+
+
+def operations(name: str, ground: Ground) -> list[Op]:
+    """All operations of a program, one after the other."""
+    steps = PROGRAMS[name](ground)
+    return [op for step in steps for op in (step.ops if isinstance(step, Crowd) else [step])]

@@ -1,58 +1,82 @@
 """``python -m kernel.linux.verify.mutations``: break rules of the model; each must be noticed.
 
-``python -m kernel.linux.verify.mutations`` runs random programs against each broken model until one
-shows a difference, and tells after how many operations.  Exit code 1 when one is never noticed, 77
-where the host cannot serve as truth.  ``--store DIRECTORY`` keeps the shortest program found for
-each, with which the tests do the same quickly.
+Random programs run against each broken model until one shows a difference.  ``--store DIRECTORY``
+keeps the shortest program found for each, with which the tests do the same quickly.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
+from kernel.differential import mutations
+from kernel.differential.mutations import Mutation
 from kernel.engine.jit import jit
 from kernel.huge import map_huge_page as map_huge
 from kernel.merge import add_vma
-from kernel.types import (
-    VM_GROWSDOWN,
-    VM_LOCKED,
-    VM_RAND_READ,
-    VM_SEQ_READ,
-    VM_SHARED,
-    VM_WRITE,
-)
-from kernel.uapi import EFAULT, MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
+from kernel.types import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
+from kernel.uapi import MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
 from kernel.vma import pgoff_at
 
-#: What replaces which function of the model, by the rule that it breaks.
-MUTATIONS: dict[str, dict[str, Callable]] = {}
+#: By function (:func:`kernel.differential.mutations.read` explains).
+MUTATIONS = mutations.read(
+    """
+kernel.merge.can_merge_after: areas never merge with the one below
+= False
+kernel.merge.can_merge_before: areas never merge with the one above
+= False
+kernel.merge.anon_vmas_compatible: areas merge whatever their anon_vmas
+= True
+kernel.pgtable.free_tables: page tables stay when areas go
+= None
+kernel.fault.zap_whole_slots: MADV_DONTNEED keeps the tables of whole slots
+= None
+kernel.mremap._can_align_down: a first slot is never moved as a whole
+= False
+kernel.limits.may_expand_vm: RLIMIT_AS and RLIMIT_DATA do not count
+= True
+kernel.limits.may_lock: RLIMIT_MEMLOCK does not count for mappings
+= True
+kernel.limits.enough_memory: no mapping is too large for memory
+= True
+kernel.limits.accountable: MAP_NORESERVE is accounted too
+= flags & (VM_SHARED | VM_WRITE) == VM_WRITE
+kernel.stack.vm_start_gap: a stack keeps no guard
+= k.vma[i].vm_start
+kernel.stack.expand_stack: stacks do not grow
+= False
+kernel.layout._search_aligned: large mappings are not aligned to huge pages
+= 0
+kernel.mmap._check_fixed: MAP_FIXED may name any address
+= 0 if 0 <= addr <= k.mm.task_size - length else -12
+kernel.fault.drop_rights: mprotect leaves the rights of mapped pages
+= None
+kernel.mlock.populate: mlock and MAP_POPULATE fault nothing in
+= 0
+kernel.mremap._forget_source: MREMAP_DONTUNMAP leaves the old area as it was
+= None
+kernel.mremap._move_areas: mremap moves one area only
+= -EFAULT
+kernel.huge.split_partial_folios: MADV_FREE of a part leaves the huge page whole
+= None
+kernel.huge._split_folio_in: a split huge page keeps its empty pages
+= None
+kernel.huge.split_huge_pmd: huge mappings are not split where areas are
+= None
+kernel.fault.lock_frames: frames are never locked in memory
+= None
+kernel.huge.keep_pages: a write does not keep what was lazily freed
+= None
+"""
+)
 
 
 def _breaks(rule: str, name: str) -> Callable:
     """Register a function as what breaks ``rule`` in the place of the model's ``name``."""
 
     def register(function: Callable) -> Callable:
-        MUTATIONS[rule] = {name: jit(function)}
+        MUTATIONS.append(Mutation(rule, name, jit(function)))
         return function
 
     return register
-
-
-@_breaks("areas never merge with the one below", "can_merge_after")
-def _never_after(k, i, start, flags, pgoff, anon_vma, file):
-    return False
-
-
-@_breaks("areas never merge with the one above", "can_merge_before")
-def _never_before(k, i, end, flags, pgoff_end, anon_vma, file):
-    return False
-
-
-@_breaks("areas merge whatever their anon_vmas", "anon_vmas_compatible")
-def _always_compatible(a, b):
-    return True
 
 
 @_breaks("every written area has an anon_vma of its own", "_make_anon_vma")
@@ -68,41 +92,6 @@ def _keep_pgoff(k, i, addr, new_addr, length):
     add_vma(k, new_addr, new_addr + length, v.vm_flags, pgoff, v.anon_vma, v.vm_file)
 
 
-@_breaks("page tables stay when areas go", "free_tables")
-def _keep_tables(k, start, end, floor, ceiling):
-    return
-
-
-@_breaks("MADV_DONTNEED keeps the tables of whole slots", "zap_whole_slots")
-def _keep_slots(k, start, end):
-    return
-
-
-@_breaks("a first slot is never moved as a whole", "_can_align_down")
-def _never_aligned(k, addr, start):
-    return False
-
-
-@_breaks("RLIMIT_AS and RLIMIT_DATA do not count", "may_expand_vm")
-def _always_expand(k, flags, pages):
-    return True
-
-
-@_breaks("RLIMIT_MEMLOCK does not count for mappings", "may_lock")
-def _always_lock(k, flags, pages):
-    return True
-
-
-@_breaks("no mapping is too large for memory", "enough_memory")
-def _always_enough(k, pages):
-    return True
-
-
-@_breaks("MAP_NORESERVE is accounted too", "accountable")
-def _account_all(flags):
-    return flags & (VM_SHARED | VM_WRITE) == VM_WRITE
-
-
 @_breaks("stacks count as data", "account_vm")
 def _count_as_data(k, flags, pages):
     mm = k.mm
@@ -111,50 +100,10 @@ def _count_as_data(k, flags, pages):
         mm.data_vm += pages
 
 
-@_breaks("a stack keeps no guard", "vm_start_gap")
-def _no_guard(k, i):
-    return k.vma[i].vm_start
-
-
-@_breaks("stacks do not grow", "expand_stack")
-def _never_grow(k, i, addr):
-    return False
-
-
-@_breaks("large mappings are not aligned to huge pages", "_search_aligned")
-def _never_search_aligned(k, hint, length, pgoff, flags):
-    return 0
-
-
-@_breaks("MAP_FIXED may name any address", "_check_fixed")
-def _nothing_fixed(k, addr, length):
-    return 0 if 0 <= addr <= k.mm.task_size - length else -12
-
-
 @_breaks("MAP_STACK means nothing", "_flag_bits")
 def _no_stack_bit(flags):
     bits = VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
     return bits | (VM_LOCKED if flags & MAP_LOCKED else 0)
-
-
-@_breaks("mprotect leaves the rights of mapped pages", "drop_rights")
-def _keep_rights(k, start, end):
-    return
-
-
-@_breaks("mlock and MAP_POPULATE fault nothing in", "populate")
-def _populate_nothing(k, start, end, ignore_errors):
-    return 0
-
-
-@_breaks("MREMAP_DONTUNMAP leaves the old area as it was", "_forget_source")
-def _remember_source(k, addr, length, whole):
-    return
-
-
-@_breaks("mremap moves one area only", "_move_areas")
-def _move_nothing(k, addr, length, new_addr, flags):
-    return -EFAULT
 
 
 @_breaks("MADV_RANDOM and MADV_SEQUENTIAL add up", "_advised_flags")
@@ -166,83 +115,19 @@ def _advice_adds_up(flags, advice):
     return -1 if advice < 10 or advice > 19 or advice in (12, 13) else flags
 
 
-@_breaks("MADV_FREE of a part leaves the huge page whole", "split_partial_folios")
-def _split_nothing(k, addr, end):
-    return
-
-
-@_breaks("a split huge page keeps its empty pages", "_split_folio_in")
-def _keep_empty_pages(k, i, start, end, folio):
-    return
-
-
-@_breaks("huge mappings are not split where areas are", "split_huge_pmd")
-def _keep_huge(k, addr):
-    return
-
-
 @_breaks("a huge page comes without a deposited table", "map_huge_page")
 def _no_deposit(k, addr):
     map_huge(k, addr)
     k.mm.nr_ptes -= 1
 
 
-@_breaks("frames are never locked in memory", "lock_frames")
-def _lock_nothing(k, start, end, lock):
-    return
-
-
-@_breaks("a write does not keep what was lazily freed", "keep_pages")
-def _keep_nothing(k, page):
-    return
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernel.linux.verify.mutations", description=__doc__
+    from kernel.linux.verify.subject import COMMAND, Linux
+
+    return mutations.main(
+        COMMAND, lambda: Linux(count_branches=False), MUTATIONS, argv, programs=20
     )
-    parser.add_argument("--programs", type=int, default=20, help="random ones at most, for a rule")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rules that contain TEXT")
-    parser.add_argument("--store", type=Path, metavar="DIRECTORY")
-    options = parser.parse_args(argv)
-    from kernel.linux.verify.modes import cannot_serve
-
-    if reason := cannot_serve("both"):
-        print(f"kernel.linux.verify: nothing verified: {reason}", file=sys.stderr)
-        return 77
-    from kernel.linux.verify.compare import files
-    from kernel.linux.verify.operation import dump
-    from kernel.linux.verify.run import Plan, Runner
-
-    missed = 0
-    rules = [rule for rule in MUTATIONS if options.only in rule]
-    with files() as opened:
-        for rule in rules:
-            operations = options.programs * 500
-            plan = Plan(operations, 1, count_branches=False, shrink_seconds=5)
-            plan.bindings = MUTATIONS[rule]
-            runner = Runner(plan, opened)
-            done = 0
-            for number in range(plan.programs):
-                report = runner.program(number)
-                done += report.tally.operations
-                if report.finding:
-                    break
-            finding = report.finding
-            if finding is None:
-                missed += 1
-                print(f"NOT NOTICED in {done} operations: {rule}", flush=True)
-                continue
-            print(f"noticed after {done:6} operations: {rule} ({finding.what})", flush=True)
-            if options.store:
-                options.store.mkdir(parents=True, exist_ok=True)
-                path = options.store / f"{rule.replace(' ', '_').replace(',', '')}.json"
-                # Programs written by hand are known by their name, and fit any host.
-                ops = [] if finding.setting.seed.startswith("directed/") else finding.ops
-                dump(path, asdict(finding.setting), ops)
-    print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
-    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """An operation of a program: as numbers for both sides, as words for people, as text in a file."""
 
-import json
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from kernel import uapi
 
@@ -20,6 +19,10 @@ class Op(NamedTuple):
     kind: int
     nr: int
     args: tuple[int, ...]
+
+    def arguments(self) -> tuple[int, ...]:
+        """All six of them."""
+        return self.args + (0,) * (6 - len(self.args))
 
     def words(self) -> str:
         """The operation as strace would print it."""
@@ -54,7 +57,7 @@ def errno_name(value: int) -> str:
 
 
 def result_words(value: int, sig: int, si_code: int, si_addr: int) -> str:
-    """What an operation gave, in words."""
+    """Return what an operation gave, in words."""
     if sig:
         name = {7: "SIGBUS", 11: "SIGSEGV"}.get(sig, f"signal {sig}")
         code = {1: "MAPERR", 2: "ACCERR"}.get(si_code, f"code {si_code}")
@@ -64,32 +67,18 @@ def result_words(value: int, sig: int, si_code: int, si_addr: int) -> str:
     return f"{value:#x}" if value > 9 else str(value)
 
 
-def dump(path: Path, setting: dict, ops: list[Op]) -> None:
-    """Store a program and how its process was set up."""
-    rows = [[op.label, op.kind, op.nr, [hex(a) for a in op.args]] for op in ops]
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    path.write_text(
-        f'{{"setting": {json.dumps(setting)},\n"operations": [\n{lines}\n]}}\n', encoding="utf-8"
-    )
+def encode(op: Op) -> list[Any]:
+    """The operation as a row of JSON."""
+    return [op.label, op.kind, op.nr, [hex(a) for a in op.args]]
 
 
-def load(path: Path) -> tuple[dict, list[Op]]:
-    """Read a stored program; ValueError with the place of what is wrong."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        ops = [
-            Op(str(label), int(kind), int(nr), tuple(int(a, 16) for a in args))
-            for label, kind, nr, args in data["operations"]
-        ]
-        setting = dict(data["setting"])
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a stored program ({error})") from None
-    for n, op in enumerate(ops):
-        if len(op.args) > 6 or not all(-(1 << 63) <= a < 1 << 63 for a in op.args):
-            raise ValueError(f"{path}: operation {n} has impossible arguments")
-    return setting, ops
+def decode(row: list[Any]) -> Op:
+    """An operation from a row of JSON.  Raises ValueError or TypeError."""
+    label, kind, nr, args = row
+    op = Op(str(label), int(kind), int(nr), tuple(int(a, 16) for a in args))
+    if len(op.args) > 6 or not all(-(1 << 63) <= a < 1 << 63 for a in op.args):
+        raise ValueError("has impossible arguments")
+    return op
 
 
 _ERRNOS = {
@@ -155,3 +144,49 @@ _CALLS = {
     uapi.NR_MLOCK2: ("mlock2", (_hex, str, str)),
     uapi.NR_MUNLOCK: ("munlock", (_hex, str)),
 }
+#: Which argument of a call is a length in bytes.
+_LENGTHS = {
+    uapi.NR_MMAP: (1,),
+    uapi.NR_MUNMAP: (1,),
+    uapi.NR_MPROTECT: (1,),
+    uapi.NR_MADVISE: (1,),
+    uapi.NR_MREMAP: (1, 2),
+}
+_PAGE = 4096
+
+
+def variants(op: Op) -> Iterator[Op]:
+    """Simpler forms of an operation, the simplest first.  Each is strictly simpler."""
+
+    def with_argument(n: int, value: int) -> Op:
+        return op._replace(args=(*op.args[:n], value, *op.args[n + 1 :]))
+
+    if op.kind == OP_STORE and op.args[1] != 1:
+        yield with_argument(1, 1)
+    if op.kind == OP_TOUCH and op.args[1] > _PAGE:
+        yield with_argument(1, _PAGE)
+        yield with_argument(1, op.args[1] // 2 // _PAGE * _PAGE)
+    if op.kind != OP_SYSCALL:
+        return
+    if op.nr == uapi.NR_MREMAP and op.args[1] == op.args[2] > _PAGE:
+        for length in (_PAGE, op.args[1] // 2 // _PAGE * _PAGE):
+            if length:
+                yield op._replace(args=(op.args[0], length, length, *op.args[3:]))
+    for n in _LENGTHS.get(op.nr, ()):
+        length = op.args[n]
+        if length > _PAGE:
+            yield with_argument(n, _PAGE)
+            yield with_argument(n, length // 2 // _PAGE * _PAGE or _PAGE)
+            if length % _PAGE:
+                yield with_argument(n, length // _PAGE * _PAGE)
+            else:
+                yield with_argument(n, length - _PAGE)
+    if op.nr == uapi.NR_MMAP:
+        flags = op.args[3]
+        for bit in range(6, 21):
+            if flags >> bit & 1:
+                yield with_argument(3, flags & ~(1 << bit))
+    if op.nr in (uapi.NR_MMAP, uapi.NR_MPROTECT) and op.args[2] not in (0, 3):
+        yield with_argument(2, 3)
+    if op.nr == uapi.NR_MADVISE and op.args[2] > uapi.MADV_DONTNEED:
+        yield with_argument(2, uapi.MADV_DONTNEED)

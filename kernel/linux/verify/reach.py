@@ -1,8 +1,6 @@
 """Branches of the model that no program can reach on a host, and why: the one table of them."""
 
-import re
-
-from kernel.engine.branches import Branch
+from kernel.differential.reach import Rule
 from kernel.linux.host.observe import host_settings
 
 _HARNESS = "the kernel's own mappings belong to the harness, which programs leave alone"
@@ -17,49 +15,43 @@ _NOEXEC = "no file here is on a file system without execution"
 _STACK = "a stack grows by less than memory"
 _KNOWN = "programs make only calls that the model knows, and set limits by an operation of its own"
 
-#: (module, function, pattern of the text, why); each a regular expression that must match wholly.
-_OUT_OF_REACH: tuple[tuple[str, str, str, str], ...] = (
-    (r"kernel\.(frames|vmscan|swap|tlb)", ".*", ".*", _FRAMES),
-    (r"kernel\.fault", "_fault_page", r"if f & types\.PTE_SWAP:", _FRAMES),
-    (".*", ".*", r"if (not )?(COUNT|CHECKED|PAYLOAD)\b.*", _SWITCH),
-    (r"kernel\.access", "_loads", r"if not _is_held\(held\):  else", _HELD),
-    (".*", ".*", r"if .*\blayout_only:", _REPLAY),
-    (r"kernel\.mmap", "refuse_collision", ".*", _WINDOW),
-    (r"kernel\.fault", "_fault_file", ".*", _LAYOUT),
-    (r"kernel\.fault", ".*", r".*(FAULT_FILE|PTE_FILE|vm_file).*", _LAYOUT),
-    (r"kernel\.fault", "_check_memory|_fault_huge", r"if .*not _fits\(.*\):", _MEMORY),
-    (r"kernel\.fault", "_fault_page", r"if _fault_huge.*else", _MEMORY),
-    (".*", ".*", ".*VM_SPECIAL.*", _HARNESS),
-    (r"kernel\.mremap", "_mremap_to", "if error < 0:", _HARNESS),
-    (r"kernel\.mremap", "_move_areas", "if moved == 0:  else", _HARNESS),
-    (r"kernel\.mmap", "_file_flags", r"if .*\.VM_(MAY)?EXEC:.*", _NOEXEC),
-    (r"kernel\.stack", "expand_stack", "if not enough_memory.*", _STACK),
-    (r"kernel\.linux\.verify\.model", "execute", "if kind == OP_SETRLIMIT:  else", _KNOWN),
-    (r"kernel\.syscall", "syscall", r"if nr == uapi\.NR_(SETRLIMIT|MUNLOCK):.*", _KNOWN),
-    (r"kernel\.limits", "setrlimit", "if resource == RLIMIT_STACK:  else", _KNOWN),
+#: The first that fits a branch counts.
+_OUT_OF_REACH = (
+    Rule(_KNOWN, "if resource == RLIMIT_STACK:  else", "setrlimit", r"kernel\.limits"),
+    Rule(_KNOWN, r"if nr == uapi\.NR_(SETRLIMIT|MUNLOCK):.*", "syscall", r"kernel\.syscall"),
+    Rule(_KNOWN, "if kind == OP_SETRLIMIT:  else", "execute", r"kernel\.linux\.verify\.model"),
+    Rule(_STACK, "if not enough_memory.*", "expand_stack", r"kernel\.stack"),
+    Rule(_NOEXEC, r"if .*\.VM_(MAY)?EXEC:.*", "_file_flags", r"kernel\.mmap"),
+    Rule(_HARNESS, "if moved == 0:  else", "_move_areas", r"kernel\.mremap"),
+    Rule(_HARNESS, "if error < 0:", "_mremap_to", r"kernel\.mremap"),
+    Rule(_HARNESS, ".*VM_SPECIAL.*"),
+    Rule(_MEMORY, r"if _fault_huge.*else", "_fault_page", r"kernel\.fault"),
+    Rule(_MEMORY, r"if .*not _fits\(.*\):", "_check_memory|_fault_huge", r"kernel\.fault"),
+    Rule(_LAYOUT, r".*(FAULT_FILE|PTE_FILE|vm_file).*", module=r"kernel\.fault"),
+    Rule(_LAYOUT, function="_fault_file", module=r"kernel\.fault"),
+    Rule(_WINDOW, function="refuse_collision", module=r"kernel\.mmap"),
+    Rule(_REPLAY, r"if .*layout_only:"),
+    Rule(_HELD, r"if not _is_held\(held\):  else", "_loads", r"kernel\.access"),
+    Rule(_SWITCH, r"if (not )?(COUNT|CHECKED|PAYLOAD).*"),
+    Rule(_FRAMES, r"if f & types\.PTE_SWAP:", "_fault_page", r"kernel\.fault"),
+    Rule(_FRAMES, module=r"kernel\.(frames|vmscan|swap|tlb)"),
+    Rule(_FRAMES, under=".+"),
 )
 #: The same, on a host whose overcommit mode is not the key.
 _OVERCOMMIT = {
-    0: (r"kernel\.limits", "enough_memory", ".*", "overcommit mode 0 is not this host's"),
-    2: (
-        r"kernel\.limits",
-        "enough_memory",
-        "if mm.overcommit == 0:  else",
+    0: Rule(
+        "overcommit mode 0 is not this host's", function="enough_memory", module=r"kernel\.limits"
+    ),
+    2: Rule(
         "overcommit mode 2 is not this host's",
+        "if mm.overcommit == 0:  else",
+        "enough_memory",
+        r"kernel\.limits",
     ),
 }
 
 
-def out_of_reach(branches: list[Branch]) -> dict[int, str]:
-    """Numbers of the branches that are out of reach, with the reason."""
+def rules() -> list[Rule]:
+    """All that hold on this host."""
     mode = host_settings()["overcommit_memory"]
-    rules = [*_OUT_OF_REACH, *(rule for m, rule in _OVERCOMMIT.items() if m != mode)]
-    found = {b.number: _FRAMES for b in branches if b.under}
-    return found | {
-        b.number: why
-        for b in branches
-        for module, function, text, why in rules
-        if re.fullmatch(module, b.module)
-        and re.fullmatch(function, b.function)
-        and re.fullmatch(text, b.text)
-    }
+    return [*(rule for m, rule in _OVERCOMMIT.items() if m != mode), *_OUT_OF_REACH]

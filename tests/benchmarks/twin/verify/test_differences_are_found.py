@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from allocators.base import registry
-from benchmarks.twin.verify import directed, report
+from benchmarks.twin.verify import directed, libc
 from benchmarks.twin.verify.__main__ import main
-from benchmarks.twin.verify.compare import Setting
-from benchmarks.twin.verify.mutations import ALLOCATOR, MUTATIONS, Mutation
-from benchmarks.twin.verify.operation import FREE, MALLOC, Op, dump, load, to_ops, to_rows
-from benchmarks.twin.verify.run import Plan, Runner
+from benchmarks.twin.verify.compare import HeapSetting
+from benchmarks.twin.verify.mutations import MUTATIONS
+from benchmarks.twin.verify.operation import FREE, MALLOC, Row, to_ops, to_rows
+from benchmarks.twin.verify.subject import Glibc
+from kernel.differential.pool import Mistake
+from kernel.differential.program import dump, load
+from kernel.linux import host
 from tests.benchmarks.twin.verify.conftest import needs_glibc
 
 #: For each broken rule the shortest program that was found (benchmarks.twin.verify.mutations
@@ -20,27 +22,19 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 def test_every_rule_has_a_program():
-    assert len(MUTATIONS) >= 20
+    assert len(MUTATIONS) == 55
     assert [m.rule for m in MUTATIONS if not m.path(PROGRAMS).exists()] == []
 
 
 @needs_glibc
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.rule)
 def test_a_broken_rule_is_noticed(mutation, plain):
-    stored, ops = load(mutation.path(PROGRAMS))
-    module = registry.load(ALLOCATOR).module
-    for bindings in ({}, mutation.bindings(module)):
-        plan = Plan(ALLOCATOR, 1, 1, count_branches=False, shrink_seconds=0, bindings=bindings)
-        outcome = Runner(plan).try_program(Setting(**stored), to_rows(ops))
-        assert bool(outcome.what) == bool(bindings), outcome.what
-
-
-def test_a_mutation_of_words_that_are_gone_fails():
-    module = registry.load(ALLOCATOR).module
-    with pytest.raises(ValueError, match="no such words"):
-        Mutation("a rule", "take_fast", (("no such words", ""),)).bindings(module)
-    with pytest.raises(ValueError, match="already"):
-        Mutation("a rule", "MAX_ITERS", constant=module.MAX_ITERS).bindings(module)
+    plainly = Glibc(count_branches=False)
+    setting, ops = load(plainly, mutation.path(PROGRAMS))
+    for subject in (plainly, plainly.broken(mutation.bindings())):
+        with subject.sides() as sides:
+            outcome = sides.repeat(setting, ops)
+        assert bool(outcome.what) == (subject is not plainly), outcome.what
 
 
 @needs_glibc
@@ -68,7 +62,7 @@ def test_json_tells_the_same(plain, capsys):
 
 @needs_glibc
 def test_another_version_is_never_a_success(plain, capsys, monkeypatch):
-    monkeypatch.setattr(report, "VERSION", "2.99")
+    monkeypatch.setattr(libc, "VERSION", "2.99")
     monkeypatch.setattr(directed, "PROGRAMS", {})
     assert main(["ptmalloc", "--ops", "60", "--mode", "small", "--no-branches"]) == 77
     lines = capsys.readouterr().out.splitlines()
@@ -76,7 +70,7 @@ def test_another_version_is_never_a_success(plain, capsys, monkeypatch):
 
 
 def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
-    monkeypatch.setattr(report, "no_host", lambda: "exec of a memfd is refused")
+    monkeypatch.setattr(host, "unavailable", lambda: "exec of a memfd is refused")
     assert main(["ptmalloc", "--ops", "10"]) == 77
     captured = capsys.readouterr()
     assert "exec of a memfd is refused" in captured.err
@@ -110,10 +104,11 @@ def test_bad_arguments_are_one_line(arguments, said, capsys, plain):
 
 
 def test_programs_are_stored_whole(tmp_path):
-    ops = [Op(MALLOC, 3, -1), Op(MALLOC, 1, 24, use=1, length=9), Op(FREE, 3, thread=2)]
+    ops = [Row(MALLOC, 3, -1), Row(MALLOC, 1, 24, use=1, length=9), Row(FREE, 3, thread=2)]
     path = tmp_path / "program.json"
-    dump(path, {"seed": "x", "mode": "small"}, ops)
-    assert load(path) == ({"seed": "x", "mode": "small"}, ops)
+    subject, setting = Glibc(count_branches=False), HeapSetting("x", "small", {"mxfast": 0})
+    dump(subject, path, setting, ops)
+    assert load(subject, path) == (setting, ops)
     assert to_ops(to_rows(ops)) == ops
 
 
@@ -123,6 +118,7 @@ def test_programs_are_stored_whole(tmp_path):
         "",
         "{}",
         '{"setting": {}, "operations": [[1]]}',
+        '{"setting": {}, "operations": []}',
         '{"setting": {}, "operations": [["grow", 0, 0, 0, 0, 0, 0]]}',
         '{"setting": {}, "operations": [["malloc", 0, 1e3, 0, 0, 0, 0]]}',
         '{"setting": {}, "operations": [["aligned_alloc", 0, 8, 99, 0, 0, 0]]}',
@@ -132,5 +128,5 @@ def test_programs_are_stored_whole(tmp_path):
 def test_a_bad_program_is_refused(text, tmp_path):
     path = tmp_path / "program.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=str(path)):
-        load(path)
+    with pytest.raises(Mistake, match=str(path)):
+        load(Glibc(count_branches=False), path)

@@ -1,7 +1,5 @@
 """The twin does what glibc does: random programs, programs by hand, a recorded trace."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,11 @@ from benchmarks.events.events import Events, make_events
 from benchmarks.trace import shipped
 from benchmarks.twin.verify import directed, trace
 from benchmarks.twin.verify.modes import MODES
-from benchmarks.twin.verify.operation import MALLOC, NAMES, THREAD_END, THREAD_START, to_rows
-from benchmarks.twin.verify.run import Plan, Runner
+from benchmarks.twin.verify.operation import MALLOC, NAMES, THREAD_END, THREAD_START
+from benchmarks.twin.verify.subject import Glibc
+from kernel.differential.pool import Place
+from kernel.differential.run import Runner
+from kernel.differential.subject import Program
 from tests.benchmarks.twin.verify.conftest import needs_glibc
 
 pytestmark = needs_glibc
@@ -21,39 +22,49 @@ pytestmark = needs_glibc
 LONG = {"ten_thousand_unsorted"}
 
 
-@pytest.fixture
-def runner(plain):
-    return Runner(Plan("ptmalloc", 400, 1, count_branches=False, shrink_seconds=0))
+def check(program, subject=None, shrink_seconds=0, place=None):
+    """Run a program; its report."""
+    subject = subject or Glibc(count_branches=False)
+    with subject.sides(place) as sides:
+        return Runner(subject, sides, shrink_seconds).check(program)
 
 
+def random_program(mode, number, most, subject=None):
+    subject = subject or Glibc(count_branches=False)
+    return Program(subject.setting(mode, number), most)
+
+
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("mode", [m for m in MODES if m != "threads"])
 @pytest.mark.parametrize("number", range(3))
-def test_random_programs_agree(mode, number, runner):
-    report = runner.program(mode, number, 400)
+def test_random_programs_agree(mode, number):
+    report = check(random_program(mode, number, 400))
     assert report.finding is None, report.finding.lines
     assert report.tally.operations == report.tally.asked > 0
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("number", range(4))
-def test_threads_agree(number, runner):
-    report = runner.program("threads", number, 1500)
+def test_threads_agree(number):
+    report = check(random_program("threads", number, 1500))
     assert report.finding is None, report.finding.lines
-    assert report.tally.kinds[NAMES[THREAD_START]] > 0
+    assert report.tally.tables["kinds"][NAMES[THREAD_START]] > 0
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", [n for n in directed.PROGRAMS if n not in LONG])
-def test_programs_by_hand_agree(name, runner):
-    finding = runner.directed(name).finding
+def test_programs_by_hand_agree(name):
+    finding = check(Glibc(count_branches=False).by_hand(name)).finding
     assert finding is None, finding.lines
 
 
-def test_both_sides_may_end(runner):
+@pytest.mark.usefixtures("plain")
+def test_both_sides_may_end():
     """A block freed twice ends both processes, in the same operation."""
     name = "freed_twice_in_a_list"
-    program = to_rows(directed.PROGRAMS[name].ops)
-    report = runner.directed(name)
+    report = check(Glibc(count_branches=False).by_hand(name))
     assert report.finding is None
-    assert report.tally.operations == len(program)
+    assert report.tally.operations == len(directed.PROGRAMS[name].ops)
 
 
 @pytest.fixture
@@ -66,17 +77,28 @@ def small_trace(tmp_path):
     return path
 
 
+class Told(Place):
+    """Remembers where it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def at(self, n):
+        self.heard.append(n)
+
+
 @pytest.mark.parametrize("touch", ["all", "first", "nothing", "read"])
 def test_a_trace_agrees_in_any_pieces(touch, small_trace, plain, monkeypatch):
     monkeypatch.setattr(trace, "PIECE", 700)
-    plan = Plan("ptmalloc", 1, 1, count_branches=False)
-    told = []
-    reports = list(
-        trace.run_trace(plan, [str(small_trace)], touch, lambda done, what: told.append(done))
-    )
-    assert [r.finding for r in reports] == [None]
-    assert reports[0].tally.operations == 1500
-    assert told[-1] == 1
+    subject = Glibc(traces=(str(small_trace),), touch=touch, count_branches=False)
+    place = Told()
+    (program,) = subject.programs()
+    report = check(program, subject, place=place)
+    assert report.finding is None
+    assert report.tally.operations == report.tally.asked == 1500
+    assert report.tally.tables["traces"] == {str(small_trace): 1500}
+    assert place.heard == [0, 700, 1400]
 
 
 @pytest.fixture
@@ -96,37 +118,41 @@ def threaded_trace(tmp_path):
 
 def test_a_trace_of_threads_agrees_on_threads(threaded_trace, plain, monkeypatch):
     monkeypatch.setattr(trace, "PIECE", 50)
-    plan = Plan("ptmalloc", 1, 1, count_branches=False)
-    path = [str(threaded_trace)]
-    (report,) = trace.run_trace(plan, path, "first", lambda done, what: None, threads=True)
+    path = (str(threaded_trace),)
+    subject = Glibc(traces=path, touch="first", threads=True, count_branches=False)
+    (program,) = subject.programs()
+    report = check(program, subject)
     assert report.finding is None, report.finding.lines
-    kinds = report.tally.kinds
+    kinds = report.tally.tables["kinds"]
     assert kinds[NAMES[THREAD_START]] == kinds[NAMES[THREAD_END]] == 3
 
 
 def test_a_trace_of_another_allocator_differs(small_trace, plain):
-    plan = Plan("bump", 1, 1, count_branches=False, shrink_seconds=1)
-    (report,) = trace.run_trace(plan, [str(small_trace)], "all", lambda done, what: None)
-    assert "at event 0" in report.finding.what
-    assert len(report.finding.ops) == 1
+    subject = Glibc("bump", traces=(str(small_trace),), count_branches=False)
+    (program,) = subject.programs()
+    finding = check(program, subject, shrink_seconds=1).finding
+    assert "at event 0" in finding.what
+    assert len(finding.ops) == 1
+    assert finding.lines[0] == "  in the trace:"
+    assert "  shortened:" in finding.lines
 
 
 def test_tunables_reach_both_sides(plain):
     """Without them the two would differ at once."""
     tunables = {"tcache_count": 0, "mxfast": 0, "top_pad": 0}
-    plan = Plan("ptmalloc", 300, 1, tunables=tunables, count_branches=False, shrink_seconds=0)
-    assert Runner(plan).program("small", 0, 300).finding is None
-    runner = Runner(plan)
-    runner.twins.twin = lambda _: Runner(Plan("ptmalloc", 1, 1, count_branches=False)).twins.twin(
-        {}
-    )
-    assert runner.program("small", 0, 300).finding is not None
+    subject = Glibc(tunables=tunables, count_branches=False)
+    program = random_program("small", 0, 300, subject)
+    assert check(program, subject).finding is None
+    subject.twins.twin = lambda _: Glibc(count_branches=False).twins.twin({})
+    assert check(program, subject).finding is not None
 
 
-def test_kinds_are_counted(runner):
-    tally = runner.program("small", 1, 300).tally
-    assert tally.kinds[NAMES[MALLOC]] > 0
-    assert sum(tally.kinds.values()) == tally.operations
-    assert dataclasses.replace(tally).as_dict()["operations"] == tally.operations
-    assert isinstance(tally.faults, int)
-    assert not isinstance(tally.faults, np.integer)
+@pytest.mark.usefixtures("plain")
+def test_kinds_are_counted():
+    tally = check(random_program("small", 1, 300)).tally
+    assert tally.tables["kinds"][NAMES[MALLOC]] > 0
+    assert tally.tables["kinds"].total() == tally.operations
+    assert tally.as_dict()["operations"] == tally.operations
+    faults = tally.numbers["minor_faults"]
+    assert isinstance(faults, int)
+    assert not isinstance(faults, np.integer)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from kernel.differential.pool import Mistake
+from kernel.differential.program import dump, load
+from kernel.differential.run import Runner
+from kernel.differential.shrink import shrink
+from kernel.linux.scope import cannot_serve
 from kernel.linux.verify import operation
 from kernel.linux.verify.__main__ import main
-from kernel.linux.verify.compare import Setting, files
-from kernel.linux.verify.modes import cannot_serve
+from kernel.linux.verify.compare import ProcessSetting
 from kernel.linux.verify.mutations import MUTATIONS
-from kernel.linux.verify.run import Plan, Runner
-from kernel.linux.verify.shrink import shrink
+from kernel.linux.verify.subject import Linux
 from tests.kernel.linux.verify.conftest import needs_host
 
 pytestmark = pytest.mark.once
@@ -22,42 +25,36 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 def stored(rule):
-    """The program stored for a rule, or None."""
-    path = PROGRAMS / f"{rule.replace(' ', '_').replace(',', '')}.json"
-    return operation.load(path) if path.exists() else None
+    """The program stored for a rule."""
+    return load(Linux(), rule.path(PROGRAMS))
 
 
 def test_every_rule_has_a_program():
     assert len(MUTATIONS) >= 20
-    assert [rule for rule in MUTATIONS if stored(rule) is None] == []
+    assert [m.rule for m in MUTATIONS if not m.path(PROGRAMS).exists()] == []
 
 
 @needs_host
-@pytest.mark.parametrize("rule", MUTATIONS)
+@pytest.mark.parametrize("rule", MUTATIONS, ids=lambda m: m.rule)
 def test_a_broken_rule_is_noticed(rule, monkeypatch):
     # As plain Python: nothing is compiled for a rule.
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     setting, ops = stored(rule)
-    if setting["thp"] and (reason := cannot_serve("on")):
+    if setting.thp and (reason := cannot_serve("on")):
         pytest.skip(reason)
-    with files() as opened:
-        for bindings in ({}, MUTATIONS[rule]):
-            runner = Runner(Plan(500, 1, count_branches=False, bindings=bindings), opened)
-            if ops:
-                differs = runner.run(Setting(**setting), ops)[1] != []
-            else:
-                differs = runner.by_hand(setting["seed"].removeprefix("directed/")).finding
-            assert bool(differs) == bool(bindings)
+    for bindings in ({}, rule.bindings()):
+        with Linux(count_branches=False, bindings=bindings).sides() as sides:
+            assert bool(sides.repeat(setting, ops).what) == bool(bindings)
 
 
 @needs_host
 def test_a_random_program_is_made_short(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    bindings = MUTATIONS["areas never merge with the one above"]
-    plan = Plan(60, 1, "off", count_branches=False, shrink_seconds=5, bindings=bindings)
-    with files() as opened:
-        report = Runner(plan, opened).program(0)
-    finding = report.finding
+    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the one above")
+    bindings = rule.bindings()
+    subject = Linux(60, 1, "off", count_branches=False, bindings=bindings)
+    with subject.sides() as sides:
+        finding = Runner(subject, sides, shrink_seconds=5).check(subject.program(0)).finding
     assert "areas" in finding.what
     assert len(finding.ops) < 6
     assert any(line.startswith("    ! ") for line in finding.lines)
@@ -70,7 +67,7 @@ def test_shrinking_keeps_what_shows_the_difference():
         wanted = [op for op in candidate if op.args[0] in (4096 * 7, 4096 * 30)]
         return candidate if len(wanted) == 2 else None
 
-    found = shrink([*ops, ops[30]], shows, seconds=5)
+    found = shrink([*ops, ops[30]], shows, operation.variants, seconds=5)
     assert {op.args[0] for op in found} >= {4096 * 7, 4096 * 30}
     assert len(found) <= 3
 
@@ -79,7 +76,9 @@ def test_shrinking_keeps_what_shows_the_difference():
 @pytest.mark.usefixtures("plain")
 def test_a_stored_program_is_run_again(tmp_path, capsys):
     path = tmp_path / "program.json"
-    operation.dump(path, {"seed": "x"}, [operation.syscall("munmap", 11, 4096, 4096)])
+    ops = [operation.syscall("munmap", 11, 4096, 4096)]
+    dump(Linux(), path, ProcessSetting("x"), ops)
+    assert load(Linux(), path) == (ProcessSetting("x"), ops)
     assert main(["--replay", str(path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "munmap(0x1000, 4096) = 0",
@@ -88,10 +87,21 @@ def test_a_stored_program_is_run_again(tmp_path, capsys):
 
 
 @needs_host
-@pytest.mark.parametrize("text", ["", "{}", '{"setting": {}, "operations": [[1]]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"setting": {}, "operations": [[1]]}',
+        '{"setting": {"sed": "x"}, "operations": []}',
+        '{"setting": {"seed": "x"}, "operations": [["x", 0, 9, ["0x10000000000000000"]]]}',
+    ],
+)
 def test_a_bad_program_is_refused(text, tmp_path, capsys):
     path = tmp_path / "program.json"
     path.write_text(text)
+    with pytest.raises(Mistake, match=str(path)):
+        load(Linux(), path)
     assert main(["--replay", str(path)]) == 2
     assert str(path) in capsys.readouterr().err
 

@@ -7,9 +7,9 @@ the programs cover).
 import pytest
 
 from kernel.engine.jit import disabled
-from kernel.linux.verify.compare import Setting, files
+from kernel.linux.verify.compare import ProcessSetting
 from kernel.linux.verify.operation import OP_STORE, Op, syscall
-from kernel.linux.verify.run import Plan, Runner
+from kernel.linux.verify.subject import Linux
 from kernel.uapi import NR_MMAP, NR_MUNMAP
 from tests.kernel.linux.verify.conftest import needs_host
 
@@ -20,29 +20,28 @@ PROGRAMS = 2 if disabled() else 6
 
 
 @pytest.fixture(scope="module")
-def opened():
-    with files() as found:
+def sides():
+    with Linux(count_branches=False).sides() as found:
         yield found
 
 
 @pytest.mark.parametrize("number", range(PROGRAMS))
-def test_random_programs_agree(opened, number):
-    runner = Runner(Plan(500 * PROGRAMS, seed=1, count_branches=False), opened)
-    report = runner.program(number)
-    assert not report.finding, "\n".join(report.finding.lines)
-    assert report.tally.operations == 500
+def test_random_programs_agree(sides, number):
+    outcome = sides.run(Linux(500 * PROGRAMS).program(number))
+    assert not outcome.what, "\n".join(outcome.lines)
+    assert outcome.tally.operations == 500
 
 
-def test_a_given_program_agrees_to_the_word(opened):
+def test_a_given_program_agrees_to_the_word(sides):
     ops = [
         syscall("mmap", NR_MMAP, 0x600000000000, 8192, 3, 0x32, -1, 0),
         Op("store", OP_STORE, 0, (0x600000000008, 7)),
         syscall("munmap", NR_MUNMAP, 0x600000001000, 4096),
         syscall("munmap", NR_MUNMAP, 0x600000001008, 4096),
     ]
-    runner = Runner(Plan(4, seed=1, count_branches=False), opened)
-    executed, differences, lines = runner.run(Setting("x"), ops)
-    assert (executed, differences) == (ops, [])
+    outcome = sides.repeat(ProcessSetting("x"), ops)
+    lines = outcome.lines
+    assert (outcome.ops, outcome.what) == (ops, "")
     flags = "MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS"
     call = f"mmap(0x600000000000, 8192, PROT_READ|PROT_WRITE, {flags}, -1, 0x0)"
     assert lines[0] == f"{call} = 0x600000000000"

@@ -1,4 +1,4 @@
-"""What this host can prove, and what it cannot; the one place that gates by kernel version."""
+"""The rules that this host can prove; the one place that gates by kernel version."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MOVES_AREAS = (6, 17)
 
 
 def cannot_serve(thp: str) -> str:
-    """Why this host cannot serve as truth, in one line; '' where it can.
+    """Say why this host cannot serve as truth, in one line; '' where it can.
 
     ``thp``: "on", "off" or "both", as asked for.
     """
@@ -46,12 +46,12 @@ def cannot_serve(thp: str) -> str:
 
 
 def huge_pages() -> bool:
-    """Whether the host gives huge pages to who asks."""
+    """Return whether the host gives huge pages to who asks."""
     return host_settings()["thp_enabled"] in ("madvise", "always")
 
 
 def modes(thp: str) -> dict[str, Any]:
-    """What is verified on this host and what only against the written rules."""
+    """Return what is verified on this host and what only against the written rules."""
     found = host_settings()
     mode = found["overcommit_memory"]
     enabled = found["thp_enabled"] or "never"

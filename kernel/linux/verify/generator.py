@@ -92,13 +92,13 @@ class Area:
 
     @property
     def plain(self) -> bool:
-        """Whether it is private anonymous memory, which may be touched."""
+        """Return whether it is private anonymous memory, which may be touched."""
         return not self.file and not self.flags & VM_SHARED
 
 
 @dataclass
 class View:
-    """What the generator may know of the model's state.  Sizes in pages, limits in bytes."""
+    """All that a generator may know of the model.  Sizes in pages, limits in bytes."""
 
     areas: list[Area]
     brk: int
@@ -110,7 +110,7 @@ class View:
 
 @dataclass(frozen=True)
 class Ground:
-    """What stays the same while a program runs."""
+    """All that stays the same while a program runs."""
 
     protected: tuple[tuple[int, int], ...]  # areas of the harness in the real process
     stack: int  # where its stack begins
@@ -134,7 +134,7 @@ class Ground:
         return 10000 if self.thp else 500
 
     def is_protected(self, start: int, end: int) -> bool:
-        """Whether [start, end) meets the harness."""
+        """Return whether [start, end) meets the harness."""
         return any(low < end and start < high for low, high in self.protected)
 
 
@@ -148,7 +148,7 @@ def _span(addr: int, length: int) -> tuple[int, int]:
 
 
 def _touchable(view: View, ground: Ground, start: int, end: int) -> bool:
-    """Whether [start, end) has nothing but plain areas and holes, and grows no foreign stack."""
+    """Return whether [start, end) has only plain areas and holes, and grows no foreign stack."""
     if ground.is_protected(start, end):
         return False
     for area in view.areas:
@@ -163,7 +163,7 @@ def _touchable(view: View, ground: Ground, start: int, end: int) -> bool:
 
 
 def _room(view: View, ground: Ground, length: int, *, charged: bool) -> bool:
-    """Whether a mapping of ``length`` more bytes is small enough, or sure to be refused."""
+    """Return whether ``length`` more bytes are few enough, or sure to be refused."""
     if length > TASK_SIZE or length < 0:
         return True
     if charged and ground.memory and length > 2 * ground.memory:
@@ -210,7 +210,7 @@ def _mremap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool
 
 
 def permitted(op: Op, view: View, ground: Ground) -> bool:
-    """Whether the real process survives ``op``, and the model can tell what comes of it.
+    """Return whether the real process survives ``op``, and the model can tell what comes of it.
 
     Refused is what would take the harness's own memory away, touch shared or file memory (only
     their layout is modelled), or exceed what the model's window can hold.
@@ -266,9 +266,9 @@ def _kind(label: str, share: float = 1.5, *, thp: bool = False) -> Callable:
     return register
 
 
-def labels(*, thp: bool) -> list[str]:
-    """Every kind of operation that programs are made of."""
-    return [label for label, (_, _, needs) in _KINDS.items() if thp or not needs]
+def _advising(advice: int) -> Callable:
+    """Return a function that makes a madvise of some range."""
+    return lambda self, label: self._madvise(label, advice)
 
 
 class Generator:
@@ -430,7 +430,7 @@ class Generator:
         return min(self._length(), self.rng.choice((8, 30, 100)) * PAGE)
 
     def _new_place(self, length: int) -> int:
-        """Where a mapping of ``length`` would often touch others."""
+        """Return a place where a mapping of ``length`` would often touch others."""
         area = self._area()
         if area and self.rng.random() < 0.25:
             return area.start - -(-length // PAGE) * PAGE
@@ -720,7 +720,7 @@ class Generator:
         return self._mremap(label, flags, addr, length, max(length - less, 1), 0)
 
     def _moved_range(self) -> tuple[int, int]:
-        """What to move: in one area, often whole slots where there are huge pages."""
+        """Choose what to move: in one area, often whole slots where there are huge pages."""
         if self.ground.thp and self.rng.random() < 0.5:
             return self._huge_range()
         area = self._area()
@@ -746,7 +746,7 @@ class Generator:
         return self._mremap(label, MREMAP_MAYMOVE, addr, length, length + self._length(), 0)
 
     def _destination(self, addr: int, length: int) -> int:
-        """Where to move to: anywhere, or agreeing with ``addr`` in its place in a slot."""
+        """Choose where to move to: anywhere, or agreeing with ``addr`` in its place in a slot."""
         rng = self.rng
         if rng.random() < (0.6 if self.ground.thp else 0.3):
             return self._corner() // SLOT * SLOT + addr % SLOT
@@ -842,33 +842,13 @@ class Generator:
     def _madvise(self, label: str, advice: int) -> Op:
         return syscall(label, NR_MADVISE, *self._some_range(), advice)
 
-    @_kind("dontneed", 5)
-    def _dontneed(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_DONTNEED)
-
-    @_kind("dontneed_locked")
-    def _dontneed_locked(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_DONTNEED_LOCKED)
-
-    @_kind("free", 4)
-    def _free(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_FREE)
-
-    @_kind("cold")
-    def _cold(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_COLD)
-
-    @_kind("pageout")
-    def _pageout(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_PAGEOUT)
-
-    @_kind("willneed")
-    def _willneed(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_WILLNEED)
-
-    @_kind("nohugepage", 2)
-    def _nohugepage(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_NOHUGEPAGE)
+    _kind("dontneed", 5)(_advising(uapi.MADV_DONTNEED))
+    _kind("dontneed_locked")(_advising(uapi.MADV_DONTNEED_LOCKED))
+    _kind("free", 4)(_advising(uapi.MADV_FREE))
+    _kind("cold")(_advising(uapi.MADV_COLD))
+    _kind("pageout")(_advising(uapi.MADV_PAGEOUT))
+    _kind("willneed")(_advising(uapi.MADV_WILLNEED))
+    _kind("nohugepage", 2)(_advising(uapi.MADV_NOHUGEPAGE))
 
     @_kind("hugepage", 5, thp=True)
     def _hugepage(self, label: str) -> Op:
@@ -902,13 +882,8 @@ class Generator:
         write = int(self.rng.random() < 0.7)
         return Op(label, OP_TOUCH, 0, (addr, pages * PAGE, write, self._word()))
 
-    @_kind("populate_read", 2)
-    def _populate_read(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_POPULATE_READ)
-
-    @_kind("populate_write", 2)
-    def _populate_write(self, label: str) -> Op:
-        return self._madvise(label, uapi.MADV_POPULATE_WRITE)
+    _kind("populate_read", 2)(_advising(uapi.MADV_POPULATE_READ))
+    _kind("populate_write", 2)(_advising(uapi.MADV_POPULATE_WRITE))
 
     @_kind("advise_flags", 5)
     def _advise_flags(self, label: str) -> Op:
@@ -967,7 +942,7 @@ class Generator:
         return self._limit(label, RLIMIT_STACK, soft, 8 << 20)
 
     def _touched_place(self) -> int:
-        """Where to touch: nearly always in an area, at times just below one that grows down."""
+        """Choose where to touch: nearly always in an area, at times below one that grows down."""
         rng = self.rng
         plain = [a for a in self.own if a.plain]
         if not plain or rng.random() < 0.06:

@@ -1,0 +1,289 @@
+"""The command line of a subject: its options, what is shown and printed, and its exit codes.
+
+Exit codes: 0 no mismatch, 1 a mismatch or a failure, 2 bad arguments, 77 there is no truth here,
+130 interrupted.  The last line is ``N operations, M mismatches``.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
+#: Seconds before the first line of progress where there is no terminal.
+_QUIET = 2.0
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, with or without underscores or commas."""
+    try:
+        number = int(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
+    return number
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, which begins with the command's module."""
+
+    def error(self, message: str) -> None:
+        """End with exit code 2."""
+        self.exit(EXIT_USAGE, f"{self.prog.split()[-1]}: {message}\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser, operations: int, of: str, whose: str) -> None:
+    """Add how many programs are run, and how they are run, stored and told.
+
+    ``operations``: the default, ``of`` which there are so many; ``whose`` build counts branches.
+    """
+    parser.add_argument(
+        "--ops",
+        type=positive,
+        default=operations,
+        metavar="N",
+        help=f"operations {of} (default {operations})",
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="default 1")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="J", help="worker processes (default 1)"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="where to store a program that shows a mismatch"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="go on with the next program after a mismatch"
+    )
+    parser.add_argument(
+        "--no-branches",
+        action="store_true",
+        help=f"use the {whose}'s own build, which counts no branches",
+    )
+    parser.add_argument(
+        "--shrink",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="time for making a failing program shorter (default 60)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def complain(command: str, text: str, code: int, *, as_json: bool = False) -> int:
+    """Say in one line why ``command`` ends with ``code``; returns that."""
+    if as_json and code == EXIT_SKIP:
+        print(json.dumps({"status": "skipped", "reason": text}))
+    else:
+        said = f"nothing verified: {text}" if code == EXIT_SKIP else text
+        print(f"{command}: {said}", file=sys.stderr)
+    return code
+
+
+def verify(subject: Any, options: argparse.Namespace) -> int:
+    """Run the programs of ``subject`` as ``options`` say (:func:`add_arguments`); the exit code."""
+    from kernel.differential.pool import Mistake
+
+    if reason := subject.unavailable():
+        return complain(subject.command, reason, EXIT_SKIP, as_json=options.json)
+    try:
+        if options.replay:
+            return _replay(subject, options)
+        return _Run(subject, options).execute()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Mistake as error:
+        return complain(subject.command, str(error), EXIT_USAGE)
+    except RuntimeError as error:
+        return complain(subject.command, f"a worker failed: {error}", EXIT_FAILED)
+
+
+def _replay(subject: Any, options: argparse.Namespace) -> int:
+    from kernel.differential.program import load
+
+    setting, ops = load(subject, options.replay)
+    with subject.sides() as sides:
+        outcome = sides.repeat(setting, ops, told=True)
+    mismatches, wrong = int(bool(outcome.what)), subject.wrong()
+    done = len(outcome.ops) or outcome.length
+    if options.json:
+        told = {"operations": done, "mismatches": mismatches, "program": outcome.lines}
+        print(json.dumps(told | ({"reason": wrong} if wrong else {})))
+    else:
+        print("\n".join(outcome.lines))
+        if wrong:
+            print(f"no truth here: {wrong}")
+        print(f"{done} operations, {mismatches} mismatches")
+    if wrong:
+        return EXIT_SKIP
+    return EXIT_FAILED if mismatches else 0
+
+
+class _Run:
+    """One run: what is shown meanwhile, and what is told at the end."""
+
+    def __init__(self, subject: Any, options: argparse.Namespace) -> None:
+        from kernel.differential.tally import Tally
+
+        self.subject, self.options = subject, options
+        self.tally, self.findings = Tally(), []
+        self.wrong = subject.wrong()
+        self.start = time.monotonic()
+
+    def execute(self) -> int:
+        """Do it; the exit code."""
+        status = "ok"
+        if not self.options.json:
+            wrong = [f"no truth here: {self.wrong}"] if self.wrong else []
+            print("\n".join([*self.subject.heading(), *wrong]), flush=True)
+        try:
+            self._collect()
+        except KeyboardInterrupt:
+            status = "interrupted"
+        self.seconds = time.monotonic() - self.start
+        if status == "ok" and (self.findings or self.wrong):
+            status = "skipped" if self.wrong else "mismatch"
+        if self.options.json:
+            print(json.dumps(self._as_json(status)))
+        else:
+            print("\n".join(self._lines(status)))
+        if status == "interrupted":
+            return EXIT_INTERRUPTED
+        if self.wrong:
+            return EXIT_SKIP
+        return EXIT_FAILED if self.findings else 0
+
+    def _collect(self) -> None:
+        """Run the programs, showing how far they are."""
+        from kernel.differential.run import run_programs
+
+        with _progress(self.subject) as progress:
+            progress(0, [], "compiling")
+            self.subject.prepare()
+            self.start = time.monotonic()
+            reports = run_programs(
+                self.subject,
+                self.options.jobs,
+                keep_going=self.options.keep_going or bool(self.wrong),
+                shrink_seconds=0 if self.wrong else self.options.shrink,
+                told=lambda workers: progress(self.tally.asked, workers),
+            )
+            with closing(reports):
+                for report in reports:
+                    self.tally.add(report.tally)
+                    progress(self.tally.asked, [])
+                    if report.finding:
+                        self._take(report.finding)
+
+    def _take(self, finding: Any) -> None:
+        self.findings.append(finding)
+        if self.wrong:
+            return
+        path = self._store(finding)
+        if not self.options.json:
+            print(f"MISMATCH in {finding.words()}")
+            print("\n".join(finding.lines))
+            again = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
+            print(f"again: python -m {again} --replay {path}", flush=True)
+
+    def _store(self, finding: Any) -> Path:
+        """Store the program; where."""
+        from kernel.differential.program import dump
+
+        path = self.options.save
+        if path is None:
+            path = Path(tempfile.gettempdir()) / f"verify-{finding.setting.name()}.json"
+        elif len(self.findings) > 1:
+            path = path.with_stem(f"{path.stem}-{len(self.findings)}")
+        dump(self.subject, path, finding.setting, finding.ops)
+        return path
+
+    # --- telling --------------------------------------------------------------------------------
+
+    @property
+    def _rate(self) -> float:
+        """Operations that were found equal before a difference, of all asked for, percent."""
+        equal = self.tally.operations - len(self.findings)
+        return 100 * equal / self.tally.asked if self.tally.asked else 0.0
+
+    def _coverage(self) -> Any:
+        from kernel.differential.reach import Coverage
+
+        return Coverage.of(self.tally.hits, self.subject.branches(), self.subject.rules())
+
+    def _as_json(self, status: str) -> dict[str, Any]:
+        counted = self.tally.hits is not None
+        coverage = {"branches": self._coverage().as_dict()} if counted else {}
+        return {
+            "status": status,
+            "reason": self.wrong,
+            "seed": self.options.seed,
+            "seconds": round(self.seconds, 1),
+            **self.subject.scope(),
+            **self.tally.as_dict(),
+            **self.subject.summary_json(self.tally, self.findings),
+            "match_rate_percent": round(self._rate, 3),
+            **coverage,
+            "mismatches": len(self.findings),
+            "findings": [
+                {
+                    "seed": finding.setting.seed,
+                    "setting": finding.setting.words(),
+                    "what": finding.what,
+                    "program": finding.lines,
+                }
+                for finding in self.findings
+            ],
+        }
+
+    def _lines(self, status: str) -> Iterator[str]:
+        tally, subject = self.tally, self.subject
+        yield from tally.lines(subject.tables)
+        yield from subject.summary(tally, self.findings)
+        if tally.hits is not None:
+            yield from self._coverage().lines(subject.whose, subject.target)
+        if tally.reruns:
+            yield f"{tally.reruns} programs run again: the host had interfered"
+        rate = tally.operations / self.seconds if self.seconds else 0
+        cut = ", interrupted" if status == "interrupted" else ""
+        yield f"{tally.programs} programs, {self.seconds:.0f} s, {rate:,.0f} operations/s{cut}"
+        if self.wrong:
+            yield f"{self._rate:.2f} % of the operations are the same; {self.wrong}"
+        yield f"{tally.operations} operations, {len(self.findings)} mismatches"
+
+
+@contextmanager
+def _progress(subject: Any) -> Iterator[Callable[..., None]]:
+    """Show on a terminal how many operations are done: those of programs that ended, and of others.
+
+    Elsewhere a line says when another kind of program begins, once it has taken a while.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    off = not console.is_terminal
+    said, begin = "", time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=off) as bar:
+        task = bar.add_task("", total=subject.total or None)
+
+        def progress(done: int, workers: list[Any], now: str = "") -> None:
+            nonlocal said
+            kinds = dict.fromkeys(subject.kind(worker.task) for worker in workers)
+            now = now or ", ".join(filter(None, kinds)) or said
+            if off and now != said and time.monotonic() - begin > _QUIET:
+                console.print(f"{subject.command}: {now}", highlight=False)
+                said = now
+            here = sum(worker.at for worker in workers)
+            bar.update(task, completed=done + here, description=now)
+
+        yield progress

@@ -1,0 +1,46 @@
+"""Programs in files: one JSON object, one operation a line, so that they can be read and edited.
+
+::
+
+    {"setting": {"seed": "1/2", …},
+    "operations": [
+      ["munmap", 0, 11, ["0x1000", "0x1000"]],
+      …
+    ]}
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kernel.differential.pool import Mistake
+from kernel.differential.subject import Subject
+
+
+def dump(subject: Subject, path: Path, setting: Any, ops: list[Any]) -> None:
+    """Store a program and what it runs under."""
+    lines = ",\n".join("  " + json.dumps(subject.encode(op)) for op in ops)
+    head = json.dumps(asdict(setting))
+    path.write_text(f'{{"setting": {head},\n"operations": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def load(subject: Subject, path: Path) -> tuple[Any, list[Any]]:
+    """Read a stored program: its setting and operations.  Raises Mistake with the place."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        stored, rows = dict(data["setting"]), [list(row) for row in data["operations"]]
+    except OSError as error:
+        raise Mistake(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{path}: not a stored program ({error})") from None
+    ops = []
+    for n, row in enumerate(rows):
+        try:
+            ops.append(subject.decode(row))
+        except (ValueError, TypeError) as error:
+            raise Mistake(f"{path}: operation {n} {error}") from None
+    try:
+        return subject.setting_class(**stored), ops
+    except TypeError as error:
+        raise Mistake(f"{path}: not a stored program ({error})") from None

@@ -1,0 +1,451 @@
+"""The engine under a toy subject: a fault is found, shortened, stored, repeated, and told."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from kernel.differential import mutations
+from kernel.differential.command import OneLineParser, add_arguments, verify
+from kernel.differential.mutations import Mutation
+from kernel.differential.pool import Lost, Mistake, Place, run_tasks
+from kernel.differential.program import dump, load
+from kernel.differential.reach import Coverage, Rule
+from kernel.differential.run import Runner, WorkerError, run_programs
+from kernel.differential.shrink import shrink
+from kernel.differential.subject import Outcome, Program
+from kernel.differential.tally import Tally, table
+from kernel.engine.branches import Branch
+from tests.conftest import ROOT
+from tests.kernel.differential import toy
+from tests.kernel.differential.toy import Toy, ToySetting
+
+pytestmark = pytest.mark.once
+
+
+def options(*arguments):
+    parser = OneLineParser(prog="python -m tests.toy")
+    add_arguments(parser, 400, "in all", "counter")
+    return parser.parse_args(arguments)
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def test_a_fault_is_found_shortened_stored_and_repeated(tmp_path, capsys):
+    path = tmp_path / "program.json"
+    assert verify(Toy(toy.carry), options("--save", str(path))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a counter"
+    assert re.fullmatch(
+        r"MISMATCH in the total \(seed 1/0\); 2 operations of a program of \d+ operations", lines[1]
+    )
+    # The shortest: a 7 upon an odd total, and no digit larger than it need be.
+    assert lines[2:5] == ["add 1 = 1", "add 7 = -2", "! counter 8, model -2"]
+    assert lines[5] == f"again: python -m tests.toy counter --replay {path}"
+    assert lines[-1].endswith(" operations, 1 mismatches")
+    assert load(Toy(), path) == (ToySetting("1/0"), [1, 7])
+    assert verify(Toy(toy.carry), options("--replay", str(path))) == 1
+    assert capsys.readouterr().out.splitlines() == [*lines[2:5], "2 operations, 1 mismatches"]
+    assert verify(Toy(), options("--replay", str(path))) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 operations, 0 mismatches"
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_run_without_a_fault(jobs, capsys):
+    assert verify(Toy(), options("--jobs", jobs)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "operations by parity"
+    assert sum(int(line.split()[1]) for line in lines[2:4]) == 400
+    assert lines[-2].startswith("4 programs, ")
+    assert lines[-1] == "400 operations, 0 mismatches"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_after_a_finding_no_program_begins_unless_asked(jobs, tmp_path, capsys):
+    save = ["--save", str(tmp_path / "x.json"), "--jobs", jobs, "--json"]
+    assert verify(Toy(toy.carry), options(*save)) == 1
+    some = json.loads(capsys.readouterr().out)
+    assert verify(Toy(toy.carry), options(*save, "--keep-going")) == 1
+    every = json.loads(capsys.readouterr().out)
+    assert some["status"] == every["status"] == "mismatch"
+    assert 1 <= some["programs"] <= int(jobs) < 4 == every["programs"]
+    assert every["mismatches"] == len(every["findings"]) == 4
+    assert {path.name for path in tmp_path.iterdir()} >= {"x.json", "x-2.json", "x-4.json"}
+    assert {finding["seed"] for finding in every["findings"]} == {f"1/{n}" for n in range(4)}
+    assert every["findings"][0]["program"][-1].startswith("! counter")
+
+
+def test_a_program_is_stored_somewhere_where_nobody_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert verify(Toy(toy.carry), options()) == 1
+    (path,) = re.findall(r"--replay (.*)", capsys.readouterr().out)
+    assert load(Toy(), tmp_path / "verify-1-0.json") == load(Toy(), tmp_path / path)
+
+
+def test_a_difference_that_is_not_seen_again_is_told(capsys):
+    class Once(toy.ToySides):
+        def run(self, program):
+            return Outcome(Tally(), [1, 2], "the total", 1, 2, ["! told once"])
+
+    finding = Runner(Toy(), Once(toy.no_fault, Place())).check(Program(ToySetting("x"), 2)).finding
+    assert finding.what == "not seen again when the program was repeated"
+    assert finding.lines == ["add 1 = 1", "add 2 = 3", "! told once"]
+
+
+def test_what_the_host_may_have_done_is_run_again():
+    class Disturbed(toy.ToySides):
+        def __init__(self, places):
+            super().__init__(toy.no_fault, Place())
+            self.places = list(places)
+
+        def run(self, program):
+            at = self.places.pop(0)
+            what = "the total" if at else ""
+            return Outcome(Tally(), [1], what, at, at, suspect=True, whole=True)
+
+    def check(*places):
+        return Runner(Toy(), Disturbed(places)).check(Program(ToySetting("x"), 1))
+
+    assert check(3, 0).finding is None
+    assert check(3, 0).tally.reruns == 1
+    assert check(3, 4, 0).tally.reruns == 2
+    assert check(3, 3).finding.length == 3  # again at the same place: it is no accident
+    assert check(*range(1, 9)).finding.length == 6
+
+
+# --- what may go wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [toy.dies, toy.raises])
+def test_a_worker_that_fails_is_a_failure_that_names_the_place(fault, capsys):
+    how = "the process died (SIGKILL)" if fault is toy.dies else "KeyError: 9"
+    first = toy.ToySides(fault, Place()).operations(Program(ToySetting("1/0"), 1), 100).index(9)
+    assert verify(Toy(fault), options()) == 1
+    said = capsys.readouterr()
+    assert f"a worker failed: seed 1/0, operation {first}: {how}" in said.err
+    assert "mismatches" not in said.out
+
+
+def test_a_model_that_hangs_is_found(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    begin = time.monotonic()
+    assert verify(Toy(toy.hangs), options("--save", str(path))) == 1
+    assert time.monotonic() - begin < 10
+    out = capsys.readouterr().out
+    assert "MISMATCH in the model does not come back (seed 1/0)" in out
+    assert "add 9 = ? (the model does not come back)" in out
+    assert load(Toy(), path)[1][-1] == 9
+
+
+def test_nothing_is_verified_without_a_truth(capsys):
+    assert verify(Toy(absent="no counter here"), options()) == 77
+    said = capsys.readouterr()
+    assert said.err == "tests.toy: nothing verified: no counter here\n"
+    assert said.out == ""
+    assert verify(Toy(absent="no counter here"), options("--json")) == 77
+    assert json.loads(capsys.readouterr().out) == {
+        "status": "skipped",
+        "reason": "no counter here",
+    }
+
+
+@pytest.mark.parametrize("fault", [toy.no_fault, toy.carry])
+def test_against_another_truth_nothing_passes(fault, capsys):
+    assert verify(Toy(fault, wrong_one="it counts downwards"), options()) == 77
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "no truth here: it counts downwards"
+    assert "% of the operations are the same; it counts downwards" in lines[-2]
+    assert (lines[-1] == "400 operations, 0 mismatches") == (fault is toy.no_fault)
+    assert not any("MISMATCH" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("", "not a stored program"),
+        ("[]", "not a stored program"),
+        ('{"setting": {"seed": "x"}, "operations": [[1], ["one"]]}', "operation 1 is no number"),
+        ('{"setting": {"sed": "x"}, "operations": [[1]]}', "not a stored program"),
+    ],
+)
+def test_a_program_that_cannot_be_read_is_one_line(text, said, tmp_path, capsys):
+    path = tmp_path / "program.json"
+    if text is not None:
+        path.write_text(text)
+    assert verify(Toy(), options("--replay", str(path))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--ops", "0"], ["--jobs", "x"], ["--shrink", "soon"], ["x"]]
+)
+def test_bad_arguments_are_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options(*arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("tests.toy: ")
+
+
+def test_ctrl_c_ends_the_run_and_tells_what_was_done():
+    script = """
+import sys
+from tests.kernel.differential.test_engine import options, toy, verify
+sys.exit(verify(toy.Toy(toy.slow, total=100_000), options("--jobs", "2")))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "a counter\n"
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == ""
+    assert "interrupted" in out
+    assert out.splitlines()[-1].endswith(" operations, 0 mismatches")
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def test_tasks_are_given_as_workers_are_free_and_closing_ends_them():
+    asked = []
+
+    def tasks():
+        for n in range(100):
+            asked.append(n)
+            yield n
+
+    found = run_tasks(opened_pid, tasks(), 2)
+    pids = {next(found)[1] for _ in range(10)}
+    assert 1 <= len(pids) <= 2
+    assert len(asked) <= 13
+    found.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_worker_that_retires_is_followed_by_another():
+    pids = [pid for _, pid in run_tasks(opened_once, range(3))]
+    assert len(set(pids)) == 3
+
+
+def test_a_worker_tells_its_part_and_place():
+    parts = []
+
+    def told(workers):
+        parts.extend(worker.part for worker in workers)
+
+    ((task, lost),) = run_tasks(opened_to_die, ["x"], told=told)
+    assert task == "x"
+    assert lost == Lost(5, "the middle", "the process died (exit code 3)")
+    assert "the middle" in parts
+
+
+def test_a_mistake_in_a_worker_is_the_parents():
+    with pytest.raises(Mistake, match="no x here"):
+        list(run_tasks(opened_mistaken, ["x"]))
+    with pytest.raises(WorkerError, match="seed 1/0"):
+        list(run_programs(Toy(toy.dies)))
+
+
+class Opened:
+    """Sets a worker up whose work is ``work``."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def __call__(self, place):
+        self.place = place
+        return self
+
+    def __enter__(self):
+        return lambda task: self.work(self.place, task)
+
+    def __exit__(self, *error):
+        pass
+
+
+def _pid_once(place, task):
+    place.retire = True
+    return os.getpid()
+
+
+def _die(place, task):
+    place.say("the middle")
+    time.sleep(0.1)
+    place.at(5)
+    os._exit(3)
+
+
+def _mistake(place, task):
+    raise Mistake(f"no {task} here")
+
+
+opened_pid = Opened(lambda place, task: os.getpid())
+opened_once, opened_to_die, opened_mistaken = Opened(_pid_once), Opened(_die), Opened(_mistake)
+
+
+def test_shrinking_keeps_what_shows_the_difference():
+    def shows(candidate):
+        return candidate if sum(candidate) > 20 and 9 in candidate else None
+
+    found = shrink([*range(10)] * 3, shows, Toy().variants, seconds=5)
+    assert sum(found) == 21
+    assert 9 in found
+    assert len(found) <= 4
+
+
+def test_tallies_add_up():
+    one, two = Tally(operations=3, asked=5, programs=1), Tally(operations=4, reruns=2)
+    one.tables["kinds"]["a"] += 2
+    two.tables["kinds"].update(a=1, b=1)
+    two.numbers["refused"] += 0
+    one.hits, two.hits = None, np.array([1, 0, 2])
+    whole = Tally()
+    for part in (one, two, two):
+        whole.add(part)
+    told = whole.as_dict()
+    assert told == {
+        "operations": 11,
+        "asked": 5,
+        "programs": 1,
+        "reruns": 4,
+        "refused": 0,
+        "kinds": {"a": 4, "b": 2},
+    }
+    assert whole.hits.tolist() == [2, 0, 4]
+    assert two.hits.tolist() == [1, 0, 2]
+    assert table("kinds", whole.tables["kinds"], share=True) == [
+        "kinds",
+        f"  a {4:>12}  66.67 %",
+        f"  b {2:>12}  33.33 %",
+    ]
+
+
+def test_branches_are_reached_missed_or_out_of_reach():
+    def branch(n, text, under=""):
+        return Branch(n, "kernel.x", "f", "x.py", n, text, under)
+
+    branches = [branch(0, "if a:"), branch(1, "if b:"), branch(2, "if c:"), branch(3, "d", "TLB")]
+    rules = [Rule("c is never", "if c:"), Rule("neither", function="g"), Rule("off", under=".+")]
+    found = Coverage.of(np.array([7, 0, 0, 0]), branches, rules)
+    assert found.as_dict() == {
+        "reached": 1,
+        "total": 2,
+        "counts": {"kernel/x.py:0: f: if a:": 7},
+        "never_reached": ["kernel/x.py:1: f: if b:"],
+        "out_of_reach": ["kernel/x.py:2: f: if c:  (c is never)", "kernel/x.py:3: f: d  (off)"],
+    }
+    assert found.lines("it", 90)[0] == (
+        "branches of it: 1 of 2 reached, 50.0 % (target over everything: 90 %)"
+    )
+    # One that was thought out of reach counts as reached.
+    assert Coverage.of(np.array([7, 0, 1, 0]), branches, rules).total == 3
+
+
+# --- mutations ------------------------------------------------------------------------------------
+
+
+def hunt(rules, *arguments):
+    return mutations.main("tests.toy", Toy, rules, arguments, programs=3)
+
+
+def test_broken_rules_are_noticed_and_their_programs_stored(tmp_path, capsys):
+    assert hunt(toy.MUTATIONS, "--store", str(tmp_path), "--jobs", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "2 of 2 broken rules noticed"
+    assert any(line.endswith("a digit is carried (the total; seed 1/0)") for line in lines)
+    assert any("the model comes back (the model does not come back)" in line for line in lines)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "a_digit_is_carried.json"
+    assert load(Toy(), path)[1] == [1, 7]
+
+
+def test_a_rule_that_is_never_noticed_is_exit_code_1(capsys):
+    harmless = Mutation("nothing, it's whole", "fault", toy.no_fault)
+    assert hunt([*toy.MUTATIONS, harmless], "--only", "nothing") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "NOT NOTICED in 300 operations: nothing, it's whole",
+        "0 of 1 broken rules noticed",
+    ]
+    assert harmless.path(ROOT).name == "nothing_its_whole.json"
+
+
+def test_hunting_needs_a_subject_that_is_whole(capsys, monkeypatch):
+    monkeypatch.setattr(Toy, "fault", toy.carry)
+    assert mutations.main("tests.toy", lambda: Toy(toy.carry), toy.MUTATIONS, [], programs=3) == 1
+    assert "no rule is broken, and yet: the total" in capsys.readouterr().err
+    assert mutations.main("tests.toy", lambda: Toy(absent="gone"), toy.MUTATIONS, [], 3) == 77
+    assert hunt(toy.MUTATIONS, "--only", "nonesuch") == 2
+    mistaken = [Mutation("x", "fault", toy.dies)]
+    assert hunt(mistaken) == 1
+    assert "x: the process died (SIGKILL)" in capsys.readouterr().err
+
+
+def mutation(text):
+    """The one that a table has, of the toy's."""
+    (found,) = mutations.read(text, "tests.kernel.differential.toy")
+    return found.bindings()
+
+
+def test_rules_are_broken_by_a_table():
+    one, two = mutations.read("""
+carry: the model carries after 7
+- op == 7 and
++ op == 8 and
+- else
+-  total
++ else total
+kernel.vma.can_merge_after: areas merge
+= False
+""")
+    assert (one.name, one.module, one.rule) == ("carry", "", "the model carries after 7")
+    assert one.edits == (("op == 7 and", "op == 8 and"), ("else\n total", "else total"))
+    assert (two.name, two.module, two.answer) == ("can_merge_after", "kernel.vma", "False")
+
+
+def test_functions_and_constants_are_changed():
+    changed = mutation("carry: x\n- op == 7\n+ op == 8\n")["carry"]
+    assert [changed(10, op) for op in (7, 8)] == [10, 0]
+    assert toy.carry(10, 7) == 0
+    assert mutation("carry: x\n= DIGITS * op + total\n")["carry"](4, 3) == 34
+    assert mutation("DIGITS: x\n= 8\n") == {"DIGITS": 8}
+
+
+def test_words_that_are_gone_break_nothing():
+    with pytest.raises(Mistake, match="'nowhere' 0 times"):
+        mutation("carry: x\n- nowhere\n+ somewhere\n")
+    with pytest.raises(Mistake, match="DIGITS is 10 already"):
+        mutation("DIGITS: x\n= 5 + 5\n")
+
+
+def test_programs_are_stored_one_operation_a_line(tmp_path):
+    path = tmp_path / "x.json"
+    dump(Toy(), path, ToySetting("a/1", 4), [3, 4])
+    assert path.read_text() == (
+        '{"setting": {"seed": "a/1", "start": 4},\n"operations": [\n  [3],\n  [4]\n]}\n'
+    )
+    assert load(Toy(), path) == (ToySetting("a/1", 4), [3, 4])
+
+
+def test_positive_numbers():
+    assert options("--ops", "1_000").ops == options("--ops", "1,000").ops == 1000
+    assert isinstance(options(), argparse.Namespace)
