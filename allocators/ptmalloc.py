@@ -40,6 +40,7 @@ from allocators.base.contract import (
 )
 from allocators.base.settings import choice, number
 from allocators.base.settings import size as size_setting
+from kernel import uapi
 from kernel.access import clear, copy, hold, load, load_half, store, store_half
 from kernel.brk import brk as brk_call
 from kernel.engine.bits import trailing_zeros
@@ -52,16 +53,6 @@ from kernel.mremap import mremap
 from kernel.page import fold, offset_in_page, page_align, page_of, page_size, page_start
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PTE_READ
-from kernel.uapi import (
-    MADV_DONTNEED,
-    MAP_ANONYMOUS,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MREMAP_MAYMOVE,
-    PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
-)
 
 # --- Settings: glibc.malloc.* tunables by their names ---------------------------------------------
 
@@ -842,7 +833,9 @@ def morecore(k, a, increment):
 def mmap_chunk(k, a, nb):
     """A block in a mapping of its own; 0 when the kernel refuses."""
     length = page_align(nb + 8)
-    start = mmap(k, 0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+    start = mmap(
+        k, 0, length, uapi.PROT_READ | uapi.PROT_WRITE, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
+    )
     if start < 0:
         return 0
     store(k, start, 0)
@@ -899,7 +892,9 @@ def grow_main(k, a, nb):
         if not a.noncontiguous:
             size = align_up(size + old_size, MMAP_AS_MORECORE)
         if size > nb:
-            start = mmap(k, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+            start = mmap(
+                k, 0, size, uapi.PROT_READ | uapi.PROT_WRITE, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
+            )
         if start < 0:
             return
         # The break may be anywhere from now on: chunks are no longer expected to follow it.
@@ -984,15 +979,15 @@ def arena_of(k, p, head):
 @jit(cold=True)
 def reserve_heap(k, a):
     """Reserve the address space of a heap; 0 when the kernel refuses."""
-    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    flags = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_NORESERVE
     if a.aligned_heap_area:
-        heap = mmap(k, a.aligned_heap_area, HEAP_MAX, PROT_NONE, flags)
+        heap = mmap(k, a.aligned_heap_area, HEAP_MAX, uapi.PROT_NONE, flags)
         a.aligned_heap_area = 0
         if heap >= 0:
             if heap & (HEAP_MAX - 1) == 0:
                 return heap
             munmap(k, heap, HEAP_MAX)
-    raw = mmap(k, 0, 2 * HEAP_MAX, PROT_NONE, flags)
+    raw = mmap(k, 0, 2 * HEAP_MAX, uapi.PROT_NONE, flags)
     if raw >= 0:
         heap = align_up(raw, HEAP_MAX)
         if heap > raw:
@@ -1002,7 +997,7 @@ def reserve_heap(k, a):
         munmap(k, heap + HEAP_MAX, HEAP_MAX - (heap - raw))
         return heap
     # Twice as much was not to be had: it may lie right by chance.
-    heap = mmap(k, 0, HEAP_MAX, PROT_NONE, flags)
+    heap = mmap(k, 0, HEAP_MAX, uapi.PROT_NONE, flags)
     if heap < 0:
         return 0
     if heap & (HEAP_MAX - 1):
@@ -1031,7 +1026,7 @@ def new_heap(k, a, size):
     heap = reserve_heap(k, a)
     if heap == 0:
         return 0
-    if mprotect(k, heap, size, PROT_READ | PROT_WRITE) < 0:
+    if mprotect(k, heap, size, uapi.PROT_READ | uapi.PROT_WRITE) < 0:
         munmap(k, heap, HEAP_MAX)
         return 0
     store(k, heap + HEAP_BYTES, size)
@@ -1048,7 +1043,7 @@ def grow_heap(k, heap, more):
         return False
     usable = load(k, heap + HEAP_PROTECTED)
     if size > usable:
-        if mprotect(k, heap + usable, size - usable, PROT_READ | PROT_WRITE) < 0:
+        if mprotect(k, heap + usable, size - usable, uapi.PROT_READ | uapi.PROT_WRITE) < 0:
             return False
         store(k, heap + HEAP_PROTECTED, size)
     store(k, heap + HEAP_BYTES, size)
@@ -1134,7 +1129,7 @@ def heap_trim(k, a, av):
 def shrink_heap(k, heap, less):
     """Let the kernel take the last ``less`` bytes of a heap; they stay mapped."""
     size = load(k, heap + HEAP_BYTES) - less
-    madvise(k, heap + size, less, MADV_DONTNEED)
+    madvise(k, heap + size, less, uapi.MADV_DONTNEED)
     store(k, heap + HEAP_BYTES, size)
 
 
@@ -1309,7 +1304,7 @@ def realloc_mapped(k, a, p, old, size, nb):
     length = page_align(nb + lead + 8)
     if lead + old == length:
         return p
-    start = mremap(k, chunk - lead, lead + old, length, MREMAP_MAYMOVE, 0)
+    start = mremap(k, chunk - lead, lead + old, length, uapi.MREMAP_MAYMOVE, 0)
     if start >= 0:
         store(k, start + lead + HEAD, (length - lead) | MMAPPED)
         return start + lead + HEADER
@@ -1497,7 +1492,7 @@ def drop_pages(k, a, head):
             start = page_align(p + BK_NEXTSIZE + 8)
             length = size - (start - p)
             if length > page - 1:
-                madvise(k, start, length & -page, MADV_DONTNEED)
+                madvise(k, start, length & -page, uapi.MADV_DONTNEED)
         p = load(k, p + BK)
 
 

@@ -10,25 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernel.types import (
-    ADDRESS_BITS,
-    VM_ACCOUNT,
-    VM_EXEC,
-    VM_GROWSDOWN,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYSHARE,
-    VM_MAYWRITE,
-    VM_PFNMAP,
-    VM_READ,
-    VM_SHARED,
-    VM_SPECIAL,
-    VM_WRITE,
-    VMA,
-)
+from kernel import types
+from kernel.types import VMA
 
 #: First address that user space cannot map, with pages of 4 KiB.
-TASK_SIZE = (1 << ADDRESS_BITS) - 4096
+TASK_SIZE = (1 << types.ADDRESS_BITS) - 4096
 
 #: Lowest address that a process may map (vm.mmap_min_addr).
 MMAP_MIN_ADDR = 65536
@@ -82,12 +68,12 @@ class _Line:
     @property
     def is_data(self) -> bool:
         """Whether it is private and writable."""
-        return self.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+        return self.flags & (types.VM_WRITE | types.VM_SHARED) == types.VM_WRITE
 
     @property
     def is_stack(self) -> bool:
         """Whether it is the stack that exec made."""
-        return bool(self.flags & VM_GROWSDOWN)
+        return bool(self.flags & types.VM_GROWSDOWN)
 
     def pgoff(self, page_size: int) -> int:
         """The page offset, pages.
@@ -118,13 +104,17 @@ def _read_lines(text: str, page_size: int) -> list[_Line]:
         above = end
         if start >= task_size:
             continue
-        flags = VM_READ * (r == "r") | VM_WRITE * (w == "w") | VM_EXEC * (x == "x")
-        flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-        flags |= (VM_SHARED | VM_MAYSHARE) * (share == "s") | VM_GROWSDOWN * (name == "[stack]")
+        flags = (
+            types.VM_READ * (r == "r") | types.VM_WRITE * (w == "w") | types.VM_EXEC * (x == "x")
+        )
+        flags |= types.VM_MAYREAD | types.VM_MAYWRITE | types.VM_MAYEXEC
+        flags |= (types.VM_SHARED | types.VM_MAYSHARE) * (share == "s") | types.VM_GROWSDOWN * (
+            name == "[stack]"
+        )
         special = name.startswith("[") and name not in ("[heap]", "[stack]")
-        flags |= VM_SPECIAL * special
+        flags |= types.VM_SPECIAL * special
         if name.startswith("[vvar"):
-            flags = (flags | VM_PFNMAP) & ~VM_MAYWRITE
+            flags = (flags | types.VM_PFNMAP) & ~types.VM_MAYWRITE
         file = (name or f"inode {inode}") if special or inode != "0" else ""
         low = max(start // page_size * page_size, lines[-1].end if lines else 0)
         high = min(-(-end // page_size) * page_size, task_size)
@@ -161,7 +151,7 @@ def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
         (
             line.start,
             line.end,
-            line.flags | VM_ACCOUNT * line.is_data,
+            line.flags | types.VM_ACCOUNT * line.is_data,
             line.pgoff(page_size),
             _EXEC_ANON_VMA * line.is_stack,
             ids.setdefault(line.file, len(ids)),
@@ -169,7 +159,7 @@ def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
         for line in lines
         if line.start < line.end
     ]
-    base = max([v.last for v in lines if not v.flags & VM_GROWSDOWN], default=TASK_SIZE)
+    base = max([v.last for v in lines if not v.flags & types.VM_GROWSDOWN], default=TASK_SIZE)
     return InitialMap(np.array(rows, VMA), *_place_heap(lines), base, TASK_SIZE // 3, len(ids))
 
 

@@ -1,19 +1,11 @@
 """mlock, mlock2 and munlock; and populating a range, which they share with mmap and mremap."""
 
+from kernel import types
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.fault import lock_frames, populate_area
 from kernel.merge import modify_vma
 from kernel.page import offset_in_page, page_align, page_start
-from kernel.types import (
-    VM_EXEC,
-    VM_LOCKED,
-    VM_LOCKONFAULT,
-    VM_READ,
-    VM_SHARED,
-    VM_SPECIAL,
-    VM_WRITE,
-)
 from kernel.uapi import EINVAL, ENOMEM, EPERM, MLOCK_ONFAULT
 from kernel.vma import find_vma
 
@@ -34,9 +26,9 @@ def populate(k, start, end, ignore_errors):
     while start < end and i < k.mm.map_count and k.vma[i].vm_start < end:
         v = k.vma[i]
         flags = v.vm_flags
-        if flags & (VM_SPECIAL | VM_LOCKONFAULT) == 0:
-            if flags & (VM_READ | VM_WRITE | VM_EXEC):
-                write = 1 if flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
+        if flags & (types.VM_SPECIAL | types.VM_LOCKONFAULT) == 0:
+            if flags & (types.VM_READ | types.VM_WRITE | types.VM_EXEC):
+                write = 1 if flags & (types.VM_WRITE | types.VM_SHARED) == types.VM_WRITE else 0
                 populate_area(k, i, max(start, v.vm_start), min(end, v.vm_end), write)
             elif not ignore_errors:
                 return -ENOMEM
@@ -51,7 +43,7 @@ def _locked_within(k, start, end):
     i = find_vma(k, start)
     while i < k.mm.map_count and k.vma[i].vm_start < end:
         v = k.vma[i]
-        if v.vm_flags & VM_LOCKED:
+        if v.vm_flags & types.VM_LOCKED:
             total += (min(end, v.vm_end) - max(start, v.vm_start)) >> PAGE_SHIFT
         i += 1
     return total
@@ -79,14 +71,14 @@ def _apply(k, start, size, lock):
             return -ENOMEM
         stop = min(end, k.vma[i].vm_end)
         old = k.vma[i].vm_flags
-        new = old & ~(VM_LOCKED | VM_LOCKONFAULT) | lock
-        if new != old and not old & VM_SPECIAL:
+        new = old & ~(types.VM_LOCKED | types.VM_LOCKONFAULT) | lock
+        if new != old and not old & types.VM_SPECIAL:
             j = modify_vma(k, i, start, stop, new)
             if j < 0:
                 return j
-            if not new & VM_LOCKED:
+            if not new & types.VM_LOCKED:
                 mm.locked_vm -= (stop - start) >> PAGE_SHIFT
-            elif not old & VM_LOCKED:
+            elif not old & types.VM_LOCKED:
                 mm.locked_vm += (stop - start) >> PAGE_SHIFT
             lock_frames(k, start, stop, lock)
             # What it merged with already has these flags.
@@ -119,7 +111,9 @@ def do_mlock(k, addr, length, flags):
         locked -= _locked_within(k, start, end)
     if locked > limit:
         return -ENOMEM
-    error = _apply(k, start, size, VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0))
+    error = _apply(
+        k, start, size, types.VM_LOCKED | (types.VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0)
+    )
     if error < 0:
         return error
     return populate(k, start, end, 0)

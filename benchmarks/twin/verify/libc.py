@@ -29,6 +29,7 @@ from benchmarks.twin.verify.operation import (
     USABLE,
     USE,
 )
+from kernel import uapi
 from kernel.engine.jit import build_once, jit
 from kernel.linux import host
 from kernel.linux.host.code import CHUNK
@@ -48,18 +49,6 @@ from kernel.linux.host.process import (
     HostProcess,
 )
 from kernel.linux.scope import cannot_serve
-from kernel.uapi import (
-    MAP_ANONYMOUS,
-    MAP_FIXED_NOREPLACE,
-    MAP_PRIVATE,
-    NR_BRK,
-    NR_MMAP,
-    NR_MUNMAP,
-    PROT_NONE,
-    RLIM_INFINITY,
-    RLIMIT_AS,
-    RLIMIT_DATA,
-)
 
 #: The functions called, in the order of :func:`prepare`'s table.
 FUNCTIONS = (
@@ -123,13 +112,13 @@ def _put_call(functions, op, x, ops, n):
     if kind == SBRK:
         return _put(ops, n, OP_CALL, 0, functions[7], x.request, 0, 0, 0)
     if kind == BLOCK:
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        return _put(ops, n, OP_SYSCALL, NR_MMAP, x.p, x.request, PROT_NONE, flags, -1)
+        flags = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED_NOREPLACE
+        return _put(ops, n, OP_SYSCALL, uapi.NR_MMAP, x.p, x.request, uapi.PROT_NONE, flags, -1)
     if kind == UNBLOCK and x.p:
-        return _put(ops, n, OP_SYSCALL, NR_MUNMAP, x.p, x.request, 0, 0, 0)
+        return _put(ops, n, OP_SYSCALL, uapi.NR_MUNMAP, x.p, x.request, 0, 0, 0)
     if kind in (LIMIT_DATA, LIMIT_AS):
-        which = RLIMIT_DATA if kind == LIMIT_DATA else RLIMIT_AS
-        limit = -1 if x.request == RLIM_INFINITY else x.request
+        which = uapi.RLIMIT_DATA if kind == LIMIT_DATA else uapi.RLIMIT_AS
+        limit = -1 if x.request == uapi.RLIM_INFINITY else x.request
         return _put(ops, n, OP_SETRLIMIT, 0, which, limit, 0, 0, 0)
     if kind == THREAD_START and x.request:
         handle = functions[_HANDLES] + 8 * x.request
@@ -169,7 +158,7 @@ def prepare(program, expected, functions, turn, ops, steps, begin, end):
             if page < last:
                 n = _put(ops, n, OP_TOUCH, 0, page, last - page, write, 0, 0)
         steps[i - begin, 1] = n
-        n = _put(ops, n, OP_SYSCALL, NR_BRK, 0, 0, 0, 0, 0)
+        n = _put(ops, n, OP_SYSCALL, uapi.NR_BRK, 0, 0, 0, 0, 0)
     return n
 
 

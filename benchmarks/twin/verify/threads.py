@@ -18,22 +18,13 @@ Observed of glibc 2.36 on x86-64 by its address space, as all of the twin.
 import numpy as np
 
 from allocators.base.contract import calloc, free, thread_exit
+from kernel import uapi
 from kernel.access import touch
 from kernel.engine.jit import jit
 from kernel.linux.host.code import MAX_THREADS, THREAD_STACK
 from kernel.madvise import madvise
 from kernel.mmap import mmap, munmap
 from kernel.mprotect import mprotect
-from kernel.uapi import (
-    EAGAIN,
-    MADV_DONTNEED,
-    MAP_ANONYMOUS,
-    MAP_PRIVATE,
-    MAP_STACK,
-    PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
-)
 
 _PAGE = 4096
 #: Bytes of a stack with its guard: RLIMIT_STACK is what kernel.linux.host.process sets.
@@ -71,18 +62,20 @@ def first_thread(k, a):
 @jit(cold=True)
 def _new_stack(k, a, threads, number):
     """A stack that nobody has had; 0, or an error number."""
-    stack = mmap(k, 0, _STACK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK)
+    stack = mmap(
+        k, 0, _STACK, uapi.PROT_NONE, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_STACK
+    )
     if stack < 0:
-        return EAGAIN
+        return uapi.EAGAIN
     usable = _STACK - _GUARD
-    if mprotect(k, stack + _GUARD, usable, PROT_READ | PROT_WRITE) < 0:
+    if mprotect(k, stack + _GUARD, usable, uapi.PROT_READ | uapi.PROT_WRITE) < 0:
         munmap(k, stack, _STACK)
-        return EAGAIN
+        return uapi.EAGAIN
     touch(k, stack + _STACK - _PAGE, 8, 1)
     vector = calloc(k, a, _VECTOR)
     if vector == 0:
         munmap(k, stack, _STACK)
-        return EAGAIN
+        return uapi.EAGAIN
     threads.stack[number] = stack
     threads.vector[number] = vector
     return 0
@@ -113,7 +106,7 @@ def end_thread(k, a, threads, number):
     thread_exit(k, a)
     k.task.tid = joiner
     stack = threads.stack[number]
-    madvise(k, stack, _STACK - _KEPT, MADV_DONTNEED)
+    madvise(k, stack, _STACK - _KEPT, uapi.MADV_DONTNEED)
     threads.alive[number] = 0
     threads.cached_stack[threads.cached] = stack
     threads.cached_vector[threads.cached] = threads.vector[number]

@@ -28,6 +28,7 @@ from benchmarks.twin.verify.operation import (
     WRITE,
 )
 from benchmarks.twin.verify.threads import end_thread, first_thread, start_thread
+from kernel import uapi
 from kernel.access import touch
 from kernel.brk import sbrk
 from kernel.config import KernelConfig
@@ -38,15 +39,6 @@ from kernel.limits import setrlimit
 from kernel.linux.host.code import MAX_THREADS
 from kernel.mmap import mmap, munmap
 from kernel.page import page_align
-from kernel.uapi import (
-    MAP_ANONYMOUS,
-    MAP_FIXED_NOREPLACE,
-    MAP_PRIVATE,
-    PROT_NONE,
-    RLIM_INFINITY,
-    RLIMIT_AS,
-    RLIMIT_DATA,
-)
 
 #: What is expected of one operation, and the arguments that make the real process do it.
 EXPECTED = np.dtype(
@@ -81,8 +73,8 @@ def _change_world(k, a, op, x, blocks):
     if op.kind == BLOCK:
         x.p = page_align(mm.brk) + x.request
         x.request = op.extra
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        value = mmap(k, x.p, x.request, PROT_NONE, flags)
+        flags = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED_NOREPLACE
+        value = mmap(k, x.p, x.request, uapi.PROT_NONE, flags)
         if value > 0:
             blocks[op.slot, 0] = value
             blocks[op.slot, 1] = x.request
@@ -92,12 +84,12 @@ def _change_world(k, a, op, x, blocks):
         blocks[op.slot, 0] = 0
         return munmap(k, x.p, x.request) if x.p else 0
     if x.request < 0:
-        x.request = RLIM_INFINITY
+        x.request = uapi.RLIM_INFINITY
     elif op.kind == LIMIT_DATA:
         x.request += mm.data_vm << PAGE_SHIFT
     else:
         x.request += mm.total_vm << PAGE_SHIFT
-    return setrlimit(k, RLIMIT_DATA if op.kind == LIMIT_DATA else RLIMIT_AS, x.request)
+    return setrlimit(k, uapi.RLIMIT_DATA if op.kind == LIMIT_DATA else uapi.RLIMIT_AS, x.request)
 
 
 @jit(cold=True)

@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 
+from kernel import uapi
 from kernel.linux.host.process import (
     FIRST_FILE,
     OP,
@@ -23,31 +24,6 @@ from kernel.linux.host.process import (
     OP_SYSCALL,
     OP_TOUCH,
     HostProcess,
-)
-from kernel.uapi import (
-    EINVAL,
-    MADV_DONTNEED,
-    MADV_HUGEPAGE,
-    MADV_NOHUGEPAGE,
-    MADV_PAGEOUT,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_POPULATE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    NR_BRK,
-    NR_MADVISE,
-    NR_MLOCK,
-    NR_MMAP,
-    NR_MPROTECT,
-    NR_MREMAP,
-    NR_MUNLOCK,
-    NR_MUNMAP,
-    PROT_NONE,
-    PROT_READ,
-    PROT_WRITE,
 )
 
 PAGE = 4096
@@ -68,9 +44,9 @@ NEIGHBOURHOOD = 64
 #: The clock stands still while other processes have the processor.
 _CLOCK_THREAD_CPUTIME_ID = 3
 _NR_GETPPID = 110
-_READ_WRITE = PROT_READ | PROT_WRITE
-_PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
-_MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
+_READ_WRITE = uapi.PROT_READ | uapi.PROT_WRITE
+_PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
+_MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
 
 Ops = list[tuple]
 
@@ -95,7 +71,7 @@ class Measure:
     sizes: tuple[int, int]
     timed: Callable[[int], Ops]
     before: Callable[[int], Ops] = lambda n: []
-    after: Callable[[Sequence[int]], Ops] = lambda returned: [_call(NR_MUNMAP, PLACE, 1 << 30)]
+    after: Callable[[Sequence[int]], Ops] = lambda returned: [_call(uapi.NR_MUNMAP, PLACE, 1 << 30)]
     proof: Callable[[int], Ops] = lambda n: []
     loop: bool = False
     faults: int = 0
@@ -112,15 +88,15 @@ def _touch(start: int, pages: int, write: int = 1) -> tuple:
 
 
 def _mmap(start: int, pages: int, prot: int = _READ_WRITE, flags: int = 0, fd: int = -1) -> tuple:
-    kind = MAP_SHARED if fd >= 0 else _PRIVATE
-    return _call(NR_MMAP, start, pages * PAGE, prot, kind | flags, fd)
+    kind = uapi.MAP_SHARED if fd >= 0 else _PRIVATE
+    return _call(uapi.NR_MMAP, start, pages * PAGE, prot, kind | flags, fd)
 
 
 def _area(pages: int, fd: int = -1, at: int = PLACE) -> Ops:
     """An area of small pages; the touch of its first one has it given a page of page tables."""
     return [
-        _mmap(at, pages, flags=MAP_FIXED, fd=fd),
-        _call(NR_MADVISE, at, pages * PAGE, MADV_NOHUGEPAGE),
+        _mmap(at, pages, flags=uapi.MAP_FIXED, fd=fd),
+        _call(uapi.NR_MADVISE, at, pages * PAGE, uapi.MADV_NOHUGEPAGE),
         _touch(at, 1),
     ]
 
@@ -132,22 +108,24 @@ def _resident(n: int) -> Ops:
 
 def _untouched(n: int) -> Ops:
     """``n`` areas of one page side by side."""
-    return [_mmap(PLACE + i * PAGE, 1, _rights(i), MAP_FIXED) for i in range(n)]
+    return [_mmap(PLACE + i * PAGE, 1, _rights(i), uapi.MAP_FIXED) for i in range(n)]
 
 
 def _rights(i: int) -> int:
     """Alternating, so that neighbours do not merge."""
-    return PROT_READ if i % 2 else _READ_WRITE
+    return uapi.PROT_READ if i % 2 else _READ_WRITE
 
 
 def _grow_and_shrink(n: int) -> Ops:
     sizes = PAGE, 2 * PAGE
-    return [_call(NR_MREMAP, PLACE, sizes[i % 2], sizes[1 - i % 2]) for i in range(n)]
+    return [_call(uapi.NR_MREMAP, PLACE, sizes[i % 2], sizes[1 - i % 2]) for i in range(n)]
 
 
 def _to_and_fro(n: int) -> Ops:
     places = PLACE, ELSEWHERE
-    return [_call(NR_MREMAP, places[i % 2], PAGE, PAGE, _MOVE, places[1 - i % 2]) for i in range(n)]
+    return [
+        _call(uapi.NR_MREMAP, places[i % 2], PAGE, PAGE, _MOVE, places[1 - i % 2]) for i in range(n)
+    ]
 
 
 def _destination(n: int) -> Ops:
@@ -156,13 +134,13 @@ def _destination(n: int) -> Ops:
 
 
 def _clear_both(_returned: Sequence[int]) -> Ops:
-    return [_call(NR_MUNMAP, place, 1 << 30) for place in (PLACE, ELSEWHERE)]
+    return [_call(uapi.NR_MUNMAP, place, 1 << 30) for place in (PLACE, ELSEWHERE)]
 
 
 def _huge_area(n: int) -> Ops:
     return [
-        _mmap(PLACE, n * HUGE_PAGE // PAGE, flags=MAP_FIXED),
-        _call(NR_MADVISE, PLACE, n * HUGE_PAGE, MADV_HUGEPAGE),
+        _mmap(PLACE, n * HUGE_PAGE // PAGE, flags=uapi.MAP_FIXED),
+        _call(uapi.NR_MADVISE, PLACE, n * HUGE_PAGE, uapi.MADV_HUGEPAGE),
     ]
 
 
@@ -175,7 +153,7 @@ def _neighbourhoods(n: int) -> Ops:
 
 
 def _page_out(n: int) -> tuple:
-    return _call(NR_MADVISE, PLACE, n * NEIGHBOURHOOD * PAGE, MADV_PAGEOUT)
+    return _call(uapi.NR_MADVISE, PLACE, n * NEIGHBOURHOOD * PAGE, uapi.MADV_PAGEOUT)
 
 
 def _loads_apart(n: int) -> Ops:
@@ -195,28 +173,28 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
         Measure(
             "brk",
             CALLS,
-            lambda n: [_call(NR_BRK, start_brk + i * PAGE) for i in range(1, n + 1)],
-            after=lambda returned: [_call(NR_BRK, start_brk)],
+            lambda n: [_call(uapi.NR_BRK, start_brk + i * PAGE) for i in range(1, n + 1)],
+            after=lambda returned: [_call(uapi.NR_BRK, start_brk)],
             loop=True,
         ),
         Measure(
             "mmap",
             CALLS,
             lambda n: [_mmap(0, 1, _rights(i)) for i in range(n)],
-            after=lambda returned: [_call(NR_MUNMAP, start, PAGE) for start in returned],
+            after=lambda returned: [_call(uapi.NR_MUNMAP, start, PAGE) for start in returned],
             loop=True,
         ),
         Measure(
             "munmap",
             CALLS,
-            lambda n: [_call(NR_MUNMAP, PLACE + i * PAGE, PAGE) for i in range(n)],
+            lambda n: [_call(uapi.NR_MUNMAP, PLACE + i * PAGE, PAGE) for i in range(n)],
             before=_untouched,
             loop=True,
         ),
         Measure(
             "madvise",
             CALLS,
-            lambda n: [_call(NR_MADVISE, PLACE, PAGE, MADV_DONTNEED)] * n,
+            lambda n: [_call(uapi.NR_MADVISE, PLACE, PAGE, uapi.MADV_DONTNEED)] * n,
             before=lambda n: _untouched(1),
             loop=True,
         ),
@@ -234,7 +212,7 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
             PAGES,
             # Not by a multiple of 2 MiB: no page of page tables can be carried over as a whole.
             lambda n: [
-                _call(NR_MREMAP, PLACE + PAGE, n * PAGE, n * PAGE, _MOVE, ELSEWHERE + 2 * PAGE)
+                _call(uapi.NR_MREMAP, PLACE + PAGE, n * PAGE, n * PAGE, _MOVE, ELSEWHERE + 2 * PAGE)
             ],
             before=_destination,
             after=_clear_both,
@@ -243,7 +221,7 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
             "mprotect",
             CALLS,
             lambda n: [
-                _call(NR_MPROTECT, PLACE, PAGE, _READ_WRITE if i % 2 else PROT_NONE)
+                _call(uapi.NR_MPROTECT, PLACE, PAGE, _READ_WRITE if i % 2 else uapi.PROT_NONE)
                 for i in range(n)
             ],
             before=lambda n: _untouched(1),
@@ -252,7 +230,9 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
         Measure(
             "mlock",
             CALLS,
-            lambda n: [_call(NR_MUNLOCK if i % 2 else NR_MLOCK, PLACE, PAGE) for i in range(n)],
+            lambda n: [
+                _call(uapi.NR_MUNLOCK if i % 2 else uapi.NR_MLOCK, PLACE, PAGE) for i in range(n)
+            ],
             before=lambda n: _area(1),
             loop=True,
         ),
@@ -280,7 +260,7 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
         Measure(
             "fault_populate",
             PAGES,
-            lambda n: [_mmap(PLACE + PAGE, n, flags=MAP_FIXED | MAP_POPULATE)],
+            lambda n: [_mmap(PLACE + PAGE, n, flags=uapi.MAP_FIXED | uapi.MAP_POPULATE)],
             before=lambda n: _area(1),
             faults=1,
         ),
@@ -303,19 +283,19 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
         Measure(
             "returned_by_madvise",
             PAGES,
-            lambda n: [_call(NR_MADVISE, PLACE + PAGE, n * PAGE, MADV_DONTNEED)],
+            lambda n: [_call(uapi.NR_MADVISE, PLACE + PAGE, n * PAGE, uapi.MADV_DONTNEED)],
             before=_resident,
         ),
         Measure(
             "returned_by_munmap",
             PAGES,
-            lambda n: [_call(NR_MUNMAP, PLACE + PAGE, n * PAGE)],
+            lambda n: [_call(uapi.NR_MUNMAP, PLACE + PAGE, n * PAGE)],
             before=_resident,
         ),
         Measure(
             "huge_page_returned",
             HUGE_PAGES,
-            lambda n: [_call(NR_MADVISE, PLACE, n * HUGE_PAGE, MADV_DONTNEED)],
+            lambda n: [_call(uapi.NR_MADVISE, PLACE, n * HUGE_PAGE, uapi.MADV_DONTNEED)],
             before=lambda n: [*_huge_area(n), *_huge_stores(n)],
             needs="fault_huge",
         ),
@@ -430,26 +410,26 @@ def _run(host: HostProcess, ops: Ops, *, faults: bool = False) -> np.ndarray:
     failed |= results["sig"] != 0
     failed |= (
         (prepared["kind"] == OP_SYSCALL)
-        & (prepared["nr"] == NR_BRK)
+        & (prepared["nr"] == uapi.NR_BRK)
         & (values != prepared["args"][:, 0])
     )
     for i in np.flatnonzero(failed):
         _kind, nr, args = ops[i]
         # A kernel without huge pages gives small ones anyway.
-        if (nr, args[2], values[i]) != (NR_MADVISE, MADV_NOHUGEPAGE, -EINVAL):
+        if (nr, args[2], values[i]) != (uapi.NR_MADVISE, uapi.MADV_NOHUGEPAGE, -uapi.EINVAL):
             raise NotMeasuredError(_failure(nr, args, results[i]))
     return results
 
 
 _NAMES = {
-    NR_BRK: "brk",
-    NR_MMAP: "mmap",
-    NR_MUNMAP: "munmap",
-    NR_MADVISE: "madvise",
-    NR_MREMAP: "mremap",
-    NR_MPROTECT: "mprotect",
-    NR_MLOCK: "mlock",
-    NR_MUNLOCK: "munlock",
+    uapi.NR_BRK: "brk",
+    uapi.NR_MMAP: "mmap",
+    uapi.NR_MUNMAP: "munmap",
+    uapi.NR_MADVISE: "madvise",
+    uapi.NR_MREMAP: "mremap",
+    uapi.NR_MPROTECT: "mprotect",
+    uapi.NR_MLOCK: "mlock",
+    uapi.NR_MUNLOCK: "munlock",
 }
 
 
@@ -458,6 +438,6 @@ def _failure(nr: int, args: Sequence[int], result: np.void) -> str:
     if result["sig"]:
         return f"an access ended in signal {result['sig']}"
     reason = errno.errorcode.get(-int(result["value"]), "refused")
-    if nr == NR_MADVISE and args[2] == MADV_HUGEPAGE and reason == "EINVAL":
+    if nr == uapi.NR_MADVISE and args[2] == uapi.MADV_HUGEPAGE and reason == "EINVAL":
         return "the host has no transparent huge pages"
     return f"{_NAMES.get(nr, 'a system call')}: {reason}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernel import types
 from kernel.config import KernelConfig
 from kernel.linux.replay.log import (
     Area,
@@ -32,25 +33,6 @@ from kernel.linux.replay.model import (
 from kernel.linux.replay.plan import PAGE, PlannedCall
 from kernel.linux.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
 from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
-from kernel.types import (
-    VM_ACCOUNT,
-    VM_DONTCOPY,
-    VM_DONTDUMP,
-    VM_GROWSDOWN,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_LOCKONFAULT,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYSHARE,
-    VM_MAYWRITE,
-    VM_NOHUGEPAGE,
-    VM_NORESERVE,
-    VM_RAND_READ,
-    VM_SEQ_READ,
-    VM_SHARED,
-    VM_WIPEONFORK,
-)
 from kernel.uapi import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE
 
 _STACK_TOP = 0x7FFFFFFFF000
@@ -64,22 +46,22 @@ _PROGRAM = 4 << 30
 
 #: The model's flags by the letters of smaps.
 FLAGS = {
-    "sh": VM_SHARED,
-    "mr": VM_MAYREAD,
-    "mw": VM_MAYWRITE,
-    "me": VM_MAYEXEC,
-    "ms": VM_MAYSHARE,
-    "gd": VM_GROWSDOWN,
-    "lo": VM_LOCKED,
-    "sr": VM_SEQ_READ,
-    "rr": VM_RAND_READ,
-    "dc": VM_DONTCOPY,
-    "ac": VM_ACCOUNT,
-    "nr": VM_NORESERVE,
-    "wf": VM_WIPEONFORK,
-    "dd": VM_DONTDUMP,
-    "hg": VM_HUGEPAGE,
-    "nh": VM_NOHUGEPAGE,
+    "sh": types.VM_SHARED,
+    "mr": types.VM_MAYREAD,
+    "mw": types.VM_MAYWRITE,
+    "me": types.VM_MAYEXEC,
+    "ms": types.VM_MAYSHARE,
+    "gd": types.VM_GROWSDOWN,
+    "lo": types.VM_LOCKED,
+    "sr": types.VM_SEQ_READ,
+    "rr": types.VM_RAND_READ,
+    "dc": types.VM_DONTCOPY,
+    "ac": types.VM_ACCOUNT,
+    "nr": types.VM_NORESERVE,
+    "wf": types.VM_WIPEONFORK,
+    "dd": types.VM_DONTDUMP,
+    "hg": types.VM_HUGEPAGE,
+    "nh": types.VM_NOHUGEPAGE,
 }
 _SEEN_IN_SMAPS = sum(FLAGS.values())
 
@@ -237,7 +219,7 @@ def _boot(machine: MachineSettings, areas: list[Area], *, legacy: bool = False) 
     mm["max_map_count"] = min(machine.max_map_count, int(mm["max_map_count"]))
     # A build may keep hints away from more than the setting says.
     mm["mmap_min_addr"] = max(machine.mmap_min_addr, MMAP_MIN_ADDR)
-    accounted = (state.vma["vm_flags"] & VM_ACCOUNT) != 0
+    accounted = (state.vma["vm_flags"] & types.VM_ACCOUNT) != 0
     mm["committed"] = _pages(state.vma[accounted])
     return state
 
@@ -311,7 +293,7 @@ def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area]
     mm, vma = origin.state.mm, origin.state.vma
     # These stand for areas of many kinds: they may be divided and changed, but merge with nothing.
     for n, row in enumerate(vma):
-        row["vm_flags"] = 7 | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+        row["vm_flags"] = 7 | types.VM_MAYREAD | types.VM_MAYWRITE | types.VM_MAYEXEC
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
     origin.unknown = Unknown(max(heap - _PROGRAM, PAGE), heap, int(mm["mmap_base"]) - PAGE)
@@ -322,18 +304,18 @@ def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area]
 
 def fork(state: SavedState) -> SavedState:
     """The copy of a state that a fork makes: without what MADV_DONTFORK keeps back, unlocked."""
-    kept = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) == 0].copy()
-    dropped = state.vma[(state.vma["vm_flags"] & VM_DONTCOPY) != 0]
+    kept = state.vma[(state.vma["vm_flags"] & types.VM_DONTCOPY) == 0].copy()
+    dropped = state.vma[(state.vma["vm_flags"] & types.VM_DONTCOPY) != 0]
     mm = state.mm.copy()
     mm["map_count"] = len(kept)
     mm["total_vm"] -= _pages(dropped)
     flags = dropped["vm_flags"]
-    stack = (flags & VM_GROWSDOWN) != 0
-    data = ~stack & ((flags & (2 | VM_SHARED)) == 2)
+    stack = (flags & types.VM_GROWSDOWN) != 0
+    data = ~stack & ((flags & (2 | types.VM_SHARED)) == 2)
     mm["stack_vm"] -= _pages(dropped[stack])
     mm["data_vm"] -= _pages(dropped[data])
     mm["reserved_vm"] -= _pages(dropped[(flags & 7) == 0])
-    mm["committed"] = _pages(kept[(kept["vm_flags"] & VM_ACCOUNT) != 0])
-    kept["vm_flags"] &= ~(VM_LOCKED | VM_LOCKONFAULT)
+    mm["committed"] = _pages(kept[(kept["vm_flags"] & types.VM_ACCOUNT) != 0])
+    kept["vm_flags"] &= ~(types.VM_LOCKED | types.VM_LOCKONFAULT)
     mm["locked_vm"] = 0
     return SavedState(mm, kept)

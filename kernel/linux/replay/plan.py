@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EBUSY
 
+from kernel import uapi
 from kernel.linux.host.files import ALIGNING, NOT_ALIGNING
 from kernel.linux.replay import table
 from kernel.linux.replay.log import Call, FileInfo, Limits, MachineSettings
@@ -26,25 +27,6 @@ from kernel.linux.replay.model import (
 )
 from kernel.linux.replay.spaces import Space, Step
 from kernel.types import VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
-from kernel.uapi import (
-    EACCES,
-    EEXIST,
-    EFAULT,
-    EINVAL,
-    ENOMEM,
-    EPERM,
-    MAP_32BIT,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MAP_HUGETLB,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PROT_EXEC,
-    PROT_READ,
-    PROT_WRITE,
-)
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
@@ -52,7 +34,7 @@ HUGE_PAGE = 2 << 20
 SEGMENT = "/SYSV"
 
 #: Errors of mmap that a plain file has no part in.
-_PLAIN_ERRORS = {-EINVAL, -ENOMEM, -EEXIST}
+_PLAIN_ERRORS = {-uapi.EINVAL, -uapi.ENOMEM, -uapi.EEXIST}
 
 #: Calls that the model does not know and that leave areas alone.
 _NO_EFFECT = {
@@ -186,20 +168,20 @@ class Planner:
         fd = (fd & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
         result = call.result
         args = (addr, length, prot, flags, 0, offset)
-        if flags & MAP_HUGETLB or (call.file and call.file.file_system == "hugetlbfs"):
+        if flags & uapi.MAP_HUGETLB or (call.file and call.file.file_system == "hugetlbfs"):
             op.reason = "pages of hugetlbfs are not modelled"
             if result is not None and result >= 0:
                 op.taints = op.reason
                 size = -(-length // HUGE_PAGE) * HUGE_PAGE
-                fixed = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                fixed = uapi.MAP_FIXED | uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_NORESERVE
                 row = self._row(op, table.NUMBERS["mmap"], (result, size, prot, fixed, 0, 0))
                 op.rows = [row]
             return
-        if flags & MAP_32BIT and not flags & MAP_FIXED and space.randomised:
+        if flags & uapi.MAP_32BIT and not flags & uapi.MAP_FIXED and space.randomised:
             op.reason = "MAP_32BIT looks for a place from a random address on"
             if result is not None and result >= 0:
-                args = (result, length, prot, flags & ~MAP_32BIT | MAP_FIXED, 0, offset)
-        if flags & MAP_ANONYMOUS:
+                args = (result, length, prot, flags & ~uapi.MAP_32BIT | uapi.MAP_FIXED, 0, offset)
+        if flags & uapi.MAP_ANONYMOUS:
             op.rows = [self._row(op, table.NUMBERS["mmap"], args)]
             return
         file = call.file
@@ -224,10 +206,10 @@ class Planner:
         error = op.call.result
         if file.kind != "file" or file.file_system in ("anon_inodefs", "proc", "sysfs"):
             return False
-        if error == -EACCES:
+        if error == -uapi.EACCES:
             return file.access is not None
-        if error == -EPERM:
-            return bool(file.no_exec and op.call.args[2] & PROT_EXEC)
+        if error == -uapi.EPERM:
+            return bool(file.no_exec and op.call.args[2] & uapi.PROT_EXEC)
         return error in _PLAIN_ERRORS
 
     def _alignments(self, file: FileInfo, length: int) -> tuple[int, ...]:
@@ -252,16 +234,16 @@ class Planner:
             op.reason = "the size of the segment is not in the log"
             op.taints = op.reason
             return
-        map_flags = MAP_SHARED
+        map_flags = uapi.MAP_SHARED
         if addr:
-            map_flags |= MAP_FIXED if flags & table.SHM_REMAP else MAP_FIXED_NOREPLACE
+            map_flags |= uapi.MAP_FIXED if flags & table.SHM_REMAP else uapi.MAP_FIXED_NOREPLACE
             if flags & table.SHM_RND:
                 addr &= -PAGE
-        prot = PROT_READ if flags & table.SHM_RDONLY else PROT_READ | PROT_WRITE
-        prot |= PROT_EXEC if flags & table.SHM_EXEC else 0
+        prot = uapi.PROT_READ if flags & table.SHM_RDONLY else uapi.PROT_READ | uapi.PROT_WRITE
+        prot |= uapi.PROT_EXEC if flags & table.SHM_EXEC else 0
         number = self._new_file(FileInfo(path=SEGMENT, file_system="tmpfs"))
         self.segments[number] = size
-        may = VM_MAYREAD | VM_MAYEXEC | (VM_MAYWRITE if prot & PROT_WRITE else 0)
+        may = VM_MAYREAD | VM_MAYEXEC | (VM_MAYWRITE if prot & uapi.PROT_WRITE else 0)
         args = (addr, size, prot, map_flags, 0, 0)
         op.rows = [self._row(op, table.NUMBERS["mmap"], args, file=(number, may, 0))]
 
@@ -272,14 +254,14 @@ class Planner:
         """shmdt: unmaps what is left of the segment that was attached at the address."""
         addr = call.args[0]
         if addr % PAGE:
-            return -EINVAL
+            return -uapi.EINVAL
         for area in model.areas:
             size = self.segments.get(int(area["vm_file"]))
             start = int(area["vm_start"])
             if size is not None and start - addr == int(area["vm_pgoff"]) * PAGE >= 0:
                 break
         else:
-            return -EINVAL
+            return -uapi.EINVAL
         number, end = int(area["vm_file"]), addr + size
         mine = [
             (int(a["vm_start"]), int(a["vm_end"]))
@@ -306,7 +288,7 @@ class Planner:
         self.rings[space.number, context] = size
         number = self._new_file(FileInfo(path="/[aio]"))
         may = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-        args = (0, size, PROT_READ | PROT_WRITE, MAP_SHARED, 0, 0)
+        args = (0, size, uapi.PROT_READ | uapi.PROT_WRITE, uapi.MAP_SHARED, 0, 0)
         file = (number, may, 0)
         row = self._row(op, table.NUMBERS["mmap"], args, expected=context, file=file)
         op.rows = [row]
@@ -359,7 +341,7 @@ class Planner:
     def _mbind(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         mode = call.args[2]
-        if call.result not in (0, -EFAULT):
+        if call.result not in (0, -uapi.EFAULT):
             op.reason = "NUMA nodes are not modelled"
             return
         policy = "" if mode == 0 else f"{mode} {call.extra.get('nodes')}"
@@ -367,7 +349,7 @@ class Planner:
 
         def bind(model: ReplayModel, call: Call) -> int:
             if mode and not model.covered(*_range(call)):
-                return -EFAULT
+                return -uapi.EFAULT
             return model.set_field(*_range(call), POLICY, number)
 
         op.check = bind
@@ -386,7 +368,7 @@ class Planner:
 
         def name(model: ReplayModel, call: Call) -> int:
             if not model.covered(start, end):
-                return -ENOMEM
+                return -uapi.ENOMEM
             return model.set_field(start, end, NAME, number)
 
         op.check = name
@@ -424,11 +406,11 @@ class Planner:
         def lock(model: ReplayModel, call: Call) -> int:
             mm = model.k.mm
             if not flags or flags & ~known or flags == table.MCL_ONFAULT:
-                return -EINVAL
+                return -uapi.EINVAL
             if limit == 0:
-                return -EPERM
+                return -uapi.EPERM
             if int(mm.total_vm) > limit // PAGE:
-                return -ENOMEM
+                return -uapi.ENOMEM
             on_fault = VM_LOCKONFAULT if flags & table.MCL_ONFAULT else 0
             _lock_all(model, VM_LOCKED | on_fault)
             return 0
@@ -446,7 +428,7 @@ class Planner:
         call = op.call
         advice = call.args[2] & 0xFFFFFFFF
         # Linux refuses numbers that mean nothing, and the model refuses all that it does not know.
-        nothing = advice not in _OTHER_ADVICE and call.result == -EINVAL
+        nothing = advice not in _OTHER_ADVICE and call.result == -uapi.EINVAL
         if advice in _ADVICE or nothing:
             op.rows = [self._row(op, table.NUMBERS["madvise"], call.args)]
             return
@@ -461,7 +443,7 @@ class Planner:
 
     def _mincore(self, op: PlannedCall, space: Space) -> None:
         op.check = _mincore
-        if op.call.result is not None and op.call.result not in (0, -EINVAL, -ENOMEM):
+        if op.call.result is not None and op.call.result not in (0, -uapi.EINVAL, -uapi.ENOMEM):
             op.reason, op.check = "the answer depends on where it was to be written", None
 
 
@@ -469,7 +451,7 @@ def _refused(call: Call) -> bool:
     """Whether the call asked for memory in vain."""
     if call.name == "brk":
         return call.result is not None and call.result < call.args[0]
-    return call.name in ("mmap", "mremap", "mprotect") and call.result == -ENOMEM
+    return call.name in ("mmap", "mremap", "mprotect") and call.result == -uapi.ENOMEM
 
 
 def _range(call: Call) -> tuple[int, int]:
@@ -515,25 +497,25 @@ def _msync(model: ReplayModel, call: Call) -> int:
     known = table.MS_ASYNC | table.MS_INVALIDATE | table.MS_SYNC
     both = table.MS_ASYNC | table.MS_SYNC
     if flags & ~known or start % PAGE or flags & both == both:
-        return -EINVAL
+        return -uapi.EINVAL
     end = start + -(-length // PAGE) * PAGE
     if not start <= end < 1 << 63:
-        return -ENOMEM
+        return -uapi.ENOMEM
     for area in model.areas:
         locked = area["vm_flags"] & VM_LOCKED and flags & table.MS_INVALIDATE
         if locked and area["vm_start"] < end and start < area["vm_end"]:
             return -EBUSY
-    return 0 if model.covered(start, end) else -ENOMEM
+    return 0 if model.covered(start, end) else -uapi.ENOMEM
 
 
 def _mincore(model: ReplayModel, call: Call) -> int:
     start, length = call.args[:2]
     if start % PAGE:
-        return -EINVAL
+        return -uapi.EINVAL
     end = start + -(-length // PAGE) * PAGE
     if length < 0 or not 0 <= start <= end <= int(model.k.mm.task_size):
-        return -ENOMEM
-    return 0 if model.covered(start, end) else -ENOMEM
+        return -uapi.ENOMEM
+    return 0 if model.covered(start, end) else -uapi.ENOMEM
 
 
 _COMPARED = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}

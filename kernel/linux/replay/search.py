@@ -14,16 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from kernel import uapi
 from kernel.linux.replay import table
 from kernel.linux.replay.log import NEVER
 from kernel.linux.replay.model import COLUMNS, ReplayModel, SavedState, without_limits
 from kernel.linux.replay.plan import PlannedCall
-from kernel.uapi import (
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-)
 
 #: Calls that may be made in vain before the search gives a difference up as real.
 PATIENCE = 50_000
@@ -357,9 +352,9 @@ class Search:
             return
         if number == table.NUMBERS["mmap"]:
             args[0] = expected
-            args[3] = args[3] & ~MAP_FIXED_NOREPLACE | MAP_FIXED
+            args[3] = args[3] & ~uapi.MAP_FIXED_NOREPLACE | uapi.MAP_FIXED
         elif number == table.NUMBERS["mremap"] and expected != args[0]:
-            args[3] |= MREMAP_MAYMOVE | MREMAP_FIXED
+            args[3] |= uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
             args[4] = expected
         elif number == table.NUMBERS["brk"]:
             args[0] = expected
