@@ -10,37 +10,14 @@ from typing import NamedTuple
 from kernel import uapi
 from kernel.linux.verify.generator import Ground
 from kernel.linux.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
-from kernel.uapi import (
-    MADV_DONTNEED,
-    MADV_FREE,
-    MADV_HUGEPAGE,
-    MADV_PAGEOUT,
-    MADV_POPULATE_WRITE,
-    MADV_RANDOM,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    NR_BRK,
-    NR_MADVISE,
-    NR_MLOCK,
-    NR_MMAP,
-    NR_MPROTECT,
-    NR_MREMAP,
-    NR_MUNLOCK,
-    NR_MUNMAP,
-)
 
 #: What their operations are called, of whatever kind.
 LABEL = "directed"
 PAGE, SLOT, GIB = 4096, 2 << 20, 1 << 30
 #: Where the programs live: a multiple of 1 GiB, far from everything in the model's window.
 HERE, THERE = 0x600040000000, 0x6C8040000000
-_FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-_MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
+_FIXED = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED
+_MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
 
 
 class Crowd(NamedTuple):
@@ -50,7 +27,7 @@ class Crowd(NamedTuple):
 
 
 def _map(addr: int, length: int, prot: int = 3, flags: int = _FIXED) -> Op:
-    return syscall(LABEL, NR_MMAP, addr, length, prot, flags, -1, 0)
+    return syscall(LABEL, uapi.NR_MMAP, addr, length, prot, flags, -1, 0)
 
 
 def _call(nr: int, *args: int) -> Op:
@@ -58,7 +35,7 @@ def _call(nr: int, *args: int) -> Op:
 
 
 def _advise(addr: int, length: int, advice: int) -> Op:
-    return _call(NR_MADVISE, addr, length, advice)
+    return _call(uapi.NR_MADVISE, addr, length, advice)
 
 
 def _write(addr: int, pages: int = 1) -> Op:
@@ -70,39 +47,43 @@ def whole_tables(ground: Ground) -> Iterator[Op]:
     yield _map(HERE, 2 * GIB)
     yield _write(HERE + 5 * SLOT)
     yield _write(HERE + GIB + 7 * SLOT + 3 * PAGE, 5)
-    yield _call(NR_MREMAP, HERE, GIB, GIB, _MOVE, THERE)
-    yield _call(NR_MREMAP, HERE + GIB, GIB, GIB, _MOVE | MREMAP_DONTUNMAP, THERE + 2 * GIB)
+    yield _call(uapi.NR_MREMAP, HERE, GIB, GIB, _MOVE, THERE)
+    yield _call(
+        uapi.NR_MREMAP, HERE + GIB, GIB, GIB, _MOVE | uapi.MREMAP_DONTUNMAP, THERE + 2 * GIB
+    )
     yield _write(HERE + GIB, 2)
-    yield _call(NR_MUNMAP, HERE, 2 * GIB)
-    yield _call(NR_MUNMAP, THERE, 4 * GIB)
+    yield _call(uapi.NR_MUNMAP, HERE, 2 * GIB)
+    yield _call(uapi.NR_MUNMAP, THERE, 4 * GIB)
     for more in (0, SLOT, 3 * SLOT):
-        for flags in (_MOVE, _MOVE | MREMAP_DONTUNMAP):
+        for flags in (_MOVE, _MOVE | uapi.MREMAP_DONTUNMAP):
             yield _map(HERE + 16 * PAGE, 2 * SLOT + more)
             yield _write(HERE + 17 * PAGE, 3)
             length = SLOT - 16 * PAGE + more // 2
-            yield _call(NR_MREMAP, HERE + 16 * PAGE, length, length, flags, THERE + 16 * PAGE)
-            yield _call(NR_MUNMAP, THERE, 8 * SLOT)
-            yield _call(NR_MUNMAP, HERE, 8 * SLOT)
+            yield _call(uapi.NR_MREMAP, HERE + 16 * PAGE, length, length, flags, THERE + 16 * PAGE)
+            yield _call(uapi.NR_MUNMAP, THERE, 8 * SLOT)
+            yield _call(uapi.NR_MUNMAP, HERE, 8 * SLOT)
 
 
 def unwritten_moves(ground: Ground) -> Iterator[Op]:
     """Areas never written merge where they go; once written they keep their offset."""
     yield _map(HERE, 8 * PAGE)
     yield _map(THERE, PAGE)
-    yield _call(NR_MREMAP, HERE, PAGE, PAGE, _MOVE, THERE + PAGE)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, PAGE, _MOVE, THERE + PAGE)
     yield _write(HERE + 2 * PAGE)
-    yield _call(NR_MREMAP, HERE + 2 * PAGE, PAGE, PAGE, _MOVE, THERE + 2 * PAGE)
-    yield _call(NR_MREMAP, THERE, PAGE, 2 * PAGE, 0, 0)
-    yield _call(NR_MREMAP, HERE + 4 * PAGE, PAGE, PAGE, _MOVE | MREMAP_DONTUNMAP, THERE + 9 * PAGE)
+    yield _call(uapi.NR_MREMAP, HERE + 2 * PAGE, PAGE, PAGE, _MOVE, THERE + 2 * PAGE)
+    yield _call(uapi.NR_MREMAP, THERE, PAGE, 2 * PAGE, 0, 0)
+    yield _call(
+        uapi.NR_MREMAP, HERE + 4 * PAGE, PAGE, PAGE, _MOVE | uapi.MREMAP_DONTUNMAP, THERE + 9 * PAGE
+    )
 
 
 def anon_vmas(ground: Ground) -> Iterator[Op]:
     """Neighbours that differ in protection only share an anon_vma; others never merge again."""
     yield _map(HERE, 6 * PAGE)
-    yield _call(NR_MPROTECT, HERE + 2 * PAGE, 2 * PAGE, 1)
+    yield _call(uapi.NR_MPROTECT, HERE + 2 * PAGE, 2 * PAGE, 1)
     yield _write(HERE)
     yield _write(HERE + 4 * PAGE)
-    yield _call(NR_MPROTECT, HERE + 2 * PAGE, 2 * PAGE, 3)
+    yield _call(uapi.NR_MPROTECT, HERE + 2 * PAGE, 2 * PAGE, 3)
     yield _map(THERE, PAGE)
     yield _map(THERE + 2 * PAGE, PAGE)
     yield _write(THERE)
@@ -115,40 +96,40 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
     if not ground.thp:
         return
     yield _map(HERE, 4 * SLOT)
-    yield _advise(HERE, 4 * SLOT, MADV_HUGEPAGE)
+    yield _advise(HERE, 4 * SLOT, uapi.MADV_HUGEPAGE)
     yield _write(HERE + 5 * PAGE, 3)
     yield Op(LABEL, OP_LOAD, 0, (HERE + SLOT,))
     yield Op(LABEL, OP_STORE, 0, (HERE + SLOT + 8, 9))
-    yield _advise(HERE + SLOT, PAGE, MADV_DONTNEED)
-    yield _call(NR_MREMAP, HERE + SLOT + 4 * PAGE, 8 * PAGE, 8 * PAGE, _MOVE, THERE)
-    yield _advise(HERE, 6 * PAGE, MADV_FREE)
-    yield _advise(HERE + SLOT + 16 * PAGE, PAGE, MADV_FREE)
+    yield _advise(HERE + SLOT, PAGE, uapi.MADV_DONTNEED)
+    yield _call(uapi.NR_MREMAP, HERE + SLOT + 4 * PAGE, 8 * PAGE, 8 * PAGE, _MOVE, THERE)
+    yield _advise(HERE, 6 * PAGE, uapi.MADV_FREE)
+    yield _advise(HERE + SLOT + 16 * PAGE, PAGE, uapi.MADV_FREE)
     yield _write(HERE + 2 * SLOT)
-    yield _advise(HERE + 2 * SLOT, SLOT, MADV_FREE)
+    yield _advise(HERE + 2 * SLOT, SLOT, uapi.MADV_FREE)
     yield _write(HERE + 2 * SLOT + PAGE)
-    yield _advise(HERE + 2 * SLOT, SLOT, MADV_PAGEOUT)
-    yield _advise(HERE + 2 * SLOT, SLOT, MADV_PAGEOUT)
+    yield _advise(HERE + 2 * SLOT, SLOT, uapi.MADV_PAGEOUT)
+    yield _advise(HERE + 2 * SLOT, SLOT, uapi.MADV_PAGEOUT)
     # A huge page that is mapped page by page, but whole.
     yield _map(HERE + 3 * SLOT, SLOT)
-    yield _advise(HERE + 3 * SLOT, SLOT, MADV_HUGEPAGE)
+    yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_HUGEPAGE)
     yield _write(HERE + 3 * SLOT)
-    yield _call(NR_MPROTECT, HERE + 3 * SLOT, PAGE, 1)
-    yield _call(NR_MPROTECT, HERE + 3 * SLOT, PAGE, 3)
-    yield _advise(HERE + 3 * SLOT, SLOT, MADV_FREE)
-    yield _advise(HERE + 3 * SLOT, SLOT, MADV_PAGEOUT)
+    yield _call(uapi.NR_MPROTECT, HERE + 3 * SLOT, PAGE, 1)
+    yield _call(uapi.NR_MPROTECT, HERE + 3 * SLOT, PAGE, 3)
+    yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_FREE)
+    yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_PAGEOUT)
     # Two huge pages, mapped page by page one after the other, meet inside a slot.
     yield _map(HERE, 2 * SLOT)
-    yield _advise(HERE, 2 * SLOT, MADV_HUGEPAGE)
+    yield _advise(HERE, 2 * SLOT, uapi.MADV_HUGEPAGE)
     yield _write(HERE)
     yield _write(HERE + SLOT)
-    yield _call(NR_MREMAP, HERE, 2 * SLOT, 2 * SLOT, _MOVE, THERE + PAGE)
-    yield _advise(THERE + SLOT, 4 * PAGE, MADV_FREE)
+    yield _call(uapi.NR_MREMAP, HERE, 2 * SLOT, 2 * SLOT, _MOVE, THERE + PAGE)
+    yield _advise(THERE + SLOT, 4 * PAGE, uapi.MADV_FREE)
     # Locked, moved in part, unlocked: what was locked in memory stays whole.
     yield _map(HERE, SLOT)
-    yield _advise(HERE, SLOT, MADV_HUGEPAGE)
-    yield _call(NR_MLOCK, HERE, SLOT)
-    yield _call(NR_MREMAP, HERE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)
-    yield _advise(HERE + PAGE, SLOT - PAGE, MADV_FREE)
+    yield _advise(HERE, SLOT, uapi.MADV_HUGEPAGE)
+    yield _call(uapi.NR_MLOCK, HERE, SLOT)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, PAGE, uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP, 0)
+    yield _advise(HERE + PAGE, SLOT - PAGE, uapi.MADV_FREE)
 
 
 def too_large(ground: Ground) -> Iterator[Op]:
@@ -156,32 +137,32 @@ def too_large(ground: Ground) -> Iterator[Op]:
     if not ground.memory:
         return
     more = ground.memory // PAGE * PAGE + 3 * PAGE
-    yield _call(NR_BRK, ground.start_brk + more)
+    yield _call(uapi.NR_BRK, ground.start_brk + more)
     yield _map(HERE, more)
     yield _map(HERE, more, 1)
-    yield _call(NR_MPROTECT, HERE, more, 3)
+    yield _call(uapi.NR_MPROTECT, HERE, more, 3)
     yield _map(HERE, PAGE)
-    yield _call(NR_MREMAP, HERE, PAGE, more, MREMAP_MAYMOVE, 0)
-    yield _call(NR_MUNMAP, HERE + PAGE, more)
-    yield _call(NR_MREMAP, HERE, PAGE, more, 0, 0)
-    yield _call(NR_MUNMAP, HERE, more)
-    yield _map(HERE, more, 3, _FIXED | MAP_NORESERVE)
-    yield _call(NR_MUNMAP, HERE, more)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, more, uapi.MREMAP_MAYMOVE, 0)
+    yield _call(uapi.NR_MUNMAP, HERE + PAGE, more)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, more, 0, 0)
+    yield _call(uapi.NR_MUNMAP, HERE, more)
+    yield _map(HERE, more, 3, _FIXED | uapi.MAP_NORESERVE)
+    yield _call(uapi.NR_MUNMAP, HERE, more)
     # No gap is as large as this.
     yield _map(HERE, PAGE, 0)
-    yield _call(NR_MREMAP, HERE, PAGE, 0x7FF000000000, MREMAP_MAYMOVE, 0)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, 0x7FF000000000, uapi.MREMAP_MAYMOVE, 0)
 
 
 def beyond(ground: Ground) -> Iterator[Op]:
     """Ranges that end beyond user space, or begin there."""
     yield _map(HERE, 4 * PAGE)
     for length in (-(1 << 62), 1 << 62):
-        yield _call(NR_MUNLOCK, HERE, length)
-        yield _call(NR_MPROTECT, HERE, length, 1)
-        yield _call(NR_MLOCK, HERE, length)
-        yield _call(NR_MUNMAP, HERE, length)
-    yield _advise(-(1 << 47), PAGE, MADV_DONTNEED)
-    yield _call(NR_MPROTECT, -(1 << 47), PAGE, 1)
+        yield _call(uapi.NR_MUNLOCK, HERE, length)
+        yield _call(uapi.NR_MPROTECT, HERE, length, 1)
+        yield _call(uapi.NR_MLOCK, HERE, length)
+        yield _call(uapi.NR_MUNMAP, HERE, length)
+    yield _advise(-(1 << 47), PAGE, uapi.MADV_DONTNEED)
+    yield _call(uapi.NR_MPROTECT, -(1 << 47), PAGE, 1)
     for addr in (1 << 47, -(1 << 47) - 4096, -(1 << 47), -4096):
         yield Op(LABEL, OP_LOAD, 0, (addr,))
 
@@ -198,56 +179,58 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
     yield _map(tail + 200 * PAGE, 64 * PAGE)
     for n in range(40):
         yield _map(tail + (16 + 2 * n) * PAGE, PAGE, 1)
-    yield _call(NR_MPROTECT, tail + PAGE, PAGE, 1)
-    yield _call(NR_MPROTECT, tail + 3 * PAGE, 3 * PAGE, 1)
-    yield _advise(tail + 3 * PAGE, PAGE, MADV_RANDOM)
-    yield _call(NR_MLOCK, tail + 3 * PAGE, PAGE)
-    yield _call(NR_MUNMAP, tail + 3 * PAGE, PAGE)
+    yield _call(uapi.NR_MPROTECT, tail + PAGE, PAGE, 1)
+    yield _call(uapi.NR_MPROTECT, tail + 3 * PAGE, 3 * PAGE, 1)
+    yield _advise(tail + 3 * PAGE, PAGE, uapi.MADV_RANDOM)
+    yield _call(uapi.NR_MLOCK, tail + 3 * PAGE, PAGE)
+    yield _call(uapi.NR_MUNMAP, tail + 3 * PAGE, PAGE)
     yield _map(tail + 3 * PAGE, PAGE, 0)
-    yield _call(NR_MREMAP, tail, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0)
-    yield _call(NR_MREMAP, tail, PAGE, PAGE, _MOVE, THERE)
-    yield _call(NR_MREMAP, tail, 9 * PAGE, 4 * PAGE, 0, 0)
-    yield _call(NR_BRK, ground.start_brk + PAGE)
+    yield _call(uapi.NR_MREMAP, tail, PAGE, 2 * PAGE, uapi.MREMAP_MAYMOVE, 0)
+    yield _call(uapi.NR_MREMAP, tail, PAGE, PAGE, _MOVE, THERE)
+    yield _call(uapi.NR_MREMAP, tail, 9 * PAGE, 4 * PAGE, 0, 0)
+    yield _call(uapi.NR_BRK, ground.start_brk + PAGE)
     for n in range(4):
-        yield _call(NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
+        yield _call(uapi.NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
         yield _map(tail + PAGE, PAGE, 0)
-        yield _call(NR_MREMAP, tail, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0)
-        yield _call(NR_MREMAP, tail + 2 * PAGE, PAGE, PAGE, _MOVE, tail + 5 * PAGE)
-        yield _call(NR_MPROTECT, tail + PAGE, PAGE, 5)
+        yield _call(uapi.NR_MREMAP, tail, PAGE, 2 * PAGE, uapi.MREMAP_MAYMOVE, 0)
+        yield _call(uapi.NR_MREMAP, tail + 2 * PAGE, PAGE, PAGE, _MOVE, tail + 5 * PAGE)
+        yield _call(uapi.NR_MPROTECT, tail + PAGE, PAGE, 5)
     # Two splits needed and room for one: the first is made.
     for n in range(4, 8):
-        yield _call(NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
-        yield _call(NR_MPROTECT, tail + (201 + 3 * n) * PAGE, PAGE, 1)
-    yield Crowd([_call(NR_MUNMAP, first, last - first)])
-    yield _call(NR_MPROTECT, tail, PAGE, uapi.PROT_READ)
+        yield _call(uapi.NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
+        yield _call(uapi.NR_MPROTECT, tail + (201 + 3 * n) * PAGE, PAGE, 1)
+    yield Crowd([_call(uapi.NR_MUNMAP, first, last - first)])
+    yield _call(uapi.NR_MPROTECT, tail, PAGE, uapi.PROT_READ)
 
 
 def locked(ground: Ground) -> Iterator[Op]:
     """Pages stay locked in memory when their area is no longer: MREMAP_DONTUNMAP unlocks all."""
     yield _map(HERE, 4 * PAGE)
     yield _write(HERE, 4)
-    yield _call(NR_MLOCK, HERE, 4 * PAGE)
-    yield _call(NR_MREMAP, HERE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)
-    yield _advise(HERE + PAGE, 3 * PAGE, MADV_FREE)
-    yield _advise(HERE + PAGE, 3 * PAGE, MADV_PAGEOUT)
+    yield _call(uapi.NR_MLOCK, HERE, 4 * PAGE)
+    yield _call(uapi.NR_MREMAP, HERE, PAGE, PAGE, uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP, 0)
+    yield _advise(HERE + PAGE, 3 * PAGE, uapi.MADV_FREE)
+    yield _advise(HERE + PAGE, 3 * PAGE, uapi.MADV_PAGEOUT)
     if ground.thp:
         yield _map(HERE, 2 * SLOT)
-        yield _advise(HERE, 2 * SLOT, MADV_HUGEPAGE)
+        yield _advise(HERE, 2 * SLOT, uapi.MADV_HUGEPAGE)
         yield _write(HERE)
         yield _write(HERE + SLOT)
-        yield _call(NR_MLOCK, HERE, 2 * SLOT)
-        yield _call(NR_MREMAP, HERE + SLOT, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)
-        yield _advise(HERE, PAGE, MADV_FREE)
+        yield _call(uapi.NR_MLOCK, HERE, 2 * SLOT)
+        yield _call(
+            uapi.NR_MREMAP, HERE + SLOT, PAGE, PAGE, uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP, 0
+        )
+        yield _advise(HERE, PAGE, uapi.MADV_FREE)
 
 
 def populated(ground: Ground) -> Iterator[Op]:
     """Populating for writing keeps what was lazily freed."""
     yield _map(HERE, 4 * PAGE)
     yield _write(HERE, 4)
-    yield _advise(HERE, 4 * PAGE, MADV_FREE)
-    yield _advise(HERE, 2 * PAGE, MADV_POPULATE_WRITE)
+    yield _advise(HERE, 4 * PAGE, uapi.MADV_FREE)
+    yield _advise(HERE, 2 * PAGE, uapi.MADV_POPULATE_WRITE)
     yield _write(HERE + 2 * PAGE)
-    yield _advise(HERE, 4 * PAGE, MADV_PAGEOUT)
+    yield _advise(HERE, 4 * PAGE, uapi.MADV_PAGEOUT)
 
 
 #: All of them, by name.

@@ -24,46 +24,6 @@ from kernel.linux.verify.operation import (
 )
 from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
 from kernel.types import VM_GROWSDOWN, VM_HUGEPAGE, VM_LOCKED, VM_SHARED
-from kernel.uapi import (
-    MAP_32BIT,
-    MAP_ABOVE4G,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MAP_GROWSDOWN,
-    MAP_HUGETLB,
-    MAP_LOCKED,
-    MAP_NONBLOCK,
-    MAP_NORESERVE,
-    MAP_POPULATE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MAP_SHARED_VALIDATE,
-    MAP_STACK,
-    MAP_SYNC,
-    MAP_TYPE,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    NR_BRK,
-    NR_MADVISE,
-    NR_MLOCK,
-    NR_MLOCK2,
-    NR_MMAP,
-    NR_MPROTECT,
-    NR_MREMAP,
-    NR_MUNLOCK,
-    NR_MUNMAP,
-    PROT_GROWSDOWN,
-    PROT_GROWSUP,
-    PROT_READ,
-    PROT_WRITE,
-    RLIM_INFINITY,
-    RLIMIT_AS,
-    RLIMIT_DATA,
-    RLIMIT_MEMLOCK,
-    RLIMIT_STACK,
-)
 
 PAGE = 4096
 SLOT = 2 << 20  # what a PTE page maps, and a huge page
@@ -73,7 +33,7 @@ LARGEST, LARGEST_TOTAL = 8 << 30, 40 << 30
 APART = 64 << 30
 #: Areas of a program, beyond which it clears up.
 MOST_AREAS = 40
-_ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+_ANONYMOUS = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
 #: Descriptors that the real process inherits (kernel.linux.verify.compare makes the files).
 FDS = (10, 11, 12, 13, 14)
 _CLOSED_FD = 999
@@ -173,24 +133,31 @@ def _room(view: View, ground: Ground, length: int, *, charged: bool) -> bool:
 
 def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
     addr, length, prot, flags, fd, _offset = args
-    kind = flags & MAP_TYPE
-    if flags & MAP_HUGETLB and flags & MAP_ANONYMOUS:
+    kind = flags & uapi.MAP_TYPE
+    if flags & uapi.MAP_HUGETLB and flags & uapi.MAP_ANONYMOUS:
         return False
-    if flags & (MAP_POPULATE | MAP_LOCKED):
-        if not flags & MAP_ANONYMOUS and fd in FDS and kind:
+    if flags & (uapi.MAP_POPULATE | uapi.MAP_LOCKED):
+        if not flags & uapi.MAP_ANONYMOUS and fd in FDS and kind:
             return False
-        if kind in (MAP_SHARED, MAP_SHARED_VALIDATE) or length > ground.populate_most * PAGE:
+        if (
+            kind in (uapi.MAP_SHARED, uapi.MAP_SHARED_VALIDATE)
+            or length > ground.populate_most * PAGE
+        ):
             return False
-    if ground.randomized and flags & MAP_32BIT and not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+    if (
+        ground.randomized
+        and flags & uapi.MAP_32BIT
+        and not flags & (uapi.MAP_FIXED | uapi.MAP_FIXED_NOREPLACE)
+    ):
         return False  # Linux then begins its search at a random place
     if (
-        flags & MAP_FIXED
-        and not flags & MAP_FIXED_NOREPLACE
+        flags & uapi.MAP_FIXED
+        and not flags & uapi.MAP_FIXED_NOREPLACE
         and ground.is_protected(*_span(addr, length))
     ):
         if _aligned(addr) and 0 < length <= TASK_SIZE - addr:
             return False
-    charged = kind == MAP_PRIVATE and prot & PROT_WRITE and not flags & MAP_NORESERVE
+    charged = kind == uapi.MAP_PRIVATE and prot & uapi.PROT_WRITE and not flags & uapi.MAP_NORESERVE
     return _room(view, ground, length, charged=bool(charged))
 
 
@@ -198,8 +165,8 @@ def _mremap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool
     addr, old_len, new_len, flags, new_addr = args
     if ground.is_protected(*_span(addr, max(old_len, 1))) and _aligned(addr):
         return False
-    if flags & MREMAP_FIXED and ground.is_protected(*_span(new_addr, new_len)):
-        if _aligned(new_addr) and new_len > 0 and flags & MREMAP_MAYMOVE:
+    if flags & uapi.MREMAP_FIXED and ground.is_protected(*_span(new_addr, new_len)):
+        if _aligned(new_addr) and new_len > 0 and flags & uapi.MREMAP_MAYMOVE:
             return False
     if new_len > old_len:
         for area in view.areas:
@@ -223,29 +190,29 @@ def permitted(op: Op, view: View, ground: Ground) -> bool:
         return small and args[0] >= 0 and _touchable(view, ground, *_span(args[0], args[1]))
     if op.kind == OP_SETRLIMIT:
         return True
-    if op.nr == NR_MMAP:
+    if op.nr == uapi.NR_MMAP:
         return _mmap_permitted(view, ground, args)
-    if op.nr == NR_MREMAP:
+    if op.nr == uapi.NR_MREMAP:
         return _mremap_permitted(view, ground, args)
-    if op.nr == NR_BRK:
+    if op.nr == uapi.NR_BRK:
         # The stack is in the way of what is not small.
         return args[0] < ground.start_brk + LARGEST or args[0] >= ground.stack
     addr, length = args[:2]
     start, end = _span(addr, length)
-    if op.nr == NR_MUNMAP:
+    if op.nr == uapi.NR_MUNMAP:
         harmless = not _aligned(addr) or length <= 0 or end > TASK_SIZE + PAGE
         return harmless or not ground.is_protected(start, end)
-    if op.nr in (NR_MLOCK, NR_MLOCK2):
+    if op.nr in (uapi.NR_MLOCK, uapi.NR_MLOCK2):
         if length < 0:
             return True
         small = length <= ground.populate_most * PAGE
         return small and addr >= 0 and _touchable(view, ground, start, end)
-    if op.nr == NR_MADVISE and args[2] in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
+    if op.nr == uapi.NR_MADVISE and args[2] in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
         if not _aligned(addr) or length <= 0:
             return True
         small = length <= ground.populate_most * PAGE
         return small and addr >= 0 and _touchable(view, ground, start, end)
-    if op.nr != NR_MUNLOCK and not _aligned(addr):
+    if op.nr != uapi.NR_MUNLOCK and not _aligned(addr):
         return True
     if length < 0:
         # An unsigned length: refused where the sum wraps, else everything from addr on.
@@ -307,7 +274,7 @@ class Generator:
                     if op.kind != OP_SETRLIMIT and op.args[0] > 0:
                         self.focus = op.args[0]
                     return op
-        return syscall("brk_grow", NR_BRK, 0)
+        return syscall("brk_grow", uapi.NR_BRK, 0)
 
     def _shuffle(self) -> None:
         for label, (_, share, thp) in _KINDS.items():
@@ -323,8 +290,8 @@ class Generator:
         while len(group) > 1 and self.ground.is_protected(group[0].start, group[-1].end):
             group = group[: len(group) // 2]
         if not group:
-            return syscall("munmap", NR_MUNMAP, MMAP_MIN_ADDR, PAGE)
-        return syscall("munmap", NR_MUNMAP, group[0].start, group[-1].end - group[0].start)
+            return syscall("munmap", uapi.NR_MUNMAP, MMAP_MIN_ADDR, PAGE)
+        return syscall("munmap", uapi.NR_MUNMAP, group[0].start, group[-1].end - group[0].start)
 
     # --- places -------------------------------------------------------------------------------
 
@@ -517,11 +484,11 @@ class Generator:
     # --- operations ---------------------------------------------------------------------------
 
     def _mmap(self, label: str, addr: int, length: int, prot: int, flags: int) -> Op:
-        return syscall(label, NR_MMAP, addr, length, prot, flags, -1, 0)
+        return syscall(label, uapi.NR_MMAP, addr, length, prot, flags, -1, 0)
 
     @_kind("mmap", 4)
     def _mmap_anywhere(self, label: str) -> Op:
-        flags = _ANONYMOUS | (MAP_ABOVE4G if self.rng.random() < 0.05 else 0)
+        flags = _ANONYMOUS | (uapi.MAP_ABOVE4G if self.rng.random() < 0.05 else 0)
         return self._mmap(label, 0, self._length(), self._prot(), flags)
 
     @_kind("mmap_aligned", 2)
@@ -543,89 +510,107 @@ class Generator:
         addr, length = self._spoil(addr or self._new_place(length), length)
         if self.rng.random() < 0.03:
             addr = self.rng.choice((0, PAGE, MMAP_MIN_ADDR - PAGE, TASK_SIZE - PAGE))
-        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS | MAP_FIXED)
+        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS | uapi.MAP_FIXED)
 
     @_kind("mmap_noreplace", 2)
     def _mmap_noreplace(self, label: str) -> Op:
         length = self._length()
         addr, length = self._spoil(self._new_place(length), length)
-        flags = _ANONYMOUS | MAP_FIXED_NOREPLACE | (MAP_FIXED if self.rng.random() < 0.2 else 0)
+        flags = (
+            _ANONYMOUS
+            | uapi.MAP_FIXED_NOREPLACE
+            | (uapi.MAP_FIXED if self.rng.random() < 0.2 else 0)
+        )
         return self._mmap(label, addr, length, self._prot(), flags)
 
     @_kind("mmap_noreserve", 2)
     def _mmap_noreserve(self, label: str) -> Op:
         length = self._length()
-        fixed = MAP_FIXED if self.rng.random() < 0.7 else 0
+        fixed = uapi.MAP_FIXED if self.rng.random() < 0.7 else 0
         addr = self._new_place(length)
-        return self._mmap(label, addr, length, self._prot(), _ANONYMOUS | MAP_NORESERVE | fixed)
+        return self._mmap(
+            label, addr, length, self._prot(), _ANONYMOUS | uapi.MAP_NORESERVE | fixed
+        )
 
     @_kind("mmap_populate", 2)
     def _mmap_populate(self, label: str) -> Op:
         length = self._touched_length()
-        flags = _ANONYMOUS | MAP_POPULATE | (MAP_FIXED if self.rng.random() < 0.6 else 0)
-        flags |= MAP_NONBLOCK if self.rng.random() < 0.1 else 0
+        flags = _ANONYMOUS | uapi.MAP_POPULATE | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags |= uapi.MAP_NONBLOCK if self.rng.random() < 0.1 else 0
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_locked", 2)
     def _mmap_locked(self, label: str) -> Op:
         length = self._touched_length()
-        flags = _ANONYMOUS | MAP_LOCKED | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags = _ANONYMOUS | uapi.MAP_LOCKED | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_growsdown")
     def _mmap_growsdown(self, label: str) -> Op:
         length = self._length()
-        kind = self.rng.choice((MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED))
-        flags = kind | MAP_ANONYMOUS | MAP_GROWSDOWN
-        flags |= MAP_FIXED if self.rng.random() < 0.7 else 0
+        kind = self.rng.choice(
+            (
+                uapi.MAP_PRIVATE,
+                uapi.MAP_PRIVATE,
+                uapi.MAP_PRIVATE,
+                uapi.MAP_PRIVATE,
+                uapi.MAP_SHARED,
+            )
+        )
+        flags = kind | uapi.MAP_ANONYMOUS | uapi.MAP_GROWSDOWN
+        flags |= uapi.MAP_FIXED if self.rng.random() < 0.7 else 0
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_32bit")
     def _mmap_32bit(self, label: str) -> Op:
         addr = 0x40000000 + self.rng.randrange(40) * PAGE if self.rng.random() < 0.4 else 0
-        flags = _ANONYMOUS | MAP_32BIT
+        flags = _ANONYMOUS | uapi.MAP_32BIT
         if self.ground.randomized:
-            flags |= MAP_FIXED  # which then only passes
+            flags |= uapi.MAP_FIXED  # which then only passes
             addr = addr or self._new_place(PAGE)
         return self._mmap(label, addr, self._length(), self._prot(), flags)
 
     @_kind("mmap_stack")
     def _mmap_stack(self, label: str) -> Op:
         length = self._length()
-        flags = _ANONYMOUS | MAP_STACK | (MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags = _ANONYMOUS | uapi.MAP_STACK | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_shared", 2)
     def _mmap_shared(self, label: str) -> Op:
         length = self._length()
-        flags = MAP_SHARED | MAP_ANONYMOUS | (MAP_FIXED if self.rng.random() < 0.6 else 0)
-        flags |= MAP_NORESERVE if self.rng.random() < 0.3 else 0
+        flags = (
+            uapi.MAP_SHARED
+            | uapi.MAP_ANONYMOUS
+            | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
+        )
+        flags |= uapi.MAP_NORESERVE if self.rng.random() < 0.3 else 0
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     def _mmap_file(self, label: str, kind: int) -> Op:
         rng = self.rng
         length = self._slots() if rng.random() < 0.3 else self._length()
-        fixed = MAP_FIXED if rng.random() < 0.5 else 0
+        fixed = uapi.MAP_FIXED if rng.random() < 0.5 else 0
         addr = self._new_place(length) if rng.random() < 0.8 else 0
         area = self._area()
         if area and area.file and rng.random() < 0.3:
             pages = area.pgoff + (area.end - area.start) // PAGE  # goes on where that one ends
-            addr, fixed, offset = area.end, MAP_FIXED, pages * PAGE
+            addr, fixed, offset = area.end, uapi.MAP_FIXED, pages * PAGE
         else:
             offset = rng.choice((0, 0, 0, 1, 2, 5, 512, 511)) * PAGE
         offset += rng.choice((0,) * 30 + (1, PAGE // 2))
-        prot = self._prot() if rng.random() < 0.5 else PROT_READ
+        prot = self._prot() if rng.random() < 0.5 else uapi.PROT_READ
         fd = rng.choice((*FDS, *FDS[:2])) if rng.random() < 0.97 else rng.choice((-1, _CLOSED_FD))
-        flags = kind | fixed | (MAP_NORESERVE if rng.random() < 0.1 else 0)
-        return syscall(label, NR_MMAP, addr, length, prot, flags, fd, offset)
+        flags = kind | fixed | (uapi.MAP_NORESERVE if rng.random() < 0.1 else 0)
+        return syscall(label, uapi.NR_MMAP, addr, length, prot, flags, fd, offset)
 
     @_kind("mmap_file_private", 2)
     def _mmap_file_private(self, label: str) -> Op:
-        return self._mmap_file(label, MAP_PRIVATE)
+        return self._mmap_file(label, uapi.MAP_PRIVATE)
 
     @_kind("mmap_file_shared", 2)
     def _mmap_file_shared(self, label: str) -> Op:
-        kind = MAP_SHARED_VALIDATE if self.rng.random() < 0.3 else MAP_SHARED
+        kind = uapi.MAP_SHARED_VALIDATE if self.rng.random() < 0.3 else uapi.MAP_SHARED
         return self._mmap_file(label, kind)
 
     @_kind("mmap_wrong", 2)
@@ -634,46 +619,52 @@ class Generator:
         addr, length, prot = self._place(), self._length(), self._prot()
         match rng.randrange(10):
             case 0:
-                return syscall(label, NR_MMAP, addr, length, prot, MAP_ANONYMOUS, -1, 0)
+                return syscall(label, uapi.NR_MMAP, addr, length, prot, uapi.MAP_ANONYMOUS, -1, 0)
             case 1:
-                return syscall(label, NR_MMAP, addr, length, prot, _ANONYMOUS, -1, 1)
+                return syscall(label, uapi.NR_MMAP, addr, length, prot, _ANONYMOUS, -1, 1)
             case 2:
-                kind = MAP_SHARED_VALIDATE
-                return syscall(label, NR_MMAP, addr, length, prot, kind | MAP_ANONYMOUS, -1, 0)
+                kind = uapi.MAP_SHARED_VALIDATE
+                return syscall(
+                    label, uapi.NR_MMAP, addr, length, prot, kind | uapi.MAP_ANONYMOUS, -1, 0
+                )
             case 3:
-                flags = MAP_SHARED_VALIDATE | MAP_SYNC
-                return syscall(label, NR_MMAP, 0, length, PROT_READ, flags, rng.choice(FDS), 0)
+                flags = uapi.MAP_SHARED_VALIDATE | uapi.MAP_SYNC
+                return syscall(
+                    label, uapi.NR_MMAP, 0, length, uapi.PROT_READ, flags, rng.choice(FDS), 0
+                )
             case 4:
-                return syscall(label, NR_MMAP, 0, length, prot, 4, rng.choice(FDS), 0)
+                return syscall(label, uapi.NR_MMAP, 0, length, prot, 4, rng.choice(FDS), 0)
             case 5:
-                flags = MAP_PRIVATE | MAP_GROWSDOWN
-                return syscall(label, NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+                flags = uapi.MAP_PRIVATE | uapi.MAP_GROWSDOWN
+                return syscall(label, uapi.NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
             case 6:
-                flags = MAP_PRIVATE | MAP_HUGETLB
-                return syscall(label, NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+                flags = uapi.MAP_PRIVATE | uapi.MAP_HUGETLB
+                return syscall(label, uapi.NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
             case 7:
                 length = rng.choice((1 << 46, 1 << 47, -PAGE, TASK_SIZE, TASK_SIZE - PAGE))
                 return self._mmap(label, 0, length, 3, _ANONYMOUS)
             case 8:
                 length = rng.choice((1 << 46, (1 << 47) - PAGE))
-                return self._mmap(label, addr, length, 3, _ANONYMOUS | MAP_FIXED)
+                return self._mmap(label, addr, length, 3, _ANONYMOUS | uapi.MAP_FIXED)
             case _:
-                return syscall(label, NR_MMAP, 0, length, prot, MAP_PRIVATE, _CLOSED_FD, 0)
+                return syscall(
+                    label, uapi.NR_MMAP, 0, length, prot, uapi.MAP_PRIVATE, _CLOSED_FD, 0
+                )
 
     @_kind("munmap", 7)
     def _munmap(self, label: str) -> Op:
-        return syscall(label, NR_MUNMAP, *self._some_range())
+        return syscall(label, uapi.NR_MUNMAP, *self._some_range())
 
     @_kind("brk_grow", 3)
     def _brk_grow(self, label: str) -> Op:
         more = self._length() if self.rng.random() < 0.9 else self.rng.randrange(PAGE)
-        return syscall(label, NR_BRK, self.view.brk + more)
+        return syscall(label, uapi.NR_BRK, self.view.brk + more)
 
     @_kind("brk_shrink", 2)
     def _brk_shrink(self, label: str) -> Op:
         size = self.view.brk - self.ground.start_brk
         less = min(self._length(), size) if self.rng.random() < 0.7 else size
-        return syscall(label, NR_BRK, self.view.brk - less)
+        return syscall(label, uapi.NR_BRK, self.view.brk - less)
 
     @_kind("brk_refused")
     def _brk_refused(self, label: str) -> Op:
@@ -681,9 +672,9 @@ class Generator:
         above = [a.start for a in self.view.areas if a.start >= self.view.brk]
         if above and rng.random() < 0.6 and above[0] - self.view.brk < LARGEST:
             # Right up to the next area, or a page less, which is too much as well, or two.
-            return syscall(label, NR_BRK, above[0] - rng.choice((0, 0, 1, 1, 2)) * PAGE)
+            return syscall(label, uapi.NR_BRK, above[0] - rng.choice((0, 0, 1, 1, 2)) * PAGE)
         place = rng.choice((0, self.ground.start_brk - 1, PAGE, TASK_SIZE, 1 << 47, -PAGE))
-        return syscall(label, NR_BRK, place)
+        return syscall(label, uapi.NR_BRK, place)
 
     def _mremap(self, label: str, flags: int, *args: int) -> Op:
         addr, old_len, new_len, new_addr = args
@@ -701,7 +692,7 @@ class Generator:
             old_len = rng.choice((old_len + PAGE, old_len - PAGE, -PAGE, 0))
         elif kind == 5:
             addr = self._place()
-        return syscall(label, NR_MREMAP, addr, old_len, new_len, flags, new_addr)
+        return syscall(label, uapi.NR_MREMAP, addr, old_len, new_len, flags, new_addr)
 
     @_kind("mremap_grow", 2)
     def _mremap_grow(self, label: str) -> Op:
@@ -716,7 +707,7 @@ class Generator:
     def _mremap_shrink(self, label: str) -> Op:
         addr, length = self._range()
         less = min(self._length(), length - 1) if self.rng.random() < 0.8 else 0
-        flags = MREMAP_MAYMOVE * self.rng.randrange(2)
+        flags = uapi.MREMAP_MAYMOVE * self.rng.randrange(2)
         return self._mremap(label, flags, addr, length, max(length - less, 1), 0)
 
     def _moved_range(self) -> tuple[int, int]:
@@ -743,7 +734,7 @@ class Generator:
     @_kind("mremap_move", 3)
     def _mremap_move(self, label: str) -> Op:
         addr, length = self._moved_range()
-        return self._mremap(label, MREMAP_MAYMOVE, addr, length, length + self._length(), 0)
+        return self._mremap(label, uapi.MREMAP_MAYMOVE, addr, length, length + self._length(), 0)
 
     def _destination(self, addr: int, length: int) -> int:
         """Choose where to move to: anywhere, or agreeing with ``addr`` in its place in a slot."""
@@ -755,7 +746,7 @@ class Generator:
     @_kind("mremap_fixed", 4)
     def _mremap_fixed(self, label: str) -> Op:
         addr, length = self._moved_range()
-        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        flags = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
         return self._mremap(
             label, flags, addr, length, self._resized(length), self._destination(addr, length)
         )
@@ -763,9 +754,9 @@ class Generator:
     @_kind("mremap_dontunmap", 2)
     def _mremap_dontunmap(self, label: str) -> Op:
         addr, length = self._moved_range()
-        flags = MREMAP_MAYMOVE | MREMAP_DONTUNMAP
+        flags = uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP
         new_addr = self._destination(addr, length) if self.rng.random() < 0.7 else 0
-        flags |= MREMAP_FIXED * (self.rng.random() < 0.4)
+        flags |= uapi.MREMAP_FIXED * (self.rng.random() < 0.4)
         new_len = length if self.rng.random() < 0.97 else length + PAGE
         return self._mremap(label, flags, addr, length, new_len, new_addr)
 
@@ -788,7 +779,9 @@ class Generator:
         if rng.random() < 0.1:
             end += PAGE
         length = max(end - start, PAGE)
-        flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP * (rng.random() < 0.15)
+        flags = (
+            uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP * (rng.random() < 0.15)
+        )
         return self._mremap(label, flags, start, length, length, self._destination(start, length))
 
     @_kind("mremap_zero")
@@ -807,14 +800,24 @@ class Generator:
         prot = self._prot()
         if self.rng.random() < 0.02:
             prot |= self.rng.choice(
-                (PROT_GROWSDOWN, PROT_GROWSUP, PROT_GROWSDOWN | PROT_GROWSUP, 0x100, 8)
+                (
+                    uapi.PROT_GROWSDOWN,
+                    uapi.PROT_GROWSUP,
+                    uapi.PROT_GROWSDOWN | uapi.PROT_GROWSUP,
+                    0x100,
+                    8,
+                )
             )
         area = self._area()
         if area and area.flags & VM_GROWSDOWN and self.rng.random() < 0.3:
             return syscall(
-                label, NR_MPROTECT, self._inside(area), PAGE, self._prot() | PROT_GROWSDOWN
+                label,
+                uapi.NR_MPROTECT,
+                self._inside(area),
+                PAGE,
+                self._prot() | uapi.PROT_GROWSDOWN,
             )
-        return syscall(label, NR_MPROTECT, *self._some_range(), prot)
+        return syscall(label, uapi.NR_MPROTECT, *self._some_range(), prot)
 
     def _lock_range(self) -> tuple[int, int]:
         addr, length = self._some_range()
@@ -824,23 +827,23 @@ class Generator:
 
     @_kind("mlock", 2)
     def _mlock(self, label: str) -> Op:
-        return syscall(label, NR_MLOCK, *self._lock_range())
+        return syscall(label, uapi.NR_MLOCK, *self._lock_range())
 
     @_kind("mlock2", 2)
     def _mlock2(self, label: str) -> Op:
         flags = self.rng.choices((1, 0, 2), weights=(80, 15, 5))[0]
-        return syscall(label, NR_MLOCK2, *self._lock_range(), flags)
+        return syscall(label, uapi.NR_MLOCK2, *self._lock_range(), flags)
 
     @_kind("munlock", 3)
     def _munlock(self, label: str) -> Op:
         locked = [a for a in self.own if a.flags & VM_LOCKED]
         if locked and self.rng.random() < 0.5:
             area = self.rng.choice(locked)
-            return syscall(label, NR_MUNLOCK, area.start, area.end - area.start)
-        return syscall(label, NR_MUNLOCK, *self._lock_range())
+            return syscall(label, uapi.NR_MUNLOCK, area.start, area.end - area.start)
+        return syscall(label, uapi.NR_MUNLOCK, *self._lock_range())
 
     def _madvise(self, label: str, advice: int) -> Op:
-        return syscall(label, NR_MADVISE, *self._some_range(), advice)
+        return syscall(label, uapi.NR_MADVISE, *self._some_range(), advice)
 
     _kind("dontneed", 5)(_advising(uapi.MADV_DONTNEED))
     _kind("dontneed_locked")(_advising(uapi.MADV_DONTNEED_LOCKED))
@@ -855,7 +858,9 @@ class Generator:
         large = [a for a in self.own if a.plain and a.end - a.start >= SLOT]
         if large and self.rng.random() < 0.7:
             area = self.rng.choice(large)
-            return syscall(label, NR_MADVISE, area.start, area.end - area.start, uapi.MADV_HUGEPAGE)
+            return syscall(
+                label, uapi.NR_MADVISE, area.start, area.end - area.start, uapi.MADV_HUGEPAGE
+            )
         return self._madvise(label, uapi.MADV_HUGEPAGE)
 
     @_kind("mmap_slots", 5, thp=True)
@@ -866,9 +871,13 @@ class Generator:
         addr = self._corner() // SLOT * SLOT + rng.choice((0, 0, 0, PAGE, -PAGE)) * (
             rng.random() < 0.5
         )
-        fixed = MAP_FIXED if rng.random() < 0.7 else 0
+        fixed = uapi.MAP_FIXED if rng.random() < 0.7 else 0
         return self._mmap(
-            label, addr if fixed else 0, length, PROT_READ | PROT_WRITE, _ANONYMOUS | fixed
+            label,
+            addr if fixed else 0,
+            length,
+            uapi.PROT_READ | uapi.PROT_WRITE,
+            _ANONYMOUS | fixed,
         )
 
     @_kind("touch_slot", 6, thp=True)
@@ -920,7 +929,9 @@ class Generator:
 
     @_kind("rlimit_as", 0.9)
     def _rlimit_as(self, label: str) -> Op:
-        return self._limit(label, RLIMIT_AS, self._near(self.view.total_vm), RLIM_INFINITY)
+        return self._limit(
+            label, uapi.RLIMIT_AS, self._near(self.view.total_vm), uapi.RLIM_INFINITY
+        )
 
     @_kind("rlimit_data", 0.9)
     def _rlimit_data(self, label: str) -> Op:
@@ -928,18 +939,18 @@ class Generator:
         if self.rng.random() < 0.4:
             pages = (self.view.brk - self.ground.start_brk) // PAGE + self.rng.randrange(4)
         soft = self._near(pages) if self.rng.random() < 0.9 else 0
-        return self._limit(label, RLIMIT_DATA, soft, RLIM_INFINITY)
+        return self._limit(label, uapi.RLIMIT_DATA, soft, uapi.RLIM_INFINITY)
 
     @_kind("rlimit_memlock", 0.9)
     def _rlimit_memlock(self, label: str) -> Op:
         soft = self._near(self.view.locked_vm) if self.rng.random() < 0.85 else 0
         soft = min(soft, self.ground.memlock)
-        return self._limit(label, RLIMIT_MEMLOCK, soft, self.ground.memlock)
+        return self._limit(label, uapi.RLIMIT_MEMLOCK, soft, self.ground.memlock)
 
     @_kind("rlimit_stack", 0.9)
     def _rlimit_stack(self, label: str) -> Op:
         soft = self._near(self.rng.choice((8, 20, 130, 256)))
-        return self._limit(label, RLIMIT_STACK, soft, 8 << 20)
+        return self._limit(label, uapi.RLIMIT_STACK, soft, 8 << 20)
 
     def _touched_place(self) -> int:
         """Choose where to touch: nearly always in an area, at times below one that grows down."""
