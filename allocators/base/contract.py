@@ -36,16 +36,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from allocators.base.operation import (
-    ALIGNED,
-    CALLOC,
-    FREE,
-    MALLOC,
-    REALLOC,
-    THREAD_END,
-    TRIM,
-    USABLE,
-)
+from allocators.base import operation as ops
 from kernel.access import clear, copy
 from kernel.engine.jit import jit
 
@@ -211,23 +202,23 @@ def perform(k, a, op, p, size, alignment):
     ``p``: the block that it is about; of NULL, realloc is malloc and free nothing.  A realloc to
     size 0 frees.
     """
-    if op == MALLOC or (op == REALLOC and p == 0):
+    if op == ops.MALLOC or (op == ops.REALLOC and p == 0):
         return malloc(k, a, size)
-    if op == FREE or (op == REALLOC and size == 0):
+    if op == ops.FREE or (op == ops.REALLOC and size == 0):
         if p:
             free(k, a, p)
         return 0
-    if op == REALLOC:
+    if op == ops.REALLOC:
         return realloc(k, a, p, size)
-    if op == CALLOC:
+    if op == ops.CALLOC:
         return calloc(k, a, size)
-    if op == ALIGNED:
+    if op == ops.ALIGNED:
         return aligned_alloc(k, a, alignment, size)
-    if op == USABLE:
+    if op == ops.USABLE:
         return usable_size(k, a, p) if p else 0
-    if op == TRIM:
+    if op == ops.TRIM:
         trim(k, a)
-    elif op == THREAD_END:
+    elif op == ops.THREAD_END:
         thread_exit(k, a)
     return 0
 

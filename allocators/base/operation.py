@@ -4,6 +4,9 @@ The first eight are stored in traces (benchmarks.events.parquet): their numbers 
 :func:`allocators.base.contract.perform` does an operation.
 """
 
+#: Compiled code may name this module as a whole (kernel.engine.jit).
+HEADER = True
+
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED, TOUCH_READ, TOUCH_WRITE, THREAD_END = range(8)
 #: What no trace has: STRAY is a free of what is no live block, a misuse on purpose.
 USABLE, TRIM, STRAY, INIT, RESET = range(8, 13)

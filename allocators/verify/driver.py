@@ -8,18 +8,8 @@ record ``d`` and ends the run; what needs the whole heap at once (overlap, walk)
 
 import numpy as np
 
+from allocators.base import operation as ops
 from allocators.base.contract import check, free, init, perform, reset, usable_size, walk
-from allocators.base.operation import (
-    ALLOCATING,
-    CALLOC,
-    FREE,
-    FUNCTIONS,
-    INIT,
-    REALLOC,
-    RESET,
-    STRAY,
-    USABLE,
-)
 from kernel.access import peek, poke
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAYLOAD
@@ -36,7 +26,7 @@ OBJECT_WIDTH = 4
 #: What the driver may be doing beside an operation (allocators.base.operation; STRAY frees the
 #: slot's address plus the size).
 DOING_CHECK, DOING_WALK, DOING_CONTENTS = range(16, 19)
-DOING_NAMES = FUNCTIONS | {
+DOING_NAMES = ops.FUNCTIONS | {
     DOING_CHECK: "check",
     DOING_WALK: "walk",
     DOING_CONTENTS: "looking at contents",
@@ -190,7 +180,7 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
     old = int(objects[slot, OBJECT_ADDRESS])
     if old:
         check_contents(k, d, objects, slot)
-        op = REALLOC
+        op = ops.REALLOC
     p = perform(k, a, op, old, size, alignment)
     if p < 0:
         find(d, FOUND_NEGATIVE, p, size)
@@ -199,12 +189,12 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
         if not d.limited:
             find(d, FOUND_NULL, 0, size)
     else:
-        d.doing = USABLE
+        d.doing = ops.USABLE
         usable = usable_size(k, a, p)
         if acceptable(k, d, p, size, usable, alignment):
             if PAYLOAD and old:
                 check_copied(k, d, objects, slot, p, size)
-            elif PAYLOAD and op == CALLOC:
+            elif PAYLOAD and op == ops.CALLOC:
                 check_zero(k, d, p, size)
             born(k, d, objects, slot, p, size, usable)
     return p
@@ -214,19 +204,19 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
 def do_event(k, a, d, objects, op, slot, size, alignment):
     """Do one event; returns what the allocator answered, or 0."""
     d.doing = op
-    if op in ALLOCATING:
+    if op in ops.ALLOCATING:
         return allocate(k, a, d, objects, op, slot, size, alignment)
     p = int(objects[slot, OBJECT_ADDRESS])
-    if op == INIT:
+    if op == ops.INIT:
         init(k, a)
-    elif op == STRAY:
+    elif op == ops.STRAY:
         free(k, a, p + size)
-    elif op == RESET:
+    elif op == ops.RESET:
         for i in range(objects.shape[0]):
             objects[i, OBJECT_ADDRESS] = 0
         reset(k, a)
     else:
-        if op == FREE and p:
+        if op == ops.FREE and p:
             check_contents(k, d, objects, slot)
             objects[slot, OBJECT_ADDRESS] = 0
         perform(k, a, op, p, 0, 0)
@@ -241,7 +231,7 @@ def inspect_heap(k, a, d, objects, rows):
         if p:
             d.doing = DOING_CONTENTS
             check_contents(k, d, objects, slot)
-            d.doing = USABLE
+            d.doing = ops.USABLE
             usable = usable_size(k, a, p)
             if usable != objects[slot, OBJECT_USABLE]:
                 find(d, FOUND_USABLE_CHANGED, p, usable)

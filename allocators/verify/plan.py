@@ -12,20 +12,8 @@ from random import Random
 
 import numpy as np
 
+from allocators.base import operation as ops
 from allocators.base.contract import ALIGNMENT
-from allocators.base.operation import (
-    ALIGNED,
-    ALLOCATING,
-    CALLOC,
-    FREE,
-    INIT,
-    MALLOC,
-    REALLOC,
-    RESET,
-    STRAY,
-    THREAD_END,
-    TRIM,
-)
 from allocators.verify.driver import EVENT_RESULT, EVENT_WIDTH
 
 #: Objects that can live at a time.
@@ -66,16 +54,16 @@ class Writer:
         self.sizes: dict[int, int] = {}
         self._rows: list[tuple[int, ...]] = []
         self._phases: list[Phase] = []
-        self.op(INIT)
+        self.op(ops.INIT)
 
     def op(self, op: int, slot: int = 0, size: int = 0, alignment: int = ALIGNMENT) -> None:
         """Append one operation."""
         self._rows.append((op, slot, size, alignment, 0))
-        if op in ALLOCATING:
+        if op in ops.ALLOCATING:
             self.sizes[slot] = size
-        elif op == FREE:
+        elif op == ops.FREE:
             self.sizes.pop(slot, None)
-        elif op == RESET:
+        elif op == ops.RESET:
             self.sizes.clear()
 
     def free_all(self) -> None:
@@ -83,14 +71,14 @@ class Writer:
         slots = list(self.sizes)
         self.random.shuffle(slots)
         for slot in slots:
-            self.op(FREE, slot)
+            self.op(ops.FREE, slot)
         for _ in range(THREADS):
-            self.op(THREAD_END)
-        self.op(TRIM)
+            self.op(ops.THREAD_END)
+        self.op(ops.TRIM)
 
     def end_phase(self, name: str) -> None:
         """Close a phase."""
-        drained = not self.sizes and self._rows[-1][0] == TRIM
+        drained = not self.sizes and self._rows[-1][0] == ops.TRIM
         self._phases.append(Phase(name, len(self._rows), drained))
 
     def plan(self) -> Plan:
@@ -125,9 +113,9 @@ class Writer:
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot in self.sizes:
-                self.op(FREE, slot)
+                self.op(ops.FREE, slot)
             else:
-                op = CALLOC if self.random.random() < 0.25 else MALLOC
+                op = ops.CALLOC if self.random.random() < 0.25 else ops.MALLOC
                 self.op(op, slot, self.size(1, SMALL) - 1)
 
     def mixed(self, n: int) -> None:
@@ -135,12 +123,14 @@ class Writer:
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot not in self.sizes:
-                op = self.random.choice((MALLOC, CALLOC, ALIGNED))
-                self.op(op, slot, self.any_size(), self.alignment() if op == ALIGNED else ALIGNMENT)
+                op = self.random.choice((ops.MALLOC, ops.CALLOC, ops.ALIGNED))
+                self.op(
+                    op, slot, self.any_size(), self.alignment() if op == ops.ALIGNED else ALIGNMENT
+                )
             elif self.random.random() < 0.2:
-                self.op(REALLOC, slot, self.any_size() or 1)
+                self.op(ops.REALLOC, slot, self.any_size() or 1)
             else:
-                self.op(FREE, slot)
+                self.op(ops.FREE, slot)
 
     def stack(self, n: int) -> None:
         """Free the youngest first."""
@@ -149,10 +139,10 @@ class Writer:
         for _ in range(n):
             if spare and (not order or self.random.random() < 0.5):
                 order.append(spare.pop())
-                self.op(MALLOC, order[-1], self.size(1, MEDIUM))
+                self.op(ops.MALLOC, order[-1], self.size(1, MEDIUM))
             else:
                 spare.append(order.pop())
-                self.op(FREE, spare[-1])
+                self.op(ops.FREE, spare[-1])
 
     def queue(self, n: int) -> None:
         """Free the oldest first, at a length that swings."""
@@ -162,10 +152,10 @@ class Writer:
             grow = self.random.random() < (0.7 if i // SLOTS % 2 else 0.3)
             if spare and (not order or grow):
                 order.append(spare.pop(0))
-                self.op(MALLOC, order[-1], self.size(16, MEDIUM))
+                self.op(ops.MALLOC, order[-1], self.size(16, MEDIUM))
             else:
                 spare.append(order.pop(0))
-                self.op(FREE, spare[-1])
+                self.op(ops.FREE, spare[-1])
 
     def resizing(self, n: int) -> None:
         """Grow and shrink a few objects, some from tiny to mapped and back."""
@@ -173,24 +163,24 @@ class Writer:
             slot = self.random.randrange(SLOTS // 16)
             old = self.sizes.get(slot, 0)
             if old > LARGE:
-                self.op(FREE, slot)
+                self.op(ops.FREE, slot)
             elif self.random.random() < 0.03:
-                self.op(REALLOC, slot, self.any_size() or 1)
+                self.op(ops.REALLOC, slot, self.any_size() or 1)
             elif self.random.random() < 0.3:
-                self.op(REALLOC, slot, old // 4 + 1)
+                self.op(ops.REALLOC, slot, old // 4 + 1)
             else:
-                self.op(REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
+                self.op(ops.REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
 
     def aligned(self, n: int) -> None:
         """Aligned objects among ordinary ones."""
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot in self.sizes:
-                self.op(FREE, slot)
+                self.op(ops.FREE, slot)
             elif self.random.random() < 0.7:
-                self.op(ALIGNED, slot, self.size(1, MEDIUM), self.alignment())
+                self.op(ops.ALIGNED, slot, self.size(1, MEDIUM), self.alignment())
             else:
-                self.op(MALLOC, slot, self.size(1, MEDIUM))
+                self.op(ops.MALLOC, slot, self.size(1, MEDIUM))
 
 
 @functools.lru_cache(maxsize=8)
@@ -229,23 +219,23 @@ def scarcity(seed: int) -> Plan:
     sizes = (24, 100, 600, 3000, 9000)
     for slot in range(SCARCE):
         if slot % 4 == 3:
-            w.op(MALLOC, slot, 70_000)
+            w.op(ops.MALLOC, slot, 70_000)
         else:
-            op = (MALLOC, CALLOC, ALIGNED)[slot % 3]
-            w.op(op, slot, sizes[slot % len(sizes)], 256 if op == ALIGNED else ALIGNMENT)
+            op = (ops.MALLOC, ops.CALLOC, ops.ALIGNED)[slot % 3]
+            w.op(op, slot, sizes[slot % len(sizes)], 256 if op == ops.ALIGNED else ALIGNMENT)
     w.end_phase("fill")
     for slot in range(0, SCARCE, 7):
-        w.op(REALLOC, slot, LARGE if slot % 4 == 3 else 4 * w.sizes[slot])
+        w.op(ops.REALLOC, slot, LARGE if slot % 4 == 3 else 4 * w.sizes[slot])
     w.end_phase("grow")
     for slot in range(0, SCARCE, 2):
-        w.op(FREE, slot)
+        w.op(ops.FREE, slot)
     w.end_phase("free half")
     for slot in range(0, SCARCE, 2):
-        w.op(MALLOC, slot, w.size(1, MEDIUM))
+        w.op(ops.MALLOC, slot, w.size(1, MEDIUM))
     w.end_phase("refill")
     w.free_all()
     w.end_phase("drain")
-    w.op(MALLOC, 0, sizes[0])
+    w.op(ops.MALLOC, 0, sizes[0])
     w.end_phase("after")
     return w.plan()
 
@@ -253,17 +243,17 @@ def scarcity(seed: int) -> Plan:
 def impossible(sizes: tuple[int, ...]) -> Plan:
     """Requests of ``sizes`` that must all be refused, between two that must not."""
     w = Writer(0)
-    w.op(MALLOC, 0, 100)
+    w.op(ops.MALLOC, 0, 100)
     w.end_phase("before")
     for size in sizes:
-        w.op(MALLOC, 1, size)
-        w.op(CALLOC, 2, size)
-        w.op(REALLOC, 0, size)
-        w.op(ALIGNED, 3, size, 64)
-    w.op(ALIGNED, 3, 1 << 62, 1 << 62)
-    w.op(ALIGNED, 3, 64, 1 << 62)
+        w.op(ops.MALLOC, 1, size)
+        w.op(ops.CALLOC, 2, size)
+        w.op(ops.REALLOC, 0, size)
+        w.op(ops.ALIGNED, 3, size, 64)
+    w.op(ops.ALIGNED, 3, 1 << 62, 1 << 62)
+    w.op(ops.ALIGNED, 3, 64, 1 << 62)
     w.end_phase("impossible")
-    w.op(MALLOC, 4, 100)
+    w.op(ops.MALLOC, 4, 100)
     w.end_phase("after")
     return w.plan()
 
@@ -272,8 +262,8 @@ def reuse(count: int, size: int) -> Plan:
     """Let one object be born and freed over and over, to see whether its address comes back."""
     w = Writer(0)
     for _ in range(count):
-        w.op(MALLOC, 0, size)
-        w.op(FREE, 0)
+        w.op(ops.MALLOC, 0, size)
+        w.op(ops.FREE, 0)
     w.end_phase("reuse")
     return w.plan()
 
@@ -285,9 +275,9 @@ def emptying(seed: int) -> Plan:
         w.churn(SLOTS)
         w.mixed(SLOTS // 2)
         w.end_phase("fill")
-        w.op(RESET)
+        w.op(ops.RESET)
         w.end_phase("reset")
-        w.op(TRIM)
+        w.op(ops.TRIM)
         w.end_phase("trim")
     return w.plan()
 
@@ -304,23 +294,23 @@ def _misuse(*operations: tuple[int, ...]) -> Plan:
 def double_frees() -> Iterator[tuple[str, Plan]]:
     """Yield what is freed twice, and a plan that does so: at once, or merged with neighbours."""
     for size in (1, 24, 200, 3000):
-        objects = [(MALLOC, slot, size) for slot in range(4)]
-        twice = [(STRAY, 0), (STRAY, 0)]
+        objects = [(ops.MALLOC, slot, size) for slot in range(4)]
+        twice = [(ops.STRAY, 0), (ops.STRAY, 0)]
         yield f"{size} bytes, at once", _misuse(*objects, *twice)
-        merged = [(STRAY, slot) for slot in (1, 0, 2, 1)]
+        merged = [(ops.STRAY, slot) for slot in (1, 0, 2, 1)]
         yield f"{size} bytes, after the neighbours", _misuse(*objects, *merged)
-    aligned = [(ALIGNED, 0, 100, 256), (MALLOC, 1, 100)]
+    aligned = [(ops.ALIGNED, 0, 100, 256), (ops.MALLOC, 1, 100)]
     yield "aligned", _misuse(*aligned, *twice)
     for size in (100, LARGE):
-        yield f"{size} bytes, the only object", _misuse((MALLOC, 0, size), *twice)
+        yield f"{size} bytes, the only object", _misuse((ops.MALLOC, 0, size), *twice)
 
 
 def wild_frees() -> Iterator[tuple[str, Plan]]:
     """Yield what is freed though it is no block, and a plan that does so."""
     for size, offsets in ((200, (1, 8, 16, 64)), (LARGE, (16, 4096, 1 << 20))):
-        objects = [(MALLOC, slot, size) for slot in range(3)]
+        objects = [(ops.MALLOC, slot, size) for slot in range(3)]
         for offset in offsets:
-            yield f"{offset} into {size} bytes", _misuse(*objects, (STRAY, 1, offset))
+            yield f"{offset} into {size} bytes", _misuse(*objects, (ops.STRAY, 1, offset))
     for what, address in (("page zero", 4096), ("the stack", _STACK)):
         # The last slot holds nothing: 0 + address.
-        yield f"an address in {what}", _misuse(*objects, (STRAY, SLOTS - 1, address))
+        yield f"an address in {what}", _misuse(*objects, (ops.STRAY, SLOTS - 1, address))

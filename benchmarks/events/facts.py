@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base import operation as ops
 from benchmarks.events.events import (
     ALLOCATOR_OPS,
     COLUMNS,
-    FREE,
-    OP_NAMES,
-    REALLOC,
-    THREAD_END,
     Events,
     operation_count,
     read_only,
@@ -102,22 +99,22 @@ def follow(op, slot, size, align, thread, offset, held, totals):
         kind = int(op[i])
         s = int(slot[i])
         n = int(size[i])
-        wrong = kind > THREAD_END or n < 0 or s < -1
+        wrong = kind > ops.THREAD_END or n < 0 or s < -1
         if align.shape[0] and align[i] > _MAX_ALIGN:
             wrong = True
         if thread.shape[0] and thread[i] < 0:
             wrong = True
-        nameless = kind in (FREE, THREAD_END)
+        nameless = kind in (ops.FREE, ops.THREAD_END)
         if wrong or (s < 0 and not nameless):
             found = i
             break
-        if s < 0 or kind == THREAD_END:
+        if s < 0 or kind == ops.THREAD_END:
             continue
         before = ~int(held[s])
         if kind < ALLOCATOR_OPS:
-            ends = kind == FREE or (kind == REALLOC and n == 0 and before >= 0)
+            ends = kind == ops.FREE or (kind == ops.REALLOC and n == 0 and before >= 0)
             if before >= 0:
-                if not ends and kind != REALLOC:
+                if not ends and kind != ops.REALLOC:
                     found = i
                     break
                 live -= before
@@ -181,10 +178,10 @@ class Audit:
         op, slot, size = int(events.op[i]), int(events.slot[i]), int(events.size[i])
         aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
         threaded = not len(events.thread) or events.thread[i] >= 0
-        named = slot >= 0 or (slot == -1 and op in (FREE, THREAD_END))
-        if op > THREAD_END or size < 0 or not (aligned and threaded and named):
+        named = slot >= 0 or (slot == -1 and op in (ops.FREE, ops.THREAD_END))
+        if op > ops.THREAD_END or size < 0 or not (aligned and threaded and named):
             return f"impossible columns (op {op}, slot {slot}, size {size})"
-        name, before = OP_NAMES[op], ~int(self._held[slot])
+        name, before = ops.OP_NAMES[op], ~int(self._held[slot])
         if before < 0:
             return f"{name} of slot {slot}, which is empty"
         if op < ALLOCATOR_OPS:

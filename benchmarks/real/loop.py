@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base import operation as ops
 from benchmarks import workloads
-from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
 from benchmarks.speed import libc
 from benchmarks.workloads import Workload, WorkloadError
 
@@ -108,8 +108,8 @@ class CLoop:
         compiler = shutil.which("cc")
         if compiler is None:
             raise LoopError("there is no C compiler (cc)")
-        names = {"MALLOC": MALLOC, "FREE": FREE, "REALLOC": REALLOC}
-        names |= {"CALLOC": CALLOC, "ALIGNED": ALIGNED}
+        names = {"MALLOC": ops.MALLOC, "FREE": ops.FREE, "REALLOC": ops.REALLOC}
+        names |= {"CALLOC": ops.CALLOC, "ALIGNED": ops.ALIGNED}
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "loop.c"), Path(folder, "loop.so")
             source.write_text(_C)

@@ -30,7 +30,7 @@ import os
 
 import numpy as np
 
-from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC, TOUCH_READ, TOUCH_WRITE
+from allocators.base import operation as ops
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
 from kernel.counters import CALLS
 from kernel.linux.host.code import assembled, executable_memfd
@@ -585,13 +585,13 @@ def _constants() -> dict[str, int]:
         "MARGIN": MARGIN,
         "TEXT": TEXT,
         "PAGE_SIZE": PAGE_SIZE,
-        "MALLOC": MALLOC,
-        "FREE": FREE,
-        "REALLOC": REALLOC,
-        "CALLOC": CALLOC,
-        "ALIGNED": ALIGNED,
-        "TOUCH_READ": TOUCH_READ,
-        "TOUCH_WRITE": TOUCH_WRITE,
+        "MALLOC": ops.MALLOC,
+        "FREE": ops.FREE,
+        "REALLOC": ops.REALLOC,
+        "CALLOC": ops.CALLOC,
+        "ALIGNED": ops.ALIGNED,
+        "TOUCH_READ": ops.TOUCH_READ,
+        "TOUCH_WRITE": ops.TOUCH_WRITE,
         "TOUCH_ALL": TOUCH_ALL,
         "TOUCH_ALL_READ": TOUCH_ALL_READ,
         "TOUCH_FIRST": TOUCH_FIRST,

@@ -12,6 +12,7 @@ time; when the table is full every other row goes and the stride doubles, so any
 
 import numpy as np
 
+from allocators.base import operation as ops
 from allocators.base.contract import (
     ALIGNMENT,
     aligned_alloc,
@@ -21,16 +22,6 @@ from allocators.base.contract import (
     malloc,
     realloc,
     thread_exit,
-)
-from benchmarks.events.events import (
-    ALIGNED,
-    CALLOC,
-    FREE,
-    MALLOC,
-    REALLOC,
-    THREAD_END,
-    TOUCH_READ,
-    TOUCH_WRITE,
 )
 from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
@@ -187,7 +178,7 @@ def observe(k, r, op):
         total = mm.loads + mm.stores
         steps = total - r.steps
         r.steps = total
-        r.histogram[1 if op == FREE else 0, bucket(steps, STEPS_EXACT, STEPS_PARTS)] += 1
+        r.histogram[1 if op == ops.FREE else 0, bucket(steps, STEPS_EXACT, STEPS_PARTS)] += 1
         if steps > r.max_steps:
             r.max_steps = steps
 
@@ -294,12 +285,12 @@ def died(r, objects, slot):
 @jit(inline=True)
 def apply(k, a, r, objects, op, slot, size, align, offset):
     """Let the program do one event; returns the address it got, else 0."""
-    if op == MALLOC:
+    if op == ops.MALLOC:
         p = born(k, r, objects, slot, malloc(k, a, size), size)
         if p:
             use_block(k, p, 0, size)
         return p
-    if op == FREE:
+    if op == ops.FREE:
         if slot < 0:  # free(NULL) is an event, though no allocator has work with it
             if OBSERVE:
                 r.operations += 1
@@ -318,26 +309,26 @@ def apply(k, a, r, objects, op, slot, size, align, offset):
 @jit(cold=True)
 def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     """The events other than malloc and free."""
-    if op == REALLOC:
+    if op == ops.REALLOC:
         return do_realloc(k, a, r, objects, slot, size)
-    if op == CALLOC:
+    if op == ops.CALLOC:
         return born(k, r, objects, slot, calloc(k, a, size), size)
-    if op == ALIGNED:
+    if op == ops.ALIGNED:
         p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
         if OBSERVE and p:
             inspect(k, p, size, 1 << align)
         if p:
             use_block(k, p, 0, size)
         return p
-    if op == THREAD_END:
+    if op == ops.THREAD_END:
         thread_exit(k, a)
         return 0
     p = objects[slot, 0]
     if p == 0:
         r.skipped += 1
-    elif op == TOUCH_READ:
+    elif op == ops.TOUCH_READ:
         touch(k, p + offset, size, 0)
-    elif op == TOUCH_WRITE:
+    elif op == ops.TOUCH_WRITE:
         touch(k, p + offset, size, 1)
     return 0
 
@@ -357,7 +348,7 @@ def replay_events(k, a, r, objects, e, begin, end):
         offset = e.offset[i] if HAS_OFFSET else 0
         op = e.op[i]
         apply(k, a, r, objects, op, e.slot[i], e.size[i], align, offset)
-        if OBSERVE and op < TOUCH_READ:
+        if OBSERVE and op < ops.TOUCH_READ:
             observe(k, r, op)
         if CHECK_FRAMES:
             verify_frames(k, r)
@@ -380,7 +371,7 @@ def replay_program(k, a, r, objects, g, begin, end):
     while i < end and next_event(g, last):
         task.now = i
         last = apply(k, a, r, objects, g.op, g.slot, g.request, g.align, g.offset)
-        if OBSERVE and g.op < TOUCH_READ:
+        if OBSERVE and g.op < ops.TOUCH_READ:
             observe(k, r, g.op)
         if CHECK_FRAMES:
             verify_frames(k, r)

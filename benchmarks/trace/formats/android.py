@@ -16,18 +16,8 @@ from collections import Counter
 
 import numpy as np
 
-from benchmarks.events.events import (
-    ALIGNED,
-    ALLOCATOR_OPS,
-    CALLOC,
-    FREE,
-    MALLOC,
-    OP_NAMES,
-    REALLOC,
-    THREAD_END,
-    Events,
-    column,
-)
+from allocators.base import operation as ops
+from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records, address_of, note
 from benchmarks.trace.formats.printing import name_table, put_address, put_decimal, put_name
@@ -39,17 +29,17 @@ PATTERN = re.compile(rb"^\s*\d+:\s*\w+\s+0x[0-9a-fA-F]", re.MULTILINE)
 
 #: Operations: what they are, and the fields after thread and name.
 OPERATIONS = {
-    "malloc": (MALLOC, ("PTR", "SIZE")),
-    "free": (FREE, ("PTR",)),
-    "realloc": (REALLOC, ("NEW", "OLD", "SIZE")),
-    "calloc": (CALLOC, ("PTR", "N", "SIZE")),
-    "memalign": (ALIGNED, ("PTR", "ALIGN", "SIZE")),
-    "thread_done": (THREAD_END, ("PTR",)),
+    "malloc": (ops.MALLOC, ("PTR", "SIZE")),
+    "free": (ops.FREE, ("PTR",)),
+    "realloc": (ops.REALLOC, ("NEW", "OLD", "SIZE")),
+    "calloc": (ops.CALLOC, ("PTR", "N", "SIZE")),
+    "memalign": (ops.ALIGNED, ("PTR", "ALIGN", "SIZE")),
+    "thread_done": (ops.THREAD_END, ("PTR",)),
 }
 _POWERS = 1 << np.arange(62)
 #: The names by number, for writing.
 _SPELLED = {number: name for name, (number, _) in OPERATIONS.items()}
-_NAMES = name_table([_SPELLED.get(op, "") for op in range(len(OP_NAMES))])
+_NAMES = name_table([_SPELLED.get(op, "") for op in range(len(ops.OP_NAMES))])
 #: Room for the longest line, bytes.
 _LONGEST_LINE = 160
 _BLANK, _COLON, _NEWLINE = b" :\n"
@@ -76,10 +66,10 @@ class Reader:
             good &= (kinds[:, i] == NUMBER) | (fields <= i)
         a, b = values[:, 3], values[:, 4]
         size = np.where(operands == 2, a, np.where(operands == 3, b, 0))
-        callocs = op == CALLOC
+        callocs = op == ops.CALLOC
         size[callocs] = a[callocs] * b[callocs]
         good &= ~callocs | (a == 0) | ((size // np.maximum(a, 1) == b) & (a > 0))
-        good &= (size >= 0) & ((op != ALIGNED) | ((a > 0) & (a & (a - 1) == 0)))
+        good &= (size >= 0) & ((op != ops.ALIGNED) | ((a > 0) & (a & (a - 1) == 0)))
 
         line = np.flatnonzero(good)
         op, a = op[line], a[line]
@@ -87,9 +77,9 @@ class Reader:
             line=line,
             op=op,
             pointer=values[line, 2],
-            old=np.where(op == REALLOC, a, 0),
+            old=np.where(op == ops.REALLOC, a, 0),
             size=size[line],
-            align=np.where(op == ALIGNED, np.searchsorted(_POWERS, a), 0).astype("u1"),
+            align=np.where(op == ops.ALIGNED, np.searchsorted(_POWERS, a), 0).astype("u1"),
             thread=values[line, 0],
             time=self._times(values[line], 2 + operands[line], timed[line]),
             bad=np.flatnonzero(~good & (fields > 0)),
@@ -135,13 +125,13 @@ def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
         at = put_name(text, at + 2, names, ends, kind)
         text[at] = _BLANK
         at = put_address(text, at + 1, int(pointer[i]))
-        if kind == REALLOC:
+        if kind == ops.REALLOC:
             text[at] = _BLANK
             at = put_address(text, at + 1, int(old[i]))
-        elif kind in (CALLOC, ALIGNED):
+        elif kind in (ops.CALLOC, ops.ALIGNED):
             text[at] = _BLANK
-            at = put_decimal(text, at + 1, 1 << int(align[i]) if kind == ALIGNED else 1)
-        if kind not in (FREE, THREAD_END):
+            at = put_decimal(text, at + 1, 1 << int(align[i]) if kind == ops.ALIGNED else 1)
+        if kind not in (ops.FREE, ops.THREAD_END):
             text[at] = _BLANK
             at = put_decimal(text, at + 1, int(size[i]))
         if time.shape[0] > 0:
@@ -169,13 +159,13 @@ class Writer:
     def lines(self, events: Events, before: np.ndarray) -> bytes:
         """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
         op, slot, size = events.op, events.slot, events.size
-        touches = (op >= ALLOCATOR_OPS) & (op != THREAD_END)
+        touches = (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END)
         note(self.lost, "touch (left out)", touches)
-        note(self.lost, "size of a free", (op == FREE) & (size > 0))
+        note(self.lost, "size of a free", (op == ops.FREE) & (size > 0))
         note(self.lost, "call site", ~touches & (column(events, "site") != 0))
         address = address_of(slot)
         held = before >= 0
-        gone = (op == REALLOC) & held & (size == 0)
+        gone = (op == ops.REALLOC) & held & (size == 0)
         columns = [
             op,
             np.where(gone, 0, address),

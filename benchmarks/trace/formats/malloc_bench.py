@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from allocators.base import operation as ops
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.packing import Source, chunks
@@ -159,21 +159,23 @@ def _piece(data: np.ndarray, begin: np.ndarray, size: np.ndarray) -> Piece:
     aligned = (kind == _MALLOC) & (values[:, 2] > 0)
     op = np.select(
         [aligned, kind == _MALLOC, kind == _FREE, kind == _REALLOC, kind == _CALLOC],
-        [ALIGNED, MALLOC, FREE, REALLOC, CALLOC],
+        [ops.ALIGNED, ops.MALLOC, ops.FREE, ops.REALLOC, ops.CALLOC],
         255,
     )
     asked = np.select(
-        [op == FREE, op == CALLOC, op == REALLOC], [second, second * third, third], second
+        [op == ops.FREE, op == ops.CALLOC, op == ops.REALLOC],
+        [second, second * third, third],
+        second,
     )
     power = np.where(aligned, third, 1)
     good = (op != 255) & (power & (power - 1) == 0) & (asked >= 0)
-    good &= (op != CALLOC) | (second == 0) | (asked // np.maximum(second, 1) == third)
+    good &= (op != ops.CALLOC) | (second == 0) | (asked // np.maximum(second, 1) == third)
     line = np.flatnonzero(good)
     records = Records(
         line=line,
         op=op[line].astype("u1"),
         pointer=ids[line, 0],
-        old=np.where(op == REALLOC, ids[:, 1], 0)[line],
+        old=np.where(op == ops.REALLOC, ids[:, 1], 0)[line],
         size=asked[line],
         align=np.searchsorted(1 << np.arange(62), power[line]).astype("u1"),
         thread=np.empty(0, "i8"),

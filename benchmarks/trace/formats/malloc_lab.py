@@ -14,17 +14,8 @@ from collections import Counter
 
 import numpy as np
 
-from benchmarks.events.events import (
-    ALIGNED,
-    ALLOCATOR_OPS,
-    CALLOC,
-    FREE,
-    MALLOC,
-    REALLOC,
-    THREAD_END,
-    Events,
-    column,
-)
+from allocators.base import operation as ops
+from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records, note
 from benchmarks.trace.formats.printing import put_decimal
@@ -35,7 +26,7 @@ NAME = "malloc-lab"
 PATTERN = re.compile(rb"\A\s*(\d+\s+){4}[arf]\s+\d")
 
 #: Letters: operation and number of fields.
-OPERATIONS = {"a": (MALLOC, 3), "r": (REALLOC, 3), "f": (FREE, 2)}
+OPERATIONS = {"a": (ops.MALLOC, 3), "r": (ops.REALLOC, 3), "f": (ops.FREE, 2)}
 _HEADER_LINES = 4
 #: Room for the longest line, bytes.
 _LONGEST_LINE = 64
@@ -71,8 +62,8 @@ class Reader:
             line=line,
             op=op,
             pointer=pointer,
-            old=np.where(op == REALLOC, pointer, 0),
-            size=np.where(op == FREE, 0, values[line, 2]),
+            old=np.where(op == ops.REALLOC, pointer, 0),
+            size=np.where(op == ops.FREE, 0, values[line, 2]),
             align=nothing.astype("u1"),
             thread=nothing,
             time=np.empty(0, "i8"),
@@ -135,15 +126,15 @@ class Writer:
     def lines(self, events: Events, before: np.ndarray) -> bytes:
         """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
         op, size, kept = events.op, events.size, self._kept(events)
-        fresh = (op == REALLOC) & (before < 0)
+        fresh = (op == ops.REALLOC) & (before < 0)
         lost = {
-            "calloc (written as a)": op == CALLOC,
-            "aligned allocation (written as a)": op == ALIGNED,
+            "calloc (written as a)": op == ops.CALLOC,
+            "aligned allocation (written as a)": op == ops.ALIGNED,
             "realloc of NULL (written as a)": fresh,
-            "free of NULL (left out)": (op == FREE) & ~kept,
-            "end of a thread (left out)": op == THREAD_END,
-            "touch (left out)": (op >= ALLOCATOR_OPS) & (op != THREAD_END),
-            "size of a free": (op == FREE) & (size > 0),
+            "free of NULL (left out)": (op == ops.FREE) & ~kept,
+            "end of a thread (left out)": op == ops.THREAD_END,
+            "touch (left out)": (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END),
+            "size of a free": (op == ops.FREE) & (size > 0),
             "thread": kept & (column(events, "thread") != 0),
             "time": kept & (column(events, "time") != 0),
             "call site": kept & (column(events, "site") != 0),
@@ -151,8 +142,8 @@ class Writer:
         for what, where in lost.items():
             note(self.lost, what, where)
         letter = np.full(len(op), _ALLOCATE, "u1")
-        letter[(op == REALLOC) & ~fresh] = _REALLOCATE
-        letter[op == FREE] = _RELEASE
+        letter[(op == ops.REALLOC) & ~fresh] = _REALLOCATE
+        letter[op == ops.FREE] = _RELEASE
         text = np.empty(int(kept.sum()) * _LONGEST_LINE, "u1")
         columns = (letter[kept], events.slot[kept], size[kept])
         return text[: build_once(print_lines)(*columns, text)].tobytes()

@@ -18,7 +18,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from allocators.base import operation as ops
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.packing import Source, complaints
@@ -33,15 +33,15 @@ _PIECE = 1 << 16
 #: What the names in memray.AllocatorType are to us; their numbers differ from version to version.
 #: Of the aligned ones only valloc and pvalloc tell the alignment.
 _OPERATIONS = {
-    "FREE": FREE,
-    "MALLOC": MALLOC,
-    "CALLOC": CALLOC,
-    "REALLOC": REALLOC,
-    "POSIX_MEMALIGN": MALLOC,
-    "ALIGNED_ALLOC": MALLOC,
-    "MEMALIGN": MALLOC,
-    "VALLOC": ALIGNED,
-    "PVALLOC": ALIGNED,
+    "FREE": ops.FREE,
+    "MALLOC": ops.MALLOC,
+    "CALLOC": ops.CALLOC,
+    "REALLOC": ops.REALLOC,
+    "POSIX_MEMALIGN": ops.MALLOC,
+    "ALIGNED_ALLOC": ops.MALLOC,
+    "MEMALIGN": ops.MALLOC,
+    "VALLOC": ops.ALIGNED,
+    "PVALLOC": ops.ALIGNED,
 }
 _PYTHONS_OWN = "PYMALLOC_"
 _PAGE_SHIFT = 12
@@ -99,7 +99,7 @@ def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, i
         rows = list(map(fields, itertools.islice(stream, _PIECE)))
         table = np.concatenate([held, np.array(rows, "i8").reshape(-1, 4)])
         # A free at the end may be the first half of a realloc: it waits for the next piece.
-        wait = len(rows) == _PIECE and operations[np.clip(table[-1, 2], 0, 255)] == FREE
+        wait = len(rows) == _PIECE and operations[np.clip(table[-1, 2], 0, 255)] == ops.FREE
         held = table[len(table) - wait :]
         table = table[: len(table) - wait]
         seen += len(table)
@@ -113,7 +113,7 @@ def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
     address, size, allocator, thread = (np.ascontiguousarray(c) for c in table.T)
     op = operations[np.clip(allocator, 0, 255)]
     second = np.zeros(len(op), bool)
-    second[1:] = (op[1:] == REALLOC) & (op[:-1] == FREE) & (thread[1:] == thread[:-1])
+    second[1:] = (op[1:] == ops.REALLOC) & (op[:-1] == ops.FREE) & (thread[1:] == thread[:-1])
     first = np.zeros(len(op), bool)
     first[:-1] = second[1:]
     unknown = op == _UNKNOWN
@@ -125,8 +125,8 @@ def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
         op=op,
         pointer=address[line],
         old=old[line],
-        size=np.where(op == FREE, 0, size[line]),
-        align=np.where(op == ALIGNED, _PAGE_SHIFT, 0).astype("u1"),
+        size=np.where(op == ops.FREE, 0, size[line]),
+        align=np.where(op == ops.ALIGNED, _PAGE_SHIFT, 0).astype("u1"),
         thread=thread[line],
         time=np.empty(0, "i8"),
         bad=np.flatnonzero(unknown),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.events.events import FREE, OP_NAMES, REALLOC, THREAD_END
+from allocators.base import operation as ops
 from kernel.engine.jit import build_once, jit
 
 
@@ -97,19 +97,19 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
     for i in range(op.shape[0]):
         kind = op[i]
         slot[i] = -1
-        if kind == THREAD_END:
+        if kind == ops.THREAD_END:
             continue
         new = int(pointer[i])
-        argument = new if kind == FREE else int(old[i])
+        argument = new if kind == ops.FREE else int(old[i])
         held = _NULL
         if argument != 0:
             held = int(slots[find(keys, slots, argument)])
         unseen = late and held in (_NO_KEY, _FREED)
-        if unseen and kind == REALLOC:
+        if unseen and kind == ops.REALLOC:
             argument = 0
             held = _NULL
             unseen = False
-        releases = kind == FREE or (kind == REALLOC and size[i] == 0 and held >= 0)
+        releases = kind == ops.FREE or (kind == ops.REALLOC and size[i] == 0 and held >= 0)
         if unseen:
             problem[i] = UNSEEN
         elif held == _NO_KEY:
@@ -130,7 +130,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
                 counts[0] += 1
             if argument != 0:
                 enter(keys, slots, counts, argument, _FREED)
-            if kind == REALLOC and new != 0:
+            if kind == ops.REALLOC and new != 0:
                 # Some libraries answer realloc(p, 0) with a pointer; freeing it frees nothing.
                 enter(keys, slots, counts, new, _NULL)
         else:
@@ -187,8 +187,8 @@ class Objects:
 
 def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str]) -> str:
     """Why record ``i`` cannot have happened; ``spell`` names a pointer."""
-    free = records.op[i] == FREE
-    name = OP_NAMES[records.op[i]]
+    free = records.op[i] == ops.FREE
+    name = ops.OP_NAMES[records.op[i]]
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
     which = spell(int(argument))
     if problem == LIVE:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.events.events import ALIGNED, CALLOC, FREE, MALLOC, REALLOC
+from allocators.base import operation as ops
 from benchmarks.trace.formats.lines import BAD, NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.piece import spell_address
@@ -79,7 +79,7 @@ class Call(NamedTuple):
 
 
 #: A request for more than memory can hold; what failed needs no more said.
-_FAILED = Call(MALLOC, 0, 0, 0)
+_FAILED = Call(ops.MALLOC, 0, 0, 0)
 
 
 class Reader:
@@ -153,28 +153,28 @@ class Reader:
             mine = np.isin(values[:, 1], hashes)
             if form == "SIZE":
                 mine &= (fields == 5) & numbers(2, 4) & (values[:, 3] == _RESULT)
-                op[mine], size[mine] = MALLOC, values[mine, 2]
+                op[mine], size[mine] = ops.MALLOC, values[mine, 2]
             elif form == "N,SIZE":
                 # A product that does not fit is no usual line.
                 a, b = values[:, 2], values[:, 3]
                 mine &= (fields == 6) & numbers(2, 3, 5) & (values[:, 4] == _RESULT)
                 mine &= (a == 0) | ((a * b) // np.maximum(a, 1) == b)
-                op[mine], size[mine] = CALLOC, a[mine] * b[mine]
+                op[mine], size[mine] = ops.CALLOC, a[mine] * b[mine]
             elif form == "POINTER,SIZE":
                 fresh = (fields == 8) & numbers(5) & (values[:, 4] == _MALLOC)
                 fresh &= (values[:, 2] == 0) & (values[:, 5] == values[:, 3])
                 usual = (fields == 6) & (values[:, 4] == _RESULT)
                 mine &= (fresh | usual) & numbers(2, 3)
                 mine &= (kinds[np.arange(n), last] == NUMBER) & ((values[:, 6] == _RESULT) | usual)
-                op[mine], old[mine], size[mine] = REALLOC, values[mine, 2], values[mine, 3]
+                op[mine], old[mine], size[mine] = ops.REALLOC, values[mine, 2], values[mine, 3]
             elif form == "POINTER":
                 mine &= (fields == 3) & numbers(2)
-                op[mine] = FREE
+                op[mine] = ops.FREE
             else:
                 power, asked = (3, 5) if form.startswith("al") else (5, 3)
                 mine &= (fields == 8) & numbers(3, 5, 7) & (values[:, 6] == _RESULT)
                 mine &= values[:, power] > 0
-                op[mine], size[mine] = ALIGNED, values[mine, asked]
+                op[mine], size[mine] = ops.ALIGNED, values[mine, asked]
                 align[mine] = np.searchsorted(_POWERS, values[mine, power])
             pointer[mine] = result[mine]
         return op, pointer, old, size, align
@@ -190,17 +190,17 @@ class Reader:
         while True:
             name = tokens[0]
             call, tokens = _call(name, tokens[1:])
-            if call.op == FREE and not tokens:
+            if call.op == ops.FREE and not tokens:
                 return call._replace(old=0), call.old
             if tokens[:1] == ["Argument"]:
                 return _FAILED, 0
-            if tokens == ["free", call.old] and call.op == REALLOC and call.size == 0:
+            if tokens == ["free", call.old] and call.op == ops.REALLOC and call.size == 0:
                 return call, 0
-            if call.op == REALLOC and call.old == 0 and tokens[:2] == ["malloc", call.size]:
+            if call.op == ops.REALLOC and call.old == 0 and tokens[:2] == ["malloc", call.size]:
                 tokens = tokens[2:]
             if tokens[:1] == ["="]:
                 return call, _result(tokens)
-            overflow = call.op == CALLOC and call.size >= _TOO_MUCH
+            overflow = call.op == ops.CALLOC and call.size >= _TOO_MUCH
             if overflow and not tokens:
                 return _FAILED, 0
             if tokens[0] not in _FORM_OF:
@@ -245,12 +245,12 @@ def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:
     """
     form = _FORM_OF[name]
     if form == "SIZE":
-        return Call(MALLOC, 0, tokens[0] + 0, 0), tokens[1:]
+        return Call(ops.MALLOC, 0, tokens[0] + 0, 0), tokens[1:]
     if form == "N,SIZE":
-        return Call(CALLOC, 0, tokens[0] * (tokens[1] + 0), 0), tokens[2:]
+        return Call(ops.CALLOC, 0, tokens[0] * (tokens[1] + 0), 0), tokens[2:]
     if form == "POINTER,SIZE":
-        return Call(REALLOC, tokens[0] + 0, tokens[1] + 0, 0), tokens[2:]
+        return Call(ops.REALLOC, tokens[0] + 0, tokens[1] + 0, 0), tokens[2:]
     if form == "POINTER":
-        return Call(FREE, tokens[0] + 0, 0, 0), tokens[1:]
+        return Call(ops.FREE, tokens[0] + 0, 0, 0), tokens[1:]
     told = dict(zip(tokens[:4:2], tokens[1:4:2], strict=True))
-    return Call(ALIGNED, 0, told["size"] + 0, (told["al"] - 1).bit_length()), tokens[4:]
+    return Call(ops.ALIGNED, 0, told["size"] + 0, (told["al"] - 1).bit_length()), tokens[4:]

@@ -21,16 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from benchmarks.events.events import (
-    ALIGNED,
-    FREE,
-    OP_NAMES,
-    THREAD_END,
-    TOUCH_READ,
-    TOUCH_WRITE,
-    Events,
-    rows,
-)
+from allocators.base import operation as ops
+from benchmarks.events.events import Events, rows
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 
@@ -96,19 +88,21 @@ def _lines(events: Events, first: int) -> memoryview:
 
     n, op, slot = len(events.op), events.op, events.slot
     thread = events.thread if len(events.thread) else np.zeros(n, "i4")
-    touches = (op == TOUCH_READ) | (op == TOUCH_WRITE)
-    names = pa.array([f": {name}" for name in OP_NAMES]).take(pa.array(op))
+    touches = (op == ops.TOUCH_READ) | (op == ops.TOUCH_WRITE)
+    names = pa.array([f": {name}" for name in ops.OP_NAMES]).take(pa.array(op))
     parts = [
         pc.utf8_lpad(text(first + np.arange(n)), _WIDTH),
         " ",
         text(thread),
         names,
         where(slot >= 0, " #", text(slot)),
-        where((slot < 0) & (op == FREE), " NULL"),
-        where(((op != FREE) | (events.size != 0)) & (op != THREAD_END), " ", text(events.size)),
+        where((slot < 0) & (op == ops.FREE), " NULL"),
+        where(
+            ((op != ops.FREE) | (events.size != 0)) & (op != ops.THREAD_END), " ", text(events.size)
+        ),
     ]
     if len(events.align):
-        parts.append(where(op == ALIGNED, " align ", text(1 << events.align.astype("i8"))))
+        parts.append(where(op == ops.ALIGNED, " align ", text(1 << events.align.astype("i8"))))
     if len(events.offset):
         parts.append(where(touches, " at ", text(events.offset)))
     if len(events.time):
