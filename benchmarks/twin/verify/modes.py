@@ -15,25 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.twin.verify.operation import (
-    ALIGNED,
-    BLOCK,
-    CALLOC,
-    FREE,
-    LEAVE,
-    LIMIT_AS,
-    LIMIT_DATA,
-    MALLOC,
-    PROGRAM,
-    READ,
-    REALLOC,
-    SBRK,
-    TRIM,
-    UNBLOCK,
-    USABLE,
-    USE,
-    WRITE,
-)
+from benchmarks.twin.verify import operation as ops
 from benchmarks.twin.verify.schedule import Schedule
 from benchmarks.workloads.base.prng import Random
 from kernel.engine.jit import build_once, jit
@@ -266,7 +248,7 @@ def _choose_use(phase, op, size, draw, where, length):
     kind = _scaled(draw, 1024)
     if size <= 0 or kind >= phase.write + phase.read:
         return
-    op.use = WRITE if kind < phase.write else READ
+    op.use = ops.WRITE if kind < phase.write else ops.READ
     most = min(size, phase.used)
     # Half of the time from the start, else anywhere; all that is allowed in one of four.
     op.begin = 0 if where & 1 else _scaled(where, min(size, 1 << 30))
@@ -294,7 +276,7 @@ def _new_size(old, draw, fresh):
 @jit
 def _resize(phase, live, op, d, size):
     """Make ``op`` a realloc of a live block, to ``size`` bytes or to one near its own."""
-    op.kind = REALLOC
+    op.kind = ops.REALLOC
     op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
     old = live.bytes[op.slot]
     op.request = _new_size(old, d[7], size)
@@ -315,13 +297,13 @@ def _request(phase, live, op, d, size, align):
     op.slot = _born(live, size if possible else 0)
     op.request = size
     how = _scaled(d[3], 1024)
-    op.kind = MALLOC
+    op.kind = ops.MALLOC
     if how < phase.calloc:
-        op.kind = CALLOC
+        op.kind = ops.CALLOC
         # Members of 8 bytes where that is what comes out: the product is what counts.
         op.extra = 8 if size & 7 == 0 else 1
     elif how < phase.calloc + phase.aligned:
-        op.kind = ALIGNED
+        op.kind = ops.ALIGNED
         op.extra = align
     if possible:
         _choose_use(phase, op, size, d[4], d[5], d[6])
@@ -343,19 +325,19 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
         op.slot = -1
         op.request = 0
         op.extra = 0
-        op.use = LEAVE
+        op.use = ops.LEAVE
         op.begin = 0
         op.length = 0
         way = _scaled(d[0], 1024)
         if _scaled(d[1], 65536) < phase.trim:
-            op.kind = TRIM
+            op.kind = ops.TRIM
         elif way < phase.null:
-            op.kind = FREE
+            op.kind = ops.FREE
         elif live.count and way < phase.null + phase.usable:
-            op.kind = USABLE
+            op.kind = ops.USABLE
             op.slot = _pick(live, ANY, d[2])
         elif live.count and way < phase.null + phase.usable + phase.use:
-            op.kind = USE
+            op.kind = ops.USE
             op.slot = _pick(live, ANY, d[2])
             _choose_use(phase, op, live.bytes[op.slot], d[4] >> 1, d[5], d[6])
         elif live.count and way < phase.null + phase.usable + phase.use + phase.realloc:
@@ -366,7 +348,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
             or live.count >= SLOTS - 1
             or _scaled(d[2], 1024) >= phase.alloc
         ):
-            op.kind = FREE
+            op.kind = ops.FREE
             op.slot = _pick(live, phase.order, d[3])
             _gone(live, op.slot)
         else:
@@ -399,7 +381,7 @@ class Generator:
     def program(self, most: int) -> np.ndarray:
         """The program, (n,) PROGRAM of at most ``most`` rows."""
         choice, length = self._choice, min(self.length, most)
-        rows = np.zeros(length, PROGRAM).view(np.recarray)
+        rows = np.zeros(length, ops.PROGRAM).view(np.recarray)
         n = 0
         while n < length:
             if self._hostile and choice.random() < 0.3:
@@ -507,17 +489,17 @@ class Generator:
         room = choice.choice((0, 1, 2, 33, 64, 300, 1000)) * _PAGE
         match choice.randrange(9):
             case 0 | 1:
-                return BLOCK, slot, room, choice.randint(1, 20) * _PAGE, LEAVE, 0, 0, 0
+                return ops.BLOCK, slot, room, choice.randint(1, 20) * _PAGE, ops.LEAVE, 0, 0, 0
             case 2:
-                return UNBLOCK, slot, 0, 0, LEAVE, 0, 0, 0
+                return ops.UNBLOCK, slot, 0, 0, ops.LEAVE, 0, 0, 0
             case 3:
-                return LIMIT_DATA, -1, room, 0, LEAVE, 0, 0, 0
+                return ops.LIMIT_DATA, -1, room, 0, ops.LEAVE, 0, 0, 0
             case 4:
-                return LIMIT_DATA, -1, -1, 0, LEAVE, 0, 0, 0
+                return ops.LIMIT_DATA, -1, -1, 0, ops.LEAVE, 0, 0, 0
             case 5:
-                return LIMIT_AS, -1, room + choice.choice((0, 1 << 20)), 0, LEAVE, 0, 0, 0
+                return ops.LIMIT_AS, -1, room + choice.choice((0, 1 << 20)), 0, ops.LEAVE, 0, 0, 0
             case 6:
-                return LIMIT_AS, -1, -1, 0, LEAVE, 0, 0, 0
+                return ops.LIMIT_AS, -1, -1, 0, ops.LEAVE, 0, 0, 0
             case _:
                 step = choice.choice((8, 16, 24, 100, _PAGE, 3 * _PAGE, 132 << 10, 5000))
-                return SBRK, -1, step, 0, LEAVE, 0, 0, 0
+                return ops.SBRK, -1, step, 0, ops.LEAVE, 0, 0, 0

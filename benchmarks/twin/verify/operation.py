@@ -24,6 +24,9 @@ from allocators.base.operation import (
 )
 from kernel.linux.host.code import MAX_THREADS
 
+#: Compiled code may name this module as a whole (kernel.engine.jit).
+HEADER = True
+
 #: What the program does beside the operations of allocators.base.operation.
 USE, SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, THREAD_START = range(16, 23)
 #: By number, the names that stored programs have.

@@ -14,17 +14,7 @@ import numpy as np
 from benchmarks.events import events as ev
 from benchmarks.events.events import Events
 from benchmarks.trace import shipped
-from benchmarks.twin.verify.operation import (
-    ALIGNED,
-    GROWN,
-    LEAVE,
-    PROGRAM,
-    READ,
-    THREAD_END,
-    THREAD_START,
-    USE,
-    WRITE,
-)
+from benchmarks.twin.verify import operation as ops
 from benchmarks.twin.verify.twin import BLOCK_COLUMNS
 from benchmarks.workloads import WorkloadError
 from benchmarks.workloads import load as load_workload
@@ -41,27 +31,27 @@ _EVERYTHING = 1 << 62
 
 def to_program(events: Events, touch: str) -> np.ndarray:
     """Events as rows of PROGRAM; ``touch``: what becomes of a new block (TOUCH_NAMES)."""
-    rows = np.zeros(len(events.op), PROGRAM)
+    rows = np.zeros(len(events.op), ops.PROGRAM)
     # The end of a thread is nothing here.
-    rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, USE)
+    rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, ops.USE)
     rows["slot"] = events.slot
     rows["request"] = events.size
     if len(events.align):
         rows["extra"] = events.align
-    rows["extra"][rows["kind"] != ALIGNED] = 0
+    rows["extra"][rows["kind"] != ops.ALIGNED] = 0
     makes = events.op != ev.FREE
     makes &= events.op < ev.TOUCH_READ
     if touch != "nothing":
-        rows["use"][makes] = READ if touch == "read" else WRITE
+        rows["use"][makes] = ops.READ if touch == "read" else ops.WRITE
         rows["length"][makes] = 8 if touch == "first" else _EVERYTHING
         # calloc has written its block already; realloc's is new beyond what it was.
-        rows["use"][events.op == ev.CALLOC] = LEAVE
-        rows["begin"][events.op == ev.REALLOC] = GROWN
+        rows["use"][events.op == ev.CALLOC] = ops.LEAVE
+        rows["begin"][events.op == ev.REALLOC] = ops.GROWN
         if touch == "first":
-            rows["use"][events.op == ev.REALLOC] = LEAVE
+            rows["use"][events.op == ev.REALLOC] = ops.LEAVE
     uses = events.op >= ev.TOUCH_READ
-    rows["use"][events.op == ev.TOUCH_READ] = READ
-    rows["use"][events.op == ev.TOUCH_WRITE] = WRITE
+    rows["use"][events.op == ev.TOUCH_READ] = ops.READ
+    rows["use"][events.op == ev.TOUCH_WRITE] = ops.WRITE
     rows["length"][uses] = events.size[uses]
     rows["request"][uses] = 0
     if len(events.offset):
@@ -101,11 +91,11 @@ class Threads:
                 starts.append((i, self._numbers[thread]))
             rows["thread"][i:end] = self._numbers[thread]
             if ends[i] and thread:
-                rows["kind"][i] = THREAD_END
+                rows["kind"][i] = ops.THREAD_END
                 rows["request"][i] = self._numbers.pop(thread)
                 rows["thread"][i] = 0
-        started = np.zeros(len(starts), PROGRAM)
-        started["kind"] = THREAD_START
+        started = np.zeros(len(starts), ops.PROGRAM)
+        started["kind"] = ops.THREAD_START
         started["slot"] = -1
         started["request"] = [number for _, number in starts]
         at = [i for i, _ in starts]

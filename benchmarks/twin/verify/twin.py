@@ -9,24 +9,7 @@ from allocators.base.contract import perform
 from allocators.base.operation import ALLOCATING
 from allocators.base.registry import Plugin
 from benchmarks.replay.loop import initialise
-from benchmarks.twin.verify.operation import (
-    ALIGNED,
-    BLOCK,
-    FREE,
-    GROWN,
-    LEAVE,
-    LIMIT_AS,
-    LIMIT_DATA,
-    REALLOC,
-    SBRK,
-    STRAY,
-    THREAD_END,
-    THREAD_START,
-    TRIM,
-    UNBLOCK,
-    USABLE,
-    WRITE,
-)
+from benchmarks.twin.verify import operation as ops
 from benchmarks.twin.verify.threads import end_thread, first_thread, start_thread
 from kernel import uapi
 from kernel.access import touch
@@ -68,9 +51,9 @@ def morecore(k, a, increment):
 def _change_world(k, a, op, x, blocks):
     """Do what is not the allocator's: the program's own break, areas in the way, limits."""
     mm = k.mm
-    if op.kind == SBRK:
+    if op.kind == ops.SBRK:
         return morecore(k, a, x.request)
-    if op.kind == BLOCK:
+    if op.kind == ops.BLOCK:
         x.p = page_align(mm.brk) + x.request
         x.request = op.extra
         flags = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED_NOREPLACE
@@ -79,24 +62,26 @@ def _change_world(k, a, op, x, blocks):
             blocks[op.slot, 0] = value
             blocks[op.slot, 1] = x.request
         return value
-    if op.kind == UNBLOCK:
+    if op.kind == ops.UNBLOCK:
         x.request = blocks[op.slot, 1]
         blocks[op.slot, 0] = 0
         return munmap(k, x.p, x.request) if x.p else 0
     if x.request < 0:
         x.request = uapi.RLIM_INFINITY
-    elif op.kind == LIMIT_DATA:
+    elif op.kind == ops.LIMIT_DATA:
         x.request += mm.data_vm << PAGE_SHIFT
     else:
         x.request += mm.total_vm << PAGE_SHIFT
-    return setrlimit(k, uapi.RLIMIT_DATA if op.kind == LIMIT_DATA else uapi.RLIMIT_AS, x.request)
+    return setrlimit(
+        k, uapi.RLIMIT_DATA if op.kind == ops.LIMIT_DATA else uapi.RLIMIT_AS, x.request
+    )
 
 
 @jit(cold=True)
 def _start_or_end(k, a, op, x, threads):
     """Start or end thread ``x.request``, which becomes 0 where there is nothing to be done."""
     number = x.request
-    ends = op.kind == THREAD_END
+    ends = op.kind == ops.THREAD_END
     if number <= 0 or number >= MAX_THREADS or number == x.thread or threads.alive[number] != ends:
         x.request = 0
         return 0
@@ -110,22 +95,22 @@ def _call(k, a, op, x, blocks, threads):
     """Do an operation's call and keep the table of blocks; what it returns."""
     kind, slot = op.kind, op.slot
     if kind in ALLOCATING:
-        value = perform(k, a, kind, x.p, x.request, 1 << op.extra if kind == ALIGNED else 0)
-        if value or kind != REALLOC or x.request == 0:  # else refused: the block stays as it is
+        value = perform(k, a, kind, x.p, x.request, 1 << op.extra if kind == ops.ALIGNED else 0)
+        if value or kind != ops.REALLOC or x.request == 0:  # else refused: the block stays as it is
             blocks[slot, 0] = value
             blocks[slot, 1] = x.request
-            blocks[slot, 2] = value if value or kind != REALLOC else x.p
+            blocks[slot, 2] = value if value or kind != ops.REALLOC else x.p
         return value
-    if kind in (FREE, USABLE, TRIM):
-        if kind == FREE and x.p:
+    if kind in (ops.FREE, ops.USABLE, ops.TRIM):
+        if kind == ops.FREE and x.p:
             blocks[slot, 0] = 0
         return perform(k, a, kind, x.p, 0, 0)
-    if kind == STRAY:
+    if kind == ops.STRAY:
         x.p = blocks[slot, 2] + x.request
-        return perform(k, a, FREE, x.p, 0, 0)
-    if kind in (SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS):
+        return perform(k, a, ops.FREE, x.p, 0, 0)
+    if kind in (ops.SBRK, ops.BLOCK, ops.UNBLOCK, ops.LIMIT_DATA, ops.LIMIT_AS):
         return _change_world(k, a, op, x, blocks)
-    if kind in (THREAD_START, THREAD_END):
+    if kind in (ops.THREAD_START, ops.THREAD_END):
         return _start_or_end(k, a, op, x, threads)
     return 0
 
@@ -133,12 +118,12 @@ def _call(k, a, op, x, blocks, threads):
 @jit
 def _use(k, op, x, p, old, size):
     """The program uses its block of ``size`` bytes at ``p``, which had ``old`` before."""
-    begin = min(old if op.begin == GROWN else op.begin, size)
+    begin = min(old if op.begin == ops.GROWN else op.begin, size)
     length = min(op.length, size - begin)
     if length > 0:
         x.address = p + begin
         x.length = length
-        touch(k, x.address, length, 1 if op.use == WRITE else 0)
+        touch(k, x.address, length, 1 if op.use == ops.WRITE else 0)
 
 
 @jit
@@ -166,7 +151,7 @@ def play(k, a, program, expected, blocks, threads, begin, end):
         x.address = 0
         x.length = 0
         before = mm.minflt
-        if op.use != LEAVE and slot >= 0 and blocks[slot, 0]:
+        if op.use != ops.LEAVE and slot >= 0 and blocks[slot, 0]:
             _use(k, op, x, blocks[slot, 0], old, blocks[slot, 1])
         x.use_minflt = mm.minflt - before
     return end
