@@ -3,7 +3,7 @@
 Every live object is filled with a pattern of its own, so that a write into it, a lost copy and a
 block handed out twice all show in its words.  The first thing found wrong is written into the
 record ``d`` and ends the run; what needs the whole heap at once (overlap, walk) is left to
-:mod:`allocators.verify.heap`, which sees the tables that :func:`inspect_heap` fills.
+:mod:`allocators.verify.process`, which sees the tables that :func:`inspect_heap` fills.
 """
 
 import numpy as np
@@ -51,36 +51,14 @@ OBJECT_WIDTH = 4
 #: What else the driver may be doing: the allocator's functions that an inspection calls.
 DOING_CHECK, DOING_WALK, DOING_USABLE, DOING_CONTENTS = range(10, 14)
 DOING_NAMES = (
-    "init",
-    "malloc",
-    "calloc",
-    "aligned_alloc",
-    "realloc",
-    "free",
-    "free",
-    "trim",
-    "thread_exit",
-    "reset",
-    "check",
-    "walk",
-    "usable_size",
-    "looking at contents",
+    *("init", "malloc", "calloc", "aligned_alloc", "realloc", "free", "free", "trim"),
+    *("thread_exit", "reset", "check", "walk", "usable_size", "looking at contents"),
 )
 
-#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.heap.FOUND).
-(
-    FOUND_NOTHING,
-    FOUND_NULL,
-    FOUND_NEGATIVE,
-    FOUND_MISALIGNED,
-    FOUND_USABLE,
-    FOUND_UNMAPPED,
-    FOUND_DAMAGED,
-    FOUND_NOT_COPIED,
-    FOUND_NOT_ZERO,
-    FOUND_CHECK,
-    FOUND_USABLE_CHANGED,
-) = range(11)
+#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process).
+FOUND_NOTHING, FOUND_NULL, FOUND_NEGATIVE, FOUND_MISALIGNED, FOUND_USABLE = range(5)
+FOUND_UNMAPPED, FOUND_DAMAGED, FOUND_NOT_COPIED, FOUND_NOT_ZERO = range(5, 9)
+FOUND_CHECK, FOUND_USABLE_CHANGED = range(9, 11)
 
 #: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
 DENSE_WORDS = 32
