@@ -33,19 +33,9 @@ DOING_NAMES = ops.FUNCTIONS | {
 }
 
 #: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process._FOUND).
-(
-    FOUND_NOTHING,
-    FOUND_NULL,
-    FOUND_NEGATIVE,
-    FOUND_MISALIGNED,
-    FOUND_USABLE,
-    FOUND_UNMAPPED,
-    FOUND_DAMAGED,
-    FOUND_NOT_COPIED,
-    FOUND_NOT_ZERO,
-    FOUND_CHECK,
-    FOUND_USABLE_CHANGED,
-) = range(11)
+FOUND_NOTHING, FOUND_NULL, FOUND_NEGATIVE, FOUND_MISALIGNED, FOUND_USABLE = range(5)
+FOUND_UNMAPPED, FOUND_DAMAGED, FOUND_NOT_COPIED, FOUND_NOT_ZERO = range(5, 9)
+FOUND_CHECK, FOUND_USABLE_CHANGED = range(9, 11)
 
 #: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
 DENSE_WORDS = 32

@@ -18,14 +18,7 @@ from kernel.types import SIGABRT, SimulatedSignal
 OPERATIONS = 100_000
 #: What may be chosen (allocators.verify says what each does).
 SCENARIOS = (
-    "life",
-    "again",
-    "as timed",
-    "rounds",
-    "scarcity",
-    "huge",
-    "double free",
-    "wild free",
+    *("life", "again", "as timed", "rounds", "scarcity", "huge", "double free", "wild free"),
     "reset",
 )
 

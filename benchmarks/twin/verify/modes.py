@@ -11,7 +11,7 @@ moves the break itself.  Where there are threads, they start and end between pha
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,64 +66,25 @@ class Mode:
         return f"{self.name}: {self.about}; " + ", ".join(parts)
 
 
-MODES = {
-    mode.name: mode
-    for mode in (
-        Mode(
-            "small",
-            "tcache, fastbins, small bins",
-            (0, 1100),
-            (20, 3000),
-            (1, 4000),
-            (500, 20_000),
-            16 << 20,
-            2048,
-        ),
-        Mode(
-            "mixed",
-            "unsorted list, large bins, consolidation, top, trimming",
-            (0, 160 << 10),
-            (20, 2000),
-            (1, 1500),
-            (500, 12_000),
-            128 << 20,
-            64 << 10,
-        ),
-        Mode(
-            "big",
-            "mappings, dynamic threshold, mremap, trimming",
-            (64 << 10, 64 << 20),
-            (10, 400),
-            (1, 60),
-            (200, 3000),
-            1 << 30,
-            256 << 10,
-        ),
-        Mode(
-            "burst",
-            "many blocks of few sizes freed and taken again: tcache refills",
-            (0, 2200),
-            (8, 400),
-            (4, 120),
-            (500, 12_000),
-            8 << 20,
-            4096,
-        ),
-        Mode(
-            "threads",
-            "arenas of threads, their heaps, frees by other threads",
-            (0, 1 << 20),
-            (20, 1000),
-            (1, 2000),
-            (500, 12_000),
-            512 << 20,
-            32 << 10,
-            threads=6,
-            # Few arenas for many threads; heaps whose free ends go at once.
-            tunables=({}, {"arena_max": 2}, {}, {"arena_max": 3, "top_pad": 0}),
-        ),
-    )
+#: By mode: sizes, phases, live blocks, lengths of programs, budget, bytes used at a time.
+_RANGES = {
+    "small": ((0, 1100), (20, 3000), (1, 4000), (500, 20_000), 16 << 20, 2048),
+    "mixed": ((0, 160 << 10), (20, 2000), (1, 1500), (500, 12_000), 128 << 20, 64 << 10),
+    "big": ((64 << 10, 64 << 20), (10, 400), (1, 60), (200, 3000), 1 << 30, 256 << 10),
+    "burst": ((0, 2200), (8, 400), (4, 120), (500, 12_000), 8 << 20, 4096),
+    "threads": ((0, 1 << 20), (20, 1000), (1, 2000), (500, 12_000), 512 << 20, 32 << 10),
 }
+_ABOUT = {
+    "small": "tcache, fastbins, small bins",
+    "mixed": "unsorted list, large bins, consolidation, top, trimming",
+    "big": "mappings, dynamic threshold, mremap, trimming",
+    "burst": "many blocks of few sizes freed and taken again: tcache refills",
+    "threads": "arenas of threads, their heaps, frees by other threads",
+}
+MODES = {name: Mode(name, _ABOUT[name], *ranges) for name, ranges in _RANGES.items()}
+# Few arenas for many threads; heaps whose free ends go at once.
+_ARENAS = ({}, {"arena_max": 2}, {}, {"arena_max": 3, "top_pad": 0})
+MODES["threads"] = replace(MODES["threads"], threads=6, tunables=_ARENAS)
 
 # --- Filling a phase ----------------------------------------------------------------------------
 

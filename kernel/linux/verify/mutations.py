@@ -54,7 +54,7 @@ kernel.mlock.populate: mlock and MAP_POPULATE fault nothing in
 kernel.mremap._forget_source: MREMAP_DONTUNMAP leaves the old area as it was
 = None
 kernel.mremap._move_areas: mremap moves one area only
-= -EFAULT
+= -uapi.EFAULT
 kernel.huge.split_partial_folios: MADV_FREE of a part leaves the huge page whole
 = None
 kernel.huge._split_folio_in: a split huge page keeps its empty pages
