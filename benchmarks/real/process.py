@@ -25,15 +25,8 @@ from allocators.base.library import Library, LibraryError
 from benchmarks.events.events import ALIGNED, Events, column
 from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.real import machine_code
-from kernel.linux.host.process import (
-    FIRST_FILE,
-    OP,
-    OP_CALL,
-    OP_SYSCALL,
-    OP_TOUCH,
-    HostError,
-    HostProcess,
-)
+from kernel.linux.host.code import OP, OP_CALL, OP_SYSCALL, OP_TOUCH
+from kernel.linux.host.process import FIRST_FILE, HostError, HostProcess
 
 PAGE = mmap.PAGESIZE
 #: Where in the shared memory arguments of system calls are laid out.

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernel.linux.host.process import OP, OP_LOAD, OP_STORE, OP_SYSCALL, HostProcess
+from kernel.linux.host.code import OP, OP_LOAD, OP_STORE, OP_SYSCALL
+from kernel.linux.host.process import HostProcess
 from kernel.uapi import NR_MADVISE, NR_MMAP, NR_MUNMAP
 from tests.kernel.driver import NUMBERS
 

@@ -12,7 +12,7 @@ from benchmarks.real import machine_code
 from benchmarks.real.memory import RealRun
 from benchmarks.real.process import RealProcess, prepare
 from benchmarks.workloads import Workload
-from kernel.linux.host.process import OP, OP_CALL, OP_CLOCK, OP_STORE
+from kernel.linux.host.code import OP, OP_CALL, OP_CLOCK, OP_STORE
 
 _CLOCK_THREAD_CPUTIME_ID = 3
 

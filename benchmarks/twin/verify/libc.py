@@ -32,8 +32,8 @@ from benchmarks.twin.verify.operation import (
 from kernel import uapi
 from kernel.engine.jit import build_once, jit
 from kernel.linux import host
-from kernel.linux.host.code import CHUNK
-from kernel.linux.host.process import (
+from kernel.linux.host.code import (
+    CHUNK,
     OP,
     OP_CALL,
     OP_JOIN,
@@ -45,9 +45,8 @@ from kernel.linux.host.process import (
     OP_SYSCALL,
     OP_TOUCH,
     RESULT,
-    HostError,
-    HostProcess,
 )
+from kernel.linux.host.process import HostError, HostProcess
 from kernel.linux.scope import cannot_serve
 
 #: The functions called, in the order of :func:`prepare`'s table.

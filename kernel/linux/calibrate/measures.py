@@ -14,17 +14,8 @@ from statistics import median
 import numpy as np
 
 from kernel import uapi
-from kernel.linux.host.process import (
-    FIRST_FILE,
-    OP,
-    OP_CLOCK,
-    OP_LOAD,
-    OP_NOP,
-    OP_STORE,
-    OP_SYSCALL,
-    OP_TOUCH,
-    HostProcess,
-)
+from kernel.linux.host.code import OP, OP_CLOCK, OP_LOAD, OP_NOP, OP_STORE, OP_SYSCALL, OP_TOUCH
+from kernel.linux.host.process import FIRST_FILE, HostProcess
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20

@@ -35,7 +35,8 @@ def unavailable() -> str:
         return f"the host is {platform.machine()}, not x86-64"
     import numpy as np
 
-    from kernel.linux.host.process import OP, OP_NOP, HostError, HostProcess
+    from kernel.linux.host.code import OP, OP_NOP
+    from kernel.linux.host.process import HostError, HostProcess
 
     try:
         with HostProcess() as host:

@@ -29,53 +29,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from kernel.linux.host.code import (
-    CHUNK,
-    CODE,
-    CONTROL,
-    EXIT_SET_UP,
-    HANDLES,
-    HARNESS,
-    HARNESS_SIZE,
-    MAX_THREADS,
-    OP,
-    OP_CALL,
-    OP_CLOCK,
-    OP_JOIN,
-    OP_LOAD,
-    OP_NOP,
-    OP_SETRLIMIT,
-    OP_STORE,
-    OP_SWITCH,
-    OP_SYSCALL,
-    OP_TOUCH,
-    OPS,
-    OPTION_NO_FAULTS,
-    RESULT,
-    RESULTS,
-    SHARED_FD,
-    USAGE_OF_PROCESS,
-    USAGE_OF_THREAD,
-    the_program,
-)
+from kernel.linux.host import code as harness
+from kernel.linux.host.code import the_program
 from kernel.linux.host.elf import PAGE_SIZE, STT_GNU_IFUNC, ElfFile
-
-__all__ = [
-    "OP",
-    "OP_CALL",
-    "OP_CLOCK",
-    "OP_JOIN",
-    "OP_LOAD",
-    "OP_NOP",
-    "OP_SETRLIMIT",
-    "OP_STORE",
-    "OP_SWITCH",
-    "OP_SYSCALL",
-    "OP_TOUCH",
-    "RESULT",
-    "HostError",
-    "HostProcess",
-]
 
 #: First file descriptor of ``files`` in the child.
 FIRST_FILE = 10
@@ -148,22 +104,28 @@ class HostProcess:
         except OSError as error:
             raise HostError(f"no executable memory file: {error.strerror}") from error
         try:
-            os.ftruncate(shared, HARNESS_SIZE)
-            self._memory = mmap.mmap(shared, HARNESS_SIZE)
-            self._control = np.frombuffer(self._memory, CONTROL, 1)[0]
+            os.ftruncate(shared, harness.HARNESS_SIZE)
+            self._memory = mmap.mmap(shared, harness.HARNESS_SIZE)
+            self._control = np.frombuffer(self._memory, harness.CONTROL, 1)[0]
             self._control["done"] = _NOT_READY
-            self._control["usage_of"] = USAGE_OF_THREAD
+            self._control["usage_of"] = harness.USAGE_OF_THREAD
             self.pid = self._start(shared, list(files))
         finally:
             os.close(shared)
         self._owner = os.getpid()
         self._finalizer = weakref.finalize(self, _reap, self.pid, self._owner)
         # Bytes, because NumPy copies records field by field.
-        self._ops = np.frombuffer(self._memory, "u1", CHUNK * OP.itemsize, OPS)
-        self._results = np.frombuffer(self._memory, "u1", CHUNK * RESULT.itemsize, RESULTS)
-        self._address = self._ops.ctypes.data - OPS
-        self._count = ctypes.c_int64.from_buffer(self._memory, CONTROL.fields["count"][1])
-        self._options = ctypes.c_int64.from_buffer(self._memory, CONTROL.fields["options"][1])
+        self._ops = np.frombuffer(
+            self._memory, "u1", harness.CHUNK * harness.OP.itemsize, harness.OPS
+        )
+        self._results = np.frombuffer(
+            self._memory, "u1", harness.CHUNK * harness.RESULT.itemsize, harness.RESULTS
+        )
+        self._address = self._ops.ctypes.data - harness.OPS
+        self._count = ctypes.c_int64.from_buffer(self._memory, harness.CONTROL.fields["count"][1])
+        self._options = ctypes.c_int64.from_buffer(
+            self._memory, harness.CONTROL.fields["options"][1]
+        )
         self._timeout = (ctypes.c_int64 * 2)(0, _PATIENCE_NS)
         self._timeout_address = ctypes.addressof(self._timeout)
         self.spins = SPINS
@@ -205,14 +167,14 @@ class HostProcess:
         """
         if self._status >= 0:
             raise HostError(f"the host process {_in_words(self._status)}")
-        self._options.value = 0 if faults else OPTION_NO_FAULTS
+        self._options.value = 0 if faults else harness.OPTION_NO_FAULTS
         total = len(ops)
-        if total <= CHUNK:
+        if total <= harness.CHUNK:
             return self._batch(ops, total, waiting)
-        results = np.empty(total, RESULT)
-        for first in range(0, total, CHUNK):
-            part = ops[first : first + CHUNK]
-            results[first : first + CHUNK] = self._batch(part, len(part), waiting)
+        results = np.empty(total, harness.RESULT)
+        for first in range(0, total, harness.CHUNK):
+            part = ops[first : first + harness.CHUNK]
+            results[first : first + harness.CHUNK] = self._batch(part, len(part), waiting)
         return results
 
     def expect_threads(self) -> None:
@@ -220,7 +182,7 @@ class HostProcess:
 
         Faults are those of the process: the acting thread's, because the others sleep.
         """
-        self._control["usage_of"] = USAGE_OF_PROCESS
+        self._control["usage_of"] = harness.USAGE_OF_PROCESS
 
     def create(self, thread: int) -> tuple[int, int, int, int]:
         """Arguments of pthread_create for thread number ``thread``, 1 to MAX_THREADS - 1.
@@ -228,9 +190,9 @@ class HostProcess:
         OP_SWITCH and OP_JOIN know it by that number.  It touches what it needs of its stack and
         waits: its faults until then are of the operations that it runs beside.
         """
-        if not 0 < thread < MAX_THREADS:
+        if not 0 < thread < harness.MAX_THREADS:
             raise HostError(f"no thread can have the number {thread}")
-        return HARNESS + HANDLES + 8 * thread, 0, self._program.thread, thread
+        return harness.HARNESS + harness.HANDLES + 8 * thread, 0, self._program.thread, thread
 
     def function(self, name: str) -> int:
         """Return the address of a function, for OP_CALL: a preloaded library's, else libc's.
@@ -272,7 +234,7 @@ class HostProcess:
             self._status = max(_reap(self.pid, self._owner), 0)
 
     def _batch(self, ops: np.ndarray, count: int, waiting: Callable[[], None] | None) -> np.ndarray:
-        self._ops[: count * OP.itemsize] = np.ascontiguousarray(ops, OP).view("u1")
+        self._ops[: count * harness.OP.itemsize] = np.ascontiguousarray(ops, harness.OP).view("u1")
         self._count.value = count
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         call = self._program.parent
@@ -284,7 +246,7 @@ class HostProcess:
         except BaseException:  # such as Ctrl-C: nobody may write operations while it reads them
             self.close()
             raise
-        return self._results[: count * RESULT.itemsize].copy().view(RESULT)
+        return self._results[: count * harness.RESULT.itemsize].copy().view(harness.RESULT)
 
     def _check_alive(self) -> None:
         """Raise HostError when the child has ended."""
@@ -320,7 +282,10 @@ class HostProcess:
         #: end_data - start_data, which counts against RLIMIT_DATA.
         self.data_bytes = int(fields[43]) - int(fields[42])
         self.start_brk = int(fields[44])
-        self.areas = ((HARNESS, HARNESS + HARNESS_SIZE), (CODE, CODE + PAGE_SIZE))
+        self.areas = (
+            (harness.HARNESS, harness.HARNESS + harness.HARNESS_SIZE),
+            (harness.CODE, harness.CODE + PAGE_SIZE),
+        )
         # One processor: lists of pages that each keeps for itself (MADV_FREE adds to one) would
         # make what MADV_PAGEOUT finds depend on where the process has been.
         allowed = sorted(os.sched_getaffinity(self.pid))
@@ -409,7 +374,7 @@ def _pass_files(files: list[int], program: int, writer: int) -> tuple[int, int]:
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(name), False)
-    os.dup2(files[0], SHARED_FD)
+    os.dup2(files[0], harness.SHARED_FD)
     for place, fd in enumerate(files[1:], FIRST_FILE):
         os.dup2(fd, place)
     return program, writer
@@ -470,6 +435,6 @@ def _in_words(status: int) -> str:
         except ValueError:
             return f"was killed by signal {number}"
     code = os.waitstatus_to_exitcode(status)
-    if code == EXIT_SET_UP:
+    if code == harness.EXIT_SET_UP:
         return "could not map its memory or set its signal handlers"
     return f"exited with status {code}"

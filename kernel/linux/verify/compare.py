@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kernel.linux.host.code import OP
 from kernel.linux.host.files import ALIGNING, file_system
-from kernel.linux.host.process import OP, HostProcess
+from kernel.linux.host.process import HostProcess
 from kernel.linux.state import (
     WINDOW_BITS,
     Difference,

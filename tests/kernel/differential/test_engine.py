@@ -414,12 +414,12 @@ carry: the model carries after 7
 - else
 -  total
 + else total
-kernel.vma.can_merge_after: areas merge
+kernel.merge.can_merge_after: areas merge
 = False
 """)
     assert (one.name, one.module, one.rule) == ("carry", "", "the model carries after 7")
     assert one.edits == (("op == 7 and", "op == 8 and"), ("else\n total", "else total"))
-    assert (two.name, two.module, two.answer) == ("can_merge_after", "kernel.vma", "False")
+    assert (two.name, two.module, two.answer) == ("can_merge_after", "kernel.merge", "False")
 
 
 def test_functions_and_constants_are_changed():

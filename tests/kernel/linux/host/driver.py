@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernel.linux.host.process import OP, OP_LOAD, OP_STORE, OP_SYSCALL, OP_TOUCH
+from kernel.linux.host.code import OP, OP_LOAD, OP_STORE, OP_SYSCALL, OP_TOUCH
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from kernel.linux.host import kernel_version, unavailable
-from kernel.linux.host.code import CHUNK, THREAD_STACK
-from kernel.linux.host.process import (
+from kernel.linux.host.code import (
+    CHUNK,
     OP,
     OP_CALL,
     OP_JOIN,
     OP_NOP,
     OP_SETRLIMIT,
     OP_SWITCH,
-    HostError,
-    HostProcess,
+    THREAD_STACK,
 )
+from kernel.linux.host.process import HostError, HostProcess
 from tests.kernel.linux.host.driver import (
     ANONYMOUS,
     HUGE_PAGE,
