@@ -199,7 +199,8 @@ def test_bad_arguments_are_one_line(arguments, capsys):
 
 def test_ctrl_c_ends_the_run_and_tells_what_was_done():
     script = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell had it ignored
 from tests.kernel.differential.test_engine import options, toy, verify
 sys.exit(verify(toy.Toy(toy.slow, total=100_000), options("--jobs", "2")))
 """
