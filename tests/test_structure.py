@@ -2,10 +2,13 @@
 
 import ast
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tokenize
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ FOLDERS = sorted(
     for path in (ROOT / package).rglob("*.py")
     if path.name == "__init__.py"
 )
+COPIED = shutil.ignore_patterns("__pycache__", "*.parquet", "*.png", "*.c")
 #: Programs that bench.py starts; nobody types them.
 INTERNAL = {"benchmarks/run/worker.py", "benchmarks/run/observe.py"}
 
@@ -56,6 +60,43 @@ def test_a_folder_says_what_lives_there_and_what_imports_it(folder):
     text = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
     assert text.count(".") >= 2, f"{folder}: say what lives there, and who imports it"
     assert "import" in text.lower(), f"{folder}: say what it may import"
+
+
+def linted(folder):
+    """What import-linter says of the project in ``folder``."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    command = [linter, "--no-cache", "--no-logo"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_storeys_hold():
+    done = linted(ROOT)
+    assert done.returncode == 0, done.stdout
+    for contract in ("kernel", "allocators", "benchmarks"):
+        assert f"The storeys of {contract}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("benchmarks/events/ledger.py", "import benchmarks.trace.formats", "benchmarks"),
+        ("benchmarks/speed/harness.py", "import benchmarks.real.process", "benchmarks"),
+        ("kernel/engine/bits.py", "import kernel.types", "kernel"),
+        ("kernel/vma.py", "import kernel.linux.host", "kernel"),
+        ("allocators/base/tags.py", "import allocators.verify.plan", "allocators"),
+    ],
+)
+def test_an_import_upwards_is_noticed(tmp_path, file, line, contract):
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=COPIED)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / file).open("a") as text:
+        text.write(f"{line}\n")
+    done = linted(tmp_path)
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert re.search(rf"The storeys of {contract}[^A-Z]*BROKEN", said), said
 
 
 def test_no_allocator_imports_another():
