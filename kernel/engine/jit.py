@@ -264,11 +264,8 @@ class _Walk:
         value = getattr(module, use.attribute, None)
         constant = isinstance(value, (int, float, str, tuple))
         if not getattr(module, "HEADER", False) or not constant or use.attribute in self.bindings:
-            raise _error(
-                function,
-                use.line,
-                f"mentions {shown}: import the name itself, so that changes to it are seen",
-            )
+            what = f"mentions {shown}: import the name itself, so that changes to it are seen"
+            raise _error(function, use.line, what)
         return f"{module.__name__}.{use.attribute} = {value!r}"
 
     def key_of(self, function: Callable) -> str:

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -107,6 +108,23 @@ def _rights(i: int) -> int:
     return uapi.PROT_READ if i % 2 else _READ_WRITE
 
 
+def _one_untouched(_n: int) -> Ops:
+    return _untouched(1)
+
+
+def _next_pages(n: int) -> Ops:
+    """Room for :func:`_writes` and :func:`_reads`."""
+    return _area(n + 1)
+
+
+def _writes(n: int) -> Ops:
+    return [_touch(PLACE + PAGE, n)]
+
+
+def _reads(n: int) -> Ops:
+    return [_touch(PLACE + PAGE, n, write=0)]
+
+
 def _grow_and_shrink(n: int) -> Ops:
     sizes = PAGE, 2 * PAGE
     return [_call(uapi.NR_MREMAP, PLACE, sizes[i % 2], sizes[1 - i % 2]) for i in range(n)]
@@ -117,6 +135,16 @@ def _to_and_fro(n: int) -> Ops:
     return [
         _call(uapi.NR_MREMAP, places[i % 2], PAGE, PAGE, _MOVE, places[1 - i % 2]) for i in range(n)
     ]
+
+
+def _protect_in_turn(n: int) -> Ops:
+    rights = _READ_WRITE, uapi.PROT_NONE
+    return [_call(uapi.NR_MPROTECT, PLACE, PAGE, rights[1 - i % 2]) for i in range(n)]
+
+
+def _lock_in_turn(n: int) -> Ops:
+    calls = uapi.NR_MLOCK, uapi.NR_MUNLOCK
+    return [_call(calls[i % 2], PLACE, PAGE) for i in range(n)]
 
 
 def _destination(n: int) -> Ops:
@@ -147,6 +175,14 @@ def _page_out(n: int) -> tuple:
     return _call(uapi.NR_MADVISE, PLACE, n * NEIGHBOURHOOD * PAGE, uapi.MADV_PAGEOUT)
 
 
+def _out(n: int) -> Ops:
+    return [_page_out(n)]
+
+
+def _paged_out(n: int) -> Ops:
+    return [*_neighbourhoods(n), _page_out(n)]
+
+
 def _loads_apart(n: int) -> Ops:
     """One load in the middle of each neighbourhood."""
     step = NEIGHBOURHOOD * PAGE
@@ -158,46 +194,33 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
 
     ``swap``: whether the host has any.
     """
+    call = partial(Measure, sizes=CALLS, loop=True)
+    fault = partial(Measure, sizes=PAGES, before=_next_pages, faults=1)
     found = [
         Measure("loop", CALLS, lambda n: [(OP_NOP, 0, (0,) * 6)] * n),
-        Measure("syscall_floor", CALLS, lambda n: [_call(_NR_GETPPID)] * n, loop=True),
-        Measure(
+        call("syscall_floor", timed=lambda n: [_call(_NR_GETPPID)] * n),
+        call(
             "brk",
-            CALLS,
-            lambda n: [_call(uapi.NR_BRK, start_brk + i * PAGE) for i in range(1, n + 1)],
+            timed=lambda n: [_call(uapi.NR_BRK, start_brk + i * PAGE) for i in range(1, n + 1)],
             after=lambda returned: [_call(uapi.NR_BRK, start_brk)],
-            loop=True,
         ),
-        Measure(
+        call(
             "mmap",
-            CALLS,
-            lambda n: [_mmap(0, 1, _rights(i)) for i in range(n)],
+            timed=lambda n: [_mmap(0, 1, _rights(i)) for i in range(n)],
             after=lambda returned: [_call(uapi.NR_MUNMAP, start, PAGE) for start in returned],
-            loop=True,
         ),
-        Measure(
+        call(
             "munmap",
-            CALLS,
-            lambda n: [_call(uapi.NR_MUNMAP, PLACE + i * PAGE, PAGE) for i in range(n)],
+            timed=lambda n: [_call(uapi.NR_MUNMAP, PLACE + i * PAGE, PAGE) for i in range(n)],
             before=_untouched,
-            loop=True,
         ),
-        Measure(
+        call(
             "madvise",
-            CALLS,
-            lambda n: [_call(uapi.NR_MADVISE, PLACE, PAGE, uapi.MADV_DONTNEED)] * n,
-            before=lambda n: _untouched(1),
-            loop=True,
+            timed=lambda n: [_call(uapi.NR_MADVISE, PLACE, PAGE, uapi.MADV_DONTNEED)] * n,
+            before=_one_untouched,
         ),
-        Measure("mremap", CALLS, _grow_and_shrink, before=lambda n: _untouched(1), loop=True),
-        Measure(
-            "mremap_move",
-            CALLS,
-            _to_and_fro,
-            before=lambda n: _untouched(1),
-            after=_clear_both,
-            loop=True,
-        ),
+        call("mremap", timed=_grow_and_shrink, before=_one_untouched),
+        call("mremap_move", timed=_to_and_fro, before=_one_untouched, after=_clear_both),
         Measure(
             "page_moved",
             PAGES,
@@ -208,84 +231,36 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
             before=_destination,
             after=_clear_both,
         ),
-        Measure(
-            "mprotect",
-            CALLS,
-            lambda n: [
-                _call(uapi.NR_MPROTECT, PLACE, PAGE, _READ_WRITE if i % 2 else uapi.PROT_NONE)
-                for i in range(n)
-            ],
-            before=lambda n: _untouched(1),
-            loop=True,
-        ),
-        Measure(
-            "mlock",
-            CALLS,
-            lambda n: [
-                _call(uapi.NR_MUNLOCK if i % 2 else uapi.NR_MLOCK, PLACE, PAGE) for i in range(n)
-            ],
-            before=lambda n: _area(1),
-            loop=True,
-        ),
-        Measure(
-            "fault_write",
-            PAGES,
-            lambda n: [_touch(PLACE + PAGE, n)],
-            before=lambda n: _area(n + 1),
-            faults=1,
-        ),
-        Measure(
-            "fault_read",
-            PAGES,
-            lambda n: [_touch(PLACE + PAGE, n, write=0)],
-            before=lambda n: _area(n + 1),
-            faults=1,
-        ),
-        Measure(
-            "fault_cow",
-            PAGES,
-            lambda n: [_touch(PLACE + PAGE, n)],
-            before=lambda n: [*_area(n + 1), _touch(PLACE + PAGE, n, write=0)],
-            faults=1,
-        ),
-        Measure(
+        call("mprotect", timed=_protect_in_turn, before=_one_untouched),
+        call("mlock", timed=_lock_in_turn, before=lambda n: _area(1)),
+        fault("fault_write", timed=_writes),
+        fault("fault_read", timed=_reads),
+        fault("fault_cow", timed=_writes, before=lambda n: [*_next_pages(n), *_reads(n)]),
+        fault(
             "fault_populate",
-            PAGES,
-            lambda n: [_mmap(PLACE + PAGE, n, flags=uapi.MAP_FIXED | uapi.MAP_POPULATE)],
+            timed=lambda n: [_mmap(PLACE + PAGE, n, flags=uapi.MAP_FIXED | uapi.MAP_POPULATE)],
             before=lambda n: _area(1),
-            faults=1,
         ),
         Measure(
-            "fault_huge",
-            HUGE_PAGES,
-            _huge_stores,
+            *("fault_huge", HUGE_PAGES, _huge_stores),
             before=_huge_area,
             proof=lambda n: [_touch(PLACE, n * HUGE_PAGE // PAGE)],
             loop=True,
             faults=1,
         ),
+        fault("fault_file", timed=_writes, before=lambda n: _area(n + 1, fd=FIRST_FILE)),
         Measure(
-            "fault_file",
-            PAGES,
-            lambda n: [_touch(PLACE + PAGE, n)],
-            before=lambda n: _area(n + 1, fd=FIRST_FILE),
-            faults=1,
-        ),
-        Measure(
-            "returned_by_madvise",
-            PAGES,
+            *("returned_by_madvise", PAGES),
             lambda n: [_call(uapi.NR_MADVISE, PLACE + PAGE, n * PAGE, uapi.MADV_DONTNEED)],
             before=_resident,
         ),
         Measure(
-            "returned_by_munmap",
-            PAGES,
+            *("returned_by_munmap", PAGES),
             lambda n: [_call(uapi.NR_MUNMAP, PLACE + PAGE, n * PAGE)],
             before=_resident,
         ),
         Measure(
-            "huge_page_returned",
-            HUGE_PAGES,
+            *("huge_page_returned", HUGE_PAGES),
             lambda n: [_call(uapi.NR_MADVISE, PLACE, n * HUGE_PAGE, uapi.MADV_DONTNEED)],
             before=lambda n: [*_huge_area(n), *_huge_stores(n)],
             needs="fault_huge",
@@ -293,20 +268,9 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
     ]
     if swap:
         found += [
+            Measure("fault_major", SWAPPED, _loads_apart, before=_paged_out, loop=True, majors=1),
             Measure(
-                "fault_major",
-                SWAPPED,
-                _loads_apart,
-                before=lambda n: [*_neighbourhoods(n), _page_out(n)],
-                loop=True,
-                majors=1,
-            ),
-            Measure(
-                "swapped_neighbourhood",
-                SWAPPED,
-                lambda n: [_page_out(n)],
-                before=_neighbourhoods,
-                needs="fault_major",
+                "swapped_neighbourhood", SWAPPED, _out, before=_neighbourhoods, needs="fault_major"
             ),
         ]
     return found

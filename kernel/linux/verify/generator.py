@@ -139,22 +139,13 @@ def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
     if flags & (uapi.MAP_POPULATE | uapi.MAP_LOCKED):
         if not flags & uapi.MAP_ANONYMOUS and fd in FDS and kind:
             return False
-        if (
-            kind in (uapi.MAP_SHARED, uapi.MAP_SHARED_VALIDATE)
-            or length > ground.populate_most * PAGE
-        ):
+        shared = kind in (uapi.MAP_SHARED, uapi.MAP_SHARED_VALIDATE)
+        if shared or length > ground.populate_most * PAGE:
             return False
-    if (
-        ground.randomized
-        and flags & uapi.MAP_32BIT
-        and not flags & (uapi.MAP_FIXED | uapi.MAP_FIXED_NOREPLACE)
-    ):
+    fixed, gentle = flags & uapi.MAP_FIXED, flags & uapi.MAP_FIXED_NOREPLACE
+    if ground.randomized and flags & uapi.MAP_32BIT and not (fixed or gentle):
         return False  # Linux then begins its search at a random place
-    if (
-        flags & uapi.MAP_FIXED
-        and not flags & uapi.MAP_FIXED_NOREPLACE
-        and ground.is_protected(*_span(addr, length))
-    ):
+    if fixed and not gentle and ground.is_protected(*_span(addr, length)):
         if _aligned(addr) and 0 < length <= TASK_SIZE - addr:
             return False
     charged = kind == uapi.MAP_PRIVATE and prot & uapi.PROT_WRITE and not flags & uapi.MAP_NORESERVE
@@ -375,6 +366,10 @@ class Generator:
             PAGE,
         )
 
+    def _perhaps(self, flag: int, share: float) -> int:
+        """Return ``flag`` in that share of the cases, else 0."""
+        return flag if self.rng.random() < share else 0
+
     def _length(self) -> int:
         rng = self.rng
         kind = rng.random()
@@ -488,7 +483,7 @@ class Generator:
 
     @_kind("mmap", 4)
     def _mmap_anywhere(self, label: str) -> Op:
-        flags = _ANONYMOUS | (uapi.MAP_ABOVE4G if self.rng.random() < 0.05 else 0)
+        flags = _ANONYMOUS | self._perhaps(uapi.MAP_ABOVE4G, 0.05)
         return self._mmap(label, 0, self._length(), self._prot(), flags)
 
     @_kind("mmap_aligned", 2)
@@ -516,49 +511,36 @@ class Generator:
     def _mmap_noreplace(self, label: str) -> Op:
         length = self._length()
         addr, length = self._spoil(self._new_place(length), length)
-        flags = (
-            _ANONYMOUS
-            | uapi.MAP_FIXED_NOREPLACE
-            | (uapi.MAP_FIXED if self.rng.random() < 0.2 else 0)
-        )
+        flags = _ANONYMOUS | uapi.MAP_FIXED_NOREPLACE | self._perhaps(uapi.MAP_FIXED, 0.2)
         return self._mmap(label, addr, length, self._prot(), flags)
 
     @_kind("mmap_noreserve", 2)
     def _mmap_noreserve(self, label: str) -> Op:
         length = self._length()
-        fixed = uapi.MAP_FIXED if self.rng.random() < 0.7 else 0
+        fixed = self._perhaps(uapi.MAP_FIXED, 0.7)
         addr = self._new_place(length)
-        return self._mmap(
-            label, addr, length, self._prot(), _ANONYMOUS | uapi.MAP_NORESERVE | fixed
-        )
+        flags = _ANONYMOUS | uapi.MAP_NORESERVE | fixed
+        return self._mmap(label, addr, length, self._prot(), flags)
 
     @_kind("mmap_populate", 2)
     def _mmap_populate(self, label: str) -> Op:
         length = self._touched_length()
-        flags = _ANONYMOUS | uapi.MAP_POPULATE | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
-        flags |= uapi.MAP_NONBLOCK if self.rng.random() < 0.1 else 0
+        flags = _ANONYMOUS | uapi.MAP_POPULATE | self._perhaps(uapi.MAP_FIXED, 0.6)
+        flags |= self._perhaps(uapi.MAP_NONBLOCK, 0.1)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_locked", 2)
     def _mmap_locked(self, label: str) -> Op:
         length = self._touched_length()
-        flags = _ANONYMOUS | uapi.MAP_LOCKED | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags = _ANONYMOUS | uapi.MAP_LOCKED | self._perhaps(uapi.MAP_FIXED, 0.6)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_growsdown")
     def _mmap_growsdown(self, label: str) -> Op:
         length = self._length()
-        kind = self.rng.choice(
-            (
-                uapi.MAP_PRIVATE,
-                uapi.MAP_PRIVATE,
-                uapi.MAP_PRIVATE,
-                uapi.MAP_PRIVATE,
-                uapi.MAP_SHARED,
-            )
-        )
+        kind = self.rng.choice((*[uapi.MAP_PRIVATE] * 4, uapi.MAP_SHARED))
         flags = kind | uapi.MAP_ANONYMOUS | uapi.MAP_GROWSDOWN
-        flags |= uapi.MAP_FIXED if self.rng.random() < 0.7 else 0
+        flags |= self._perhaps(uapi.MAP_FIXED, 0.7)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_32bit")
@@ -573,24 +555,21 @@ class Generator:
     @_kind("mmap_stack")
     def _mmap_stack(self, label: str) -> Op:
         length = self._length()
-        flags = _ANONYMOUS | uapi.MAP_STACK | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
+        flags = _ANONYMOUS | uapi.MAP_STACK | self._perhaps(uapi.MAP_FIXED, 0.6)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     @_kind("mmap_shared", 2)
     def _mmap_shared(self, label: str) -> Op:
         length = self._length()
-        flags = (
-            uapi.MAP_SHARED
-            | uapi.MAP_ANONYMOUS
-            | (uapi.MAP_FIXED if self.rng.random() < 0.6 else 0)
-        )
-        flags |= uapi.MAP_NORESERVE if self.rng.random() < 0.3 else 0
+        flags = uapi.MAP_SHARED | uapi.MAP_ANONYMOUS
+        flags |= self._perhaps(uapi.MAP_FIXED, 0.6)
+        flags |= self._perhaps(uapi.MAP_NORESERVE, 0.3)
         return self._mmap(label, self._new_place(length), length, self._prot(), flags)
 
     def _mmap_file(self, label: str, kind: int) -> Op:
         rng = self.rng
         length = self._slots() if rng.random() < 0.3 else self._length()
-        fixed = uapi.MAP_FIXED if rng.random() < 0.5 else 0
+        fixed = self._perhaps(uapi.MAP_FIXED, 0.5)
         addr = self._new_place(length) if rng.random() < 0.8 else 0
         area = self._area()
         if area and area.file and rng.random() < 0.3:
@@ -601,7 +580,7 @@ class Generator:
         offset += rng.choice((0,) * 30 + (1, PAGE // 2))
         prot = self._prot() if rng.random() < 0.5 else uapi.PROT_READ
         fd = rng.choice((*FDS, *FDS[:2])) if rng.random() < 0.97 else rng.choice((-1, _CLOSED_FD))
-        flags = kind | fixed | (uapi.MAP_NORESERVE if rng.random() < 0.1 else 0)
+        flags = kind | fixed | self._perhaps(uapi.MAP_NORESERVE, 0.1)
         return syscall(label, uapi.NR_MMAP, addr, length, prot, flags, fd, offset)
 
     @_kind("mmap_file_private", 2)
@@ -617,29 +596,29 @@ class Generator:
     def _mmap_wrong(self, label: str) -> Op:
         rng = self.rng
         addr, length, prot = self._place(), self._length(), self._prot()
+
+        def mmap(*args: int) -> Op:
+            return syscall(label, uapi.NR_MMAP, *args)
+
         match rng.randrange(10):
             case 0:
-                return syscall(label, uapi.NR_MMAP, addr, length, prot, uapi.MAP_ANONYMOUS, -1, 0)
+                return mmap(addr, length, prot, uapi.MAP_ANONYMOUS, -1, 0)
             case 1:
-                return syscall(label, uapi.NR_MMAP, addr, length, prot, _ANONYMOUS, -1, 1)
+                return mmap(addr, length, prot, _ANONYMOUS, -1, 1)
             case 2:
-                kind = uapi.MAP_SHARED_VALIDATE
-                return syscall(
-                    label, uapi.NR_MMAP, addr, length, prot, kind | uapi.MAP_ANONYMOUS, -1, 0
-                )
+                flags = uapi.MAP_SHARED_VALIDATE | uapi.MAP_ANONYMOUS
+                return mmap(addr, length, prot, flags, -1, 0)
             case 3:
                 flags = uapi.MAP_SHARED_VALIDATE | uapi.MAP_SYNC
-                return syscall(
-                    label, uapi.NR_MMAP, 0, length, uapi.PROT_READ, flags, rng.choice(FDS), 0
-                )
+                return mmap(0, length, uapi.PROT_READ, flags, rng.choice(FDS), 0)
             case 4:
-                return syscall(label, uapi.NR_MMAP, 0, length, prot, 4, rng.choice(FDS), 0)
+                return mmap(0, length, prot, 4, rng.choice(FDS), 0)
             case 5:
                 flags = uapi.MAP_PRIVATE | uapi.MAP_GROWSDOWN
-                return syscall(label, uapi.NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+                return mmap(0, length, prot, flags, rng.choice(FDS), 0)
             case 6:
                 flags = uapi.MAP_PRIVATE | uapi.MAP_HUGETLB
-                return syscall(label, uapi.NR_MMAP, 0, length, prot, flags, rng.choice(FDS), 0)
+                return mmap(0, length, prot, flags, rng.choice(FDS), 0)
             case 7:
                 length = rng.choice((1 << 46, 1 << 47, -PAGE, TASK_SIZE, TASK_SIZE - PAGE))
                 return self._mmap(label, 0, length, 3, _ANONYMOUS)
@@ -647,9 +626,7 @@ class Generator:
                 length = rng.choice((1 << 46, (1 << 47) - PAGE))
                 return self._mmap(label, addr, length, 3, _ANONYMOUS | uapi.MAP_FIXED)
             case _:
-                return syscall(
-                    label, uapi.NR_MMAP, 0, length, prot, uapi.MAP_PRIVATE, _CLOSED_FD, 0
-                )
+                return mmap(0, length, prot, uapi.MAP_PRIVATE, _CLOSED_FD, 0)
 
     @_kind("munmap", 7)
     def _munmap(self, label: str) -> Op:
@@ -779,9 +756,8 @@ class Generator:
         if rng.random() < 0.1:
             end += PAGE
         length = max(end - start, PAGE)
-        flags = (
-            uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED | uapi.MREMAP_DONTUNMAP * (rng.random() < 0.15)
-        )
+        flags = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
+        flags |= uapi.MREMAP_DONTUNMAP * (rng.random() < 0.15)
         return self._mremap(label, flags, start, length, length, self._destination(start, length))
 
     @_kind("mremap_zero")
@@ -799,24 +775,12 @@ class Generator:
     def _mprotect(self, label: str) -> Op:
         prot = self._prot()
         if self.rng.random() < 0.02:
-            prot |= self.rng.choice(
-                (
-                    uapi.PROT_GROWSDOWN,
-                    uapi.PROT_GROWSUP,
-                    uapi.PROT_GROWSDOWN | uapi.PROT_GROWSUP,
-                    0x100,
-                    8,
-                )
-            )
+            down, up = uapi.PROT_GROWSDOWN, uapi.PROT_GROWSUP
+            prot |= self.rng.choice((down, up, down | up, 0x100, 8))
         area = self._area()
         if area and area.flags & VM_GROWSDOWN and self.rng.random() < 0.3:
-            return syscall(
-                label,
-                uapi.NR_MPROTECT,
-                self._inside(area),
-                PAGE,
-                self._prot() | uapi.PROT_GROWSDOWN,
-            )
+            down = self._inside(area), PAGE, self._prot() | uapi.PROT_GROWSDOWN
+            return syscall(label, uapi.NR_MPROTECT, *down)
         return syscall(label, uapi.NR_MPROTECT, *self._some_range(), prot)
 
     def _lock_range(self) -> tuple[int, int]:
@@ -858,9 +822,8 @@ class Generator:
         large = [a for a in self.own if a.plain and a.end - a.start >= SLOT]
         if large and self.rng.random() < 0.7:
             area = self.rng.choice(large)
-            return syscall(
-                label, uapi.NR_MADVISE, area.start, area.end - area.start, uapi.MADV_HUGEPAGE
-            )
+            length = area.end - area.start
+            return syscall(label, uapi.NR_MADVISE, area.start, length, uapi.MADV_HUGEPAGE)
         return self._madvise(label, uapi.MADV_HUGEPAGE)
 
     @_kind("mmap_slots", 5, thp=True)
@@ -871,14 +834,9 @@ class Generator:
         addr = self._corner() // SLOT * SLOT + rng.choice((0, 0, 0, PAGE, -PAGE)) * (
             rng.random() < 0.5
         )
-        fixed = uapi.MAP_FIXED if rng.random() < 0.7 else 0
-        return self._mmap(
-            label,
-            addr if fixed else 0,
-            length,
-            uapi.PROT_READ | uapi.PROT_WRITE,
-            _ANONYMOUS | fixed,
-        )
+        fixed = self._perhaps(uapi.MAP_FIXED, 0.7)
+        prot = uapi.PROT_READ | uapi.PROT_WRITE
+        return self._mmap(label, addr if fixed else 0, length, prot, _ANONYMOUS | fixed)
 
     @_kind("touch_slot", 6, thp=True)
     def _touch_slot(self, label: str) -> Op:
@@ -929,9 +887,8 @@ class Generator:
 
     @_kind("rlimit_as", 0.9)
     def _rlimit_as(self, label: str) -> Op:
-        return self._limit(
-            label, uapi.RLIMIT_AS, self._near(self.view.total_vm), uapi.RLIM_INFINITY
-        )
+        soft = self._near(self.view.total_vm)
+        return self._limit(label, uapi.RLIMIT_AS, soft, uapi.RLIM_INFINITY)
 
     @_kind("rlimit_data", 0.9)
     def _rlimit_data(self, label: str) -> Op:
