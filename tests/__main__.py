@@ -7,7 +7,8 @@
     core     what holds the model against the real kernel, the twin against glibc, golden counters,
              and tests that choose their own build
 
-Each lane has its own directory of compiled code, and as many run at a time as there are cores.
+Lanes that compile alike share a directory of compiled code.  As many lanes run at a time as there
+are cores.
 What a lane printed is shown when it ends; exit code 1 when any failed.
 """
 
@@ -63,7 +64,7 @@ LANES = {
 def run_lane(name: str) -> tuple[str, int, str, float]:
     """Run one lane; returns its name, exit code, output and seconds."""
     changes, commands = LANES[name]
-    cache = ROOT / "build" / "lanes" / name
+    cache = ROOT / "build" / "lanes" / ("-".join(changes) or "compiled")
     environment = os.environ | changes | {"NUMBA_CACHE_DIR": str(cache), "COLUMNS": "100"}
     begin = time.monotonic()
     output = ""

@@ -1,6 +1,7 @@
 """The order of the house: folders say what they are, tests mirror sources, commands are listed."""
 
 import ast
+import functools
 import io
 import os
 import re
@@ -143,15 +144,18 @@ def prose():
             yield path, number, line
 
 
+@functools.cache
 def defined(path):
     """Names that a file defines or imports, those of classes and records included."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
+            names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
+            names.add(node.id)
         elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).rpartition(".")[2]
+            names.add((node.asname or node.name).rpartition(".")[2])
+    return names
 
 
 def is_named(reference):
@@ -164,7 +168,7 @@ def is_named(reference):
             return True
         if path.is_file():
             settings = SETTINGS if parts[:length] == ["kernel"] else ()
-            return set(rest) <= set(defined(path)) or rest[0] in settings
+            return set(rest) <= defined(path) or rest[0] in settings
     return False
 
 
@@ -178,7 +182,7 @@ def test_references_lead_somewhere():
             if "NAME" not in name and name not in MADE and not any(f.exists() for f in files):
                 dangling.append(where + name)
         if path.suffix == ".py":
-            known = {*defined(path)}
+            known = defined(path)
             roles = [r for r in ROLE.findall(text) if r.split(".")[0] not in known]
             dangling += [where + r for r in roles if not is_named(r)]
     assert not dangling, "\n".join(dangling)
