@@ -97,24 +97,24 @@ class Row(NamedTuple):
 
 
 #: The calls, by kind.
-_CALLS = (
-    "{b} = malloc({size})",
-    "{b} = calloc({members}, {each})",
-    "{b} = realloc({b}, {size})",
-    "{b} = aligned_alloc({alignment}, {size})",
-    "free({b})",
-    "malloc_usable_size({b})",
-    "malloc_trim(0)",
-    "",
-    "sbrk({n})",
-    "mmap({extra} bytes, {n} above the break)",
-    "munmap(what lies above the break)",
-    "setrlimit(RLIMIT_DATA, {limit})",
-    "setrlimit(RLIMIT_AS, {limit})",
-    "free(what {b} was last{plus})",
-    "pthread_create(thread {n})",
-    "pthread_join(thread {n}, which returns)",
-)
+_CALLS = {
+    MALLOC: "{b} = malloc({size})",
+    CALLOC: "{b} = calloc({members}, {each})",
+    REALLOC: "{b} = realloc({b}, {size})",
+    ALIGNED: "{b} = aligned_alloc({alignment}, {size})",
+    FREE: "free({b})",
+    USABLE: "malloc_usable_size({b})",
+    TRIM: "malloc_trim(0)",
+    USE: "",
+    SBRK: "sbrk({n})",
+    BLOCK: "mmap({extra} bytes, {n} above the break)",
+    UNBLOCK: "munmap(what lies above the break)",
+    LIMIT_DATA: "setrlimit(RLIMIT_DATA, {limit})",
+    LIMIT_AS: "setrlimit(RLIMIT_AS, {limit})",
+    STRAY: "free(what {b} was last{plus})",
+    THREAD_START: "pthread_create(thread {n})",
+    THREAD_END: "pthread_join(thread {n}, which returns)",
+}
 #: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
 #: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
 #: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
