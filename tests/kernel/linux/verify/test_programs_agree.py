@@ -6,6 +6,7 @@ the programs cover).
 
 import pytest
 
+from kernel.differential.run import Runner
 from kernel.engine.jit import disabled
 from kernel.linux.verify.compare import ProcessSetting
 from kernel.linux.verify.operation import OP_STORE, Op, syscall
@@ -27,9 +28,12 @@ def sides():
 
 @pytest.mark.parametrize("number", range(PROGRAMS))
 def test_random_programs_agree(sides, number):
-    outcome = sides.run(Linux(500 * PROGRAMS).program(number))
-    assert not outcome.what, "\n".join(outcome.lines)
-    assert outcome.tally.operations == 500
+    # As the command does: khugepaged may collapse pages in the middle of a program, and a difference
+    # is one that comes again.
+    subject = Linux(500 * PROGRAMS)
+    report = Runner(subject, sides, shrink_seconds=0).check(subject.program(number))
+    assert report.finding is None, "\n".join(report.finding.lines)
+    assert report.tally.operations == 500
 
 
 def test_a_given_program_agrees_to_the_word(sides):
