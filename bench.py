@@ -12,7 +12,7 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from benchmarks.run.job import Job
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -45,6 +48,7 @@ def _configuration(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise JobError(str(error).splitlines()[0]) from None
     plain.pop("experiment", None)
+    plain.pop("debug", None)
     runtime = HydraConfig.get().runtime
     sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
     for group in ("allocator", "workload"):
@@ -54,6 +58,18 @@ def _configuration(config: DictConfig) -> dict[str, Any]:
             raise JobError(f"{group}={runtime.choices[group]} stands twice: {' and '.join(homes)}")
     folders = [Path.cwd(), *sources, *(s / g for s in sources for g in ("allocator", "workload"))]
     return absolute_paths(plain, folders)
+
+
+def _check_debug(value: object, job: "Job", sweep: bool) -> None:
+    """Raise JobError where debugging is asked for and cannot be."""
+    from benchmarks.run.job import JobError
+
+    if not isinstance(value, bool):
+        raise JobError(f"debug={value}: expected true or false")
+    if value and sweep:
+        raise JobError("debug=true: runs one job at a time, no sweep")
+    if value and job.library is not None:
+        raise JobError(f"debug=true: {job.plugin.name} is a real library: use its own debugger")
 
 
 def _already_done(directory: Path, config: dict[str, Any]) -> bool:
@@ -85,6 +101,7 @@ def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> 
 
 def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
+    from allocators.base.registry import PluginError
     from benchmarks.events.progress import shown_progress
     from benchmarks.run import results
     from benchmarks.run.job import JobError, check_job
@@ -100,10 +117,15 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         "seed": config.get("seed"),
     }
     plain: dict[str, Any] = {}
+    if debugged := config.get("debug") is True:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"  # before anything imports Numba
     try:
         plain = _configuration(config)
         job = check_job(plain)
-    except JobError as error:
+        _check_debug(config.get("debug"), job, sweep=quiet)
+        if job.library is None and not debugged:
+            job.plugin.inspect()
+    except (JobError, PluginError) as error:
         _say(f"bench.py: {error}")
         if quiet:  # a run of its own has nothing worth a directory
             _open_directory(directory, plain, **known)
@@ -111,6 +133,10 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         elif directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
         return results.FAILED
+    if debugged:
+        from benchmarks.run.debug import debug
+
+        return debug(job)
     known |= {
         "allocator": job.plugin.name,
         "label": job.plugin.label,

@@ -44,15 +44,20 @@ class Plugins:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            text = f"{path}{_last_line(error, path)}: {type(error).__name__}: {error}"
-            raise self.error(f"{self.kind} {name}: {text}".replace("\n", " ")) from error
+            raise self.error(f"{self.kind} {path.stem}: {located(error, path)}") from error
         return module
 
 
-def _last_line(error: BaseException, path: Path) -> str:
-    """':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
+def located(error: BaseException, path: Path | str) -> str:
+    """Return 'FILE:LINE: ERROR: message', one line; LINE is the last one of ``path`` to raise."""
+    text = f"{path}{_last_line(error, path)}: {type(error).__name__}: {error}"
+    return text.replace("\n", " ")
+
+
+def _last_line(error: BaseException, path: Path | str) -> str:
+    """Return ':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:

@@ -65,14 +65,16 @@ class Timing:
 class Job:
     """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
 
-    ``plugin``: the simulated allocator, or a real library.  ``check_frames``: whether the
-    untimed run checks physical memory after every event.
+    ``plugin``: the simulated allocator, or a real library.  ``check_every``: the untimed run calls
+    the allocator's own check after so many events; 0: only after the last.  ``check_frames``: it
+    checks physical memory after every event.
     """
 
     plugin: Plugin | Library
     workload: Mapping[str, Any]
     kernel: KernelConfig
     cost: Mapping[str, float]
+    check_every: int
     check_frames: bool
     measure: Timing
     seed: int
@@ -108,6 +110,8 @@ def check_job(config: Mapping[str, Any]) -> Job:
     for section, settings in (("allocator", allocator), ("workload", workload)):
         if not isinstance(settings.get("name"), str):
             raise JobError(f"{section}.name is missing: it names the {section}'s file")
+    check_every = allocator.pop("check_every", 0)
+    _whole("allocator.check_every", check_every, 0)
     try:
         name = allocator.pop("name")
         load = real.find if real.is_native(name) else registry.load
@@ -117,12 +121,15 @@ def check_job(config: Mapping[str, Any]) -> Job:
         raise JobError(str(error)) from None
     kernel_config, check_frames = _kernel(kernel)
     if isinstance(plugin, Library):
+        if check_every:
+            raise JobError(f"allocator.check_every={check_every}: {name} has no check of its own")
         _check_host(plugin, kernel_config)
     try:
         check_costs(cost)
     except ValueError as error:
         raise JobError(f"kernel.cost.{error}") from None
-    return Job(plugin, workload, kernel_config, cost, check_frames, _measure(config), seed)
+    measure = _measure(config)
+    return Job(plugin, workload, kernel_config, cost, check_every, check_frames, measure, seed)
 
 
 def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:

@@ -74,10 +74,9 @@ def _on_model(job: Job, workload: Workload) -> _Observed:
         OBSERVED,
         Simulation,
     )  # after the checks: it brings the compiler
-    from kernel.engine.jit import source_hash as code_hash
 
-    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
-    simulation = Simulation(job.plugin, workload, job.kernel, switches)
+    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames, "CHECK_EVERY": job.check_every}
+    simulation = Simulation(job.plugin, workload, job.kernel, switches, guarded=True)
     length = max(simulation.length, 1)
     seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
     simulation.verify_end()
@@ -90,7 +89,7 @@ def _on_model(job: Job, workload: Workload) -> _Observed:
         "hashes": {
             "kernel": results.source_hash("kernel"),
             "plugin": results.file_hash(job.plugin.module.__file__),
-            "loop": code_hash(simulation.loop_function, **simulation.loop_bindings()),
+            "loop": simulation.loop_hash,
         },
     }
     reason = _failures(simulation.r)

@@ -19,8 +19,10 @@ from numba.core import cgutils
 from numba.core import types as nb
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
+from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 #: Qualified names of inner functions, and whether they are cold.
 _inner: dict[str, bool] = {}
@@ -104,6 +106,58 @@ def _unset(call_function: Callable) -> Callable:
         return status, result
 
     return lean
+
+
+#: The Lower that generates code now, whose ``loc`` is the place in the source.
+_lowering: list[Lower] = []
+
+
+def _entered(lower_inst: Callable) -> Callable:
+    """A ``lower_inst`` during which :data:`_lowering` ends with its Lower."""
+
+    def entered(self: Lower, inst: object) -> None:
+        _lowering.append(self)
+        try:
+            lower_inst(self, inst)
+        finally:
+            _lowering.pop()
+
+    return entered
+
+
+def _located(return_user_exc: Callable) -> Callable:
+    """A ``return_user_exc`` that names file and line also of a wrong index or a division by zero.
+
+    The traceback of what is raised ends there.
+    """
+
+    def located(
+        self: CPUCallConv,
+        builder: ir.IRBuilder,
+        exc: type,
+        exc_args: tuple | None = None,
+        loc: object = None,
+        func_name: str | None = None,
+    ) -> None:
+        if loc is None and _lowering:
+            loc = _lowering[-1].loc
+            func_name = _lowering[-1].func_ir.func_id.func_name
+        return_user_exc(self, builder, exc, exc_args, loc, func_name)
+
+    return located
+
+
+def _unwrapped(fix_integer_index: Callable) -> Callable:
+    """A ``fix_integer_index`` for which, where bounds are checked, no index counts from the end."""
+
+    def unwrapped(
+        context: object, builder: ir.IRBuilder, idxty: nb.Type, idx: ir.Value, size: ir.Value
+    ) -> ir.Value:
+        if context.enable_boundscheck:
+            return context.cast(builder, idx, idxty, nb.intp if idxty.signed else nb.uintp)
+        return fix_integer_index(context, builder, idxty, idx, size)
+
+    return unwrapped
 
 
 def declare_inner(name: str, cold: bool) -> None:
@@ -210,7 +264,7 @@ INTRINSICS = {
 
 @functools.cache
 def install() -> None:
-    """Make Numba's CPU target use these libraries and leaner calls, and treat records otherwise.
+    """Make Numba's CPU target use what is defined here, and treat records otherwise.
 
     A symbol spells the types of its arguments; a record's would list all its fields, ten
     kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
@@ -218,6 +272,9 @@ def install() -> None:
     """
     cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
     CPUCallConv.call_function = _unset(CPUCallConv.call_function)
+    CPUCallConv.return_user_exc = _located(CPUCallConv.return_user_exc)
+    Lower.lower_inst = _entered(Lower.lower_inst)
+    arrayobj.fix_integer_index = _unwrapped(arrayobj.fix_integer_index)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
         return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()

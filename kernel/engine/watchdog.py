@@ -20,14 +20,15 @@ _INTERVAL = 0.1
 class SoftLockup(RuntimeError):
     """The loop has not advanced; its thread still runs, so the process should end soon.
 
-    ``event`` is the number of the event that does not end.
+    ``event`` is the number of the event that does not end.  ``where`` begins the message.
     """
 
-    def __init__(self, event: int, seconds: float) -> None:
+    def __init__(self, event: int, seconds: float, where: str = "") -> None:
         super().__init__(
-            f"event {event} has not ended after {seconds:g} s: the allocator loops for ever"
+            f"{where}event {event} has not ended after {seconds:g} s: the allocator loops for ever"
         )
         self.event = event
+        self.seconds = seconds
 
 
 def watched(
