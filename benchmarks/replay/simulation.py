@@ -256,7 +256,7 @@ class Simulation:
             self._verify_killed()
             return 0.0
         except SoftLockup as lockup:
-            raise SoftLockup(lockup.event, lockup.seconds, f"{self.where()}: ") from None
+            raise SoftLockup(lockup.event, lockup.seconds, self.where()) from None
         except WorkloadError:
             raise
         except AllocatorFailure as failure:
@@ -331,12 +331,10 @@ class Simulation:
         live = self.objects[self.objects[:, 0] > 0]
         start, size = live[np.argsort(live[:, 0], kind="stable")].T
         bad = np.flatnonzero(start[:-1] + np.maximum(size[:-1], 1) > start[1:])
-        if not len(bad):
-            return ""
-        i = bad[0]
-        return (
-            f"the live block of {size[i]} bytes at {start[i]:#x} overlaps that at {start[i + 1]:#x}"
-        )
+        if len(bad):
+            low, high = start[bad[0]], start[bad[0] + 1]
+            what = f"the live block of {size[bad[0]]} bytes at {low:#x} overlaps that at {high:#x}"
+            raise AllocatorFailure(what, int(low))
 
     @property
     def out_of_memory(self) -> bool:

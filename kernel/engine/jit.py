@@ -261,7 +261,7 @@ class _Walk:
                 raise _error(function, use.line, f"mentions {name}, which does not exist")
             if name == "breakpoint" and not self.loose:
                 raise _error(
-                    function, use.line, "calls breakpoint(): only plain Python stops there"
+                    function, use.line, "calls breakpoint(): only bench.py debug=true stops there"
                 )
             return
         value = scope[name] = _chosen(scope[name], self.bindings)

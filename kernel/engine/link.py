@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.core import types as nb
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
+from numba.core.errors import TypingError
 from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -249,9 +250,47 @@ def trailing_zeros(typing_context, n):
     return nb.int64(nb.int64), generate
 
 
-#: What build() binds in place of the plain-Python functions of kernel.memory and
-#: kernel.engine.bits.
+#: How print() writes a value, by its type: a conversion of C's printf.
+_CONVERSIONS = {nb.Boolean: "%d", nb.Integer: "%lld", nb.Float: "%.15g"}
+
+
+@intrinsic
+def print_line(typing_context, *values):  # noqa: ANN002 - types of the call
+    """print() of numbers and literal strings, by C's stdio.
+
+    Numba's own needs the interpreter, which inner functions know nothing of.
+    """
+    words = []
+    for value in values:
+        known = [text for kind, text in _CONVERSIONS.items() if isinstance(value, kind)]
+        if isinstance(value, nb.StringLiteral):
+            words.append(value.literal_value.replace("%", "%%"))
+        elif known:
+            words.append(known[0])
+        else:
+            raise TypingError(f"print() of {value}: compiled code prints numbers and literal text")
+
+    def generate(context, builder, signature, args):
+        shown = []
+        for kind, value in zip(values, cgutils.unpack_tuple(builder, args[0]), strict=True):
+            if isinstance(kind, nb.Float):
+                shown.append(context.cast(builder, value, kind, nb.float64))
+            elif not isinstance(kind, nb.StringLiteral):
+                shown.append(context.cast(builder, value, kind, nb.int64))
+        cgutils.printf(builder, " ".join(words) + "\n", *shown)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.IntType(32), [pointer])
+        flush = cgutils.get_or_insert_function(builder.module, kind, "fflush")
+        builder.call(flush, [pointer(None)])  # all streams
+        return context.get_dummy_value()
+
+    return nb.void(nb.StarArgTuple.from_types(values)), generate
+
+
+#: What build() binds in place of print and of the plain-Python functions of kernel.engine.memory
+#: and kernel.engine.bits.
 INTRINSICS = {
+    "print": print_line,
     "load_word": load_word,
     "store_word": store_word,
     "load_half_word": load_half_word,
