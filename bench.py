@@ -60,6 +60,12 @@ def _configuration(config: DictConfig) -> dict[str, Any]:
     return absolute_paths(plain, folders)
 
 
+def _remove_empty(directory: Path) -> None:
+    """Remove the directory that Hydra made, unless something is in it."""
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+
+
 def _check_debug(value: object, job: "Job", sweep: bool) -> None:
     """Raise JobError where debugging is asked for and cannot be."""
     from benchmarks.run.job import JobError
@@ -130,12 +136,13 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         if quiet:  # a run of its own has nothing worth a directory
             _open_directory(directory, plain, **known)
             results.update_run(directory, status=results.FAILED, reason=str(error))
-        elif directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
+        else:
+            _remove_empty(directory)
         return results.FAILED
     if debugged:
         from benchmarks.run.debug import debug
 
+        _remove_empty(directory)
         return debug(job)
     known |= {
         "allocator": job.plugin.name,
