@@ -34,7 +34,7 @@ from kernel.engine.jit import WalkError, build, disabled, source_hash
 from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
-from kernel.types import ABORT_CHECK, SIGABRT, SIGKILL, SimulatedSignal
+from kernel.types import ABORT_CHECK, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedSignal
 
 #: Switches of the loop with every instrument, and with none.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
@@ -288,6 +288,8 @@ class Simulation:
         The line is the last one of the plugin in the traceback of ``error``; without one, that of
         the function which the event calls.
         """
+        if self.k.task.si_code == ABORT_FRAMES:  # the kernel's fault, not the plugin's
+            return f"event {int(self.k.task.now)}"
         name = self.function()
         event = f"event {int(self.k.task.now)}, {name}()" if self._running else "init()"
         file = getattr(self.plugin.module, "__file__", None)

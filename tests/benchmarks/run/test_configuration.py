@@ -24,7 +24,7 @@ def test_an_allocator_yaml_spells_every_default(name):
     job = check_job(config)
     assert job.plugin.name == name
     assert job.plugin.label == name  # nothing differs from the defaults
-    assert set(config["allocator"]) == {"name", *job.plugin.values}
+    assert set(config["allocator"]) == {"name", "check_every", *job.plugin.values}
 
 
 def test_every_allocator_and_workload_has_a_yaml():
