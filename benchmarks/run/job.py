@@ -6,7 +6,6 @@ seed.  Checking imports no compiler.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from allocators.base import library as real
@@ -14,7 +13,6 @@ from allocators.base import registry
 from allocators.base.library import Library, LibraryError
 from allocators.base.registry import Plugin, PluginError
 from benchmarks import workloads
-from benchmarks.trace import shipped
 from benchmarks.workloads import WorkloadError
 from kernel.config import KernelConfig
 from kernel.cost import check_costs
@@ -88,6 +86,13 @@ class Job:
     def workload_label(self) -> str:
         """The workload's name and the settings that differ from their defaults."""
         return workloads.label(self.workload)
+
+    def inspect(self) -> None:
+        """Look for mistakes in the plugin before anything is compiled.  Raises JobError."""
+        try:
+            self.plugin.inspect()
+        except PluginError as error:
+            raise JobError(str(error)) from None
 
     def load_workload(
         self, progress: Callable[[float, str], None] | None = None
@@ -199,23 +204,3 @@ def _known(prefix: str, given: Mapping[str, Any], known: tuple[str, ...] | list[
 def _whole(name: str, value: object, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 62:
         raise JobError(f"{name}={value}: expected a whole number, {low} or more")
-
-
-def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
-    """Return ``config`` with the files it names made absolute.
-
-    A relative plugin file is looked for in ``folders`` (the working directory first, then the
-    configuration directories), a relative trace or library in the working directory only.
-    """
-    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
-    for section in ("allocator", "workload"):
-        name = config.get(section, {}).get("name")
-        if isinstance(name, str) and name.endswith(".py") and not Path(name).is_absolute():
-            found = [folder / name for folder in folders if (folder / name).is_file()]
-            if found:
-                config[section]["name"] = str(found[0].resolve())
-    for section in ("allocator", "workload"):
-        path = config.get(section, {}).get("path")
-        if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-            config[section]["path"] = str(folders[0].joinpath(path).resolve())
-    return config
