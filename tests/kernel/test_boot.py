@@ -56,7 +56,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
         ({"maps": LIBRARY, "max_map_count": 10}, "maps has 11 areas, max_map_count is 10"),
         (
             {"maps": "1000-2000 rw-p 0 0 0\n008000001000-008000002000 rw-p 0 0 0"},
-            "maps has areas that share a place in the window of 2**39 bytes: set a larger",
+            "maps: two areas overlap in the simulated-memory window of 2**39 bytes; set a larger",
         ),
         (
             # The first begins where the last, around the end of the window, still is.

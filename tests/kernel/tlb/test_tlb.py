@@ -211,7 +211,7 @@ def test_a_new_table_is_empty():
     ("entries", "ways", "message"),
     [
         (63, 4, "not a multiple"),
-        (96, 4, "not 2"),
+        (96, 4, "not a power of two"),
         (-4, 4, "not a multiple"),
         (64, 0, "not a multiple"),
         (1 << 15, 8, "too large"),
