@@ -134,7 +134,7 @@ class Process:
         folded = page & ((1 << (WINDOW_BITS - 12)) - 1)
         state = int(self.k.pte[folded])
         if not state & PTE_PRESENT or bool(state & PTE_HUGE) != bool(huge):
-            raise Unsound(f"a translation of unmapped page {page:#x}, state {state:#x}")
+            raise Unsound(f"a translation of page {page:#x} that contradicts its state {state:#x}")
         return self._pfn(folded) if state & PTE_FRAME else state & PTE_PRESENT
 
     def _pfn(self, folded):
