@@ -10,5 +10,5 @@ The model imports kernel.engine; allocators/ and benchmarks/ import both, and ke
 
 from pathlib import Path
 
-#: Where the project's packages and conf/ lie.
+#: Directory that holds the project's packages and conf/.
 PROJECT = Path(__file__).resolve().parent.parent

@@ -1,12 +1,12 @@
-"""The one hook that every simulated access passes, and the loads and stores built on it.
+"""The hook that every simulated access passes through, and the loads and stores built on it.
 
 Addresses are real Linux addresses.  A reserved window of 2**WINDOW_BITS bytes holds their words,
-indexed by ``addr & (2**WINDOW_BITS - 1)``: one AND, no table walk.  Two areas whose folds collide
-are refused when they are mapped (kernel.mmap), so the fold of a mapped address is never ambiguous.
-What that AND cannot see is a wild address a multiple of 2**WINDOW_BITS from a resident page.
+indexed by ``addr & (2**WINDOW_BITS - 1)``: one AND, no table walk.  kernel.mmap refuses a mapping
+whose folded range overlaps that of another, so the fold of a mapped address is never ambiguous.
+The AND cannot detect a wild address at a multiple of 2**WINDOW_BITS from a resident page.
 
-The hook is nothing but the page check.  What watches accesses (the TLB; one day cache lines, an
-event log) goes here, behind a compile-time switch.
+By default the hook is only the page check.  Instruments that watch accesses (the TLB; cache lines
+or an event log in future) attach here, each enabled by a compile-time switch.
 """
 
 from kernel.engine.jit import jit
@@ -27,7 +27,7 @@ from kernel.types import BUS_ADRALN, PTE_HUGE, PTE_READ, PTE_STORE, PTE_WORDS, P
 
 @jit(inline=True)
 def make_present(k, addr, write):
-    """Make ``addr`` accessible to the program (write: 1 or 0), faulting as the MMU would."""
+    """Make ``addr`` accessible to the program (write: 1 or 0); fault where the MMU would."""
     need = PTE_WRITE if write else PTE_READ
     if not k.pte[page_of(addr)] & need:
         handle_mm_fault(k, addr, write)
@@ -35,36 +35,39 @@ def make_present(k, addr, write):
 
 @jit(inline=True, when="TLB")
 def translate(k, addr):
-    """Count the translation of ``addr``, whose page is mapped."""
+    """Look up ``addr``, whose page is mapped, in the TLBs and count hits, misses and walks."""
     tlb_access(k, addr, k.pte[page_of(addr)] & PTE_HUGE)
 
 
 @jit(inline=True)
 def access(k, addr, write):
-    """One access of the program to ``addr`` (write: 1 or 0), seen by all that watches accesses."""
+    """Access ``addr`` as the program does (write: 1 or 0); every access instrument counts it."""
     make_present(k, addr, write)
     translate(k, addr)
 
 
 @jit(cold=True)
 def _prepare_store(k, addr):
-    """Make a page fit for real words: writable, and remembered as one to clear later."""
+    """Make the page of ``addr`` writable and mark it as holding host data to clear later."""
     make_present(k, addr, 1)
     k.pte[page_of(addr)] |= PTE_STORE | PTE_WORDS
 
 
 @jit(inline=True)
 def _is_held(held):
-    """Whether a page need not be looked at again: a frame may go with any fault in between."""
+    """Return True if the page check can be skipped for a page that the caller holds.
+
+    False under FRAMES, where any fault in between may reclaim the frame, and under CHECKED.
+    """
     return held and not FRAMES and not CHECKED
 
 
 @jit(inline=True)
 def hold(k, addr):
-    """Make the page at ``addr``, which was stored to before, ready for loads and stores ``held``.
+    """Prepare the page of ``addr``, already stored to before, for accesses with ``held=True``.
 
-    For words that are loaded and soon stored: the page's state is looked at once, not every time.
-    Holds until the allocator calls the kernel or returns.
+    Use it for words that are loaded and then stored: the page state is checked once instead of at
+    every access.  Valid until the allocator calls the kernel or returns.
     """
     if _is_held(True) and not k.pte[page_of(addr)] & PTE_STORE:
         _prepare_store(k, addr)
@@ -72,7 +75,7 @@ def hold(k, addr):
 
 @jit(inline=True)
 def _loads(k, addr, size, held):
-    """Let the allocator load ``size`` bytes at ``addr``, a multiple of it."""
+    """Check, count and translate an allocator's load of ``size`` bytes at aligned ``addr``."""
     if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 0)
     if COUNT:
@@ -84,7 +87,7 @@ def _loads(k, addr, size, held):
 
 @jit(inline=True)
 def _stores(k, addr, size, held):
-    """Let the allocator store ``size`` bytes at ``addr``, a multiple of it."""
+    """Check, count and translate an allocator's store of ``size`` bytes at aligned ``addr``."""
     if CHECKED and addr & (size - 1):
         kill(k, SIGBUS, BUS_ADRALN, addr, 1)
     if COUNT:
@@ -96,41 +99,41 @@ def _stores(k, addr, size, held):
 
 @jit(inline=True)
 def load(k, addr, held=False):
-    """Return the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    """Return the 8-byte metadata word at ``addr`` (a multiple of 8)."""
     _loads(k, addr, 8, held)
     return load_word(k.window, fold(addr) >> 3)
 
 
 @jit(inline=True)
 def store(k, addr, word, held=False):
-    """Set the 8-byte word at ``addr`` (a multiple of 8) of the allocator's metadata."""
+    """Set the 8-byte metadata word at ``addr`` (a multiple of 8)."""
     _stores(k, addr, 8, held)
     store_word(k.window, fold(addr) >> 3, word)
 
 
 @jit(inline=True)
 def load_half(k, addr, held=False):
-    """Return the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
+    """Return the 2-byte metadata value at ``addr`` (a multiple of 2), 0 to 65535."""
     _loads(k, addr, 2, held)
     return load_half_word(k.window, fold(addr) >> 1)
 
 
 @jit(inline=True)
 def store_half(k, addr, value, held=False):
-    """Set the 2 bytes at ``addr`` (a multiple of 2) of the allocator's metadata: 0 to 65535."""
+    """Set the 2-byte metadata value at ``addr`` (a multiple of 2) to ``value``, 0 to 65535."""
     _stores(k, addr, 2, held)
     store_half_word(k.window, fold(addr) >> 1, value)
 
 
 @jit(inline=True)
 def prefetch(k, addr):
-    """Warm the host's caches for a coming store near ``addr``; no access of the model."""
+    """Prefetch into the host's caches for a later store near ``addr``; not a simulated access."""
     prefetch_word(k.window, fold(addr) >> 3)
 
 
 @jit
 def touch(k, addr, length, write):
-    """The program reads or writes ``length`` bytes of its own block: faults, counted words."""
+    """Read or write ``length`` bytes of payload as the program does: fault and count words."""
     if length <= 0:
         return
     mm = k.mm
@@ -147,7 +150,7 @@ def touch(k, addr, length, write):
 
 @jit
 def copy(k, dst, src, length):
-    """memcpy of payload between blocks that do not overlap: dst, src multiples of 8."""
+    """Copy ``length`` bytes of payload (memcpy): dst and src are multiples of 8, no overlap."""
     touch(k, src, length, 0)
     touch(k, dst, length, 1)
     if PAYLOAD:
@@ -157,7 +160,7 @@ def copy(k, dst, src, length):
 
 @jit
 def clear(k, addr, length):
-    """memset(addr, 0, length) of payload, addr a multiple of 8."""
+    """Zero ``length`` bytes of payload at ``addr``, a multiple of 8 (memset)."""
     touch(k, addr, length, 1)
     if PAYLOAD:
         for offset in range(0, length, 8):
@@ -166,7 +169,7 @@ def clear(k, addr, length):
 
 @jit
 def poke(k, addr, word):
-    """Set a word of payload for real, outside all counters (content checks)."""
+    """Store a payload word in host memory without counting it (for content checks)."""
     if not k.pte[page_of(addr)] & PTE_STORE:
         _prepare_store(k, addr)
     store_word(k.window, fold(addr) >> 3, word)
@@ -174,6 +177,6 @@ def poke(k, addr, word):
 
 @jit
 def peek(k, addr):
-    """Return a word of payload, outside all counters (content checks)."""
+    """Return a payload word from host memory without counting it (for content checks)."""
     make_present(k, addr, 0)
     return load_word(k.window, fold(addr) >> 3)

@@ -1,4 +1,4 @@
-"""Make a machine, one simulated process on its own kernel, and put it back to where it started.
+"""Boot a machine, one simulated process on its own kernel, and reset it to its initial state.
 
 A :class:`Machine` is one reservation of host address space, zero and free of cost until touched:
 
@@ -7,8 +7,8 @@ A :class:`Machine` is one reservation of host address space, zero and free of co
     │ (kernel.types)     │ simulated memory          │ for each page │ each, with FRAMES │
     └────────────────────┴───────────────────────────┴───────────────┴───────────────────┘
 
-Compiled code gets ``machine.k`` and finds the rest through the addresses therein.  A reset clears
-only the slots that were touched, so that it costs what the run before it cost, not the window.
+Compiled code receives ``machine.k`` and finds the rest through the addresses stored in it.  A reset
+clears only the slots that were touched, so its cost depends on the run, not on the window's size.
 """
 
 import mmap
@@ -48,19 +48,19 @@ from kernel.types import (
 from kernel.uapi import RLIM_INFINITY
 from kernel.vma import account_vm
 
-#: Where the host has huge pages, the window should be able to use them.
+#: The window is aligned to this, bytes, so that the host can back it with huge pages.
 _HOST_HUGE_PAGE = 2 << 20
-#: Python 3.11's mmap module lacks it on Linux; elsewhere the flag is not needed.
+#: Python 3.11's mmap module does not define it on Linux; other systems do not need the flag.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_POPULATE") else 0)
 
-#: What overcommit 2 keeps back, at most, bytes (vm.admin_reserve_kbytes, vm.user_reserve_kbytes).
+#: Upper limits of overcommit 2's reserves, bytes (vm.admin_reserve_kbytes, user_reserve_kbytes).
 _ADMIN_RESERVE, _USER_RESERVE = 8 << 20, 128 << 20
 
 
 def _reserve(size: int) -> np.ndarray:
-    """Return ``size`` zero bytes of which only the touched pages cost memory.
+    """Reserve ``size`` zero bytes, (size,) uint8; only touched pages use host memory.
 
-    Raises MemoryError with a hint where the machine forbids such reservations.
+    Raises MemoryError with a hint where the host forbids the reservation.
     """
     try:
         if not _MAP_NORESERVE:
@@ -80,8 +80,8 @@ def _reserve(size: int) -> np.ndarray:
 class Machine:
     """A simulated process on its own kernel.
 
-    ``k`` is the state for compiled code.  ``reset()`` puts everything back to the moment after
-    boot, clearing only what was touched.
+    ``k`` is the state for compiled code.  ``reset()`` restores the state right after boot and
+    clears only what was touched.
     """
 
     def __init__(self, config: KernelConfig | None = None) -> None:
@@ -90,9 +90,9 @@ class Machine:
         bits = self.config.window_bits
         frames, tlb = self.config.frames, self.config.tlb
         dtype = kernel_dtype(shift, bits, self.config.max_map_count, frames=frames, tlb=tlb)
-        # One reservation, so that ``k`` keeps its window alive; the window aligned as the whole.
+        # One reservation, so that ``k`` keeps its window alive; the window is huge-page aligned.
         offset = -(-dtype.itemsize // _HOST_HUGE_PAGE) * _HOST_HUGE_PAGE
-        # Behind it a word for each of its pages, once or twice.
+        # The window is followed by one or two tables with a word for each of its pages.
         names = ["folio", "pfn"] if frames else ["folio"]
         words_size = 8 << (bits - shift)
         places = [("window", offset, offset + (1 << bits))]
@@ -130,7 +130,7 @@ class Machine:
             mm[name.replace("rlimit", "rlim")] = getattr(config, name) or RLIM_INFINITY
         mm.memory, mm.swap = config.memory // page, config.swap // page
         mm.overcommit = config.overcommit
-        # Linux keeps a share back for root, and from a large process for the tools to end it.
+        # Linux reserves a share for root, and a share for a user to recover from a large process.
         mm.commit_limit = mm.memory * config.overcommit_ratio // 100 + mm.swap
         mm.commit_limit -= min(mm.memory // 32, _ADMIN_RESERVE // page)
         mm.user_reserve = min(mm.memory // 32, _USER_RESERVE // page)
@@ -163,25 +163,25 @@ class Machine:
             )
 
     def assume_tables(self, start: int, end: int) -> None:
-        """Let the page tables of [start, end) exist, as for a process that has touched it all.
+        """Create the page tables of [start, end), as if the process had touched the whole range.
 
-        Raises ValueError with frames: they would have none.
+        Raises ValueError with frames: these page tables would have no frames.
         """
         if self.config.frames:
-            raise ValueError("page tables cannot be assumed with frames: each takes one")
+            raise ValueError("page tables cannot be assumed with frames: each table needs a frame")
         if self._assume is None:
             self._assume = build_once(assume_tables, **self.config.switches())
         self._assume(self.k, start, end)
 
     def reset(self) -> None:
-        """Return to the state after boot.  Host memory already in use stays warm."""
+        """Restore the state right after boot.  Host memory already in use stays warm."""
         if self._clear is None:
             self._clear = build_once(clear_touched, **self.config.switches())
         self._clear(self.k)
         self._boot()
 
     def maps(self) -> str:
-        """The areas as /proc/PID/maps shows them."""
+        """Return the areas in the format of /proc/PID/maps."""
         lines = []
         mm = self.k.mm
         for v in self.k.vma[: mm.map_count]:
@@ -196,14 +196,14 @@ class Machine:
 
 @jit
 def assume_tables(k, start, end):
-    """Make the table pages of [start, end) exist."""
+    """Create all page-table pages that map [start, end)."""
     for addr in range(slot_start(start), end, pmd_size()):
         alloc_tables(k, addr)
 
 
 @jit
 def clear_touched(k):
-    """Zero the page states, and the words behind them, of every slot touched since boot."""
+    """Zero the page states and the window words of every slot touched since boot."""
     mm = k.mm
     for t in range(mm.nr_touched):
         slot = k.touched[t]
@@ -214,7 +214,7 @@ def clear_touched(k):
             if mm.folios:
                 set_folio(k, page, 0)
             k.pte[page] = 0
-    # Upper levels last: areas may share a PMD page, whose mark says where PTE pages can be.
+    # Upper levels last: areas may share a PMD page, and its mark shows where PTE pages can exist.
     for i in range(mm.map_count):
         v = k.vma[i]
         _clear_pte_tables(k, v.vm_start, v.vm_end)
@@ -228,7 +228,7 @@ def clear_touched(k):
 
 @jit
 def _clear_pte_tables(k, start, end):
-    """Forget the PTE pages of [start, end), skipping whole PMD slots that have none."""
+    """Clear the PMD entries of [start, end), skipping ranges without a PMD page."""
     while start < end:
         stop = pud_addr_end(start, end)
         if k.pud[start >> pud_shift()]:

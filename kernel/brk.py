@@ -1,4 +1,4 @@
-"""brk and libc's sbrk: the heap is the area above start_brk, and its end moves."""
+"""brk and libc's sbrk: move the end of the heap, the area that begins at start_brk."""
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
@@ -14,7 +14,7 @@ from kernel.vma import account_vm, find_vma, insert_vma, intersects
 
 @jit
 def do_brk(k, brk):
-    """Move the break to ``brk``; returns the break in force, the old one when refused."""
+    """Move the break to ``brk``; return the resulting break, the old one when refused."""
     mm = k.mm
     old = mm.brk
     if brk < mm.start_brk or brk > mm.task_size:
@@ -28,12 +28,12 @@ def do_brk(k, brk):
         mm.brk = brk
         return brk
     if new_end < old_end:
-        # munmap may have taken the end of the heap already: nothing to shrink is a refusal.
+        # If munmap has already removed the end of the heap, Linux refuses to shrink it.
         if not intersects(k, new_end, old_end) or do_munmap(k, new_end, old_end - new_end) < 0:
             return old
         mm.brk = brk
         return brk
-    # One page above must stay free, and a stack its guard.
+    # One page above must stay free, and so must the guard gap of a stack.
     i = find_vma(k, old_end)
     if i < mm.map_count and vm_start_gap(k, i) < new_end + page_size():
         return old
@@ -48,7 +48,7 @@ def do_brk(k, brk):
     if old_end > mm.start_brk:
         add_vma(k, old_end, new_end, flags, old_end >> PAGE_SHIFT, 0, 0)
     else:
-        # The heap's first area stays apart from what ends where it begins (a program's bss).
+        # The heap's first area never merges with an area that ends where it begins (bss).
         insert_vma(k, i, old_end, new_end, flags, old_end >> PAGE_SHIFT, 0, 0)
     account_vm(k, flags, pages)
     mm.brk = brk
@@ -57,9 +57,9 @@ def do_brk(k, brk):
 
 @jit(cold=True)
 def brk(k, addr):
-    """The system call: the break in force afterwards (``addr`` when it worked), counted.
+    """Run and count the system call; return the resulting break (``addr`` on success).
 
-    brk(0) only asks.
+    brk(0) queries the break and is never counted as failed.
     """
     mm = k.mm
     mm.nr_brk += 1
@@ -71,9 +71,9 @@ def brk(k, addr):
 
 @jit(cold=True)
 def sbrk(k, increment):
-    """libc's sbrk: move the break by ``increment`` bytes; the old break, or -ENOMEM.
+    """Move the break by ``increment`` bytes, as libc's sbrk; return the old break or -ENOMEM.
 
-    sbrk(0) is answered by libc from its own record and is no system call.
+    libc answers sbrk(0) from its own copy of the break, without a system call.
     """
     old = k.mm.brk
     if increment == 0:

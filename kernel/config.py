@@ -1,8 +1,8 @@
-"""The settings of a simulated kernel: their defaults, and which values cannot be.
+"""Settings of a simulated kernel: their defaults and the checks of their values.
 
-A :class:`KernelConfig` is plain data.  conf/kernel/linux.yaml gives a run its own, tests and tools
-make theirs; :class:`kernel.boot.Machine` is a process on a kernel that is set so.  A few settings
-are compiled in instead of looked at: :meth:`KernelConfig.switches`.
+A :class:`KernelConfig` is plain data.  A run reads its settings from conf/kernel/linux.yaml; tests
+and tools construct their own.  :class:`kernel.boot.Machine` boots a process with these settings.
+Some settings are compiled in instead of read at run time: :meth:`KernelConfig.switches`.
 """
 
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from kernel.maps import FRESH_PROCESS, check_window, parse_maps
 from kernel.tlb import check_geometry
 from kernel.types import MAX_FRAMES, THP_ALWAYS, THP_MADVISE, THP_NEVER
 
-#: Areas that a process may have, by default and at most (vm.max_map_count).
+#: Default and upper limit of the number of areas of a process (vm.max_map_count).
 MAX_MAP_COUNT = 65530
 
-#: NumPy's record types end at 2 GiB, and the page states are part of the kernel's record.
+#: NumPy limits a record type to 2 GiB, and the kernel's record contains the page states.
 MAX_WINDOW_BITS = 41
 
-#: Settings in bytes; 0: no limit (swap: none).
+#: Settings in bytes; 0: no limit (swap: no swap area).
 _SIZES = ("memory", "swap", "rlimit_as", "rlimit_data", "rlimit_memlock", "rlimit_stack")
 
 _THP = {"never": THP_NEVER, "madvise": THP_MADVISE, "always": THP_ALWAYS}
@@ -26,17 +26,17 @@ _THP = {"never": THP_NEVER, "madvise": THP_MADVISE, "always": THP_ALWAYS}
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Settings of a kernel; sizes in bytes, 0 for no limit.  Raises ValueError when impossible.
+    """Settings of a kernel; sizes in bytes, 0 for no limit.  Raises ValueError for a bad value.
 
-    ``maps``: the areas of the process when it begins, as /proc/PID/maps shows them.
-    ``mmap_base``: where top-down search begins; 0: where the highest mapping below the stack ends.
-    ``legacy_layout``: mappings are placed from the bottom up.  ``layout_only``: no page is ever
-    mapped, so that any address will do; for replaying system calls whose touches are not known.
+    ``maps``: the initial areas of the process, in the format of /proc/PID/maps.  ``mmap_base``:
+    address at which the top-down search starts; 0: the end of the highest mapping below the stack.
+    ``legacy_layout``: place mappings bottom-up.  ``layout_only``: map no pages at all, so that any
+    address can be used; for replaying system calls of a program whose accesses are not recorded.
 
-    ``frames``: every page takes a frame of ``memory`` (kernel.frames); ``fragmentation``: percent
-    of its blocks of a huge page's size in which the rest of the system holds a frame;
-    ``zone_boundary``: where the upper zone begins; ``min_free``: the min watermarks, 0 for Linux's
-    formula.  ``tlb``: translations are cached (kernel.tlb), in tables of so many entries and ways.
+    ``frames``: back every page by a frame of ``memory`` (kernel.frames); ``fragmentation``: percent
+    of the huge-page-sized blocks in which the rest of the system holds a frame; ``zone_boundary``:
+    first byte of the upper zone; ``min_free``: sum of the min watermarks, 0 for Linux's formula.
+    ``tlb``: model the TLBs (kernel.tlb); ``tlb_*``: entries and ways of each table, 0 for no table.
     """
 
     page_size: int = 4096
@@ -103,16 +103,16 @@ class KernelConfig:
                 )
 
     def _check_frames(self) -> None:
-        """Raise ValueError when physical memory cannot be as the settings say."""
+        """Raise ValueError if the settings of physical memory are inconsistent."""
         if not self.memory:
-            raise ValueError("frames needs memory, the bytes that there are frames of: it is 0")
+            raise ValueError("frames needs memory: it is 0; set the bytes of physical memory")
         if self.layout_only:
-            raise ValueError("frames and layout_only exclude each other: no page is ever mapped")
+            raise ValueError("frames and layout_only exclude each other: set only one of them")
         for name in ("memory", "swap"):
             if getattr(self, name) // self.page_size > MAX_FRAMES:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)} bytes: with frames at most "
-                    f"{MAX_FRAMES} pages of {self.page_size}"
+                    f"{name} is {getattr(self, name)} bytes: frames allows at most "
+                    f"{MAX_FRAMES} pages of {self.page_size} bytes"
                 )
         if not 0 <= self.fragmentation <= 100:
             raise ValueError(f"fragmentation must be 0 to 100 %, not {self.fragmentation}")
@@ -129,7 +129,7 @@ class KernelConfig:
 
     @property
     def min_free_bytes(self) -> int:
-        """Bytes of all min watermarks."""
+        """Sum of the min watermarks of all zones, bytes."""
         return self.min_free or default_min_free(self.memory)
 
     @property
@@ -138,7 +138,7 @@ class KernelConfig:
         return self.page_size.bit_length() - 1
 
     def switches(self) -> dict[str, int]:
-        """The compile-time switches that this configuration fixes (kernel.engine.switches)."""
+        """Return the compile-time switches that these settings require (kernel.engine.switches)."""
         switches = {"PAGE_SHIFT": self.page_shift, "WINDOW_BITS": self.window_bits}
-        # What is off is left at its default.
+        # Switches that are off keep their defaults.
         return switches | {n.upper(): True for n in ("frames", "tlb") if getattr(self, n)}

@@ -1,8 +1,8 @@
-"""Is every frame somewhere, and only there?  For after every operation of a run.
+"""Check that every frame is accounted for exactly once; can run after every operation.
 
-:func:`check_frames` looks at everything: O(frames + pages of the touched slots).
-:func:`check_counts` compares sums only, O(1), and notices what changes a number.  Both return 0 or
-a code of CHECKS; ``k.phys.bad`` names the frame, page, slot or list.
+:func:`check_frames` checks every frame, list and page: O(frames + pages of the touched slots).
+:func:`check_counts` compares sums only, O(1): it detects errors that change a count.  Both return 0
+or a code of CHECKS; ``k.phys.bad`` identifies the frame, page, slot or list.
 """
 
 from kernel import types
@@ -10,38 +10,38 @@ from kernel.engine.jit import jit
 from kernel.frames import max_order, order_of, owner_of, pfn_of, zone_of
 from kernel.page import fold_page, pages_around, pmd_order, table_pages
 
-#: What a code means; ``bad`` is what the last column names.
+#: Meaning of each code; in parentheses the value of ``k.phys.bad``.
 CHECKS = {
-    1: "a frame's record is no possible one (frame)",
+    1: "a frame's record is invalid (frame)",
     2: "a frame is part of two blocks (frame)",
     3: "two free buddies were not merged (frame)",
-    4: "a frame was taken by nobody (frame)",
-    5: "a list is broken (first frame that is wrong, or -1)",
-    6: "a list has not all the blocks of its kind (state, or order past the states)",
-    7: "free frames of a zone are miscounted (zone)",
-    8: "frames held by others have changed in number (their number now)",
-    9: "a frame belongs to a page that is not mapped to it (frame)",
-    10: "pages are mapped that have no frame of their own (their number)",
-    11: "rss is not the number of mapped frames (that number)",
-    12: "frames of page tables are not as many as page tables (their number)",
-    13: "a swap slot belongs to a page that is not in it (slot)",
-    14: "pages are swapped out that have no slot of their own (their number)",
-    15: "a free swap slot is lost, or on no chain (slot)",
-    16: "a page is set aside as locked that is not (frame)",
-    17: "frames are lost or there twice: free + tables + mapped + others (the sum)",
+    4: "an allocated frame is neither mapped nor a page table (frame)",
+    5: "a list is broken (first wrong frame, or -1 for wrong totals)",
+    6: "a list does not hold all blocks in its state (FREE, or TABLE for any other state)",
+    7: "a zone's count of free frames is wrong (zone)",
+    8: "the number of frames held by others has changed (number now)",
+    9: "a frame and the page that it records do not refer to each other (frame)",
+    10: "the number of pages with a frame differs from rss (number of pages)",
+    11: "the number of mapped frames differs from rss (number of frames)",
+    12: "the number of page-table frames differs from that of page tables (number of frames)",
+    13: "a swap slot and the page that it records do not refer to each other (slot)",
+    14: "the number of swapped-out pages differs from that of used slots (number of pages)",
+    15: "the chain of free swap slots is broken or incomplete (slot)",
+    16: "a frame is on the unevictable list but its page is not locked (frame)",
+    17: "free + tables + mapped + others is not the number of frames (sum)",
 }
 
 
 @jit
 def _bad(k, code, what):
-    """Note what was wrong; returns ``code``."""
+    """Record ``what`` in ``k.phys.bad`` and return ``code``."""
     k.phys.bad = what
     return code
 
 
 @jit(cold=True)
 def check_counts(k):
-    """Compare the sums; 0 or a code of CHECKS."""
+    """Compare the counts of frames; return 0 or a code of CHECKS."""
     phys = k.phys
     total = phys.others
     for z in range(types.NR_ZONES):
@@ -68,7 +68,7 @@ def check_counts(k):
 
 @jit
 def _check_list(k, a, state, order):
-    """Walk list ``a`` of blocks in ``state`` (and of ``order``, unless -1)."""
+    """Check list ``a`` of blocks in ``state`` (and of ``order``, unless -1); return 0 or a code."""
     blocks = 0
     frames = 0
     before = -1
@@ -90,7 +90,7 @@ def _check_list(k, a, state, order):
 
 @jit
 def _check_lists(k):
-    """Walk all lists."""
+    """Check all lists; return 0 or a code."""
     for n in range(types.NR_ZONES * types.NR_ORDERS):
         code = _check_list(k, k.free_area[n], types.FREE, n % types.NR_ORDERS)
         if code:
@@ -104,7 +104,7 @@ def _check_lists(k):
 
 @jit
 def _check_owner(k, pfn):
-    """Whether the mapped block at ``pfn`` and its pages point at each other."""
+    """Return True if the mapped block at ``pfn`` and its pages refer to each other."""
     order = order_of(k, pfn)
     owner = owner_of(k, pfn)
     if order and (order != pmd_order() or owner & ((1 << order) - 1)):
@@ -121,7 +121,7 @@ def _check_owner(k, pfn):
 
 @jit
 def _check_block(k, pfn):
-    """Look at the block that starts at ``pfn``."""
+    """Check the block that starts at ``pfn``; return 0 or a code."""
     state = int(k.frame[pfn].state)
     order = order_of(k, pfn)
     if state <= types.INSIDE or state >= types.NR_STATES or order < 0 or order > max_order():
@@ -150,7 +150,7 @@ def _check_block(k, pfn):
 
 @jit
 def _check_blocks(k):
-    """Walk physical memory block by block; every list must hold as many as are found."""
+    """Check physical memory block by block, and that the lists hold as many blocks as it has."""
     free = 0
     others = 0
     listed = 0
@@ -182,7 +182,10 @@ def _check_blocks(k):
 
 @jit
 def _check_pages(k):
-    """Count the pages with a frame or a slot; with the reverse maps checked, none has two."""
+    """Compare the number of pages with a frame or slot with the number of frames and slots.
+
+    The reverse maps have been checked before, so equal numbers mean a one-to-one relation.
+    """
     frames = 0
     swapped = 0
     for t in range(k.mm.nr_touched):
@@ -202,7 +205,7 @@ def _check_pages(k):
 
 @jit
 def _check_swap(k):
-    """Every slot holds a page that knows it, or is on the chain of the free ones."""
+    """Check that every swap slot holds a page that refers to it, or is on the free chain."""
     phys = k.phys
     free = 0
     for slot in range(phys.swap_fresh):
@@ -226,7 +229,7 @@ def _check_swap(k):
 
 @jit(cold=True)
 def check_frames(k):
-    """Check everything; 0 or a code of CHECKS."""
+    """Run all checks; return 0 or the first code of CHECKS."""
     code = _check_lists(k)
     if code == 0:
         code = _check_blocks(k)

@@ -1,15 +1,15 @@
-"""Kinds of kernel work that have a price; tables of prices, nanoseconds each (conf/kernel/cost)."""
+"""Kernel operations that have a price, and the check of cost tables (conf/kernel/cost), ns each."""
 
 from collections.abc import Mapping
 
 from kernel.counters import COUNTERS
 
-#: What each kind is, by the name that it has in cost tables.
+#: Description of each priced operation, by its name in cost tables.
 COSTS = {counter.price: counter.priced for counter in COUNTERS if counter.price}
 
 
 def check_costs(table: Mapping[str, object]) -> None:
-    """Raise ValueError, naming the price, unless ``table`` has one of each kind and no other."""
+    """Raise ValueError naming the price if ``table`` has a missing, unknown or invalid price."""
     for name, value in table.items():
         if name not in COSTS:
             raise ValueError(f"{name}: no such price (known: {', '.join(COSTS)})")

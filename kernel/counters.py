@@ -1,13 +1,13 @@
-"""Every counter of the kernel model, in one table from which all else about it derives.
+"""The table of all counters of the kernel model, from which other modules derive.
 
-    kernel.types                 its field in a record
-    kernel.cost                  kinds of work that have a price: the keys of conf/kernel/cost
-    benchmarks.replay.measured   what that work costs, system calls over time
-    benchmarks.replay.metrics    its metric, in the summary, the figure of faults and README.md
-    benchmarks.real              whether a real process shows it, and in which system calls
+    kernel.types                 the counter's field in a record
+    kernel.cost                  the operations that have a price: the keys of conf/kernel/cost
+    benchmarks.replay.measured   modelled kernel time, system calls over time
+    benchmarks.replay.metrics    metrics in the summary, the figure of faults and README.md
+    benchmarks.real              which counters a real process reports, by which system calls
 
-To add one: a line here, and ``mm.FIELD += 1`` where it happens.  A price needs, besides, its value
-in conf/kernel/cost and a way to measure it (kernel.linux.calibrate.measures).
+To add a counter, add a line here and ``mm.FIELD += 1`` where the event happens.  A price also needs
+its value in conf/kernel/cost and a way to measure it (kernel.linux.calibrate.measures).
 """
 
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from kernel import uapi
 
 
 class Counter(NamedTuple):
-    """A field that only counts, and everything that is said about it.
+    """Description of one counter.
 
-    ``field`` of ``record`` of the kernel's state, by Linux's name where Linux has one.  ``unit``:
-    of the metric; the field of one in bytes counts pages.  ``metric``: its name among the results,
-    "" if it has none.  ``better``: "lower", "higher" or "".  ``price``: the kind of work that it
-    counts, of which a cost table has the nanoseconds, "" if none; ``priced``: what exactly.
-    ``rare``: a summary leaves it out where it is 0.  ``real``: a run on a real library counts it
-    too.  ``calls``: the numbers of the system calls that it counts.
+    ``field``: its field in ``record`` of the kernel's state, by Linux's name where Linux has one.
+    ``unit``: unit of the metric; if it is bytes, the field counts pages.  ``metric``: name of the
+    metric in the results, "" for none.  ``better``: "lower", "higher" or "".  ``price``: name in
+    cost tables of the operation that it counts, "" for none; ``priced``: the exact operation that
+    the price covers.  ``rare``: a summary omits it where it is 0.  ``real``: a run with a real
+    library counts it too.  ``calls``: numbers of the system calls that it counts.
     """
 
     field: str
@@ -40,19 +40,19 @@ class Counter(NamedTuple):
 
 
 def _call(name: str, priced: str, *calls: int, meaning: str = "", rare: bool = False) -> Counter:
-    """System calls of a kind, failed ones included."""
+    """Return a counter of system calls, including failed ones."""
     names = f"syscalls_{name}", "lower", name if priced else "", priced
     return Counter(f"nr_{name}", "calls", meaning or name, *names, rare, real=True, calls=calls)
 
 
 def _fault(cause: str, meaning: str, priced: str = "", *, rare: bool = False) -> Counter:
-    """Minor faults by cause, pages."""
+    """Return a counter of minor faults (pages mapped) with one cause."""
     names = f"faults_{cause}", "lower", f"fault_{cause}", priced or meaning
     return Counter(f"flt_{cause}", "faults", meaning, *names, rare)
 
 
 def _event(field: str, unit: str, meaning: str, metric: str = "", **more: str) -> Counter:
-    """An event of physical memory, by Linux's name in /proc/vmstat where it has one."""
+    """Return a counter of a physical-memory event, by its name in /proc/vmstat where it has one."""
     return Counter(field, unit, meaning, metric, record="vmstat", **more)
 
 
@@ -62,14 +62,14 @@ def _tlb(field: str, unit: str, meaning: str, **more: str) -> Counter:
 
 CALLS = (
     _call("brk", "a call that grows the heap", uapi.NR_BRK),
-    _call("mmap", "a call that makes an area", uapi.NR_MMAP),
-    _call("munmap", "a call that takes away an area without pages", uapi.NR_MUNMAP),
+    _call("mmap", "a call that creates an area", uapi.NR_MMAP),
+    _call("munmap", "a call that removes an area without pages", uapi.NR_MUNMAP),
     _call("madvise", "a call that finds no pages", uapi.NR_MADVISE),
     _call("mremap", "a call that grows or shrinks an area in place", uapi.NR_MREMAP, rare=True),
     _call("mprotect", "a call that changes an area without pages", uapi.NR_MPROTECT, rare=True),
     _call(
         "mlock",
-        "a call of mlock or munlock whose page is there",
+        "a call of mlock or munlock on a resident page",
         *(uapi.NR_MLOCK, uapi.NR_MLOCK2, uapi.NR_MUNLOCK),
         meaning="mlock and munlock",
         rare=True,
@@ -84,26 +84,26 @@ FAILED = Counter(
     real=True,
 )
 FAULTS = (
-    Counter("minflt", "faults", "minor page faults in all", "faults", "lower", real=True),
-    _fault("write", "first touch is a write: a zeroed frame"),
-    _fault("read", "first touch is a read: the shared zero page"),
-    _fault("cow", "write to a page that showed the zero page"),
-    _fault("populate", "mapped ahead by MAP_POPULATE", "a page mapped ahead"),
-    _fault("huge", "a huge page, mapped on touch or ahead", "a huge page of 2 MiB", rare=True),
+    Counter("minflt", "faults", "total minor page faults", "faults", "lower", real=True),
+    _fault("write", "first touch is a write: maps a zeroed frame"),
+    _fault("read", "first touch is a read: maps the shared zero page"),
+    _fault("cow", "write to a page mapped to the zero page: copy-on-write"),
+    _fault("populate", "pages mapped in advance by MAP_POPULATE", "a page mapped in advance"),
+    _fault("huge", "huge pages mapped on touch or in advance", "a huge page of 2 MiB", rare=True),
     _fault(
         "file",
-        "a page of a file or of shared memory",
-        "a page of shared memory that exists already",
+        "pages of files or shared memory mapped",
+        "a page of shared memory that already exists",
         rare=True,
     ),
     Counter(
         "majflt",
         "faults",
-        "major: brought back from the swap area",
+        "major faults: pages read back from the swap area",
         metric="faults_major",
         better="lower",
         price="fault_major",
-        priced="a page brought back from the swap area",
+        priced="a page read back from the swap area",
         rare=True,
         real=True,
     ),
@@ -112,11 +112,11 @@ SWAP = (
     _event(
         "pswpout",
         "pages",
-        "moved to the swap area",
+        "pages written to the swap area",
         metric="swap_outs",
         better="lower",
         price="swap_out",
-        priced="a page moved to the swap area",
+        priced="a page written to the swap area",
     ),
     _event("swap_peak", "bytes", "largest use of the swap area", "peak_swap", better="lower"),
 )
@@ -124,21 +124,21 @@ RETURNED = (
     Counter(
         "zapped",
         "pages",
-        "frames given back by munmap, brk and madvise",
+        "frames returned by munmap, brk and madvise",
         metric="pages_returned",
         price="page_returned",
-        priced="a frame given back",
+        priced="a frame returned",
     ),
-    # Its frames are among those above, but have one price together.
+    # ``zapped`` includes the frames of these huge pages, but a whole huge page has its own price.
     Counter(
         "zapped_huge",
         "huge pages",
-        "huge pages given back whole",
+        "huge pages returned whole",
         price="huge_page_returned",
-        priced="a huge page given back whole",
+        priced="a huge page returned whole",
     ),
 )
-#: By the allocator, to its metadata; by the program.
+#: Accesses by the allocator to its metadata (STEPS), and by the program (PAYLOAD).
 STEPS = (
     Counter("loads", "loads", "8-byte loads of the allocator's metadata"),
     Counter("stores", "stores", "8-byte stores to the allocator's metadata"),
@@ -153,55 +153,55 @@ PAYLOAD = (
     Counter(
         "payload_stores",
         "stores",
-        "8-byte stores by the program, copying and clearing",
+        "8-byte stores by the program, by copying and by clearing",
         metric="payload_stores",
     ),
 )
 FRAMES = (
-    _event("pgalloc", "frames", "taken from the free blocks"),
-    _event("pgfree", "frames", "given back to them"),
-    _event("splits", "blocks", "free blocks halved"),
-    _event("merges", "blocks", "buddies joined"),
-    _event("kswapd_wake", "times", "free memory was below the low watermark"),
-    _event("pgscan", "frames", "looked at by reclaim"),
-    _event("pgsteal", "frames", "reclaimed: swapped out or dropped"),
-    _event("pgactivate", "frames", "moved to the active list"),
-    _event("pgdeactivate", "frames", "moved to the inactive list"),
-    _event("pswpin", "frames", "brought back from the swap area"),
-    _event("pglazyfreed", "pages", "dropped by reclaim after MADV_FREE", "pages_lazyfreed"),
-    _event("thp_fault_alloc", "huge pages", "mapped by a fault"),
+    _event("pgalloc", "frames", "frames allocated"),
+    _event("pgfree", "frames", "frames freed"),
+    _event("splits", "blocks", "free blocks split in half"),
+    _event("merges", "blocks", "pairs of buddies merged"),
+    _event("kswapd_wake", "runs", "reclaim runs: free memory was below the low watermark"),
+    _event("pgscan", "frames", "frames scanned by reclaim"),
+    _event("pgsteal", "frames", "frames reclaimed: swapped out or dropped"),
+    _event("pgactivate", "frames", "frames moved to the active list"),
+    _event("pgdeactivate", "frames", "frames moved to the inactive list"),
+    _event("pswpin", "frames", "pages read back from the swap area"),
+    _event("pglazyfreed", "pages", "pages dropped by reclaim after MADV_FREE", "pages_lazyfreed"),
+    _event("thp_fault_alloc", "huge pages", "huge pages mapped by a fault"),
     _event(
         "thp_fault_fallback",
         "faults",
-        "huge pages for which no block of frames was free",
+        "huge-page faults that found no free block of frames",
         metric="huge_failures",
         better="lower",
     ),
     _event(
         "thp_split_page",
         "huge pages",
-        "whose frames became single ones",
+        "huge pages split into single frames",
         metric="huge_splits",
         better="lower",
     ),
-    _event("oom_kill", "processes", "killed for lack of memory"),
+    _event("oom_kill", "processes", "processes killed because memory was exhausted"),
 )
 TLB = (
     _tlb(
         "walks",
         "accesses",
-        "that had to walk the page tables",
+        "accesses that walk the page tables",
         metric="page_walks",
         better="lower",
     ),
     _tlb("walk_loads", "loads", "page-table entries read by walks"),
-    _tlb("flush_all", "flushes", "of everything"),
-    _tlb("flush_pages", "flushes", "of one page"),
+    _tlb("flush_all", "flushes", "flushes of all entries"),
+    _tlb("flush_pages", "flushes", "flushes of one page"),
 )
 
 COUNTERS = (*CALLS, FAILED, *FAULTS, *SWAP, *RETURNED, *STEPS, *PAYLOAD, *FRAMES, *TLB)
 
 
 def fields(record: str) -> list[tuple[str, str]]:
-    """The counters in ``record``, as fields of a NumPy dtype."""
+    """Return the counters of ``record`` as fields of a NumPy dtype."""
     return [(counter.field, "i8") for counter in COUNTERS if counter.record == record]

@@ -1,18 +1,19 @@
-"""Demand paging: what happens when memory is touched, and how pages are taken away again.
+"""Demand paging: serve page faults, and unmap pages again.
 
                  read                    write
     untouched ──────────► zero page ──────────────► frame
         │                 (1 fault, not in RSS)     (1 more fault, in RSS)
         └──────────────────────write──────────────► frame (1 fault, in RSS)
 
-The rights in a page's state (PTE_READ, PTE_WRITE) are what the hook of every access looks at; they
-may be missing from a mapped page.  Then the access comes here, is served, and counts no fault.  A
-frame that is taken away leaves its words in the window: they are cleared at the next fault.
+The hook of every access (kernel.access) checks the rights in the page's state (PTE_READ,
+PTE_WRITE).  A mapped page may lack them, for example after mprotect: its next access is handled
+here but counts no fault.  An unmapped frame leaves its words in the window; the next fault clears
+them.
 
 With the switch FRAMES every page-table page and every page in RssAnon has a frame (kernel.frames),
-and the page may be in the swap area instead.  Pages of files and of shared memory (PTE_FILE) take
-none: they belong to the rest of the system.  Without it the calls to kernel.frames, kernel.swap and
-kernel.vmscan are empty, and so are those to kernel.tlb without the switch TLB.
+and an anonymous page may be in the swap area instead.  Pages of files and of shared memory
+(PTE_FILE) take no frame: they belong to the rest of the system.  Without FRAMES the calls to
+kernel.frames, kernel.swap and kernel.vmscan are empty; without TLB so are those to kernel.tlb.
 """
 
 from kernel import types
@@ -50,27 +51,27 @@ from kernel.tlb import flush_present, flush_tlb_page
 from kernel.vma import add_rss, find_vma
 from kernel.vmscan import get_frame, get_huge_frame, release_page, swap_in
 
-#: What :func:`fault_page` did: nothing, or the kind of fault.
+#: Results of :func:`fault_page`: no fault, or the type of fault that was served.
 NO_FAULT, FAULT_READ, FAULT_WRITE, FAULT_COW, FAULT_HUGE, FAULT_FILE, FAULT_SWAP = range(7)
 
 
 @jit
 def _fits(k, pages):
-    """Whether memory holds ``pages`` more; with FRAMES, getting their frames has answered that."""
+    """Return True if memory holds ``pages`` more; always True with FRAMES (see get_frame)."""
     mm = k.mm
     return FRAMES or mm.memory == 0 or mm.rss + mm.rss_file + pages <= mm.memory
 
 
 @jit
 def _check_memory(k, addr):
-    """Kill the process when memory cannot hold a page more, for ``addr``."""
+    """Kill the process if memory cannot hold one more page, the page of ``addr``."""
     if not _fits(k, 1):
         kill(k, types.SIGKILL, 0, addr, 1)
 
 
 @jit
 def _add_frame(k, addr, pfn):
-    """Map the fresh frame ``pfn`` at the page of ``addr``, written to."""
+    """Map the newly allocated frame ``pfn`` at the page of ``addr``: readable, writable, dirty."""
     map_frame(k, pfn, addr)
     k.pte[page_of(addr)] = types.PTE_READ | types.PTE_WRITE | types.PTE_FRAME | types.PTE_DIRTY
     add_rss(k, 1)
@@ -78,7 +79,7 @@ def _add_frame(k, addr, pfn):
 
 @jit(cold=True)
 def _fault_huge(k, addr, write):
-    """Serve a fault with a huge page; False when memory has no room for one."""
+    """Serve a fault with a huge page; return False if memory has no room for one."""
     alloc_tables(k, addr)
     if not write:
         map_huge_zero(k, addr)
@@ -95,7 +96,7 @@ def _fault_huge(k, addr, write):
 
 @jit(cold=True)
 def _fault_file(k, i, addr, write):
-    """Map a page of the file or shared memory behind area ``i``; a private write copies it."""
+    """Map a page of the file or shared memory that area ``i`` maps; a private write copies it."""
     mm = k.mm
     page = page_of(addr)
     alloc_tables(k, addr)
@@ -118,7 +119,7 @@ def _fault_file(k, i, addr, write):
 
 @jit
 def _is_served(k, i, f, write):
-    """Whether state ``f`` of a page of area ``i`` is all that the access needs but for rights."""
+    """Return True if page state ``f`` in area ``i`` lacks at most rights for the access."""
     if f & types.PTE_FILE:
         return not write or k.vma[i].vm_flags & types.VM_SHARED != 0
     return f & types.PTE_FRAME != 0 or (f & types.PTE_ZERO != 0 and not write)
@@ -126,9 +127,10 @@ def _is_served(k, i, f, write):
 
 @jit
 def _fault_page(k, i, addr, write):
-    """Make the page of ``addr`` in area ``i`` present, for writing if ``write``; the kind of fault.
+    """Map the page of ``addr`` in area ``i``, for writing if ``write``; return the fault's type.
 
-    The access itself is allowed.  Kills the process when physical memory is exhausted.
+    The caller has checked that the area allows the access.  Kills the process when physical memory
+    is exhausted.
     """
     page = page_of(addr)
     f = k.pte[page]
@@ -165,7 +167,7 @@ def _fault_page(k, i, addr, write):
 
 @jit
 def fault_page(k, i, addr, write):
-    """Make the page of ``addr`` in area ``i`` present (:func:`_fault_page`), locked where it is."""
+    """Map the page of ``addr`` as :func:`_fault_page` does, and mark it locked in a locked area."""
     kind = _fault_page(k, i, addr, write)
     if kind != NO_FAULT and k.vma[i].vm_flags & types.VM_LOCKED:
         start = slot_start(addr) if kind == FAULT_HUGE else page_start(addr)
@@ -178,25 +180,25 @@ def fault_page(k, i, addr, write):
 
 @jit
 def _is_minor(kind):
-    """Whether a fault of this kind counts as a minor one."""
+    """Return True if a fault of this type counts as a minor fault."""
     return kind not in (NO_FAULT, FAULT_SWAP)
 
 
 @jit(cold=True)
 def handle_mm_fault(k, addr, write):
-    """Serve a touch of ``addr`` (write: 1 or 0) that its page state does not allow.
+    """Serve an access to ``addr`` (write: 1 or 0) that its page state does not allow.
 
-    Kills the process with SIGSEGV outside any area or against its protection.
+    Kills the process with SIGSEGV if no area contains ``addr`` or the area forbids the access.
     """
     mm = k.mm
     if addr >> types.ADDRESS_BITS not in (0, -1):
-        # No address that the hardware would translate.
+        # Non-canonical: the hardware does not translate it, and Linux reports no address.
         kill(k, types.SIGSEGV, types.SI_KERNEL, 0, write)
     i = find_vma(k, addr)
     if i == mm.map_count or (k.vma[i].vm_start > addr and not expand_stack(k, i, addr)):
         kill(k, types.SIGSEGV, types.SEGV_MAPERR, addr, write)
     flags = k.vma[i].vm_flags
-    # x86 cannot map write-only or execute-only pages: any right lets a read through.
+    # x86 cannot map write-only or execute-only pages: any right permits a read.
     allowed = types.VM_WRITE if write else types.VM_READ | types.VM_WRITE | types.VM_EXEC
     if not flags & allowed:
         kill(k, types.SIGSEGV, types.SEGV_ACCERR, addr, write)
@@ -224,7 +226,7 @@ def handle_mm_fault(k, addr, write):
 
 @jit(cold=True)
 def populate_area(k, i, start, end, write):
-    """Fault the pages [start, end) of area ``i`` in ahead of use, as get_user_pages does."""
+    """Fault in the pages [start, end) of area ``i`` in advance, as get_user_pages does."""
     mm = k.mm
     if mm.layout_only:
         return
@@ -244,7 +246,7 @@ def populate_area(k, i, start, end, write):
 
 @jit(cold=True)
 def zap_pages(k, start, end):
-    """Take the pages of [start, end) away; the areas stay.  An empty slot costs one step."""
+    """Unmap the pages of [start, end); the areas stay.  An empty slot takes one step."""
     mm = k.mm
     flush_present(k, start, end)
     start = next_slot(k, start, end)
@@ -276,9 +278,9 @@ def zap_pages(k, start, end):
 
 @jit(cold=True)
 def lock_frames(k, start, end, lock):
-    """Mark the frames of [start, end) as locked in memory, or (lock: 0) as no longer so.
+    """Mark the frames of [start, end) as locked in memory, or as unlocked if ``lock`` is 0.
 
-    A huge page counts only as a whole.
+    A huge page is locked only if all of its pages are in the range.
     """
     addr = next_slot(k, start, end)
     while addr < end:
@@ -300,15 +302,15 @@ def lock_frames(k, start, end, lock):
 
 @jit
 def zap_whole_slots(k, start, end):
-    """Free the PTE pages of the slots that lie wholly in [start, end), after zap_pages."""
+    """Free the PTE pages of the slots that [start, end) contains entirely, after zap_pages."""
     free_ptes(k, start, end, start, end)
 
 
 @jit(cold=True)
 def drop_rights(k, start, end):
-    """Let the next access of each page in [start, end) ask the area again; splits huge mappings.
+    """Remove the rights of all pages in [start, end), so that the next access checks the area.
 
-    What mprotect does to page tables: a huge page that is only partly in the range is split.
+    mprotect's effect on page tables.  Splits huge mappings that are only partly in the range.
     """
     flush_present(k, start, end)
     start = next_slot(k, start, end)

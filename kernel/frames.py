@@ -1,24 +1,24 @@
-"""Physical memory: frames in two zones, handed out in blocks of 2**order by a buddy allocator.
+"""Physical memory: frames in two zones, allocated in blocks of 2**order by a buddy allocator.
 
     order 2   ┌───────────────┐          a free block of four frames: its head is on the list
-    order 1   ├───────┬───────┤          of order 2; it is split in halves until one fits,
-    order 0   ├───┬───┼───┬───┤          and a freed block merges with its buddy (its number
-    frame     4   5   6   7              with one bit turned) while that is free and as large
+    order 1   ├───────┬───────┤          of order 2; it is split in half until a half fits, and
+    order 0   ├───┬───┼───┬───┤          a freed block merges with its buddy (its number with
+    frame     4   5   6   7              one bit flipped) while that is free and of equal order
 
-Every frame has a 16-byte record.  Only the first frame of a block, its head, says anything; the
-records of the others stay zero.  A head is on exactly one list, by its state:
+Every frame has a 16-byte record.  Only the record of a block's first frame, its head, is used; the
+records of the other frames stay zero.  A head is on exactly one list, according to its state:
 
-    FREE       the list of its order and zone
-    TABLE      page-table pages; their number is all that matters
+    FREE       the free list of its order and zone
+    TABLE      page-table pages; only their number matters, not which is which
     INACTIVE, ACTIVE, LAZY, UNEVICTABLE    mapped by the process (kernel.vmscan)
 
-OTHERS are frames of the rest of the system: they never move, and one of them in a block keeps it
-from ever being whole.  Invariants, after every operation (kernel.conservation):
+OTHERS are frames of the rest of the system: they never move, and a block that contains one can
+never become one free block.  Invariants after every operation (kernel.conservation):
 
     free + tables + mapped + others == nr_frames         no two free buddies of one order
     frame n maps page p  <=>  page p is present and pfn_of(p) == n
 
-What the rest of the model calls are hooks of the switch FRAMES: empty without it.
+The functions that the rest of the model calls are hooks of the switch FRAMES: empty without it.
 """
 
 from math import isqrt
@@ -31,13 +31,13 @@ from kernel.engine.memory import load_word, store_word
 from kernel.engine.switches import PAGE_SHIFT
 from kernel.page import fold_page, pages_per_slot, pmd_order
 
-#: A page number has 35 bits, a record has room for 31 and 8.
+#: A page number has 35 bits; a record stores its low 31 bits and its high 8 bits.
 _LOW_BITS = 31
 
 
 @jit(inline=True)
 def max_order():
-    """Order of the largest block: Linux's 10, or that of a huge page where it is larger."""
+    """Return the order of the largest block: 10 as in Linux, or a huge page's if it is larger."""
     return max(pmd_order(), 10)
 
 
@@ -46,7 +46,7 @@ def max_order():
 
 @jit
 def order_of(k, pfn):
-    """Order of the block at ``pfn``."""
+    """Return the order of the block at ``pfn``."""
     return int(k.frame[pfn].order)
 
 
@@ -83,7 +83,7 @@ def list_add_before(k, a, pfn, place):
 
 @jit
 def list_del(k, a, pfn):
-    """Take the block at ``pfn`` off list ``a``."""
+    """Remove the block at ``pfn`` from list ``a``."""
     f = k.frame[pfn]
     if f.prev >= 0:
         k.frame[f.prev].next = f.next
@@ -102,13 +102,13 @@ def list_del(k, a, pfn):
 
 @jit
 def zone_of(k, pfn):
-    """Zone that frame ``pfn`` lies in."""
+    """Return the zone that contains frame ``pfn``."""
     return types.ZONE_NORMAL if pfn >= k.zone[types.ZONE_NORMAL].start else types.ZONE_DMA32
 
 
 @jit
 def smallest_free(k, z, order):
-    """Smallest order from ``order`` on of which zone ``z`` has a free block; else max_order + 1."""
+    """Return the smallest order >= ``order`` with a free block in zone ``z``, or max_order + 1."""
     while order <= max_order() and k.free_area[z * types.NR_ORDERS + order].blocks == 0:
         order += 1
     return order
@@ -116,7 +116,7 @@ def smallest_free(k, z, order):
 
 @jit
 def zone_watermark_ok(k, z, order, mark):
-    """Whether zone ``z`` has a block of ``order`` and stays above its watermark without it."""
+    """Return True if zone ``z`` can allocate ``order`` and stay above watermark ``mark``."""
     zone = k.zone[z]
     if zone.free - (1 << order) + 1 <= zone.wmark[mark] + zone.lowmem_reserve:
         return False
@@ -128,7 +128,7 @@ def zone_watermark_ok(k, z, order, mark):
 
 @jit
 def _set_free(k, z, pfn, order):
-    """Enter the block at ``pfn`` as free."""
+    """Mark the block at ``pfn`` free, with ``order``, and add it to its free list."""
     f = k.frame[pfn]
     f.state = types.FREE
     f.order = order
@@ -137,16 +137,16 @@ def _set_free(k, z, pfn, order):
 
 @jit
 def _set_used(k, z, pfn):
-    """Take the free block at ``pfn`` off its list; it belongs to the caller."""
+    """Remove the free block at ``pfn`` from its list; it belongs to the caller."""
     list_del(k, k.free_area[z * types.NR_ORDERS + order_of(k, pfn)], pfn)
     k.frame[pfn].state = types.TAKEN
 
 
 @jit
 def _take_block(k, z, order):
-    """Take a block of exactly ``order`` from zone ``z``, which has a free one at least as large.
+    """Take a block of exactly ``order`` from zone ``z``, which has a free block of at least it.
 
-    The lower half of what is split is used, the upper one stays free.
+    Of a split block the lower half is used and the upper half stays free.
     """
     o = smallest_free(k, z, order)
     pfn = k.free_area[z * types.NR_ORDERS + o].head
@@ -165,9 +165,9 @@ def _take_block(k, z, order):
 
 @jit(cold=True)
 def alloc_frames(k, order, mark):
-    """Return the first frame of a block of 2**order frames, state TAKEN; -1 if there is none.
+    """Allocate a block of 2**order frames, state TAKEN; return its first frame, -1 if none.
 
-    The upper zone is asked first; a zone below its watermark ``mark`` (WMARK_*) gives nothing.
+    Tries the upper zone first; skips a zone that would fall below watermark ``mark`` (WMARK_*).
     """
     for z in range(types.NR_ZONES - 1, -1, -1):
         if zone_watermark_ok(k, z, order, mark):
@@ -177,13 +177,13 @@ def alloc_frames(k, order, mark):
 
 @jit(cold=True)
 def free_frames(k, pfn, order):
-    """Take back the block of 2**order frames at ``pfn``, which is on no list, and merge it."""
+    """Free the block of 2**order frames at ``pfn``, which is on no list, and merge buddies."""
     z = zone_of(k, pfn)
     k.zone[z].free += 1 << order
     k.vmstat.pgfree += 1 << order
     while order < max_order():
         buddy = pfn ^ (1 << order)
-        # Never one of another zone, or beyond the end: those are no blocks of this order.
+        # A buddy in another zone or beyond the end is never a free block of this order.
         if k.frame[buddy].state != types.FREE or order_of(k, buddy) != order:
             break
         list_del(k, k.free_area[z * types.NR_ORDERS + order], buddy)
@@ -195,8 +195,8 @@ def free_frames(k, pfn, order):
 
 
 @jit
-def _hold(k, pfn):
-    """Give frame ``pfn``, which is free, to others: split the block around it down to one frame."""
+def _hold_frame(k, pfn):
+    """Give the free frame ``pfn`` to others: split the block around it down to one frame."""
     z = zone_of(k, pfn)
     o = 0
     while k.frame[pfn >> o << o].state != types.FREE or order_of(k, pfn >> o << o) != o:
@@ -221,9 +221,9 @@ def _hold(k, pfn):
 
 @jit
 def _fragment(k, percent):
-    """Let others hold a frame somewhere in ``percent`` of all blocks of a huge page's size.
+    """Give others one frame in each of ``percent`` % of all huge-page-sized blocks.
 
-    The blocks are spread evenly; the place in each is a fixed pseudo-random number.
+    The blocks are spread evenly; the frame in each is chosen by a fixed pseudo-random number.
     """
     size = pages_per_slot()
     for block in range((k.phys.nr_frames + size - 1) >> pmd_order()):
@@ -231,7 +231,7 @@ def _fragment(k, percent):
             place = ((block * 2654435761 & 0xFFFFFFFF) * size) >> 32
             pfn = block * size + place
             if pfn < k.phys.nr_frames:
-                _hold(k, pfn)
+                _hold_frame(k, pfn)
 
 
 @jit
@@ -245,14 +245,14 @@ def _clear_list(a):
 
 @jit
 def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
-    """Boot physical memory: everything free but what others hold.
+    """Initialise physical memory: every frame is free except those that others hold.
 
-    ``boundary``: first frame of the upper zone, a multiple of the largest block; ``min_free``:
-    frames of all min watermarks; ``percent``: share of blocks that others fragment; ``nr_swap``:
-    swap slots.  ``k.vmstat`` is zero.
+    ``boundary``: first frame of the upper zone, a multiple of the largest block; ``min_free``: sum
+    of all min watermarks, frames; ``percent``: share of blocks in which others hold a frame;
+    ``nr_swap``: swap slots.  The caller has zeroed ``k.vmstat``.
     """
     phys = k.phys
-    # Also what an earlier boot left, which may have had more.
+    # Also clear the frames of an earlier boot, which may have had more.
     for pfn in range(max(phys.nr_frames, nr_frames)):
         if k.frame[pfn].state:
             k.frame[pfn].state = types.INSIDE
@@ -273,7 +273,7 @@ def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
         zone.end = boundary if z == types.ZONE_DMA32 else nr_frames
         zone.managed = zone.end - zone.start
         zone.free = zone.managed
-        # From the top down, so that the lowest block is the first to be used.
+        # From the top down, so that the lowest block is used first.
         pfn = zone.end
         while pfn > zone.start:
             order = 0
@@ -287,38 +287,38 @@ def init_frames(k, nr_frames, boundary, min_free, percent, nr_swap):
         zone = k.zone[z]
         zone.lowmem_reserve = 0
         zone.wmark[types.WMARK_MIN] = min_free * zone.managed // max(managed, 1)
-        # Linux's watermark_scale_factor: at least a thousandth between one mark and the next.
+        # Linux's watermark_scale_factor: watermarks differ by at least a thousandth of the zone.
         gap = max(zone.wmark[types.WMARK_MIN] >> 2, zone.managed // 1000)
         zone.wmark[types.WMARK_LOW] = zone.wmark[types.WMARK_MIN] + gap
         zone.wmark[types.WMARK_HIGH] = zone.wmark[types.WMARK_LOW] + gap
     k.zone[types.ZONE_DMA32].lowmem_reserve = k.zone[types.ZONE_NORMAL].managed // 256
 
 
-# --- Frames and the pages that they are mapped at ----------------------------------------------
+# --- Frames and the pages that they back --------------------------------------------------------
 
 
 @jit
 def pfn_of(k, page):
-    """Frame that folded page ``page`` is mapped to, or the slot that it is swapped out to."""
+    """Return the frame to which folded page ``page`` is mapped, or the swap slot that holds it."""
     return load_word(k.pfn, page)
 
 
 @jit
 def set_pfn(k, page, pfn):
-    """Enter the frame or slot of folded page ``page``."""
+    """Set the frame or swap slot of folded page ``page``."""
     store_word(k.pfn, page, pfn)
 
 
 @jit
 def owner_of(k, pfn):
-    """Number of the (first) page that the block at ``pfn`` is mapped at."""
+    """Return the number of the (first) page that is mapped to the block at ``pfn``."""
     f = k.frame[pfn]
     return (int(f.page_high) << _LOW_BITS) + int(f.page_low)
 
 
 @jit
 def _set_owner(k, pfn, page):
-    """Enter the (first) page that the block at ``pfn`` is mapped at."""
+    """Set the number of the (first) page that is mapped to the block at ``pfn``."""
     f = k.frame[pfn]
     f.page_high = page >> _LOW_BITS
     f.page_low = page & ((1 << _LOW_BITS) - 1)
@@ -334,7 +334,7 @@ def move_to_list(k, pfn, state):
 
 @jit(cold=True, when="FRAMES")
 def map_frame(k, pfn, addr):
-    """Note that the block at ``pfn``, state TAKEN, is mapped at ``addr``: a new inactive one."""
+    """Record that ``addr`` maps the block at ``pfn``, state TAKEN; put it on the inactive list."""
     page = addr >> PAGE_SHIFT
     _set_owner(k, pfn, page)
     for n in range(1 << order_of(k, pfn)):
@@ -345,7 +345,7 @@ def map_frame(k, pfn, addr):
 
 @jit(cold=True, when="FRAMES")
 def release_frame(k, page):
-    """Free the frame, or block, whose (first) page is folded page ``page``; its mapping goes."""
+    """Free the frame, or block, whose (first) page is folded page ``page``, being unmapped."""
     pfn = pfn_of(k, page)
     list_del(k, k.lru[k.frame[pfn].state], pfn)
     free_frames(k, pfn, order_of(k, pfn))
@@ -353,9 +353,9 @@ def release_frame(k, page):
 
 @jit(cold=True, when="FRAMES")
 def split_frame(k, page):
-    """Let the block whose first page is folded page ``page`` be single frames, each mapped.
+    """Split the block whose first page is folded page ``page`` into single mapped frames.
 
-    They keep its place on its list, the first page nearest to the tail.  A single frame stays.
+    They take its place on its list, the first page nearest to the tail.  Order 0: no effect.
     """
     pfn = pfn_of(k, page)
     order = order_of(k, pfn)
@@ -378,9 +378,9 @@ def split_frame(k, page):
 
 @jit(cold=True)
 def move_frame(k, old, addr):
-    """Note that the frame mapped at folded page ``old`` is mapped at ``addr`` instead.
+    """Record that the frame of folded page ``old`` is now mapped at ``addr`` instead.
 
-    Of a block, every page is moved, the first one first.
+    The pages of a block are moved one by one, the first page first.
     """
     page = addr >> PAGE_SHIFT
     pfn = pfn_of(k, old)
@@ -391,14 +391,14 @@ def move_frame(k, old, addr):
 
 @jit(cold=True, when="FRAMES")
 def munlock_frame(k, page):
-    """Let the frame, or block, of folded page ``page``, no longer locked, be reclaimed again."""
+    """Make the frame, or block, of the unlocked folded page ``page`` reclaimable again."""
     if k.pte[page] & types.PTE_FRAME and k.frame[pfn_of(k, page)].state == types.UNEVICTABLE:
         move_to_list(k, pfn_of(k, page), types.INACTIVE)
 
 
 @jit
 def enter_table(k, pfn):
-    """Let frame ``pfn``, state TAKEN, be a page-table page."""
+    """Make frame ``pfn``, state TAKEN, a page-table page."""
     k.frame[pfn].state = types.TABLE
     list_add(k, k.lru[types.TABLE], pfn)
 
@@ -412,24 +412,24 @@ def free_table_frames(k, n):
         free_frames(k, pfn, 0)
 
 
-# --- What a user sees ------------------------------------------------------------------------
+# --- Settings and metrics (plain Python) -----------------------------------------------------
 
 
 def default_min_free(memory: int) -> int:
-    """Bytes of all min watermarks, as Linux chooses them for ``memory`` bytes."""
+    """Return the sum of the min watermarks, bytes, that Linux chooses for ``memory`` bytes."""
     return min(max(isqrt((memory >> 10) * 16), 128), 262144) << 10
 
 
 def free_blocks(k: np.record) -> np.ndarray:
-    """Free blocks of all zones by order, (NR_ORDERS,) int64."""
+    """Return the number of free blocks of all zones by order, (NR_ORDERS,) int64."""
     return np.array(k.free_area["blocks"]).reshape(types.NR_ZONES, types.NR_ORDERS).sum(axis=0)
 
 
 def unusable_free_index(blocks: np.ndarray, order: int) -> float:
-    """Share of the free memory that requests of 2**order frames cannot use, 0 to 1.
+    """Return the share of free memory that requests of 2**order frames cannot use, 0 to 1.
 
-    ``blocks``: free blocks by order.  1 - N / (free // S) with N the requests of S frames that
-    fit; 1 when not even all of it together is enough for one.
+    ``blocks``: free blocks by order.  1 - N / (free // S), where N is the number of requests of S
+    frames that fit; 1 if all free memory together is less than one request.
     """
     orders = np.arange(len(blocks))
     possible = int((blocks << orders).sum()) >> order
@@ -438,9 +438,9 @@ def unusable_free_index(blocks: np.ndarray, order: int) -> float:
 
 
 def fragmentation_index(blocks: np.ndarray, order: int) -> float:
-    """Why a request of 2**order frames fails: towards 0 lack of memory, towards 1 fragmentation.
+    """Return why a request of 2**order frames fails: 0 lack of memory … 1 fragmentation.
 
-    -1 when a block fits, 0 when nothing is free (Linux's extfrag_index).
+    -1 if a block fits, 0 if nothing is free (Linux's extfrag_index).
     """
     total = int(blocks.sum())
     if total == 0:

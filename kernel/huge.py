@@ -1,16 +1,16 @@
-"""Transparent huge pages: a slot of the page tables mapped by one entry.
+"""Transparent huge pages: a slot of the page tables mapped by one PMD entry.
 
     PMD_HUGE    all pages of the slot have PTE_HUGE: frames of one huge page, or the huge zero page
-        │ split_huge_pmd: the deposited PTE page takes over; same frames, now mapped one by one
+        │ split_huge_pmd: the deposited PTE page is used; same frames, now mapped one by one
         ▼
-    PMD_TABLE   pages still know their huge page (k.folio) until split_folio takes it apart
+    PMD_TABLE   pages still record their huge page (k.folio) until split_folio splits it
 
-The huge page itself stays whole when only its mapping is split.  What frees or ages a part of it
-(MADV_FREE, MADV_COLD, MADV_PAGEOUT) splits it too, and then a page that was never written, all
-zeros, gives its frame back and maps the zero page.  Rules as observed (Linux 6.18).
+Splitting only the mapping leaves the huge page itself (the folio) whole.  Freeing or ageing a part
+of it (MADV_FREE, MADV_COLD, MADV_PAGEOUT) splits the folio too; then each page that was never
+written (all zeros) frees its frame and maps the zero page.  Rules as observed on Linux 6.18.
 
-With the switch FRAMES the block of frames of a huge page becomes single frames as soon as its
-mapping is split: the part that is still whole to Linux is not free for others either way.
+With the switch FRAMES a huge page's block of frames becomes single frames as soon as its mapping is
+split.  Linux keeps that block whole for longer, but its frames are allocated in both cases.
 """
 
 from kernel import types
@@ -38,25 +38,28 @@ from kernel.vma import add_rss, find_vma
 
 @jit
 def folio_of(k, page):
-    """Huge page that folded page ``page`` is part of, shifted id and place; 0 for none."""
+    """Return the huge page of folded page ``page``, id << pmd_order() | position; 0 for none."""
     return load_word(k.folio, page)
 
 
 @jit
 def folio_id(k, page):
-    """Id of the huge page that folded page ``page`` is part of; 0 for none."""
+    """Return the id of the huge page that contains folded page ``page``; 0 for none."""
     return folio_of(k, page) >> pmd_order()
 
 
 @jit
 def set_folio(k, page, folio):
-    """Remember the huge page that folded page ``page`` is part of."""
+    """Record the huge page and position of folded page ``page`` (see :func:`folio_of`)."""
     store_word(k.folio, page, folio)
 
 
 @jit
 def huge_page_allowed(k, i, addr):
-    """Whether a fault at ``addr`` in the anonymous area ``i``, its slot empty, may be huge."""
+    """Return True if a fault at ``addr``, in an empty slot of anonymous area ``i``, may be huge.
+
+    The THP mode and the area's advice must allow it, and the area must contain the whole slot.
+    """
     mm = k.mm
     flags = k.vma[i].vm_flags
     if flags & types.VM_NOHUGEPAGE:
@@ -70,7 +73,7 @@ def huge_page_allowed(k, i, addr):
 
 @jit(cold=True)
 def _fill_slot(k, addr, state, folio):
-    """Set all pages of the slot of ``addr`` to ``state``, of huge page ``folio``."""
+    """Set all pages of the slot of ``addr`` to ``state``, and to huge page ``folio`` unless 0."""
     for page in pages_around(page_of(addr)):
         if k.pte[page] & types.PTE_WORDS:
             clear_page(k, page)
@@ -88,9 +91,9 @@ def map_huge_zero(k, addr):
 
 @jit(cold=True)
 def map_huge_page(k, addr):
-    """Map a fresh huge page over the slot of ``addr``, empty or with the huge zero page.
+    """Map a new huge page over the slot of ``addr``, which is empty or maps the huge zero page.
 
-    The slot's PTE page exists, and is deposited.
+    The slot's PTE page exists already and stays as the deposited one.
     """
     mm = k.mm
     set_pmd(k, addr, types.PMD_HUGE)
@@ -101,7 +104,7 @@ def map_huge_page(k, addr):
 
 @jit(cold=True)
 def keep_pages(k, page):
-    """Folded page ``page`` was written to, or as good as: it, or its whole huge page, stays."""
+    """Cancel MADV_FREE for folded page ``page``, or its huge page, because it was written."""
     if k.pte[page] & types.PTE_HUGE:
         for i in pages_around(page):
             k.pte[i] &= types.PTE_ALL ^ types.PTE_LAZY
@@ -111,7 +114,7 @@ def keep_pages(k, page):
 
 @jit(cold=True)
 def _split_mapping(k, addr, lost):
-    """Let the huge mapping of the slot of ``addr`` become a PTE page; its pages lose bits."""
+    """Replace the huge mapping of the slot of ``addr`` by its PTE page; clear the bits ``lost``."""
     k.pmd[addr >> pmd_shift()] = types.PMD_TABLE
     first = page_of(slot_start(addr))
     flush_tlb_page(k, addr)  # one entry maps the whole slot
@@ -125,9 +128,9 @@ def _split_mapping(k, addr, lost):
 
 @jit(cold=True)
 def split_huge_slot(k, addr):
-    """Let the huge mapping of the slot of ``addr``, if it is one, become a PTE page.
+    """Split the huge mapping of the slot of ``addr``, if it is one, into a PTE page.
 
-    In a locked area it is then no longer locked in memory: a huge page counts only as a whole.
+    In a locked area its pages lose PTE_MLOCK: a huge page is locked in memory only as a whole.
     """
     if k.pmd[addr >> pmd_shift()] == types.PMD_HUGE:
         locked = k.vma[find_vma(k, addr)].vm_flags & types.VM_LOCKED
@@ -136,14 +139,14 @@ def split_huge_slot(k, addr):
 
 @jit
 def split_huge_pmd(k, addr):
-    """Split the huge mapping that has ``addr`` inside, so that an area can end there."""
+    """Split the huge mapping around ``addr``, unless it starts there, so that an area can end."""
     if offset_in_slot(addr):
         split_huge_slot(k, addr)
 
 
 @jit(cold=True)
 def _split_folio_in(k, i, start, end, folio):
-    """Take huge page ``folio`` (its id) apart in the part [start, end) of area ``i``."""
+    """Split huge page ``folio`` (an id) for its pages in the part [start, end) of area ``i``."""
     mm = k.mm
     for page in pages_of(start, end):
         if folio_id(k, page) != folio:
@@ -161,9 +164,9 @@ def _split_folio_in(k, i, start, end, folio):
 
 @jit(cold=True)
 def split_folio(k, folio):
-    """Take huge page ``folio`` (its id) apart wherever its pages are mapped.
+    """Split huge page ``folio`` (an id) wherever its pages are mapped.
 
-    Pages that were never written map the zero page instead, unless they are locked.
+    Pages that were never written then map the zero page, unless they are locked.
     """
     for i in range(k.mm.map_count):
         start = k.vma[i].vm_start
@@ -173,14 +176,14 @@ def split_folio(k, folio):
             stop = pmd_addr_end(start, end)
             if k.pmd[start >> pmd_shift()] == types.PMD_HUGE:
                 if folio_id(k, page_of(start)) == folio:
-                    _split_mapping(k, start, types.PTE_HUGE)  # what is locked in memory stays so
+                    _split_mapping(k, start, types.PTE_HUGE)  # locked pages stay locked in memory
             _split_folio_in(k, i, start, stop, folio)
             start = next_slot(k, stop, end)
 
 
 @jit(cold=True)
 def folio_batch(k, addr, end):
-    """Number of pages from ``addr`` on, below ``end``, that map one huge page in its order."""
+    """Return how many pages from ``addr`` on, below ``end``, map one huge page in order."""
     page = page_of(addr)
     folio = folio_of(k, page)
     n = 0
@@ -195,9 +198,9 @@ def folio_batch(k, addr, end):
 
 @jit(cold=True)
 def split_partial_folios(k, addr, end):
-    """Split every huge page with pages in [addr, end), all in one slot, but not all of its pages.
+    """Split every huge page that has some but not all of its pages in [addr, end), in one slot.
 
-    A slot that is mapped huge as a whole is left alone.
+    A slot that is mapped huge and entirely in the range stays.
     """
     whole = end - addr == pmd_size()
     if k.pmd[addr >> pmd_shift()] == types.PMD_HUGE:

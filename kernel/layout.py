@@ -1,4 +1,4 @@
-"""Where a new mapping goes: the search for a gap, from the top down or from the bottom up."""
+"""Placement of new mappings: the search for a free gap, top-down or bottom-up."""
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
@@ -7,18 +7,18 @@ from kernel.stack import vm_start_gap
 from kernel.uapi import ENOMEM, EPERM, MAP_32BIT, MAP_ABOVE4G, MAP_PRIVATE, MAP_TYPE
 from kernel.vma import find_vma
 
-#: Where MAP_32BIT looks: the second gigabyte.
+#: Range that MAP_32BIT searches: the second gigabyte.
 LOW_START, LOW_END = 0x40000000, 0x80000000
-#: MAP_ABOVE4G keeps away from what a 32-bit pointer reaches.
+#: Lowest address for MAP_ABOVE4G: the first that a 32-bit pointer cannot reach.
 ABOVE_4G = 1 << 32
 
 
 @jit
 def _top_down(k, length, floor):
-    """Start of the highest gap below mmap_base and from ``floor`` on; 0 if there is none.
+    """Return the highest address for ``length`` bytes in [floor, mmap_base); 0 if no gap fits.
 
-    A stack above a gap that would do keeps its guard, and then the guard bounds the whole search,
-    whatever lies between; a stack above a smaller gap does not count.
+    A stack above a gap that is large enough keeps its guard, and from then on the start of the
+    guard is the upper limit of the search.  A stack above a smaller gap has no effect.
     """
     limit = k.mm.mmap_base
     i = find_vma(k, limit - 1)
@@ -36,7 +36,7 @@ def _top_down(k, length, floor):
 
 @jit
 def _bottom_up(k, hint, length, low, high):
-    """The hint if it is free, else the start of the lowest gap in [low, high); 0 if none."""
+    """Return the hint if it is free, else the start of the lowest gap in [low, high); 0 if none."""
     if hint:
         hint = page_align(hint)
         i = find_vma(k, hint)
@@ -55,7 +55,7 @@ def _bottom_up(k, hint, length, low, high):
 
 @jit(cold=True)
 def _search(k, hint, length, flags):
-    """The hint if it is free, else a gap that holds ``length`` by the process's layout; or 0."""
+    """Return the hint if it is free, else a gap by the process's layout; 0 if no gap fits."""
     mm = k.mm
     if flags & MAP_32BIT:
         return _bottom_up(k, hint, length, LOW_START, LOW_END)
@@ -74,9 +74,10 @@ def _search(k, hint, length, flags):
 
 @jit(cold=True)
 def _search_aligned(k, hint, length, pgoff, flags):
-    """A gap at which ``pgoff`` and the address agree modulo a huge page; 0 if none was found.
+    """Return an address congruent to ``pgoff`` modulo the huge-page size; 0 if none is found.
 
-    The search is for a huge page more; a result that happens to agree moves up by all of it.
+    Searches for a gap one huge page longer and moves the address up inside it; a result that is
+    already aligned moves up by a whole huge page in the top-down layout, as in Linux.
     """
     huge = pmd_size()
     offset = pgoff << PAGE_SHIFT
@@ -93,11 +94,11 @@ def _search_aligned(k, hint, length, pgoff, flags):
 
 @jit(cold=True)
 def get_unmapped_area(k, hint, length, pgoff, flags, file, align):
-    """Choose the address of a new mapping; -ENOMEM when none is free.
+    """Return the address of a new mapping; -ENOMEM if no gap fits, -EPERM if it is too low.
 
-    A hint is rounded down to its page, and counts only if the whole range is free.  Since Linux 6.7
-    a hintless anonymous mapping whose length is a multiple of the huge-page size is aligned to it;
-    so is one of a file whose system asks for it (``align``), any length.
+    The hint is rounded down to its page and used only if the whole range is free.  Since Linux 6.7
+    an anonymous mapping without a hint whose length is a multiple of the huge-page size is aligned
+    to it; so is a mapping of any length of a file whose file system requests it (``align``).
     """
     mm = k.mm
     hint = page_start(hint)

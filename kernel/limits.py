@@ -1,4 +1,4 @@
-"""Limits of a process and of the machine: what may grow, be locked, be committed."""
+"""Resource limits of a process, and the machine's limit of committed memory (overcommit)."""
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
@@ -8,9 +8,9 @@ from kernel.uapi import EINVAL, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_S
 
 @jit
 def may_expand_vm(k, flags, pages):
-    """Whether RLIMIT_AS, and RLIMIT_DATA for data, allow ``pages`` more (may be negative).
+    """Return True if RLIMIT_AS, and RLIMIT_DATA for data, allow ``pages`` more (may be negative).
 
-    An RLIMIT_DATA of 0 does not count here, as Linux does for the sake of Valgrind.
+    Ignores an RLIMIT_DATA of 0, as Linux does to support Valgrind.
     """
     mm = k.mm
     if mm.total_vm + pages > mm.rlim_as >> PAGE_SHIFT:
@@ -22,22 +22,23 @@ def may_expand_vm(k, flags, pages):
 
 @jit
 def may_lock(k, flags, pages):
-    """Whether RLIMIT_MEMLOCK allows ``pages`` more of an area with ``flags``."""
+    """Return True if RLIMIT_MEMLOCK allows ``pages`` more of an area with ``flags``."""
     mm = k.mm
     return not flags & VM_LOCKED or mm.locked_vm + pages <= mm.rlim_memlock >> PAGE_SHIFT
 
 
 @jit
 def accountable(flags):
-    """Whether a new private mapping with ``flags`` counts as committed memory."""
+    """Return True if a new mapping with ``flags`` counts as committed memory."""
     return flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 
 
 @jit
 def enough_memory(k, pages):
-    """Linux's overcommit rules: 0 refuses a single excess, 1 nothing, 2 keeps a strict account.
+    """Return True if overcommit allows ``pages`` more committed pages.
 
-    Without a limit of memory nothing is refused.
+    Mode 0 refuses one request larger than RAM + swap, mode 1 refuses nothing, mode 2 refuses a
+    request that exceeds the commit limit.  Without a memory limit nothing is refused.
     """
     mm = k.mm
     if mm.memory == 0 or mm.overcommit == 1 or pages == 0:
@@ -50,7 +51,7 @@ def enough_memory(k, pages):
 
 @jit(cold=True)
 def setrlimit(k, resource, soft):
-    """Set a soft limit, bytes; -EINVAL for a resource that the model does not know."""
+    """Set a soft limit, bytes; return 0, or -EINVAL for a resource outside the model."""
     mm = k.mm
     if resource == RLIMIT_AS:
         mm.rlim_as = soft

@@ -1,4 +1,4 @@
-"""madvise: what becomes of pages (free, keep, huge) while the mapping stays."""
+"""madvise: free, age, populate or make huge the pages of a range; the mapping stays."""
 
 from kernel import types, uapi
 from kernel.engine.jit import jit
@@ -24,7 +24,7 @@ from kernel.vmscan import cold_pages, lazy_page, page_out
 
 @jit
 def _advised_flags(flags, advice):
-    """The flags of an area after advice that only changes flags; -1 for other advice."""
+    """Return an area's flags after advice that only changes flags; -1 for other advice."""
     if advice == uapi.MADV_NORMAL:
         return flags & ~(types.VM_RAND_READ | types.VM_SEQ_READ)
     if advice == uapi.MADV_RANDOM:
@@ -52,7 +52,7 @@ def _advised_flags(flags, advice):
 
 @jit
 def _refused(k, i, advice):
-    """Whether area ``i`` cannot take the advice."""
+    """Return True if Linux refuses the advice for area ``i``."""
     v = k.vma[i]
     if advice == uapi.MADV_WIPEONFORK:
         return v.vm_file != 0 or v.vm_flags & types.VM_SHARED != 0
@@ -69,7 +69,10 @@ def _refused(k, i, advice):
 
 @jit(cold=True)
 def free_lazily(k, start, end):
-    """MADV_FREE: pages of [start, end) may go without a word, unless written to again."""
+    """Free the pages of [start, end) lazily (MADV_FREE).
+
+    Reclaim may drop a page without saving it, unless the program writes to it before that.
+    """
     flush_present(k, start, end)
     start = next_slot(k, start, end)
     while start < end:
@@ -87,10 +90,11 @@ def free_lazily(k, start, end):
 
 @jit(cold=True)
 def deactivate(k, start, end, reclaim):
-    """MADV_COLD, and with ``reclaim`` MADV_PAGEOUT: lazily freed pages go, others to the swap area.
+    """Age the pages of [start, end) (MADV_COLD), or reclaim them if ``reclaim`` (MADV_PAGEOUT).
 
-    Huge pages that are only partly in the range are split, and all that are to be swapped out.
-    Without FRAMES there is no swap area, and MADV_COLD has nothing to tell.
+    Reclaim drops lazily freed pages and swaps out the others.  Splits huge pages that are only
+    partly in the range, and all that are swapped out.  Without FRAMES there are no swap area and no
+    LRU lists: other pages stay, and MADV_COLD only splits.
     """
     start = next_slot(k, start, end)
     while start < end:
@@ -105,7 +109,7 @@ def deactivate(k, start, end, reclaim):
 
 @jit
 def _lazy_pages(k, page, n):
-    """How many of the ``n`` pages from ``page`` on are lazily freed."""
+    """Return the number of lazily freed pages among the ``n`` from folded ``page`` on."""
     lazy = 0
     for i in range(page, page + n):
         lazy += k.pte[i] & types.PTE_LAZY != 0
@@ -114,7 +118,7 @@ def _lazy_pages(k, page, n):
 
 @jit(cold=True)
 def _reclaim(k, start, end):
-    """Page [start, end), all in one slot, out: lazily freed pages, others where there is swap."""
+    """Reclaim [start, end), in one slot: drop lazily freed pages, swap out others if possible."""
     addr = start
     while addr < end:
         page = page_of(addr)
@@ -127,7 +131,7 @@ def _reclaim(k, start, end):
                 split_folio(k, folio_id(k, page))
                 page_out(k, page, n)
             elif _lazy_pages(k, page, n) < n:
-                # Written to since it was given up: it stays, but is mapped page by page.
+                # Written to since MADV_FREE: the huge page stays, but is mapped page by page.
                 split_huge_slot(k, addr)
                 for i in range(page, page + n):
                     k.pte[i] &= types.PTE_ALL ^ (types.PTE_LAZY | types.PTE_UNBACKED)
@@ -143,7 +147,10 @@ def _reclaim(k, start, end):
 
 @jit(cold=True)
 def _advise_area(k, i, start, end, advice):
-    """Advise about [start, end), a part of area ``i``; the end of what is done, or an error."""
+    """Apply advice to [start, end), a part of area ``i``.
+
+    Returns the address at which to continue, or a negative errno.
+    """
     if _refused(k, i, advice):
         return -uapi.EINVAL
     flags = _advised_flags(k.vma[i].vm_flags, advice)
@@ -166,7 +173,10 @@ def _advise_area(k, i, start, end, advice):
 
 @jit(cold=True)
 def _populate(k, start, end, write):
-    """MADV_POPULATE_*: fault in all of [start, end); -ENOMEM at a hole, -EINVAL without rights."""
+    """Fault in all of [start, end) (MADV_POPULATE_*).
+
+    Returns 0, -ENOMEM at a hole, or -EINVAL at an area without the right.
+    """
     need = types.VM_WRITE if write else types.VM_READ
     while start < end:
         i = find_vma(k, start)
@@ -182,7 +192,7 @@ def _populate(k, start, end, write):
 
 @jit
 def _known(advice):
-    """Whether the model knows the advice."""
+    """Return True if the model implements the advice."""
     return (
         _advised_flags(0, advice) >= 0
         or uapi.MADV_WILLNEED <= advice <= uapi.MADV_DONTNEED
@@ -193,9 +203,9 @@ def _known(advice):
 
 @jit(cold=True)
 def do_madvise(k, addr, length, advice):
-    """Advise about [addr, addr + length); 0 or a negative errno.
+    """Apply advice to [addr, addr + length); return 0 or a negative errno.
 
-    A hole gives -ENOMEM, but only after the mapped parts have been served, as Linux does.
+    A hole causes -ENOMEM, but only after the mapped parts have been served, as in Linux.
     """
     mm = k.mm
     if not _known(advice) or offset_in_page(addr):
@@ -203,11 +213,11 @@ def do_madvise(k, addr, length, advice):
     if length == 0:
         return 0
     size = page_align(min(length, mm.task_size))
-    # A length from 2**63 on comes here negative; so does an address of the upper half.
+    # A length of 2**63 or more is negative here, and so is an address in the upper half.
     if size == 0 or (addr < 0 and size < 0) or ((addr < 0) != (size < 0) and addr + size >= 0):
         return -uapi.EINVAL
     if addr < 0:
-        return -uapi.ENOMEM  # no area there
+        return -uapi.ENOMEM  # the upper half has no areas
     end = addr + size if size > 0 else mm.task_size
     if advice in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
         return _populate(k, addr, end, 1 if advice == uapi.MADV_POPULATE_WRITE else 0)
@@ -227,7 +237,7 @@ def do_madvise(k, addr, length, advice):
 
 @jit(cold=True)
 def madvise(k, addr, length, advice):
-    """The system call: :func:`do_madvise`, counted."""
+    """Run and count the system call (:func:`do_madvise`)."""
     mm = k.mm
     mm.nr_madvise += 1
     result = do_madvise(k, addr, length, advice)

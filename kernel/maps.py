@@ -1,8 +1,8 @@
-"""The process that a kernel starts with: the areas of a /proc/PID/maps text, as exec leaves them.
+"""Initial state of a process: its areas right after exec, parsed from a /proc/PID/maps text.
 
-A maps text shows where areas lie and what they allow.  What else the kernel knows of them (flags,
-page offsets, where data and heap begin) is inferred here from names and places.  The default is
-FRESH_PROCESS; a recorded program brings its own text (kernel.linux.replay).
+A maps text contains the bounds and rights of areas.  The kernel's other attributes of them (flags,
+page offsets, start of data and heap) are inferred here from names and positions.  The default is
+FRESH_PROCESS; a recorded program has its own text (kernel.linux.replay).
 """
 
 import re
@@ -20,7 +20,7 @@ TASK_SIZE = (1 << types.ADDRESS_BITS) - 4096
 MMAP_MIN_ADDR = 65536
 
 #: A small position-independent program right after exec, without address randomisation: its text
-#: and data, the vdso below mmap_base, and the stack.  The heap starts behind the data.
+#: and data, the vdso below mmap_base, and the stack.  The heap starts where the data ends.
 FRESH_PROCESS = """
 555555554000-555555558000 r-xp 00000000 00:01 1 program
 555555558000-555555559000 rw-p 00004000 00:01 1 program
@@ -37,49 +37,49 @@ _MAPS_LINE = re.compile(
 
 @dataclass(frozen=True)
 class InitialMap:
-    """A process right after exec: its areas, (n,) VMA, and where its data and heap lie."""
+    """State of a process right after exec: its areas, (n,) VMA, and the bounds of data and heap."""
 
     areas: np.ndarray
     start_data: int
     end_data: int
     start_brk: int
     brk: int
-    mmap_base: int  # where the highest mapping below the stack ends
-    legacy_base: int  # where bottom-up search begins: a third of the address space
-    files: int  # ids of files in use
+    mmap_base: int  # end of the highest mapping below the stack
+    legacy_base: int  # start of the bottom-up search: a third of the address space
+    files: int  # number of file ids in use
 
 
-#: The stack's anon_vma, which no area has that the process writes later.
+#: anon_vma of the initial stack; negative, so that no area created later has the same one.
 _EXEC_ANON_VMA = -1
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of a maps text, aligned to pages; empty where the area below keeps its only page."""
+    """One line of a maps text, aligned to pages; empty if the area below owns its only page."""
 
     start: int
     end: int
     flags: int
-    last: int  # end as written, not aligned
+    last: int  # end as written in the text, not aligned
     offset: int  # in the file, bytes
-    file: str  # what is mapped; empty for anonymous memory
+    file: str  # name of the mapped file; empty for anonymous memory
     name: str
 
     @property
     def is_data(self) -> bool:
-        """Whether it is private and writable."""
+        """True if the area is private and writable."""
         return self.flags & (types.VM_WRITE | types.VM_SHARED) == types.VM_WRITE
 
     @property
     def is_stack(self) -> bool:
-        """Whether it is the stack that exec made."""
+        """True if the area is the stack that exec created."""
         return bool(self.flags & types.VM_GROWSDOWN)
 
     def pgoff(self, page_size: int) -> int:
-        """The page offset, pages.
+        """Return the page offset, pages.
 
-        Exec makes the stack at the end of user space, writes the arguments, and then moves it to
-        its random place: its page offset remains.
+        Exec creates the stack at the end of user space, writes the arguments, and then moves the
+        stack to its random address; the page offset of its first address remains.
         """
         if self.is_stack:
             return (TASK_SIZE // page_size * page_size - (self.end - self.start)) // page_size
@@ -87,7 +87,7 @@ class _Line:
 
 
 def _read_lines(text: str, page_size: int) -> list[_Line]:
-    """Parse a maps text; what it raises is described at :func:`parse_maps`."""
+    """Parse the lines of a maps text; raises what :func:`parse_maps` documents."""
     lines: list[_Line] = []
     task_size = TASK_SIZE // page_size * page_size
     above = 0
@@ -123,7 +123,7 @@ def _read_lines(text: str, page_size: int) -> list[_Line]:
 
 
 def _place_heap(lines: list[_Line]) -> tuple[int, int, int, int]:
-    """Return start_data, end_data, start_brk and brk of the program, the lowest file."""
+    """Return start_data, end_data, start_brk and brk of the program, the file mapped lowest."""
     lowest = next((line.file for line in lines if line.file), None)
     program = [line for line in lines if line.file == lowest]
     data = [line for line in program if line.is_data] or program[-1:]
@@ -138,12 +138,13 @@ def _place_heap(lines: list[_Line]) -> tuple[int, int, int, int]:
 
 
 def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
-    """Read a /proc/PID/maps text, its areas aligned outwards to ``page_size``.
+    """Parse a /proc/PID/maps text and align its areas outwards to ``page_size``.
 
-    Where larger pages make two areas share one, the lower keeps it.  What lies beyond user space
-    (vsyscall) is left out.  The heap is [heap], else empty and behind the program's data and bss.
+    If two areas then share a page, the lower one keeps it.  Areas beyond user space (vsyscall) are
+    omitted.  The heap is [heap]; without one it is empty and starts at the end of the program's
+    data and bss.
 
-    Raises ValueError for a line that is not of that form or not above the line before.
+    Raises ValueError for a line of another form, or one that does not lie above the previous line.
     """
     lines = _read_lines(text, page_size)
     ids: dict[str, int] = {"": 0}
@@ -164,13 +165,13 @@ def parse_maps(text: str, page_size: int = 4096) -> InitialMap:
 
 
 def check_window(areas: np.ndarray, window_bits: int) -> None:
-    """Raise ValueError when two of the ``areas`` share a place in the window."""
+    """Raise ValueError if two of the ``areas`` overlap in the folded window."""
     size = 1 << window_bits
     folded = sorted((int(v["vm_start"]) % size, int(v["vm_end"] - v["vm_start"])) for v in areas)
-    # Each may reach to where the next one starts, the last around the end to the first.
+    # Each may extend up to the start of the next one, the last around the end to the first.
     limits = [start for start, _ in folded[1:]] + [start + size for start, _ in folded[:1]]
     if any(start + length > limit for (start, length), limit in zip(folded, limits, strict=True)):
         raise ValueError(
-            f"maps has areas that share a place in the window of 2**{window_bits} bytes: "
+            f"maps: two areas overlap in the simulated-memory window of 2**{window_bits} bytes; "
             "set a larger window_bits"
         )

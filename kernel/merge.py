@@ -1,8 +1,8 @@
-"""Split and merge areas, and the anon_vmas that decide which of them may merge.
+"""Split and merge areas, and manage the anon_vmas that decide which areas may merge.
 
-Areas merge when nothing observable distinguishes them: equal flags, the same file or none,
-contiguous page offsets, and anon_vmas that are equal or not there yet.  A huge page lies in one
-area: where a boundary comes to lie inside one, its mapping is split first.
+Adjacent areas merge if they have equal flags, the same file or none, contiguous page offsets, and
+anon_vmas that are equal or not yet assigned.  A huge mapping belongs to one area: if a new boundary
+falls inside a huge mapping, the mapping is split first.
 """
 
 from kernel.engine.jit import jit
@@ -25,13 +25,13 @@ def split_vma(k, i, addr):
 
 @jit
 def anon_vmas_compatible(a, b):
-    """Whether two anon_vma ids may live in one area."""
+    """Return True if areas with anon_vma ids ``a`` and ``b`` may merge (0: not assigned yet)."""
     return a == 0 or b == 0 or a == b
 
 
 @jit
 def _mergeable(k, i, flags, anon_vma, file):
-    """Whether area ``i`` could take in what has these attributes, places apart."""
+    """Return True if area ``i`` could absorb a mapping with these attributes, addresses aside."""
     v = k.vma[i]
     return (
         v.vm_flags == flags
@@ -43,7 +43,10 @@ def _mergeable(k, i, flags, anon_vma, file):
 
 @jit
 def can_merge_after(k, i, start, flags, pgoff, anon_vma, file):
-    """Whether what begins at ``start`` may be appended to area ``i`` (-1: there is none)."""
+    """Return True if a mapping that starts at ``start`` can be merged into area ``i`` from above.
+
+    ``i`` is -1 if there is no area below.
+    """
     return (
         i >= 0
         and k.vma[i].vm_end == start
@@ -54,7 +57,10 @@ def can_merge_after(k, i, start, flags, pgoff, anon_vma, file):
 
 @jit
 def can_merge_before(k, i, end, flags, pgoff_end, anon_vma, file):
-    """Whether what ends at ``end``, at page offset ``pgoff_end``, may be put before area ``i``."""
+    """Return True if a mapping that ends at ``end`` can be merged into area ``i`` from below.
+
+    ``pgoff_end`` is the page offset of ``end``.
+    """
     return (
         i < k.mm.map_count
         and k.vma[i].vm_start == end
@@ -65,17 +71,17 @@ def can_merge_before(k, i, end, flags, pgoff_end, anon_vma, file):
 
 @jit
 def adopt_anon_vma(k, i, anon_vma):
-    """Give area ``i`` this anon_vma where it has none."""
+    """Assign ``anon_vma`` to area ``i`` if it has none."""
     if k.vma[i].anon_vma == 0:
         k.vma[i].anon_vma = anon_vma
 
 
 @jit(cold=True)
 def add_vma(k, start, end, flags, pgoff, anon_vma, file):
-    """Enter a new area, merged with its neighbours where they allow it; its index.
+    """Add a new area, merged with its neighbours where possible; return its index.
 
-    [start, end) overlaps no area.  Where both neighbours would take the new area but not each
-    other, the lower does.
+    [start, end) overlaps no area.  If both neighbours could merge with the new area but not with
+    each other, the lower one does.
     """
     i = find_vma(k, start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
@@ -101,9 +107,10 @@ def add_vma(k, start, end, flags, pgoff, anon_vma, file):
 
 @jit(cold=True)
 def merge_modified(k, i, start, end, flags):
-    """Let [start, end), a part of area ``i`` that is to have ``flags``, join its neighbours.
+    """Merge [start, end), a part of area ``i`` that is to have ``flags``, into its neighbours.
 
-    Returns the index of the area that took it in, or -1 when none may and nothing has changed.
+    Returns the index of the area that now contains it, or -1 if no neighbour can merge; nothing
+    has changed then.
     """
     v = k.vma[i]
     anon_vma = v.anon_vma
@@ -146,10 +153,10 @@ def merge_modified(k, i, start, end, flags):
 
 @jit(cold=True)
 def modify_vma(k, i, start, end, flags):
-    """Give [start, end), a part of area ``i``, other flags; the index of the area it is now in.
+    """Set the flags of [start, end), a part of area ``i``; return the index of its area now.
 
-    -ENOMEM when a split would exceed the map count's limit: the first of two may have been made.
-    -EINVAL for a part of what cannot be split.
+    -ENOMEM if a split would exceed max_map_count (the first of two splits may have happened).
+    -EINVAL for a part of an area that cannot be split.
     """
     mm = k.mm
     merged = merge_modified(k, i, start, end, flags)
@@ -173,7 +180,10 @@ def modify_vma(k, i, start, end, flags):
 
 @jit
 def _may_share(k, i):
-    """Whether areas ``i`` and ``i + 1`` could be one but for their protection."""
+    """Return True if areas ``i`` and ``i + 1`` could merge if their protection were equal.
+
+    They then share an anon_vma, so that a later mprotect can merge them.
+    """
     v = k.vma[i]
     w = k.vma[i + 1]
     return (
@@ -199,9 +209,9 @@ def _make_anon_vma(k, i):
 
 @jit
 def anon_vma_prepare(k, i):
-    """Give area ``i`` an anon_vma: its own, the next's, the previous neighbour's, or a new one.
+    """Make sure that area ``i`` has an anon_vma: the next area's, the previous one's, or a new one.
 
-    Neighbours that differ in protection share too: a later change of it can then merge them.
+    Neighbours that differ only in protection share one: a later mprotect can then merge them.
     """
     if k.vma[i].anon_vma == 0:
         _make_anon_vma(k, i)

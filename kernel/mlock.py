@@ -1,4 +1,4 @@
-"""mlock, mlock2 and munlock; and populating a range, which they share with mmap and mremap."""
+"""mlock, mlock2 and munlock; and populate, which mmap, mremap and mprotect use too."""
 
 from kernel import types
 from kernel.engine.jit import jit
@@ -12,15 +12,16 @@ from kernel.vma import find_vma
 
 @jit
 def can_lock(k):
-    """Whether the process may lock memory at all."""
+    """Return True if the process may lock memory at all (RLIMIT_MEMLOCK is not 0)."""
     return k.mm.rlim_memlock != 0
 
 
 @jit(cold=True)
 def populate(k, start, end, ignore_errors):
-    """Fault in what is mapped of [start, end): written where private and writable, else read.
+    """Fault in the mapped pages of [start, end): by a write if private and writable, else a read.
 
-    Returns 0, or -ENOMEM at an area without rights, where it stops unless told to go on.
+    Returns 0.  At an area without rights it stops and returns -ENOMEM, or skips the area if
+    ``ignore_errors``.
     """
     i = find_vma(k, start)
     while start < end and i < k.mm.map_count and k.vma[i].vm_start < end:
@@ -38,7 +39,7 @@ def populate(k, start, end, ignore_errors):
 
 @jit(cold=True)
 def _locked_within(k, start, end):
-    """Pages of locked areas in [start, end)."""
+    """Return the number of pages of [start, end) in locked areas."""
     total = 0
     i = find_vma(k, start)
     while i < k.mm.map_count and k.vma[i].vm_start < end:
@@ -50,10 +51,11 @@ def _locked_within(k, start, end):
 
 
 @jit(cold=True)
-def _apply(k, start, size, lock):
-    """Give every area in [start, start + size) the lock flags ``lock``; -ENOMEM at a hole.
+def _apply_lock_flags(k, start, size, lock):
+    """Set the lock flags of every area in [start, start + size) to ``lock``.
 
-    Both as unsigned numbers of 64 bits; -EINVAL where their sum is none.
+    ``start`` and ``size`` are unsigned 64-bit numbers.  Returns 0, -ENOMEM at a hole, or -EINVAL if
+    the sum overflows.
     """
     mm = k.mm
     end = start + size
@@ -81,7 +83,7 @@ def _apply(k, start, size, lock):
             elif not old & types.VM_LOCKED:
                 mm.locked_vm += (stop - start) >> PAGE_SHIFT
             lock_frames(k, start, stop, lock)
-            # What it merged with already has these flags.
+            # The part that it merged with already has these flags.
             stop = k.vma[j].vm_end
         start = stop
         i = find_vma(k, start)
@@ -90,13 +92,13 @@ def _apply(k, start, size, lock):
 
 @jit
 def _page_range(addr, length):
-    """Bytes of the pages that [addr, addr + length) touches; negative from 2**63 on."""
+    """Return the size, bytes, of the pages that [addr, addr + length) overlaps; < 0 from 2**63."""
     return page_align(offset_in_page(addr) + length)
 
 
 @jit(cold=True)
 def do_mlock(k, addr, length, flags):
-    """Lock the pages of [addr, addr + length) and fault them in; 0 or a negative errno."""
+    """Lock the pages of [addr, addr + length) and fault them in; return 0 or a negative errno."""
     mm = k.mm
     if not can_lock(k):
         return -EPERM
@@ -111,7 +113,7 @@ def do_mlock(k, addr, length, flags):
         locked -= _locked_within(k, start, end)
     if locked > limit:
         return -ENOMEM
-    error = _apply(
+    error = _apply_lock_flags(
         k, start, size, types.VM_LOCKED | (types.VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0)
     )
     if error < 0:
@@ -121,7 +123,7 @@ def do_mlock(k, addr, length, flags):
 
 @jit(cold=True)
 def mlock(k, addr, length, flags):
-    """The system call (mlock2 has flags): :func:`do_mlock`, counted."""
+    """Run and count the system call, mlock or mlock2 (``flags``): :func:`do_mlock`."""
     mm = k.mm
     mm.nr_mlock += 1
     result = do_mlock(k, addr, length, flags)
@@ -132,11 +134,11 @@ def mlock(k, addr, length, flags):
 
 @jit(cold=True)
 def munlock(k, addr, length):
-    """The system call: the pages of [addr, addr + length) may go again; 0 or a negative errno."""
+    """Run and count the system call: unlock [addr, addr + length); return 0 or a negative errno."""
     mm = k.mm
     mm.nr_mlock += 1
     start = page_start(addr)
-    result = _apply(k, start, _page_range(addr, length), 0)
+    result = _apply_lock_flags(k, start, _page_range(addr, length), 0)
     if result < 0:
         mm.nr_failed += 1
     return result

@@ -1,7 +1,7 @@
-"""mmap and munmap, by Linux's rules; errors come back as negative errnos.
+"""mmap and munmap by Linux's rules; errors are returned as negative errnos.
 
-Order of an mmap with MAP_FIXED over existing areas, as observed: the boundaries are split, then
-limits are checked, then the old pages and their tables go.  When a limit refuses, the splits stay.
+mmap with MAP_FIXED over existing areas, in the observed order: split areas at the boundaries, check
+limits, free the old pages and their tables.  If a limit is exceeded, the splits stay.
 """
 
 from kernel import types, uapi
@@ -17,9 +17,9 @@ from kernel.pgtable import free_tables
 from kernel.task import kill
 from kernel.vma import account_vm, find_vma, intersects, remove_vmas
 
-#: Above the last area no address needs a table: more than any slot's end, even beyond task_size.
+#: Upper limit for freeing tables above the last area: beyond the end of any slot.
 NO_CEILING = 1 << 62
-#: Every right that mprotect may give later.
+#: All rights that mprotect may grant later.
 _MAY_ALL = types.VM_MAYREAD | types.VM_MAYWRITE | types.VM_MAYEXEC
 #: The flags that MAP_SHARED_VALIDATE accepts; plain MAP_SHARED and MAP_PRIVATE ignore others.
 _VALIDATED_FLAGS = (
@@ -44,9 +44,9 @@ _VALIDATED_FLAGS = (
 
 @jit(cold=True)
 def refuse_collision(k, start, end):
-    """Kill the process when [start, end) would share window slots with another area.
+    """Kill the process (SIGSYS) if [start, end) would overlap another area in the folded window.
 
-    The window cannot hold both; a larger kernel.window_bits does.
+    The window cannot hold both; a larger kernel.window_bits can.
     """
     if k.mm.layout_only:
         return
@@ -64,16 +64,17 @@ def refuse_collision(k, start, end):
 
 @jit(cold=True)
 def split_range(k, start, end):
-    """Split the areas that straddle ``start`` or ``end``; -ENOMEM at the map count's limit.
+    """Split the areas that straddle ``start`` or ``end``.
 
-    -EINVAL where one of them cannot be split.
+    Returns 0, -ENOMEM if the split would exceed max_map_count, or -EINVAL if one of them cannot be
+    split.
     """
     mm = k.mm
     i = find_vma(k, start)
     if i < mm.map_count and k.vma[i].vm_start < start:
         if k.vma[i].vm_flags & types.VM_SPECIAL:
             return -uapi.EINVAL
-        # Punching a hole makes one area more in all: refused at the limit.
+        # Punching a hole adds one area: refused at the limit.
         if end < k.vma[i].vm_end and mm.map_count >= mm.max_map_count:
             return -uapi.ENOMEM
         split_vma(k, i, start)
@@ -87,7 +88,7 @@ def split_range(k, start, end):
 
 @jit(cold=True)
 def unmap_areas(k, start, end):
-    """Remove the whole areas in [start, end), whose boundaries have been split, and their pages."""
+    """Remove the areas in [start, end), already split at its bounds, and free their pages."""
     mm = k.mm
     i = find_vma(k, start)
     j = i
@@ -113,7 +114,7 @@ def unmap_areas(k, start, end):
 
 @jit(cold=True)
 def do_munmap(k, addr, length):
-    """Unmap [addr, addr + length), splitting areas as needed; 0 or a negative errno."""
+    """Unmap [addr, addr + length), splitting areas as needed; return 0 or a negative errno."""
     mm = k.mm
     if offset_in_page(addr) or length <= 0:
         return -uapi.EINVAL
@@ -131,7 +132,10 @@ def do_munmap(k, addr, length):
 
 @jit
 def pages_within(k, start, end, need):
-    """Pages of areas with the flags ``need`` in [start, end), whose boundaries have been split."""
+    """Return the number of pages of [start, end) in areas with all flags of ``need``.
+
+    The areas have been split at ``start`` and ``end``.
+    """
     total = 0
     i = find_vma(k, start)
     while i < k.mm.map_count and k.vma[i].vm_start < end:
@@ -144,9 +148,10 @@ def pages_within(k, start, end, need):
 
 @jit(cold=True)
 def map_region(k, start, length, vm_flags, pgoff, file):
-    """Enter a new area at [start, start + length), replacing what is there.
+    """Map a new area at [start, start + length), replacing existing areas.
 
-    Returns ``start``, or -ENOMEM when a limit refuses.  Limits see what comes less what goes.
+    Returns ``start``, -ENOMEM if a limit is exceeded, or another negative errno.  Limits count the
+    new pages minus the replaced ones.
     """
     mm = k.mm
     end = start + length
@@ -161,7 +166,7 @@ def map_region(k, start, length, vm_flags, pgoff, file):
         if not enough_memory(k, pages - pages_within(k, start, end, types.VM_ACCOUNT)):
             return -uapi.ENOMEM
     unmap_areas(k, start, end)
-    # The file's system is asked last; what was there has gone.  No simulated device is persistent.
+    # Linux calls the file system last, after the old areas have gone; no device supports MAP_SYNC.
     if vm_flags & types.VM_SYNC and vm_flags & types.VM_FILE_ALIGN:
         return -uapi.EOPNOTSUPP
     refuse_collision(k, start, end)
@@ -176,7 +181,7 @@ def map_region(k, start, length, vm_flags, pgoff, file):
 
 @jit
 def _check_fixed(k, addr, length):
-    """0, or the error of an address that MAP_FIXED or MREMAP_FIXED asks for."""
+    """Check the fixed address of MAP_FIXED or MREMAP_FIXED; return 0 or a negative errno."""
     mm = k.mm
     if addr < 0 or length > mm.task_size - addr:
         return -uapi.ENOMEM
@@ -189,9 +194,10 @@ def _check_fixed(k, addr, length):
 
 @jit(cold=True)
 def place_mapping(k, addr, length, pgoff, flags, file, align):
-    """Address of a mapping that asks for ``addr`` (MAP_FIXED: insists); or a negative errno.
+    """Return the address of a new mapping with hint ``addr`` (exactly ``addr`` with MAP_FIXED).
 
-    ``align``: the file aligns large mappings to huge pages.
+    Returns a negative errno on failure.  ``align``: the file system aligns large mappings to huge
+    pages.
     """
     if flags & uapi.MAP_FIXED:
         error = _check_fixed(k, addr, length)
@@ -201,7 +207,7 @@ def place_mapping(k, addr, length, pgoff, flags, file, align):
 
 @jit(cold=True)
 def _file_flags(k, fd, prot, flags):
-    """vm_flags that a mapping of descriptor ``fd`` adds, or a negative errno."""
+    """Return the vm_flags that a mapping of descriptor ``fd`` adds, or a negative errno."""
     may = k.file[fd].may
     kind = flags & uapi.MAP_TYPE
     vm_flags = _MAY_ALL
@@ -231,7 +237,7 @@ def _file_flags(k, fd, prot, flags):
 
 @jit
 def _anonymous_flags(flags):
-    """vm_flags that a mapping of no file adds, or a negative errno."""
+    """Return the vm_flags that an anonymous mapping adds, or a negative errno."""
     kind = flags & uapi.MAP_TYPE
     if kind == uapi.MAP_SHARED:
         if flags & uapi.MAP_GROWSDOWN:
@@ -244,7 +250,7 @@ def _anonymous_flags(flags):
 
 @jit
 def _flag_bits(flags):
-    """vm_flags that MAP_* flags ask for by name.  MAP_STACK means no huge pages since Linux 6.7."""
+    """Return the vm_flags that MAP_* flags imply.  MAP_STACK: no huge pages, since Linux 6.7."""
     bits = 0
     if flags & uapi.MAP_GROWSDOWN:
         bits |= types.VM_GROWSDOWN
@@ -259,7 +265,10 @@ def _flag_bits(flags):
 
 @jit
 def do_mmap(k, addr, length, prot, flags, fd, offset):
-    """mmap(2): the address, or a negative errno.  -EOPNOTSUPP for MAP_HUGETLB."""
+    """Map memory, see mmap(2); return the address or a negative errno.
+
+    -EOPNOTSUPP for an anonymous MAP_HUGETLB mapping, which the model does not have.
+    """
     mm = k.mm
     anonymous = flags & uapi.MAP_ANONYMOUS
     file = 0
@@ -315,7 +324,7 @@ def do_mmap(k, addr, length, prot, flags, fd, offset):
 
 @jit(cold=True)
 def mmap_file(k, addr, length, prot, flags, fd, offset):
-    """The system call: :func:`do_mmap`, counted."""
+    """Run and count the system call (:func:`do_mmap`)."""
     mm = k.mm
     mm.nr_mmap += 1
     result = do_mmap(k, addr, length, prot, flags, fd, offset)
@@ -326,13 +335,13 @@ def mmap_file(k, addr, length, prot, flags, fd, offset):
 
 @jit
 def mmap(k, addr, length, prot, flags):
-    """The system call for memory without a file, as allocators make it."""
+    """Run and count an mmap without a file, as allocators call it."""
     return mmap_file(k, addr, length, prot, flags, -1, 0)
 
 
 @jit(cold=True)
 def munmap(k, addr, length):
-    """The system call: :func:`do_munmap`, counted."""
+    """Run and count the system call (:func:`do_munmap`)."""
     mm = k.mm
     mm.nr_munmap += 1
     result = do_munmap(k, addr, length)

@@ -1,4 +1,4 @@
-"""mprotect: other rights for a range, area by area; what was done before an error stays done."""
+"""mprotect: change the rights of a range, area by area; changes before an error stay."""
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
@@ -14,10 +14,10 @@ from kernel.vma import account_vm, find_vma
 
 @jit(cold=True)
 def _protect(k, i, start, end, flags):
-    """Give [start, end), a part of area ``i``, the flags ``flags``; the end of the area it is in.
+    """Set the flags of [start, end), a part of area ``i``; return the end of its area now.
 
-    Or -ENOMEM.  Becoming writable is charged once (and may be refused); it is given back by
-    becoming read-only only where nothing was ever written.
+    Returns -ENOMEM if a limit is exceeded.  A private range is charged as committed when it first
+    becomes writable.  Becoming read-only undoes the charge only if nothing was ever written.
     """
     mm = k.mm
     old = k.vma[i].vm_flags
@@ -51,7 +51,7 @@ def _protect(k, i, start, end, flags):
 
 @jit(cold=True)
 def do_mprotect(k, start, length, prot):
-    """Change the rights of [start, start + length); 0 or a negative errno."""
+    """Change the rights of [start, start + length); return 0 or a negative errno."""
     mm = k.mm
     grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
     prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
@@ -61,7 +61,7 @@ def do_mprotect(k, start, length, prot):
         return 0
     end = start + page_align(min(length, 1 << 62))
     if length < 0 and end < 0 <= start:
-        end = 1 << 62  # from 2**63 on, and the sum is still a number of 64 bits
+        end = 1 << 62  # a length of 2**63 or more whose sum with start does not overflow
     if start < 0 or end <= start:
         return -ENOMEM
     if prot & ~0xF:
@@ -74,12 +74,12 @@ def do_mprotect(k, start, length, prot):
         if not k.vma[i].vm_flags & VM_GROWSDOWN:
             return -EINVAL
     elif grows and k.vma[i].vm_start <= start:
-        return -EINVAL  # nothing grows up here
+        return -EINVAL  # x86-64 has no areas that grow upwards
     while start < end:
         if i == mm.map_count or k.vma[i].vm_start > start:
             return -ENOMEM
         flags = k.vma[i].vm_flags & ~7 | prot & 7
-        # VM_MAYREAD and its like lie four bits above what they allow.
+        # VM_MAYREAD, VM_MAYWRITE and VM_MAYEXEC are four bits above the rights that they allow.
         if flags & ~(flags >> 4) & 7:
             return -EACCES
         stop = _protect(k, i, start, min(end, k.vma[i].vm_end), flags)
@@ -92,7 +92,7 @@ def do_mprotect(k, start, length, prot):
 
 @jit(cold=True)
 def mprotect(k, addr, length, prot):
-    """The system call: :func:`do_mprotect`, counted."""
+    """Run and count the system call (:func:`do_mprotect`)."""
     mm = k.mm
     mm.nr_mprotect += 1
     result = do_mprotect(k, addr, length, prot)

@@ -1,7 +1,7 @@
-"""mremap: make a mapping larger or smaller, in place or elsewhere, taking its pages along.
+"""mremap: grow, shrink or move a mapping together with its pages.
 
-Order of checks and of effects as Linux 6.17 and later: what was unmapped to make room stays
-unmapped when a later step fails.
+Checks and effects have the order of Linux 6.17 and later: a range that was unmapped to make room
+stays unmapped if a later step fails.
 """
 
 from kernel import types, uapi
@@ -33,7 +33,7 @@ from kernel.vma import account_vm, find_vma, intersects, pgoff_at
 
 @jit(cold=True)
 def _move_page(k, dst, src):
-    """Move the state, words and huge page of folded page ``src`` to ``dst``, where nothing is."""
+    """Move the state, words and huge page of folded page ``src`` to the unmapped ``dst``."""
     f = k.pte[src]
     if f & (types.PTE_ALL ^ types.PTE_WORDS) == 0:
         return
@@ -59,7 +59,7 @@ def _move_pages(k, new, old, length):
 
 @jit(cold=True)
 def _move_slot(k, new, old):
-    """Move a whole slot: its table, or its huge page with the deposited one."""
+    """Move a whole slot: its PTE page, or its huge page with the deposited PTE page."""
     entry = k.pmd[old >> pmd_shift()]
     if entry == types.PMD_NONE:
         return
@@ -70,7 +70,7 @@ def _move_slot(k, new, old):
 
 @jit
 def _extent(shift, old, new, old_end):
-    """Bytes from ``old`` on that one entry of 2**shift bytes maps at both places."""
+    """Return the bytes from ``old`` on that one entry of 2**shift bytes maps at both addresses."""
     size = 1 << shift
     extent = min(size - (old & (size - 1)), old_end - old)
     return min(extent, size - (new & (size - 1)))
@@ -78,9 +78,9 @@ def _extent(shift, old, new, old_end):
 
 @jit
 def _can_align_down(k, addr, start):
-    """Whether nothing but free space lies between the slot's start ``start`` and ``addr``.
+    """Return True if ``addr`` starts its area and the slot is free from ``start`` up to ``addr``.
 
-    ``addr`` must be where its area begins.
+    ``start`` is the start of the slot of ``addr``.
     """
     i = find_vma(k, addr)
     return k.vma[i].vm_start == addr and not intersects(k, start, addr)
@@ -88,7 +88,7 @@ def _can_align_down(k, addr, start):
 
 @jit(cold=True)
 def _move_some(k, new, old, old_end):
-    """Move what comes first in [old, old_end), at most a table, to ``new``; the bytes done."""
+    """Move the first part of [old, old_end), at most one table, to ``new``; return its bytes."""
     extent = _extent(pud_shift(), old, new, old_end)
     if not k.pud[old >> pud_shift()]:
         return extent
@@ -114,11 +114,12 @@ def _move_some(k, new, old, old_end):
 
 @jit(cold=True)
 def move_page_tables(k, old, new, length):
-    """Move the pages of [old, old + length) to ``new``: whole tables where both are aligned.
+    """Move the pages of [old, old + length) to ``new``: whole tables if both are aligned.
 
-    A first slot that the range only shares with free space, at both places, counts as whole when
-    the range reaches its end.  Page-table pages come at the new place for what exists at the old.
-    With FRAMES, a frame for one of them may cost pages at the old place theirs, or the process.
+    A partial first slot counts as whole if the range reaches its end and the rest of the slot is
+    free at both addresses.  Page-table pages are allocated at the new address for those that exist
+    at the old one.  With FRAMES, allocating their frames may reclaim pages of the old range, or
+    kill the process.
     """
     end = old + length
     inside = offset_in_slot(old)
@@ -134,7 +135,7 @@ def move_page_tables(k, old, new, length):
 
 @jit
 def _charge(k, flags, pages):
-    """Commit ``pages`` more of an area with ``flags``; False when memory refuses."""
+    """Commit ``pages`` more for an area with ``flags``; return False if overcommit refuses."""
     if flags & types.VM_ACCOUNT:
         if not enough_memory(k, pages):
             return False
@@ -144,7 +145,7 @@ def _charge(k, flags, pages):
 
 @jit(cold=True)
 def _account(k, flags, pages):
-    """Count ``pages`` new pages of an area with ``flags``."""
+    """Add ``pages`` of an area with ``flags`` to the mapped and locked pages."""
     account_vm(k, flags, pages)
     if flags & types.VM_LOCKED:
         k.mm.locked_vm += pages
@@ -152,9 +153,10 @@ def _account(k, flags, pages):
 
 @jit(cold=True)
 def _copy_vma(k, i, addr, new_addr, length):
-    """Enter the copy of area ``i`` from ``addr`` on at ``new_addr``, merged if it may.
+    """Add a copy of area ``i`` from ``addr`` on at ``new_addr``, merged where possible.
 
-    What was never written takes the page offset of its new place, so that it can merge there.
+    An anonymous area that was never written takes the page offset of its new address, so that it
+    can merge there.
     """
     v = k.vma[i]
     pgoff = pgoff_at(k, i, addr)
@@ -165,9 +167,10 @@ def _copy_vma(k, i, addr, new_addr, length):
 
 @jit(cold=True)
 def _forget_source(k, addr, length, whole):
-    """MREMAP_DONTUNMAP: the old area stays, empty and unlocked.
+    """Keep the old area, empty and unlocked (MREMAP_DONTUNMAP).
 
-    ``whole``: the areas' bounds were the range's, so that its anon_vma goes with the pages.
+    ``whole``: the copy did not merge with its source.  An area whose bounds are then exactly
+    [addr, addr + length) loses its anon_vma.
     """
     i = find_vma(k, addr)
     v = k.vma[i]
@@ -178,21 +181,24 @@ def _forget_source(k, addr, length, whole):
 
 @jit(cold=True)
 def _unmap_source(k, addr, length):
-    """Unmap what has moved away, without giving back the commitment that moved with it."""
+    """Unmap the range that has moved away; its committed pages moved with it."""
     k.mm.committed += _accounted_within(k, addr, length)
     do_munmap(k, addr, length)
 
 
 @jit
 def _accounted_within(k, addr, length):
-    """Pages of [addr, addr + length), in one area, if that is accounted."""
+    """Return the pages of [addr, addr + length), in one area, if the area is accounted, else 0."""
     i = find_vma(k, addr)
     return length >> PAGE_SHIFT if k.vma[i].vm_flags & types.VM_ACCOUNT else 0
 
 
 @jit(cold=True)
 def _move_vma(k, addr, old_len, new_addr, new_len, flags):
-    """Move [addr, addr + old_len), inside one area, to ``new_addr``, free; its new address."""
+    """Move [addr, addr + old_len), in one area, to the free ``new_addr``; return ``new_addr``.
+
+    Returns a negative errno on failure.
+    """
     mm = k.mm
     if mm.map_count >= mm.max_map_count - 3:
         return -uapi.ENOMEM
@@ -206,7 +212,7 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
         return -uapi.ENOMEM
     refuse_collision(k, new_addr, new_addr + new_len)
     _copy_vma(k, i, addr, new_addr, new_len)
-    # The copy may have merged with its own source, where neither was ever written.
+    # The copy may have merged with its source if neither was ever written.
     apart = (
         k.vma[find_vma(k, addr)].vm_start > new_addr or k.vma[find_vma(k, addr)].vm_end <= new_addr
     )
@@ -223,7 +229,7 @@ def _move_vma(k, addr, old_len, new_addr, new_len, flags):
 
 @jit
 def _place(k, i, addr, new_addr, length, flags):
-    """Where area ``i`` from ``addr`` on is to move to; or a negative errno."""
+    """Return the address to which area ``i`` from ``addr`` on is to move, or a negative errno."""
     v = k.vma[i]
     where = uapi.MAP_FIXED if flags & uapi.MREMAP_FIXED else 0
     where |= uapi.MAP_SHARED if v.vm_flags & types.VM_MAYSHARE else uapi.MAP_PRIVATE
@@ -234,7 +240,7 @@ def _place(k, i, addr, new_addr, length, flags):
 
 @jit(cold=True)
 def _check_area(k, i, addr, old_len, new_len, flags):
-    """0 if area ``i`` can be remapped as asked, else a negative errno."""
+    """Return 0 if area ``i`` can be remapped as requested, else a negative errno."""
     mm = k.mm
     if i == mm.map_count or k.vma[i].vm_start > addr:
         return -uapi.EFAULT
@@ -260,7 +266,7 @@ def _check_area(k, i, addr, old_len, new_len, flags):
 
 @jit(cold=True)
 def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
-    """Move to ``new_addr`` (MREMAP_FIXED: exactly there, what is there goes first)."""
+    """Move to ``new_addr``: a hint, or with MREMAP_FIXED the exact address, unmapped first."""
     if flags & uapi.MREMAP_FIXED:
         error = do_munmap(k, new_addr, new_len)
         if error < 0:
@@ -285,7 +291,7 @@ def _mremap_to(k, addr, old_len, new_addr, new_len, flags):
 
 @jit(cold=True)
 def _move_areas(k, addr, length, new_addr, flags):
-    """Move every area in [addr, addr + length) to ``new_addr``, their distances kept (6.17)."""
+    """Move all areas in [addr, addr + length) to ``new_addr``, with their gaps (Linux 6.17)."""
     end = addr + length
     first = -1
     target = new_addr
@@ -309,13 +315,13 @@ def _move_areas(k, addr, length, new_addr, flags):
         target = moved + stop - start
         i = find_vma(k, stop)
         if i < k.mm.map_count and k.vma[i].vm_start < stop:
-            i += 1  # MREMAP_DONTUNMAP left the area whole, of which only a part was moved
+            i += 1  # part of an area was moved, and MREMAP_DONTUNMAP left the area in place
     return first if first >= 0 else -uapi.EFAULT
 
 
 @jit(cold=True)
 def _expand(k, i, addr, old_len, new_len, flags):
-    """Make area ``i`` longer: in place if it can be, else elsewhere if it may."""
+    """Grow area ``i``: in place if possible, else elsewhere with MREMAP_MAYMOVE."""
     mm = k.mm
     end = k.vma[i].vm_end
     more = new_len - old_len
@@ -340,7 +346,7 @@ def _expand(k, i, addr, old_len, new_len, flags):
 
 @jit(cold=True)
 def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
-    """0, or the error of arguments that no area could make right."""
+    """Check the arguments that do not depend on an area; return 0 or a negative errno."""
     mm = k.mm
     known = uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE | uapi.MREMAP_DONTUNMAP
     if flags & ~known or offset_in_page(addr):
@@ -355,7 +361,7 @@ def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
         return -uapi.EINVAL
     if flags & uapi.MREMAP_DONTUNMAP and old_len != new_len:
         return -uapi.EINVAL
-    # As unsigned numbers: what is negative here lies above all user space.
+    # As unsigned numbers: a negative value here is above all user space.
     end = addr + old_len
     if (end > new_addr or end < 0) and 0 <= addr < new_addr + new_len:
         return -uapi.EINVAL
@@ -364,13 +370,13 @@ def _check_arguments(k, addr, old_len, new_len, flags, new_addr):
 
 @jit(cold=True)
 def do_mremap(k, addr, old_len, new_len, flags, new_addr):
-    """mremap(2): the address of the mapping, or a negative errno."""
+    """Remap memory, see mremap(2); return the address of the mapping or a negative errno."""
     old_len = page_align(old_len)
     new_len = page_align(new_len)
     error = _check_arguments(k, addr, old_len, new_len, flags, new_addr)
     if error < 0:
         return error
-    if old_len < 0:  # from 2**63 on: as good as any length beyond user space
+    if old_len < 0:  # 2**63 or more: same effect as any length beyond user space
         old_len = 1 << 62
     if flags & uapi.MREMAP_FIXED and old_len == new_len:
         return _move_areas(k, addr, old_len, new_addr, flags)
@@ -390,7 +396,7 @@ def do_mremap(k, addr, old_len, new_len, flags, new_addr):
 
 @jit(cold=True)
 def mremap(k, addr, old_len, new_len, flags, new_addr):
-    """The system call: :func:`do_mremap`, counted."""
+    """Run and count the system call (:func:`do_mremap`)."""
     mm = k.mm
     mm.nr_mremap += 1
     result = do_mremap(k, addr, old_len, new_len, flags, new_addr)

@@ -1,14 +1,14 @@
-"""Pages and slots: the arithmetic of addresses, and the walk over what is mapped.
+"""Pages and slots: address arithmetic, and the walk over mapped slots.
 
-    an entry of   maps, at 4 KiB   log2 of that   and points at
+    an entry of   maps (4 KiB)     log2 of that   and points to
     PTE           4 KiB, a page    PAGE_SHIFT     a frame, or the zero page
     PMD           2 MiB, a slot    pmd_shift()    a PTE page, or a huge page
     PUD           1 GiB            pud_shift()    a PMD page
     PGD           512 GiB          pgd_shift()    a PUD page
 
 A table page has page size / 8 entries.  ``k.pmd``, ``k.pud`` and ``k.pgd`` hold the entries of the
-upper levels, by address >> shift.  The page states, ``k.pte``, are indexed by *folded* page number:
-a window of 2**WINDOW_BITS bytes stands for the whole address space (kernel.access).
+upper levels, indexed by address >> shift.  The page states, ``k.pte``, are indexed by *folded* page
+number: a window of 2**WINDOW_BITS bytes represents the whole address space (kernel.access).
 """
 
 from kernel.engine.jit import jit
@@ -19,49 +19,49 @@ from kernel.engine.switches import PAGE_SHIFT, WINDOW_BITS
 
 @jit(inline=True)
 def page_size():
-    """Bytes of a page."""
+    """Return the page size, bytes."""
     return 1 << PAGE_SHIFT
 
 
 @jit(inline=True)
 def pmd_order():
-    """log2 of the pages of a slot: the order of a huge page."""
+    """Return log2 of the pages of a slot: the order of a huge page."""
     return PAGE_SHIFT - 3
 
 
 @jit(inline=True)
 def pages_per_slot():
-    """Pages that one PMD entry maps: those of a PTE page, or of a huge page."""
+    """Return the number of pages that one PMD entry maps, by a PTE page or as a huge page."""
     return 1 << pmd_order()
 
 
 @jit(inline=True)
 def pmd_shift():
-    """log2 of the bytes that one PMD entry maps."""
+    """Return log2 of the bytes that one PMD entry maps."""
     return PAGE_SHIFT + pmd_order()
 
 
 @jit(inline=True)
 def pud_shift():
-    """log2 of the bytes that one PUD entry maps."""
+    """Return log2 of the bytes that one PUD entry maps."""
     return pmd_shift() + pmd_order()
 
 
 @jit(inline=True)
 def pgd_shift():
-    """log2 of the bytes that one PGD entry maps."""
+    """Return log2 of the bytes that one PGD entry maps."""
     return pud_shift() + pmd_order()
 
 
 @jit(inline=True)
 def pmd_size():
-    """Bytes that one PMD entry maps: those of a slot, or of a huge page."""
+    """Return the bytes that one PMD entry maps: the size of a slot and of a huge page."""
     return 1 << pmd_shift()
 
 
 @jit(inline=True)
 def pud_size():
-    """Bytes that one PUD entry maps."""
+    """Return the bytes that one PUD entry maps."""
     return 1 << pud_shift()
 
 
@@ -82,7 +82,7 @@ def page_start(addr):
 
 @jit(inline=True)
 def offset_in_page(addr):
-    """Bytes from the start of its page to ``addr``; 0 when it is aligned."""
+    """Return the offset of ``addr`` in its page, bytes; 0 if it is aligned."""
     return addr & (page_size() - 1)
 
 
@@ -94,19 +94,19 @@ def slot_start(addr):
 
 @jit(inline=True)
 def offset_in_slot(addr):
-    """Bytes from the start of its slot to ``addr``; 0 when it is aligned."""
+    """Return the offset of ``addr`` in its slot, bytes; 0 if it is aligned."""
     return addr & (pmd_size() - 1)
 
 
 @jit(inline=True)
 def pmd_addr_end(addr, end):
-    """End of the slot of ``addr``, or ``end`` where that is lower."""
+    """Return the end of the slot of ``addr``, or ``end`` if that is lower."""
     return min(end, ((addr >> pmd_shift()) + 1) << pmd_shift())
 
 
 @jit(inline=True)
 def pud_addr_end(addr, end):
-    """End of what the PUD entry of ``addr`` maps, or ``end`` where that is lower."""
+    """Return the end of the range that the PUD entry of ``addr`` maps, or ``end`` if lower."""
     return min(end, ((addr >> pud_shift()) + 1) << pud_shift())
 
 
@@ -115,31 +115,31 @@ def pud_addr_end(addr, end):
 
 @jit(inline=True)
 def fold(addr):
-    """Offset of ``addr`` in the window, bytes."""
+    """Return the offset of ``addr`` in the window, bytes."""
     return addr & ((1 << WINDOW_BITS) - 1)
 
 
 @jit(inline=True)
 def fold_page(page):
-    """Folded number of page number ``page``."""
+    """Return the folded number of page number ``page``."""
     return page & ((1 << (WINDOW_BITS - PAGE_SHIFT)) - 1)
 
 
 @jit(inline=True)
 def page_of(addr):
-    """Folded number of the page of ``addr``: the index of its state in k.pte."""
+    """Return the folded number of the page of ``addr``: the index of its state in k.pte."""
     return fold(addr) >> PAGE_SHIFT
 
 
 @jit(inline=True)
 def pages_of(start, end):
-    """Folded numbers of the pages of [start, end), both aligned, all in one slot: a range."""
+    """Return the range of folded page numbers of [start, end), aligned and all in one slot."""
     return range(page_of(start), page_of(start) + ((end - start) >> PAGE_SHIFT))
 
 
 @jit(inline=True)
 def pages_around(page):
-    """Folded numbers of all pages of the slot of folded page ``page``: a range."""
+    """Return the range of folded page numbers of the slot that contains folded page ``page``."""
     first = page >> pmd_order() << pmd_order()
     return range(first, first + pages_per_slot())
 
@@ -149,7 +149,7 @@ def pages_around(page):
 
 @jit(cold=True)
 def set_pmd(k, addr, entry):
-    """Let the slot of ``addr`` hold ``entry`` (PMD_*), and remember it as one to reset."""
+    """Set the PMD entry of ``addr`` to ``entry`` (PMD_*) and list the slot for the next reset."""
     k.pmd[addr >> pmd_shift()] = entry
     slot = page_of(addr) >> pmd_order()
     if not k.slot_seen[slot]:
@@ -160,10 +160,9 @@ def set_pmd(k, addr, entry):
 
 @jit
 def next_slot(k, addr, end):
-    """Start of the next slot that may hold pages, at or above ``addr``; ``end`` if none is below.
+    """Return the first address >= ``addr`` in a slot that may hold pages; ``end`` if none is below.
 
-    Skips whole PMD pages that do not exist.  The result may lie inside a slot only if it is
-    ``addr`` itself.
+    The result is the start of a slot, or ``addr`` itself.  Skips ranges without a PMD page.
     """
     while addr < end:
         if not k.pud[addr >> pud_shift()]:
@@ -177,5 +176,5 @@ def next_slot(k, addr, end):
 
 @jit(inline=True)
 def table_pages(mm):
-    """Pages of page tables, of every level."""
+    """Return the number of page-table pages of all levels."""
     return mm.nr_ptes + mm.nr_pmds + mm.nr_puds

@@ -1,9 +1,9 @@
-"""Page-table pages: they cost memory too, and VmPTE shows them.
+"""Page-table pages: they use memory too, and VmPTE reports them.
 
-A table page (kernel.page says what each maps) comes with the first fault in its range and goes
-when no area overlaps that any more, or (a PTE page) when MADV_DONTNEED empties the whole slot.  A
-huge mapping takes the place of a PTE page, but keeps one deposited for the day it is split.  Tables
-are indexed by real addresses, never folded, so that their number is exact.
+A table page (kernel.page lists what each level maps) is allocated by the first fault in its range.
+It is freed when no area overlaps its range any more; a PTE page also when MADV_DONTNEED empties the
+whole slot.  A huge mapping replaces a PTE page but keeps one deposited for a later split.  Tables
+are indexed by real addresses, never folded ones, so that their number is exact.
 """
 
 from kernel.engine.jit import jit
@@ -14,8 +14,8 @@ from kernel.vmscan import take_table_frame
 
 
 @jit
-def _grown(k):
-    """Keep the largest size of the page tables."""
+def _update_hiwater(k):
+    """Update the largest number of page-table pages."""
     mm = k.mm
     total = table_pages(mm)
     if total > mm.hiwater_pgtables:
@@ -24,42 +24,45 @@ def _grown(k):
 
 @jit(cold=True)
 def alloc_pud(k, addr):
-    """Make the PUD page that maps ``addr`` exist."""
+    """Allocate the PUD page that maps ``addr`` if it does not exist."""
     mm = k.mm
     if not k.pgd[addr >> pgd_shift()]:
         take_table_frame(k, addr)
         k.pgd[addr >> pgd_shift()] = 1
         mm.nr_puds += 1
-        _grown(k)
+        _update_hiwater(k)
 
 
 @jit(cold=True)
 def alloc_pmd(k, addr):
-    """Make the PMD page that maps ``addr`` exist, and what is above it."""
+    """Allocate the PMD page that maps ``addr``, and its PUD page, if they do not exist."""
     mm = k.mm
     alloc_pud(k, addr)
     if not k.pud[addr >> pud_shift()]:
         take_table_frame(k, addr)
         k.pud[addr >> pud_shift()] = 1
         mm.nr_pmds += 1
-        _grown(k)
+        _update_hiwater(k)
 
 
 @jit(cold=True)
 def alloc_tables(k, addr):
-    """Make the table pages that map ``addr`` exist; called on every fault of a page."""
+    """Allocate the missing table pages that map ``addr``; called on every page fault."""
     if k.pmd[addr >> pmd_shift()]:
         return
     alloc_pmd(k, addr)
     take_table_frame(k, addr)
     set_pmd(k, addr, PMD_TABLE)
     k.mm.nr_ptes += 1
-    _grown(k)
+    _update_hiwater(k)
 
 
 @jit
 def _free_level(table, shift, start, end, floor, ceiling):
-    """Free the tables of one level in [start, end) whose slot lies in [floor, ceiling)."""
+    """Free the tables of one level in [start, end) that map only addresses in [floor, ceiling).
+
+    Returns their number.
+    """
     freed = 0
     first = start >> shift
     last = (end - 1) >> shift
@@ -72,7 +75,7 @@ def _free_level(table, shift, start, end, floor, ceiling):
 
 @jit(cold=True)
 def free_ptes(k, start, end, floor, ceiling):
-    """Free PTE pages of [start, end), skipping whole PMD slots that have none."""
+    """Free the PTE pages in [start, end) that map only addresses in [floor, ceiling)."""
     freed = 0
     while start < end:
         stop = pud_addr_end(start, end)
@@ -85,7 +88,7 @@ def free_ptes(k, start, end, floor, ceiling):
 
 @jit(cold=True)
 def free_tables(k, start, end, floor, ceiling):
-    """Free every table page of the unmapped [start, end) that no other area can need.
+    """Free all table pages of the unmapped [start, end) that no remaining area needs.
 
     ``floor`` is the end of the area below, ``ceiling`` the start of the area above.
     """

@@ -1,4 +1,4 @@
-"""Areas that grow downwards (stacks, MAP_GROWSDOWN): a touch just below them makes them larger."""
+"""Areas that grow downwards (stacks, MAP_GROWSDOWN): an access below the area extends it."""
 
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
@@ -14,7 +14,7 @@ STACK_GUARD_PAGES = 256
 
 @jit
 def vm_start_gap(k, i):
-    """Start of area ``i`` less the guard that a downward-growing stack keeps below it."""
+    """Return the start of area ``i``, for a downward-growing area minus its guard gap."""
     v = k.vma[i]
     if v.vm_flags & VM_GROWSDOWN:
         return v.vm_start - (STACK_GUARD_PAGES << PAGE_SHIFT)
@@ -23,10 +23,10 @@ def vm_start_gap(k, i):
 
 @jit(cold=True)
 def expand_stack(k, i, addr):
-    """Grow area ``i`` down to the page of ``addr``; False when it must not.
+    """Grow area ``i`` down to the page of ``addr``; return False if that is not allowed.
 
-    Refused where it is no stack, within the guard of an accessible area below, and beyond
-    RLIMIT_STACK, RLIMIT_AS, RLIMIT_MEMLOCK or committed memory.
+    Refused if the area does not grow down, if an accessible area below would be within the guard
+    gap, or if RLIMIT_STACK, RLIMIT_AS, RLIMIT_MEMLOCK or overcommit forbids it.
     """
     mm = k.mm
     flags = k.vma[i].vm_flags

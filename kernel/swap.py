@@ -1,7 +1,7 @@
-"""The swap area: one slot for each page that is out.
+"""The swap area: one slot for each swapped-out page.
 
-The contents of a page never leave the simulated window, so a slot is only a number: which page it
-holds.  Freed slots are used again first, the last one freed before the others.
+The contents of a page never leave the simulated window, so a slot only records the number of its
+page.  Freed slots are reused first, the most recently freed one before the others.
 """
 
 from kernel.engine.jit import jit
@@ -13,13 +13,13 @@ from kernel.types import PTE_FRAME, PTE_SWAP, PTE_WORDS
 
 @jit
 def swap_full(k):
-    """Whether no slot is free."""
+    """Return True if no slot is free."""
     return k.phys.swap_used >= k.phys.nr_swap
 
 
 @jit(cold=True)
 def alloc_slot(k, page):
-    """Give page number ``page`` a slot, which exists (not swap_full); returns its number."""
+    """Allocate a slot for page number ``page`` and return it; a free one exists (not swap_full)."""
     phys = k.phys
     slot = phys.swap_free
     if slot >= 0:
@@ -46,7 +46,7 @@ def free_slot(k, page):
 
 @jit(cold=True)
 def move_slot(k, old, addr):
-    """Note that the page swapped out at folded page ``old`` has moved to ``addr``."""
+    """Record that the swapped-out folded page ``old`` has moved to ``addr``."""
     slot = pfn_of(k, old)
     k.swap[slot] = addr >> PAGE_SHIFT
     set_pfn(k, fold_page(addr >> PAGE_SHIFT), slot)
@@ -54,7 +54,7 @@ def move_slot(k, old, addr):
 
 @jit(cold=True, when="FRAMES")
 def move_backing(k, page, addr):
-    """Let the frame or slot of folded page ``page`` know that the page moves to ``addr``."""
+    """Update the frame or swap slot of folded page ``page``, which moves to ``addr``."""
     f = k.pte[page]
     if f & PTE_SWAP:
         move_slot(k, page, addr)
@@ -64,7 +64,7 @@ def move_backing(k, page, addr):
 
 @jit(cold=True, when="FRAMES")
 def drop_slot(k, page):
-    """Forget what is swapped out of folded page ``page``, if it is: it reads as zeros again."""
+    """Drop folded page ``page`` if it is swapped out: it reads as zeros afterwards."""
     if k.pte[page] & PTE_SWAP:
         free_slot(k, page)
         k.pte[page] &= PTE_WORDS

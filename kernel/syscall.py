@@ -1,7 +1,7 @@
-"""The door of the kernel: a system call by its number and six arguments, as the hardware passes it.
+"""System call entry: dispatch a call by its number and six arguments, as the hardware passes them.
 
-For what has calls as data: random programs (kernel.linux.verify) and recorded ones
-(kernel.linux.replay). Allocators call the functions behind it by name.
+Used where calls are data: random programs (kernel.linux.verify) and recorded programs
+(kernel.linux.replay).  Allocators call the functions of the individual system calls directly.
 """
 
 from kernel import uapi
@@ -17,10 +17,10 @@ from kernel.mremap import mremap
 
 @jit
 def syscall(k, nr, a, b, c, d, e, f):
-    """Do system call ``nr``; returns what the register would hold: a value or a negative errno.
+    """Run system call ``nr``; return the value of the result register: a value or negative errno.
 
-    -ENOSYS for one that the model does not know.  setrlimit takes the soft limit itself as its
-    second argument, where Linux takes a pointer to it.
+    -ENOSYS for a call outside the model.  The second argument of setrlimit is the soft limit
+    itself; Linux takes a pointer to it.
     """
     if nr == uapi.NR_MMAP:
         return mmap_file(k, a, b, c, d, e, f)

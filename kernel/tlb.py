@@ -1,16 +1,16 @@
-"""Translation lookaside buffers: how often an access must walk the page tables.
+"""Translation lookaside buffers (TLBs): count the accesses that walk the page tables.
 
     access ──► L1, one for each page size ──miss──► L2, shared ──miss──► page walk
                                                                   3 loads (huge) or 4
 
-Each is a table of sets × ways.  A set keeps its entries in order of use, the latest first, so the
-last is the one to go (true LRU).  What misses is filled into both levels.  The tables hold page
-numbers only: who may do what is the page state's business (kernel.access).
+Each TLB is a table of sets × ways.  A set keeps its entries in order of use, the most recent first,
+so the last entry is evicted (true LRU).  A miss fills both levels.  The tables hold only page
+numbers; rights are checked in the page state (kernel.access).
 
-A touch of a whole block counts one look-up a page.  A flush follows Linux: page by page up to
-33 pages, else everything; it counts even when no entry was there.
+A touch of a whole block counts one look-up per page.  A flush follows Linux: page by page up to
+33 pages, else all entries; it is counted even if no entry was present.
 
-Its hooks (flush_tlb_page, flush_present, kernel.access.translate) are empty without the switch TLB.
+The hooks (flush_tlb_page, flush_present, kernel.access.translate) are empty without the switch TLB.
 """
 
 import numpy as np
@@ -38,19 +38,21 @@ from kernel.types import (
     TLB_STAT,
 )
 
-#: Pages above which a flush takes everything (Linux's tlb_single_page_flush_ceiling).
+#: Number of pages above which a flush drops all entries (Linux's tlb_single_page_flush_ceiling).
 FLUSH_CEILING = 33
 
 
 def check_geometry(name: str, entries: int, ways: int) -> None:
-    """Raise ValueError when a table of ``entries`` in sets of ``ways`` is none; 0: not there."""
+    """Raise ValueError if ``entries`` and ``ways`` do not form a table; 0 entries: no table."""
     if entries == 0:
         return
     if entries < 0 or ways < 1 or entries % ways:
         raise ValueError(f"{name} has {entries} entries, not a multiple of its {ways} ways")
     sets = entries // ways
     if sets & (sets - 1):
-        raise ValueError(f"{name} has {sets} sets ({entries} entries / {ways} ways): not 2**n")
+        raise ValueError(
+            f"{name} has {sets} sets ({entries} entries / {ways} ways), not a power of two"
+        )
     if ways > MAX_TLB_WAYS or sets > MAX_TLB_SETS or entries > MAX_TLB_ENTRIES:
         raise ValueError(
             f"{name} is too large: at most {MAX_TLB_ENTRIES} entries, {MAX_TLB_WAYS} ways, "
@@ -59,7 +61,7 @@ def check_geometry(name: str, entries: int, ways: int) -> None:
 
 
 def init_tlb(k: np.record, geometry: list[tuple[int, int]]) -> None:
-    """Make empty tables; ``geometry``: entries and ways of L1_BASE, L1_HUGE and L2."""
+    """Initialise empty tables; ``geometry``: entries and ways of L1_BASE, L1_HUGE and L2."""
     k["tlb_stat"] = np.zeros((), TLB_STAT)
     for level, (entries, ways) in zip(k.tlb_level, geometry, strict=True):
         used = int(level.sets * level.ways)
@@ -71,7 +73,7 @@ def init_tlb(k: np.record, geometry: list[tuple[int, int]]) -> None:
 
 @jit
 def _look_up(level, tag):
-    """Whether ``tag``, whose low bits choose the set, is in the table; it is the latest then."""
+    """Return True if ``tag`` is in the table, and make it the most recent entry of its set."""
     ways = level.ways
     first = ((tag >> 1) & (level.sets - 1)) * ways
     if level.tag[first] == tag:
@@ -87,7 +89,7 @@ def _look_up(level, tag):
 
 @jit
 def _fill(level, tag):
-    """Enter ``tag`` as the latest of its set; the oldest goes."""
+    """Insert ``tag`` as the most recent entry of its set and evict the least recent one."""
     first = ((tag >> 1) & (level.sets - 1)) * level.ways
     for n in range(first + level.ways - 1, first, -1):
         level.tag[n] = level.tag[n - 1]
@@ -96,7 +98,7 @@ def _fill(level, tag):
 
 @jit
 def _remove(level, tag):
-    """Take ``tag`` out of the table, if it is there; younger and older ones keep their order."""
+    """Remove ``tag`` from the table if it is present; the other entries keep their order."""
     if level.ways == 0:
         return
     first = ((tag >> 1) & (level.sets - 1)) * level.ways
@@ -111,26 +113,26 @@ def _remove(level, tag):
 
 @jit(inline=True)
 def _base_tag(addr):
-    """Tag of the base page of ``addr``: its number, the low bit clear; never 0."""
+    """Return the tag of the base page of ``addr``: its number with a low bit of 0; never 0."""
     return (addr >> PAGE_SHIFT) << 1
 
 
 @jit(inline=True)
 def _huge_tag(addr):
-    """Tag of the huge page of ``addr``: its number, the low bit set."""
+    """Return the tag of the huge page of ``addr``: its number with a low bit of 1."""
     return (addr >> pmd_shift() << 1) | 1
 
 
 @jit
 def _walk(k, huge):
-    """Count a page walk: one load a level, of which a huge page needs one less."""
+    """Count a page walk: one load per level, one level less for a huge page."""
     k.tlb_stat.walks += 1
     k.tlb_stat.walk_loads += 3 if huge else 4
 
 
 @jit(cold=True)
 def _miss(k, tag, huge):
-    """Look further than the first level; on a miss there too, walk the page tables."""
+    """Handle a first-level miss: look in the second level; on a miss there, walk the tables."""
     own = k.tlb_level[L1_HUGE if huge else L1_BASE]
     l2 = k.tlb_level[L2]
     own.misses += 1
@@ -149,7 +151,7 @@ def _miss(k, tag, huge):
 
 @jit
 def tlb_access(k, addr, huge):
-    """Translate ``addr``, whose page is mapped, by a huge entry if ``huge`` is not 0."""
+    """Translate ``addr``, whose page is mapped, with a huge entry if ``huge`` is not 0."""
     tag = _huge_tag(addr) if huge else _base_tag(addr)
     level = k.tlb_level[L1_HUGE if huge else L1_BASE]
     if level.ways and _look_up(level, tag):
@@ -160,7 +162,7 @@ def tlb_access(k, addr, huge):
 
 @jit(cold=True)
 def flush_tlb(k):
-    """Forget every translation."""
+    """Drop all translations."""
     k.tlb_stat.flush_all += 1
     for n in range(NR_TLBS):
         level = k.tlb_level[n]
@@ -170,7 +172,7 @@ def flush_tlb(k):
 
 @jit(cold=True)
 def flush_tlb_range(k, start, end):
-    """Forget the translations of [start, end): its pages have changed or gone."""
+    """Drop the translations of [start, end), whose pages have changed or been unmapped."""
     pages = page_align(end - start) >> PAGE_SHIFT
     if pages > FLUSH_CEILING:
         flush_tlb(k)
@@ -186,13 +188,13 @@ def flush_tlb_range(k, start, end):
 
 @jit(cold=True, when="TLB")
 def flush_tlb_page(k, addr):
-    """Forget the translation of the page of ``addr``, or of its huge page."""
+    """Drop the translation of the page of ``addr``, or of its huge page."""
     flush_tlb_range(k, page_start(addr), page_start(addr) + page_size())
 
 
 @jit(cold=True, when="TLB")
 def flush_present(k, start, end):
-    """Forget the translations of [start, end) from the first page that is mapped to the last."""
+    """Drop the translations from the first to the last mapped page of [start, end)."""
     first = end
     last = start
     at = next_slot(k, start, end)

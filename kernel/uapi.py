@@ -3,7 +3,7 @@
 See mmap(2), mremap(2), madvise(2), mlock(2), getrlimit(2) and asm/unistd_64.h.
 """
 
-#: Compiled code may name this module as a whole (kernel.engine.jit).
+#: Compiled code may refer to this module as a whole, as in uapi.EINVAL (kernel.engine.jit).
 HEADER = True
 
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
@@ -12,7 +12,7 @@ PROT_GROWSDOWN, PROT_GROWSUP = 0x01000000, 0x02000000
 MAP_SHARED = 0x01
 MAP_PRIVATE = 0x02
 MAP_SHARED_VALIDATE = 0x03
-#: The bits that hold one of the three kinds above.
+#: Mask of the bits that hold one of the three types above.
 MAP_TYPE = 0x0F
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
@@ -50,7 +50,7 @@ RLIM_INFINITY = 2**63 - 1
 EPERM, EBADF, EAGAIN, ENOMEM, EACCES, EFAULT, EEXIST, EINVAL = 1, 9, 11, 12, 13, 14, 17, 22
 ENOSYS, EOPNOTSUPP = 38, 95
 
-#: System calls that the model answers (kernel.syscall).
+#: System calls that the model implements (kernel.syscall).
 NR_MMAP, NR_MPROTECT, NR_MUNMAP, NR_BRK = 9, 10, 11, 12
 NR_MREMAP, NR_MADVISE = 25, 28
 NR_MLOCK, NR_MUNLOCK = 149, 150

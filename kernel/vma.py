@@ -1,4 +1,4 @@
-"""The sorted table of memory areas: find, insert, remove, and what is counted by them.
+"""The sorted table of memory areas (VMAs): find, insert, remove, and account their pages.
 
 k.vma   [0]      [1]        [2]            map_count = 3
       AAAAAA   BBBBCCCC             vm_end is exclusive; B and C touch but differ
@@ -11,7 +11,7 @@ from kernel.types import VM_GROWSDOWN, VM_SHARED, VM_WRITE
 
 @jit
 def find_vma(k, addr):
-    """Return the index of the first area with ``addr < vm_end``; map_count if there is none."""
+    """Return the index of the first area with ``vm_end > addr``; map_count if there is none."""
     low = 0
     high = k.mm.map_count
     while low < high:
@@ -25,14 +25,14 @@ def find_vma(k, addr):
 
 @jit
 def intersects(k, start, end):
-    """Whether any area overlaps [start, end)."""
+    """Return True if any area overlaps [start, end)."""
     i = find_vma(k, start)
     return i < k.mm.map_count and k.vma[i].vm_start < end
 
 
 @jit
 def covered(k, start, end, need):
-    """Whether [start, end) lies in areas without a hole that all have the flags ``need``."""
+    """Return True if areas with all flags of ``need`` cover [start, end) without a hole."""
     i = find_vma(k, start)
     while start < end:
         if i >= k.mm.map_count:
@@ -47,7 +47,7 @@ def covered(k, start, end, need):
 
 @jit(cold=True)
 def insert_vma(k, i, start, end, flags, pgoff, anon_vma, file):
-    """Open place ``i`` of the table and put an area there.  The table has room (mmap checks)."""
+    """Insert an area at index ``i`` of the table.  The table has room (mmap checks)."""
     mm = k.mm
     for j in range(mm.map_count, i, -1):
         k.vma[j] = k.vma[j - 1]
@@ -63,7 +63,7 @@ def insert_vma(k, i, start, end, flags, pgoff, anon_vma, file):
 
 @jit(cold=True)
 def remove_vmas(k, i, n):
-    """Drop the ``n`` areas from place ``i`` on and close the gap."""
+    """Remove the ``n`` areas from index ``i`` on from the table."""
     mm = k.mm
     mm.map_count -= n
     for j in range(i, mm.map_count):
@@ -72,14 +72,14 @@ def remove_vmas(k, i, n):
 
 @jit
 def pgoff_at(k, i, addr):
-    """Page offset of ``addr`` as area ``i`` counts, also beyond its ends."""
+    """Return the page offset of ``addr`` relative to area ``i``; ``addr`` may be outside it."""
     v = k.vma[i]
     return v.vm_pgoff + ((addr - v.vm_start) >> PAGE_SHIFT)
 
 
 @jit
 def move_start(k, i, start):
-    """Let area ``i`` begin at ``start``, its page offset in step."""
+    """Move the start of area ``i`` to ``start`` and adjust its page offset."""
     pgoff = pgoff_at(k, i, start)
     v = k.vma[i]
     v.vm_start = start
@@ -88,13 +88,13 @@ def move_start(k, i, start):
 
 @jit(inline=True)
 def heap_pages(mm):
-    """Pages mapped since the process began, without PROT_NONE reservations: the heap."""
+    """Return the size of the heap, pages: mapped since boot, without PROT_NONE reservations."""
     return mm.total_vm - mm.reserved_vm - mm.start_vm
 
 
 @jit
 def account_vm(k, flags, pages):
-    """Add ``pages`` (may be negative) of an area with ``flags`` to the counters of the mm."""
+    """Add ``pages`` (may be negative) of an area with ``flags`` to the accounting in ``k.mm``."""
     mm = k.mm
     mm.total_vm += pages
     if flags & VM_GROWSDOWN:
@@ -110,7 +110,7 @@ def account_vm(k, flags, pages):
 
 @jit
 def add_rss(k, pages):
-    """Count ``pages`` more frames of the process's own as mapped."""
+    """Add ``pages`` to the resident set and update its largest size."""
     mm = k.mm
     mm.rss += pages
     if mm.rss > mm.hiwater_rss:

@@ -1,19 +1,20 @@
-"""Reclaim: where a frame comes from when memory is short, and what happens when none does.
+"""Reclaim: free frames when memory is short, and kill the process when none can be freed.
 
                  fault                        second access seen
     (new page) ────────► INACTIVE ◄────────────────────────► ACTIVE
-                            │  tail: not accessed since the last look
+                            │  tail: not accessed since the last scan
                             ▼
-                         swap slot, or nothing at all if lazily freed
+                         swapped out, or dropped if lazily freed
 
-Both lists are looked at from the tail.  "Accessed" is what a real MMU says with a bit: here the
-page's rights (PTE_READ, PTE_WRITE), which the scan takes away and the next access puts back
-without a fault being counted.  New memory comes at the low watermark; below it pages are
-reclaimed up to the high one, at once and in full, as a kswapd would that costs no time.  Lazily
-freed pages (MADV_FREE) have a list of their own and go first.  Locked areas are never reclaimed:
-their pages are marked and put aside when the scan meets them.  A huge page is taken apart before
-its pages go, those that were never written to the zero page.  Nothing is read ahead from the swap
-area.  What others call from here are hooks of the switch FRAMES: empty without it.
+Both lists are scanned from the tail.  A real MMU sets an accessed bit in the page-table entry; here
+the page's rights (PTE_READ, PTE_WRITE) replace it: the scan removes them and the next access
+restores them without counting a fault.  When an allocation would bring memory below the low
+watermark, reclaim runs up to the high watermark, at once and completely, like a kswapd that takes
+no time.  Lazily freed pages (MADV_FREE) have a separate list and are reclaimed first.  Pages of
+locked areas are never reclaimed: the scan marks them and moves them to the unevictable list.  A
+huge page is split before its pages are reclaimed; pages of it that were never written map the zero
+page instead.  The swap area has no read-ahead.  The functions that other modules call are hooks of
+the switch FRAMES: empty without it.
 """
 
 from kernel import types
@@ -38,18 +39,18 @@ from kernel.task import kill
 from kernel.tlb import flush_tlb_page
 from kernel.vma import add_rss, find_vma
 
-#: A page that was accessed since the last look has one of these.
+#: A page that was accessed since the last scan has one of these bits.
 _YOUNG = types.PTE_READ | types.PTE_WRITE
-#: What is left of a page's state when its rights go.
+#: Mask that removes the rights from a page's state.
 _OLD = types.PTE_ALL ^ (types.PTE_READ | types.PTE_WRITE | types.PTE_STORE)
 
-#: What to do with a page at the tail of the inactive list.
+#: Decisions about a page at the tail of the inactive list.
 _KEEP, _ACTIVATE, _RECLAIM = range(3)
 
 
 @jit
 def _locked(k, page):
-    """Whether page number ``page`` is locked, or lies in a locked area."""
+    """Return True if page number ``page`` is locked or in a locked area."""
     if k.pte[fold_page(page)] & types.PTE_MLOCK:
         return True
     return k.vma[find_vma(k, page << PAGE_SHIFT)].vm_flags & types.VM_LOCKED != 0
@@ -57,7 +58,7 @@ def _locked(k, page):
 
 @jit
 def _set_aside(k, pfn):
-    """Mark the block at ``pfn`` as locked and keep it out of the scan's way."""
+    """Mark the block at ``pfn`` as locked and move it to the unevictable list."""
     page = fold_page(owner_of(k, pfn))
     for p in range(page, page + (1 << order_of(k, pfn))):
         k.pte[p] |= types.PTE_MLOCK
@@ -66,7 +67,7 @@ def _set_aside(k, pfn):
 
 @jit
 def _test_and_clear_young(k, pfn):
-    """Whether the block at ``pfn`` was accessed since the last look; from now on it was not."""
+    """Return True if the block at ``pfn`` was accessed since the last scan; clear that state."""
     page = fold_page(owner_of(k, pfn))
     young = False
     for p in range(page, page + (1 << order_of(k, pfn))):
@@ -79,7 +80,7 @@ def _test_and_clear_young(k, pfn):
 
 @jit
 def _references(k, pfn):
-    """Decide about the block at ``pfn``: a first access keeps it, a second one activates it."""
+    """Decide about the block at ``pfn``: a first access keeps it, a second activates it."""
     if not _test_and_clear_young(k, pfn):
         return _RECLAIM
     f = k.frame[pfn]
@@ -90,7 +91,7 @@ def _references(k, pfn):
 
 @jit
 def _drop(k, pfn):
-    """Forget the page of frame ``pfn``: what is read there next is zeros."""
+    """Drop the page of frame ``pfn`` without saving it: it reads as zeros afterwards."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
     k.pte[page] = int(k.pte[page]) & types.PTE_WORDS
@@ -103,7 +104,7 @@ def _drop(k, pfn):
 
 @jit
 def _swap_out(k, pfn):
-    """Move the page of frame ``pfn`` to a swap slot; one is free."""
+    """Swap out the page of frame ``pfn``; a swap slot is free."""
     owner = owner_of(k, pfn)
     page = fold_page(owner)
     k.pte[page] = int(k.pte[page]) & (types.PTE_WORDS | types.PTE_DIRTY) | types.PTE_SWAP
@@ -117,19 +118,19 @@ def _swap_out(k, pfn):
 
 @jit
 def _huge_part(k, pfn):
-    """Id of the huge page that the block at ``pfn`` is or is part of; 0: none."""
+    """Return the id of the huge page that the block at ``pfn`` is (part of); 0 for none."""
     return folio_id(k, fold_page(owner_of(k, pfn)))
 
 
 @jit
 def _split(k, pfn):
-    """Take the huge page apart that the block at ``pfn`` is or is part of; any frame may go."""
+    """Split the huge page that the block at ``pfn`` is (part of); this may free its frames."""
     split_folio(k, _huge_part(k, pfn))
 
 
 @jit
 def _shrink_lazy(k):
-    """Look at the tail of the lazy list: drop it, unless it was accessed or written since."""
+    """Scan the tail of the lazy list: drop it unless it is locked or was accessed or written."""
     pfn = k.lru[types.LAZY].tail
     k.vmstat.pgscan += 1 << order_of(k, pfn)
     owner = owner_of(k, pfn)
@@ -148,7 +149,7 @@ def _shrink_lazy(k):
 
 @jit
 def _shrink_active(k):
-    """Move the tail of the active list to the inactive one, where it must prove itself again."""
+    """Move the tail of the active list to the inactive list, or aside if it is locked."""
     pfn = k.lru[types.ACTIVE].tail
     if _locked(k, owner_of(k, pfn)):
         _set_aside(k, pfn)
@@ -160,7 +161,10 @@ def _shrink_active(k):
 
 @jit
 def _shrink_inactive(k):
-    """Look at the tail of the inactive list: it goes unless it was accessed; a slot is free."""
+    """Scan the tail of the inactive list: reclaim it unless it is locked or was accessed.
+
+    A swap slot is free.
+    """
     pfn = k.lru[types.INACTIVE].tail
     frames = 1 << order_of(k, pfn)
     k.vmstat.pgscan += frames
@@ -184,7 +188,7 @@ def _shrink_inactive(k):
 
 @jit
 def _inactive_is_low(k):
-    """Whether the inactive list is short of its share, 1 to √(10 × GiB) active to 1 inactive."""
+    """Return True if active : inactive exceeds its target, √(10 × GiB) : 1 but at least 1 : 1."""
     inactive = k.lru[types.INACTIVE].frames
     active = k.lru[types.ACTIVE].frames
     gib = (inactive + active) >> (30 - PAGE_SHIFT)
@@ -196,7 +200,7 @@ def _inactive_is_low(k):
 
 @jit
 def _balanced(k):
-    """Whether a zone is above its high watermark."""
+    """Return True if any zone is above its high watermark."""
     return zone_watermark_ok(k, types.ZONE_NORMAL, 0, types.WMARK_HIGH) or zone_watermark_ok(
         k, types.ZONE_DMA32, 0, types.WMARK_HIGH
     )
@@ -204,10 +208,10 @@ def _balanced(k):
 
 @jit(cold=True)
 def balance(k):
-    """Reclaim until memory is balanced, or nothing is left that could be.
+    """Reclaim until memory is balanced or nothing reclaimable is left.
 
-    It ends: no access comes in between, so a page has its rights taken away at most once, and
-    after that it can only move towards the tail of the inactive list.
+    The loop ends: no access happens in between, so each page loses its rights at most once, and
+    after that it only moves towards the tail of the inactive list.
     """
     k.vmstat.kswapd_wake += 1
     while not _balanced(k):
@@ -225,9 +229,9 @@ def balance(k):
 
 @jit(when="FRAMES")
 def get_frame(k, addr):
-    """Return a frame for the page of ``addr``, state TAKEN, reclaiming others if need be.
+    """Allocate a frame for the page of ``addr``, state TAKEN, reclaiming others if needed.
 
-    Kills the process when neither frames nor swap slots are left.
+    Kills the process if neither frames nor swap slots are left.
     """
     pfn = alloc_frames(k, 0, types.WMARK_LOW)
     if pfn >= 0:
@@ -242,7 +246,7 @@ def get_frame(k, addr):
 
 @jit(cold=True, when="FRAMES")
 def get_huge_frame(k):
-    """Return the first frame of a huge page, state TAKEN, or -1; nothing is reclaimed for it."""
+    """Allocate frames for a huge page without reclaim; return the first, state TAKEN, or -1."""
     pfn = alloc_frames(k, pmd_order(), types.WMARK_LOW)
     if pfn >= 0:
         k.vmstat.thp_fault_alloc += 1
@@ -253,15 +257,15 @@ def get_huge_frame(k):
 
 @jit(cold=True, when="FRAMES")
 def take_table_frame(k, addr):
-    """Take a frame for a page-table page that ``addr`` needs; may reclaim, or kill."""
+    """Allocate a frame for a page-table page that maps ``addr``; may reclaim or kill."""
     enter_table(k, get_frame(k, addr))
 
 
 @jit(cold=True, when="FRAMES")
 def swap_in(k, addr):
-    """Bring the page of ``addr`` back from its slot, without rights yet: a major fault.
+    """Read the page of ``addr`` back from its swap slot, without rights yet: a major fault.
 
-    May swap out others, or kill.
+    May swap out other pages, or kill the process.
     """
     page = fold_page(addr >> PAGE_SHIFT)
     pfn = get_frame(k, addr)
@@ -275,9 +279,9 @@ def swap_in(k, addr):
 
 @jit(cold=True, when="FRAMES")
 def release_page(k, page, f):
-    """Give back the frame or slot of folded page ``page``, whose state was ``f``; the page goes.
+    """Free the frame or swap slot of folded page ``page``, in state ``f``, which is unmapped.
 
-    A huge mapping goes as a whole, with its first page.
+    The block of a huge mapping is freed as a whole, with its first page.
     """
     if f & types.PTE_SWAP:
         free_slot(k, page)
@@ -287,7 +291,7 @@ def release_page(k, page, f):
 
 @jit(cold=True, when="FRAMES")
 def lazy_page(k, page):
-    """Let the frame, or block, of folded page ``page`` be among the first to go (MADV_FREE)."""
+    """Move the frame, or block, of folded page ``page`` to the lazy list (MADV_FREE)."""
     pfn = pfn_of(k, page)
     k.pte[page] &= types.PTE_ALL ^ types.PTE_READ  # so that a scan sees the next access
     if k.frame[pfn].state == types.INACTIVE or k.frame[pfn].state == types.ACTIVE:
@@ -297,7 +301,7 @@ def lazy_page(k, page):
 
 @jit
 def _deactivate(k, pfn):
-    """Let the block at ``pfn`` be not accessed for long."""
+    """Mark the block at ``pfn`` as not recently accessed and make it inactive."""
     _test_and_clear_young(k, pfn)
     k.frame[pfn].referenced = 0
     if k.frame[pfn].state == types.ACTIVE:
@@ -307,7 +311,7 @@ def _deactivate(k, pfn):
 
 @jit(cold=True, when="FRAMES")
 def cold_pages(k, start, end):
-    """Let the pages of [start, end), all in one slot, be not accessed for long (MADV_COLD)."""
+    """Deactivate the pages of [start, end), all in one slot (MADV_COLD)."""
     for page in pages_of(start, end):
         if k.pte[page] & types.PTE_FRAME and k.frame[pfn_of(k, page)].state != types.INSIDE:
             _deactivate(k, pfn_of(k, page))
@@ -315,9 +319,9 @@ def cold_pages(k, start, end):
 
 @jit(cold=True, when="FRAMES")
 def page_out(k, page, n):
-    """Swap ``n`` pages from folded ``page`` on out, single frames, while there are slots.
+    """Swap out ``n`` pages from folded ``page`` on, single frames, while swap slots are free.
 
-    What is locked stays.
+    Locked pages stay.
     """
     for p in range(page, page + n):
         if k.pte[p] & (types.PTE_FRAME | types.PTE_MLOCK) == types.PTE_FRAME and not swap_full(k):

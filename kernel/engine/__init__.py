@@ -1,4 +1,4 @@
-"""How the model is compiled and run: jit's walk, the linker, switches, simulated memory, records.
+"""Compilation and execution of the model: @jit and build, the linker, switches, memory, records.
 
-Imports nothing of the model, which is built on it; everything above may import it.
+Imports nothing from the rest of the model, which is built on it; any other package may import it.
 """

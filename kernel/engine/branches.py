@@ -1,11 +1,11 @@
-"""Watch the branches that compiled code takes: an instrumented copy of a function and its callees.
+"""Branch instrumentation: make an instrumented copy of a compiled function and its callees.
 
-Every marked function whose first parameter is ``k`` is parsed anew, and a statement put into both
-arms of every if, for and while (an arm that is not written gets one too).  To count them it is
-``k.hits[n] += 1``, also at the function's entry; to follow them, a call that tells which
-conditional went which way.  The copies are ordinary marked functions, for
-:func:`kernel.engine.jit.build`; they name the same file and lines, so that messages still point at
-the source.
+Each marked (@jit) function whose first parameter is ``k`` is parsed, and a statement is inserted
+into both arms of every if, for and while; a missing else arm is added.  :func:`instrument` inserts
+counters, ``k.hits[n] += 1``, also at the function's entry; :func:`followed` inserts a call that
+receives the conditional and its direction.  The copies are ordinary marked functions for
+:func:`kernel.engine.jit.build`; they keep file and line numbers, so that messages refer to the
+source.
 """
 
 import ast
@@ -20,30 +20,30 @@ from typing import Any
 from kernel.engine.jit import global_names, hook, is_jit
 from kernel.engine.switches import NAMES
 
-#: Room in ``k.hits`` (kernel.types).
+#: Length of ``k.hits`` (kernel.types).
 MAX_BRANCHES = 4096
-#: What the function that follows is called in the copies.
+#: Name in the copies of the function that ``followed`` calls.
 _FOLLOW = "_follow_branch"
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One way through a function; ``number`` is its index in ``k.hits``."""
+    """One arm of a conditional, or a function's entry; ``number`` is its index in ``k.hits``."""
 
     number: int
     module: str
     function: str
     file: str
     line: int
-    text: str  # the statement, and which arm of it
-    under: str = ""  # the switch (kernel.engine.switches) that must be on for it to be compiled
+    text: str  # the statement and its arm
+    under: str = ""  # switch (kernel.engine.switches) that must be on to compile the branch; or ""
 
     def __str__(self) -> str:
         return f"{self.module.replace('.', '/')}.py:{self.line}: {self.function}: {self.text}"
 
 
 class _Insert(ast.NodeTransformer):
-    """Puts a counter into every arm and notes what it counts."""
+    """Transformer that inserts a counter into every arm and records the branch that it counts."""
 
     def __init__(
         self, function: Callable, first_line: int, branches: list[Branch], under: str
@@ -54,14 +54,20 @@ class _Insert(ast.NodeTransformer):
         self.under = under
 
     def statement(self, number: int, first: int) -> str:
-        """What is put into branch ``number``; ``first``: of its conditional's arms, -1 for none."""
+        """Return the statement to insert into branch ``number``.
+
+        ``first`` is the number of the first arm of its conditional, -1 at a function's entry.
+        """
         return f"k.hits[{number}] += 1"
 
     def counter(self, node: ast.AST, text: str, first: int) -> ast.stmt:
-        """The statement for a new branch at ``node``."""
+        """Record a new branch at ``node`` and return the statement to insert.
+
+        Raises ValueError if there are more than MAX_BRANCHES branches.
+        """
         number = len(self.branches)
         if number >= MAX_BRANCHES:
-            raise ValueError(f"more than {MAX_BRANCHES} branches: k.hits has no room")
+            raise ValueError(f"more than {MAX_BRANCHES} branches: k.hits is too short")
         code = self.function.__code__
         self.branches.append(
             Branch(
@@ -82,7 +88,7 @@ class _Insert(ast.NodeTransformer):
         return statement
 
     def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
-        # In the order of the lines: this statement first, then those inside it.
+        # Number the branches in source order: this statement first, then those inside it.
         outer = self.under
         if isinstance(node, ast.If):
             self.under = _switch(node.test) or outer
@@ -91,7 +97,7 @@ class _Insert(ast.NodeTransformer):
         self.under = outer
         endless = isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
         otherwise = None if endless else self.counter(node, f"{head}  else", first)
-        # What is nested in the first arm needs its switch too.
+        # Statements nested in the first arm also require its switch.
         if isinstance(node, ast.If):
             self.under = _switch(node.test) or outer
         node.body = [self.visit(statement) for statement in node.body]
@@ -107,18 +113,18 @@ class _Insert(ast.NodeTransformer):
         return self._arms(node, f"if {ast.unparse(node.test)}:")
 
     def visit_While(self, node: ast.While) -> ast.AST:
-        """Count the rounds of a loop, and its ends."""
+        """Count the iterations of a loop, and its ends."""
         return self._arms(node, f"while {ast.unparse(node.test)}:")
 
     def visit_For(self, node: ast.For) -> ast.AST:
-        """Count the rounds of a loop, and its ends."""
+        """Count the iterations of a loop, and its ends."""
         return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
 
 
 class _Follow(_Insert):
-    """Puts a call of ``follow`` into every arm instead; the entry gets none.
+    """Transformer that inserts a call of ``follow`` into every arm, but not at the entry.
 
-    What is decided when it is compiled is no branch of the machine code.
+    Omits conditionals that are decided at compile time: the machine code has no branch for them.
     """
 
     def _arms(self, node: ast.If | ast.For | ast.While, head: str) -> ast.AST:
@@ -128,12 +134,12 @@ class _Follow(_Insert):
         return node
 
     def statement(self, number: int, first: int) -> str:
-        """A call; the conditional has the number of its first arm."""
+        """Return a call of ``follow``; a conditional has the number of its first arm."""
         return "pass" if first < 0 else f"{_FOLLOW}(k, {first}, {int(number == first)})"
 
 
 def _is_constant(test: ast.expr) -> bool:
-    """Whether ``test`` names nothing but constants, which are switches and settings in capitals."""
+    """Return True if ``test`` refers only to constants: switches and settings, in capitals."""
     parts = list(ast.walk(test))
     changing = (ast.Call, ast.Attribute, ast.Subscript)
     return not any(isinstance(part, changing) for part in parts) and all(
@@ -142,7 +148,7 @@ def _is_constant(test: ast.expr) -> bool:
 
 
 def _switch(test: ast.expr) -> str:
-    """The switch that ``test`` asks to be on: alone, or first in an ``and``; '' for none."""
+    """Return the switch that ``test`` requires, alone or first in an ``and``; "" for none."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         test = test.values[0]
     return test.id if isinstance(test, ast.Name) and test.id in NAMES else ""
@@ -156,7 +162,7 @@ def _takes_kernel(function: Callable) -> bool:
 def _watched_code(
     function: Callable, kind: type[_Insert], branches: list[Branch], under: str
 ) -> types.CodeType:
-    """The code of ``function``, compiled only when the switch ``under`` is on, if one is named."""
+    """Return the instrumented code of ``function``, a hook of the switch ``under`` unless ""."""
     lines, first_line = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))
     definition = tree.body[0]
@@ -174,21 +180,21 @@ def _watched_code(
 
 
 def instrument(function: Callable, **bindings: Any) -> tuple[Callable, list[Branch]]:
-    """Return a counting copy of ``function`` and all that it reaches, and what is counted.
+    """Return a copy of ``function`` and its callees that counts branches, and the branches.
 
-    The copy is marked as ``function`` is, and has ``bindings`` (see
-    :func:`kernel.engine.jit.build`) in it.  Raises ValueError when ``k.hits`` has no room.
+    The copy has the marks of ``function`` and includes ``bindings`` (see
+    :func:`kernel.engine.jit.build`).  Raises ValueError if ``k.hits`` is too short.
     """
     branches: list[Branch] = []
     return _Copies(bindings, _Insert, branches).of(function), branches
 
 
 def followed(function: Callable, follow: Callable, within: str, **bindings: Any) -> Callable:
-    """Return a copy of ``function`` which calls ``follow(k, conditional, taken)`` at each branch.
+    """Return a copy of ``function`` that calls ``follow(k, conditional, taken)`` at each branch.
 
-    ``follow``: a marked function.  ``conditional`` is the number of an if, for or while, at most
-    MAX_BRANCHES, and ``taken`` 1 where its first arm is run, else 0.  Only functions of modules
-    whose names match the pattern ``within`` are followed.  ``bindings``: see :func:`instrument`.
+    ``follow``: a marked function.  ``conditional`` is the number of an if, for or while, less than
+    MAX_BRANCHES; ``taken`` is 1 if its first arm runs, else 0.  Only functions in modules whose
+    names match the pattern ``within`` are followed.  ``bindings``: see :func:`instrument`.
     """
     copies = _Copies(bindings, _Follow, [], {_FOLLOW: follow}, within)
     return copies.of(function)
@@ -206,12 +212,15 @@ class _Copies:
         within: str = "",
     ) -> None:
         self.bindings, self.kind, self.branches = bindings, kind, branches
-        self.names = names or {}  # globals of what is inserted
+        self.names = names or {}  # globals that the inserted statements use
         self.within = re.compile(within)
         self.done: dict[Callable, Callable] = {}
 
     def of(self, function: Callable, under: str = "") -> Callable:
-        """The copy of ``function``, of a hook of the switch ``under`` if any, its callees first."""
+        """Return the copy of ``function``, which is a hook of the switch ``under`` unless "".
+
+        Copies its callees too.
+        """
         if function in self.done:
             return self.done[function]
         if when := getattr(function, "__when__", ""):

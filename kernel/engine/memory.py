@@ -1,11 +1,11 @@
-"""The words of simulated memory, reached by a base address instead of through an array.
+"""Words of simulated memory, accessed by a base address instead of through an array.
 
-Compiled code gets one machine instruction each (kernel.engine.link binds these names to
-intrinsics); the functions below are their meaning, and what runs with the JIT off.  An array
-argument would cost seven machine words at every call; the whole kernel state is one pointer this
-way.
+Each access is one machine instruction in compiled code (kernel.engine.link binds these names to
+intrinsics); the functions below define their results and run with the JIT off.  An array argument
+would pass seven machine words at every call; with a base address the whole kernel state is one
+pointer.
 
-Callers fold the address first (kernel.page), so ``index`` always lies in the window.
+Callers fold the address first (kernel.page), so ``index`` is always inside the window.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
 
-#: Windows by base address, (2**WINDOW_BITS / 8,) int64; and the words of k.folio, one a page.
+#: Windows by base address, (2**WINDOW_BITS / 8,) int64; also k.folio and k.pfn, one word per page.
 windows: dict[int, np.ndarray] = {}
 
 
@@ -31,7 +31,7 @@ def store_word(base, index, word):
 
 @jit(intrinsic=True)
 def load_half_word(base, index):
-    """Return half-word ``index``, 2 bytes without a sign, of the window at address ``base``."""
+    """Return half-word ``index``, 2 unsigned bytes, of the window at address ``base``."""
     return int(windows[int(base)].view("u2")[index])
 
 
@@ -43,7 +43,7 @@ def store_half_word(base, index, value):
 
 @jit(intrinsic=True)
 def prefetch_word(base, index):
-    """Tell the host's caches that word ``index`` will soon be written; changes nothing."""
+    """Prefetch word ``index`` into the host's caches for a write; does nothing with the JIT off."""
 
 
 @jit(cold=True)

@@ -1,4 +1,4 @@
-"""Records of state: attribute access to fields, compiled or not."""
+"""State records with attribute access to their fields, compiled or not."""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -13,9 +13,10 @@ from kernel.engine.jit import disabled, jit
 def record(dtype: np.dtype, *, bounded: bool = False) -> np.record:
     """Return one zeroed record with attribute access, compiled or not.
 
-    ``bounded``: in plain Python no index of its arrays counts from the end (IndexError).  Raises
-    ValueError for a field whose name NumPy's records use themselves (``base``, ``size`` …):
-    compiled code would see the field, plain Python the attribute.
+    ``bounded``: in plain Python a negative index of its arrays raises IndexError.
+
+    Raises ValueError for a field with the name of an attribute of np.record (``base``, ``size`` …):
+    compiled code would read the field, plain Python the attribute.
     """
     for name in dtype.names or ():
         if hasattr(np.record, name):
@@ -24,7 +25,7 @@ def record(dtype: np.dtype, *, bounded: bool = False) -> np.record:
 
 
 def as_record(array: np.ndarray, *, bounded: bool = False) -> np.record:
-    """Return the one element of ``array`` with its fields, and theirs, as attributes."""
+    """Return the only element of ``array`` as a record; nested fields are attributes too."""
     if disabled():
         return array.view(_plain_records(array.dtype, bounded))[0]
     return array.view(np.recarray)[0]
@@ -50,10 +51,10 @@ def _check_index(index: Any) -> None:
 
 @cache
 def _plain_records(dtype: np.dtype, bounded: bool = False) -> np.dtype:
-    """``dtype`` with a type of records that plain Python reads eight times faster.
+    """Return ``dtype`` with a record type that plain Python reads eight times faster.
 
-    NumPy's own look each attribute up anew, and only after all others; here each field is a
-    property.  Numba does not know these types.
+    NumPy's record type searches for each attribute at every access, after the ordinary attributes;
+    here each field is a property.  Numba does not support these types.
     """
 
     def setter(name: str) -> Callable[[np.void, object], None]:
@@ -83,16 +84,16 @@ def _plain_field(dtype: np.dtype) -> np.dtype | tuple[np.dtype, tuple[int, ...]]
     return (base, dtype.shape) if dtype.shape else base
 
 
-# Compiled code can only spell fields out; a list of them is spelt out here.
+# Compiled code cannot look up a field by a computed name, so these functions generate its source.
 
 
 def summed(fields: Iterable[str]) -> Callable:
-    """A function of a record that compiles: the sum of ``fields``."""
+    """Return a compilable function of a record that returns the sum of ``fields``."""
     return _spelt("summed(r)", "return " + " + ".join(f"r.{name}" for name in fields))
 
 
 def added(fields: Iterable[str]) -> Callable:
-    """A function of two records that compiles: add ``fields`` of the second to the first's."""
+    """Return a compilable function that adds ``fields`` of the second record to the first."""
     return _spelt("added(r, s)", "; ".join(f"r.{name} += s.{name}" for name in fields))
 
 

@@ -1,10 +1,10 @@
-"""Compile-time switches: names that :func:`kernel.engine.jit.build` may bind to another constant.
+"""Compile-time switches: names that :func:`kernel.engine.jit.build` can bind to another constant.
 
-A compiled function that mentions one of them is specialised for its value, and what the value
-rules out is folded away.  The values below are the defaults.  Constants *derived* from a switch
-are computed inside functions (the compiler folds them), never at module level, where they would
-keep the default.  What runs only where a switch is on is a hook of it, ``@jit(when="FRAMES")``: its
-callers do not ask.
+A compiled function that uses a switch is specialised for its value, and the compiler removes the
+code that the value excludes.  The values below are the defaults.  Compute a constant *derived* from
+a switch inside a function (the compiler folds it), never at module level, where it would keep the
+default.  A function that only runs if a switch is on is a hook of it, ``@jit(when="FRAMES")``: its
+callers do not test the switch.
 """
 
 #: log2 of the page size in bytes: 12, 14 or 16.
@@ -13,14 +13,14 @@ PAGE_SHIFT = 12
 WINDOW_BITS = 39
 #: Count the allocator's simulated loads and stores.
 COUNT = True
-#: Move and clear real bytes in copy() and clear(); otherwise only pages and counters follow.
+#: Copy and clear host bytes in copy() and clear(); otherwise only page states and counters change.
 PAYLOAD = False
 #: Refuse misaligned loads and stores of the allocator's metadata.
 CHECKED = False
-#: Physical memory (kernel.frames): every page takes a frame, reclaim, swap.
+#: Model physical memory (kernel.frames): a frame for every page, reclaim, swap.
 FRAMES = False
-#: Translation lookaside buffers (kernel.tlb).
+#: Model translation lookaside buffers (kernel.tlb).
 TLB = False
 
-#: Every name in this module that is a switch, in the order of their declaration.
+#: Names of all switches, in the order of declaration.
 NAMES = ("PAGE_SHIFT", "WINDOW_BITS", "COUNT", "PAYLOAD", "CHECKED", "FRAMES", "TLB")

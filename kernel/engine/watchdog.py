@@ -1,7 +1,7 @@
-"""A compiled loop cannot be interrupted; run it beside a thread that watches whether it advances.
+"""Watchdog: run a compiled loop, which cannot be interrupted, in a thread and watch its progress.
 
-Compiled code runs without the GIL, so the calling thread stays free: for Ctrl-C, for progress, and
-to notice that the running event (``k.task.now``) has not changed for too long.
+Compiled code runs without the GIL, so the calling thread can handle Ctrl-C, report progress, and
+detect that the running event (``k.task.now``) has not changed for too long.
 """
 
 import threading
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-#: Seconds that one event may take.  The longest honest one, a touch of terabytes, takes less.
+#: Timeout of one event, seconds.  The longest legitimate event, a touch of terabytes, takes less.
 PATIENCE = 20.0
-#: Seconds between looks at the clock while the loop runs.
+#: Longest time between two checks of the running event, seconds.
 _INTERVAL = 0.1
 
 
 class SoftLockup(RuntimeError):
-    """The loop has not advanced; its thread still runs, so the process should end soon.
+    """Error raised when the loop does not advance; its thread still runs, so exit soon.
 
     ``event`` is the number of the event that does not end; ``where`` says so in more words.
     """
@@ -37,10 +37,10 @@ def watched(
     patience: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Any:
-    """Return ``function(*args)``, run in a thread while this one watches ``k.task.now``.
+    """Run ``function(*args)`` in a thread, watch ``k.task.now`` meanwhile, and return the result.
 
-    ``progress`` is called a few times a second with the running event.  What the function raises
-    is raised here; SoftLockup when one event takes longer than ``patience`` (PATIENCE) seconds.
+    Calls ``progress`` a few times per second with the running event.  Raises the exceptions of the
+    function, and SoftLockup if one event takes longer than ``patience`` seconds (default PATIENCE).
     """
     patience = PATIENCE if patience is None else patience
     result: list[Any] = []
@@ -55,7 +55,7 @@ def watched(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     last, since = -1, monotonic()
-    pause = 0.001  # short calls should not wait for a long look
+    pause = 0.001  # start short, so that a short call returns without delay
     while True:
         thread.join(pause)
         if not thread.is_alive():

@@ -1,4 +1,4 @@
-"""What the kernel's tests share."""
+"""Fixtures shared by the kernel's tests."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.kernel.driver import Process, configured
 
 @pytest.fixture
 def process(request):
-    """A fresh process; its page size in bytes by indirect parameter."""
+    """Return a newly booted process; an indirect parameter sets its page size, bytes."""
     return Process(configured(page_size=getattr(request, "param", 4096)))

@@ -1,28 +1,28 @@
-"""Drawings of a corner of the address space, one column a page: what is done, what is there.
+"""Drawings of a part of the address space, one column per page: operations and areas.
 
-Areas, and in a line of operations the mmap that makes one:
+Areas; in a line of operations the letter is the mmap that creates such an area:
 
     W rw   R read-only   N none   X rwx   V rw, no reserve   S rw, shared   T read-only, shared
     L rw, locked (MAP_LOCKED)
 
-Areas that only other operations make:
+Areas that only other operations create:
 
-    Q read-only, A none, but accounted      U read-only, no reserve
-    K read-only, P none, J the same accounted, locked      O rw, locked on fault
-    G rw, huge pages advised against     with huge pages advised: H rw, F read-only and accounted,
-    I rw and locked, M rw and shared
+    Q read-only and accounted     A none and accounted     U read-only, no reserve
+    locked: K read-only, P none, J none and accounted      O rw, locked on fault
+    G rw with MADV_NOHUGEPAGE
+    with MADV_HUGEPAGE: H rw, F read-only and accounted, I rw and locked, M rw and shared
     D rw, grows down (MAP_GROWSDOWN)
-    a lower-case letter: another area of the same kind that touches the last
+    a lower-case letter: a separate area of the same kind, adjacent to the previous one
 
-Operations, done from left to right:
+Operations, run from left to right:
 
     ~ munmap      ! write      ? read        w r n x mprotect to rw, read-only, none, rwx
     l mlock       o mlock2 on fault          u munlock
     d f h g c p   madvise: DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, COLD, PAGEOUT
-    <<  >>>   mremap of what < shows to where > shows       ==+ ==-   in place: longer, shorter
-    [[  ]]    the same with MREMAP_DONTUNMAP
+    <<  >>>   mremap of the pages < to the pages >       ==+ ==-   in place: grow, shrink
+    [[  ]]    mremap with MREMAP_DONTUNMAP
 
-An operation on pages that are no columns is a triple: letter, first page from ORIGIN on, pages.
+An operation on pages outside the columns is a triple: letter, first page relative to ORIGIN, pages.
 """
 
 from itertools import groupby, pairwise
@@ -46,10 +46,10 @@ from kernel.uapi import (
     MREMAP_MAYMOVE,
 )
 
-#: First column of the drawings, far from anything else.
+#: Address of the first column, far from all other areas.
 ORIGIN = 0x600000000000
 
-#: Protection and flags of the areas that mmap makes.
+#: Protection and flags of the areas that mmap creates, by letter.
 MAPPED = {
     "W": (3, MAP_PRIVATE),
     "R": (1, MAP_PRIVATE),
@@ -69,7 +69,7 @@ ADVISED = {
     "c": MADV_COLD,
     "p": MADV_PAGEOUT,
 }
-#: Letters by the words of /proc/PID/smaps that Process.kinds tells.
+#: Letters by the /proc/PID/smaps flags that Process.kinds returns.
 LETTERS = {
     "rw-p": "W",
     "r--p": "R",
@@ -96,7 +96,7 @@ LETTERS = {
 
 
 def draw(process, columns, unit=1):
-    """The areas from ORIGIN on, as a line; a column is ``unit`` pages."""
+    """Draw the areas from ORIGIN on as a line; a column is ``unit`` pages."""
     size = process.page * unit
     line = [" "] * columns
     before = (0, " ")
@@ -112,7 +112,7 @@ def draw(process, columns, unit=1):
 
 
 def _runs(line, size):
-    """(letter, address, length) of every run of one letter."""
+    """Yield (letter, address, length) of every run of one letter."""
     column = 0
     for letter, run in groupby(line):
         width = len(list(run))
@@ -131,7 +131,7 @@ def _distance(result, expected):
 
 
 def _operate(process, letter, addr, length):
-    """One operation; 0, a negative errno, or how far the result is from ``addr``."""
+    """Run one operation; return 0, a negative errno, or the result's distance from ``addr``."""
     if letter == "~":
         return process.munmap(addr, length)
     if letter in "!?":
@@ -149,7 +149,7 @@ def _operate(process, letter, addr, length):
 
 
 def apply(process, line, unit=1):
-    """Do a line of operations, or a triple; the results, 0 for what worked."""
+    """Run a line of operations, or a triple; return the results, 0 for success."""
     if not isinstance(line, str):
         letter, first, pages = line
         return [_operate(process, letter, ORIGIN + first * process.page, pages * process.page)]
@@ -169,9 +169,9 @@ def apply(process, line, unit=1):
 
 
 def play(process, lines):
-    """Do all lines; what is drawn afterwards.
+    """Run all lines and return the drawing afterwards.
 
-    A number after a line is the error that its last operation gives; all others must work.
+    A number after a line is the expected error of its last operation; all others must succeed.
     """
     columns = 0
     for line, after in pairwise((*lines, "")):
@@ -184,9 +184,9 @@ def play(process, lines):
 
 
 def watch(process, steps, unit):
-    """Do the operations of ``steps``, (operation, text) each; [(operation, what was seen)].
+    """Run the operations of ``steps``, (operation, text) each; return [(operation, observation)].
 
-    What is seen: minor faults of the step; RssAnon, page-table pages, locked pages after it.
+    An observation: minor faults of the step; RssAnon, page-table pages, locked pages after it.
     """
     seen = []
     for operation, _ in steps:
@@ -198,7 +198,7 @@ def watch(process, steps, unit):
 
 
 def check_accounts(process):
-    """The counters of the mm are what the areas add up to."""
+    """Assert that the accounting in ``mm`` equals the sums over the areas."""
     mm = process.mm
     areas = [((end - start) // process.page, kind.split()) for start, end, kind in process.kinds()]
     assert mm.total_vm == sum(pages for pages, _ in areas)

@@ -1,4 +1,4 @@
-"""A process of the model as tests drive it: every kernel function behind one compiled entry."""
+"""A process of the model for tests: all kernel functions are called through one compiled entry."""
 
 from kernel.access import (
     clear,
@@ -62,10 +62,10 @@ _WORDS = {
     "hg": VM_HUGEPAGE,
     "nh": VM_NOHUGEPAGE,
 }
-#: Every test uses the same window where it can: another one costs another compilation.
+#: Tests share one window size where possible: another size requires another compilation.
 WINDOW_BITS = 40
 
-#: What :func:`enter` can be asked for, by the name of the method of Process.
+#: Calls of :func:`enter`, by the name of the Process method.
 CALLS = (
     "brk",
     "sbrk",
@@ -114,7 +114,7 @@ CALLS = (
 
 @jit
 def enter(k, call, a, b, c, d, e, f, g):
-    """Do one call of CALLS; calls that return nothing give 0."""
+    """Run one call of CALLS; return its result, 0 for a call without one."""
     result = 0
     if call == _BRK:
         result = brk(k, a)
@@ -159,7 +159,7 @@ def enter(k, call, a, b, c, d, e, f, g):
     return result
 
 
-#: System calls that Process has as methods beside CALLS.
+#: Numbers of the system calls that Process has as methods, in addition to CALLS.
 NUMBERS = {
     "mmap_file": NR_MMAP,
     "mprotect": NR_MPROTECT,
@@ -172,14 +172,14 @@ NUMBERS = {
 
 
 def configured(**settings):
-    """A KernelConfig with the tests' window."""
+    """Return a KernelConfig with the tests' window."""
     return KernelConfig(**({"window_bits": WINDOW_BITS} | settings))
 
 
 class Process:
-    """A simulated process; ``process.mmap(...)`` and the like do what CALLS and NUMBERS name.
+    """A simulated process with a method for each of CALLS and NUMBERS (``process.mmap(...)``).
 
-    ``bindings`` are switches, or replaced kernel functions.  A signal raises SimulatedSignal.
+    ``bindings`` are switches or replaced kernel functions.  A signal raises SimulatedSignal.
     """
 
     def __init__(self, config=None, **bindings):
@@ -203,15 +203,15 @@ class Process:
         return method
 
     def map(self, prot=3, pages=1, flags=PRIVATE, addr=0):
-        """mmap of whole pages; the address."""
+        """Map whole pages and return the address."""
         return self.mmap(addr, pages * self.page, prot, flags)
 
     def dontneed(self, addr, length):
-        """madvise(MADV_DONTNEED)."""
+        """Run madvise(MADV_DONTNEED)."""
         return self.madvise(addr, length, MADV_DONTNEED)
 
     def death(self, name, *args):
-        """The words in which the model explains why this call killed the process."""
+        """Return the model's explanation of the signal by which this call kills the process."""
         try:
             getattr(self, name)(*args)
         except SimulatedSignal:
@@ -219,7 +219,7 @@ class Process:
         return "alive"
 
     def areas(self):
-        """(start, end, prot, accounted, noreserve, grows down) of every area."""
+        """Return (start, end, prot, accounted, noreserve, grows down) of every area."""
         return [
             (
                 int(v.vm_start),
@@ -233,9 +233,9 @@ class Process:
         ]
 
     def kinds(self):
-        """(start, end, kind) of every area, the kind in the words of /proc/PID/smaps.
+        """Return (start, end, kind) of every area, the kind as flags of /proc/PID/smaps.
 
-        Accounted (ac) only where the rights do not say so.
+        Includes ``ac`` (accounted) only where the rights do not imply it.
         """
         found = []
         for v in self.k.vma[: self.mm.map_count]:
@@ -249,17 +249,17 @@ class Process:
         return found
 
     def levels(self):
-        """Minor faults, RssAnon, page-table pages and locked pages."""
+        """Return minor faults, RssAnon, page-table pages and locked pages."""
         mm = self.mm
         tables = mm.nr_ptes + mm.nr_pmds + mm.nr_puds
         return tuple(int(n) for n in (mm.minflt, mm.rss, tables, mm.locked_vm))
 
     def page_state(self, addr):
-        """'frame', 'zero', 'file' or '' for the page at ``addr``."""
+        """Return 'frame', 'zero', 'file' or '' for the page at ``addr``."""
         state = self.k.pte[(addr & ((1 << self.config.window_bits) - 1)) // self.page]
         kinds = {PTE_FRAME: "frame", PTE_ZERO: "zero", PTE_FILE: "file"}
         return next((kind for bit, kind in kinds.items() if state & bit), "")
 
     def counters(self):
-        """Every field of the mm by name."""
+        """Return all fields of ``mm`` by name."""
         return {name: int(self.mm[name]) for name in self.mm.dtype.names}

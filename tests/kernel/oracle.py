@@ -1,9 +1,9 @@
 """A slow model of a Linux process with private anonymous memory, page by page.
 
-It shares nothing with kernel/, not even constants.  The one table is ``area``: page number ->
-:class:`Area`.  An Area is a token that every page of one unbroken run shares, so VMAs are read off
-the table, split by giving part of a run a new token and merged by letting two runs share one.
-Everything that can be counted from the tables is counted from them, anew each time.
+It shares nothing with kernel/, not even constants.  Its only table is ``area``: page number ->
+:class:`Area`.  All pages of one contiguous run share an Area object, so the VMAs follow from the
+table: a split gives part of a run a new object, a merge lets two runs share one.  All counts that
+follow from the tables are recomputed from them each time.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ GUARD_PAGES = 256
 
 
 class Killed(Exception):
-    """The process died: signal, code, address, whether it wrote."""
+    """Death of the process: signal, code, address, and 1 for a write."""
 
     def __init__(self, signal, code, address, write):
         super().__init__(signal, code, hex(address), write)
@@ -28,19 +28,19 @@ class Killed(Exception):
 
 @dataclass(eq=False)
 class Area:
-    """What all pages of one area have in common; areas are equal only to themselves."""
+    """Attributes shared by all pages of one area; areas are equal only to themselves."""
 
     prot: int
     account: bool = False
     noreserve: bool = False
     stack: bool = False
     file: str = ""
-    special: bool = False  # the kernel's own: never split
-    pfnmap: bool = False  # vvar: nothing to give back
+    special: bool = False  # created by the kernel: never split
+    pfnmap: bool = False  # vvar: its pages are never freed
     anon: int = 0
 
     def like(self, other):
-        """Whether the two differ in nothing but protection."""
+        """Return True if the two differ at most in protection."""
         return (self.account, self.noreserve, self.stack, self.file) == (
             other.account,
             other.noreserve,
@@ -49,7 +49,7 @@ class Area:
         )
 
     def merges(self, other):
-        """Whether the two may become one."""
+        """Return True if the two may merge."""
         return (
             self.like(other)
             and self.prot == other.prot
@@ -59,7 +59,7 @@ class Area:
 
     @property
     def is_data(self):
-        """Whether RLIMIT_DATA counts it."""
+        """Return True if RLIMIT_DATA counts the area."""
         return bool(self.prot & WRITE) and not self.stack
 
 
@@ -94,10 +94,10 @@ class Oracle:
         self._runs = None
         self._note_peaks()
 
-    # --- What the tables say ---------------------------------------------------------------------
+    # --- Reading the tables ----------------------------------------------------------------------
 
     def runs(self):
-        """[(first page, page behind, Area)] in order of address."""
+        """Return [(first page, end page, Area)] in address order; the end is exclusive."""
         if self._runs is None:
             runs = []
             for p in sorted(self.area):
@@ -109,20 +109,20 @@ class Oracle:
         return self._runs
 
     def pages(self, wanted=lambda area: True):
-        """Number of mapped pages whose area is ``wanted``."""
+        """Return the number of mapped pages whose area is ``wanted``."""
         return sum(hi - lo for lo, hi, a in self.runs() if wanted(a))
 
     def overlap(self, first, end, wanted=lambda area: True):
-        """Number of such pages in [first, end)."""
+        """Return the number of pages in [first, end) whose area is ``wanted``."""
         return sum(max(0, min(hi, end) - max(lo, first)) for lo, hi, a in self.runs() if wanted(a))
 
     def resident(self):
-        """{page: 'frame', 'zero' or 'file'}."""
+        """Return {page: 'frame', 'zero' or 'file'}."""
         kinds = {"frame": self.frames, "zero": self.zeros, "file": self.filed}
         return {page: kind for kind, pages in kinds.items() for page in pages}
 
     def state(self):
-        """Everything that a comparison looks at, by name."""
+        """Return all values that a comparison checks, by name."""
         none = self.pages(lambda a: a.prot == 0)
         vm, rss, _ = self._levels()
         return {
@@ -170,7 +170,7 @@ class Oracle:
     # --- Areas -----------------------------------------------------------------------------------
 
     def _cut(self, first, end):
-        """Split what straddles the ends of [first, end); 0 or a negative errno."""
+        """Split the areas that straddle the ends of [first, end); return 0 or a negative errno."""
         get = self.area.get
         low = get(first) is not None and get(first) is get(first - 1)
         high = get(end) is not None and get(end) is get(end - 1)
@@ -196,7 +196,7 @@ class Oracle:
         self._runs = None
 
     def _join(self, page):
-        """Merge the areas on both sides of the start of ``page`` if they may."""
+        """Merge the areas on both sides of the start of ``page`` if they may merge."""
         below, above = self.area.get(page - 1), self.area.get(page)
         if below and above and below is not above and below.merges(above):
             below.anon = below.anon or above.anon
@@ -227,7 +227,7 @@ class Oracle:
             del self.words[address]
 
     def _allowed(self, area, first, end):
-        """Whether the limits let ``area`` take [first, end), and replace what is there."""
+        """Return True if the limits allow ``area`` at [first, end), replacing existing areas."""
         pages = end - first
         more = pages - self.overlap(first, end)
         if self.rlim_as and self.pages() + more > self.rlim_as // self.page:
@@ -259,13 +259,13 @@ class Oracle:
         return result
 
     def brk(self, address):
-        """The break in force afterwards."""
+        """Move the break; return the resulting break."""
         if self._move_break(address):
             self.break_ = address
         return self._counted("brk", self.break_, address != 0 and self.break_ != address)
 
     def sbrk(self, increment):
-        """The old break, or -ENOMEM."""
+        """Move the break; return the old break or -ENOMEM."""
         old = self.break_
         if increment and self.brk(old + increment) != old + increment:
             return -ENOMEM
@@ -296,7 +296,7 @@ class Oracle:
         return True
 
     def mmap(self, address, length, prot, flags):
-        """The address, or a negative errno."""
+        """Map memory; return the address or a negative errno."""
         result = self._mmap(address, length, prot, flags)
         return self._counted("mmap", result, result < 0)
 
@@ -338,7 +338,7 @@ class Oracle:
         return first * self.page
 
     def _choose(self, hint, pages):
-        """First page of a free place; None when there is none."""
+        """Return the first page of a free gap; None if there is none."""
         minimum, task = self.min_addr // self.page, self.task_size // self.page
         if hint:
             if 0 < hint < minimum:
@@ -359,7 +359,7 @@ class Oracle:
         return first + pages <= low - GUARD_PAGES * area.stack
 
     def _highest(self, pages):
-        """Top-down: a best place ends at mmap_base or where an area (or its guard) begins."""
+        """Return the highest gap: it ends at mmap_base or at the start of an area or its guard."""
         base = self.mmap_base // self.page
         ends = [base] + [lo - GUARD_PAGES * a.stack for lo, hi, a in self.runs()]
         starts = [end - pages for end in ends if end <= base]
@@ -367,7 +367,7 @@ class Oracle:
         return max((s for s in starts if s >= minimum and self._fits(s, pages)), default=None)
 
     def munmap(self, address, length):
-        """0 or a negative errno."""
+        """Unmap a range; return 0 or a negative errno."""
         result = self._munmap(address, length)
         return self._counted("munmap", result, result < 0)
 
@@ -384,7 +384,7 @@ class Oracle:
         return 0
 
     def madvise(self, address, length, advice):
-        """0 or a negative errno."""
+        """Apply advice; return 0 or a negative errno."""
         result = self._madvise(address, length, advice)
         return self._counted("madvise", result, result < 0)
 
@@ -440,7 +440,7 @@ class Oracle:
         own.anon = self.anons
 
     def access(self, address, write):
-        """One access of the program, with the fault it may need."""
+        """Run one access of the program, and the fault that it may cause."""
         page = address // self.page
         if page in self.frames or (not write and (page in self.zeros or page in self.filed)):
             return
@@ -462,7 +462,7 @@ class Oracle:
             self._note_peaks()
 
     def touch(self, address, length, write):
-        """The program uses a range."""
+        """Access every page of a range as the program does."""
         if length <= 0:
             return 0
         self.counts["payload_stores" if write else "payload_loads"] += -(-length // 8)
@@ -473,13 +473,13 @@ class Oracle:
         return 0
 
     def load(self, address):
-        """A word of the allocator's."""
+        """Return a word of allocator metadata."""
         self.counts["loads"] += 1
         self.access(address, 0)
         return self.words.get(address, 0)
 
     def store(self, address, word):
-        """Set a word of the allocator's."""
+        """Set a word of allocator metadata."""
         self.counts["stores"] += 1
         self.access(address, 1)
         self.words[address] = word

@@ -1,7 +1,7 @@
-"""The model and its oracle side by side: one operation on both, then everything compared.
+"""The model and its oracle side by side: run each operation on both and compare their states.
 
 A program is a list of steps, each a tuple of small numbers, so that Hypothesis can shrink it and a
-seeded generator can make it; :meth:`Pair.do` gives the numbers their meaning.
+seeded generator can produce it; :meth:`Pair.do` defines the meaning of the numbers.
 """
 
 import random
@@ -12,7 +12,7 @@ from kernel.types import VM_PFNMAP, VM_SPECIAL, SimulatedSignal
 from tests.kernel import oracle as o
 from tests.kernel.driver import Process, configured
 
-#: What a step may do; the commoner, the more often named.
+#: Operations of a step; a more frequent operation is listed more often.
 KINDS = (
     "write",
     "mmap_fixed",
@@ -34,7 +34,7 @@ KINDS = (
 )
 PROTECTIONS = (3, 3, 3, 3, 3, 3, 7, 7, 1, 0, 2, 4)
 FLAGS = (0, 0, 0, 0, 0, o.NORESERVE, o.POPULATE, o.NORESERVE | o.POPULATE)
-#: Lengths: pages, bytes beyond (may be negative), and whether a page-table slot is added.
+#: Lengths: pages, additional bytes (may be negative), and 1 to add a page-table slot.
 LENGTHS = (
     (1, 0, 0),
     (1, 0, 0),
@@ -53,22 +53,22 @@ LENGTHS = (
     (2, 0, 1),
     (0, -1, 0),
 )
-#: Where, as numbers of Pair.places: mostly one place, so that areas meet.
+#: Addresses, as indices of Pair.places: mostly one place, so that areas meet.
 PLACES = (2, 2, 2, 2, 2, 2, 0, 1, 3, 4, 5)
 #: One more than the largest value of each number of a step.
 STEP = (len(KINDS), len(PLACES), 8, len(LENGTHS), len(PROTECTIONS), len(FLAGS), 8)
-#: Limits: pages of RLIMIT_AS and RLIMIT_DATA beyond what boot uses, pages of memory, overcommit,
-#: areas beyond those of boot; 0 for none.
+#: Limits: pages of RLIMIT_AS and RLIMIT_DATA in addition to those used at boot, pages of memory,
+#: overcommit mode, areas in addition to those at boot; 0 for no limit.
 LIMITS = (48, 32, 32, 3, 8)
 
 
 class Mismatch(AssertionError):
-    """Model and oracle disagree."""
+    """Disagreement of model and oracle."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one program, in the units of LIMITS."""
+    """Resource limits of one program, in the units of LIMITS."""
 
     rlim_as: int = 0
     rlim_data: int = 0
@@ -88,7 +88,7 @@ class Pair:
         sizes = {
             "rlimit_as": limits.rlim_as and int(used) + limits.rlim_as,
             "rlimit_data": limits.rlim_data and int(data) + limits.rlim_data,
-            # With a strict account boot's own pages count; else only frames do.
+            # With overcommit 2 the pages committed at boot count; otherwise only frames do.
             "memory": limits.memory and limits.memory + int(committed) * (limits.overcommit == 2),
         }
         sizes = {name: pages * page for name, pages in sizes.items()}
@@ -130,7 +130,7 @@ class Pair:
         self.places = (
             int(mm.start_brk),
             int(mm.mmap_base) - 16 * page,
-            # Around the limits of a PTE page, a PMD page (at 64 KiB: too large) and a PUD page.
+            # Around the ends of what a PTE page, a PMD page (not at 64 KiB) and a PUD page map.
             0x600000000000 + 3 * slot - 4 * page,
             0x600000000000 + (slot * page // 8 if slot < 1 << 29 else 20 * slot) - 4 * page,
             0x708000000000 - 4 * page,
@@ -140,7 +140,7 @@ class Pair:
         self.compare()
 
     def run(self, program):
-        """Do every step while both live, and compare after each."""
+        """Run the steps while both processes live, and compare after each."""
         for step in program:
             if self.alive:
                 self.do(*step)
@@ -148,7 +148,7 @@ class Pair:
         self.compare_pages()
 
     def do(self, kind, place, offset, length, protection, flags, tweak):
-        """Do one step on both sides and compare what came back."""
+        """Run one step on both sides and compare the results."""
         name = KINDS[kind]
         page = self.page
         address = self.places[PLACES[place]] + offset * page
@@ -158,7 +158,7 @@ class Pair:
         size = pages * page + extra + slots * self.slot
         prot, flags = PROTECTIONS[protection], FLAGS[flags] | o.PRIVATE | o.ANONYMOUS
         if slots:
-            flags &= ~o.POPULATE  # thousands of faults say no more than a few
+            flags &= ~o.POPULATE  # thousands of faults test no more than a few
         odd = tweak if tweak < 3 else 0
         if name == "mmap":
             self.call("mmap", 0, size, prot, flags)
@@ -203,7 +203,7 @@ class Pair:
             self.call("mmap", -self.page, size, prot, flags | (o.FIXED if prot else 0))
 
     def call(self, name, *args):
-        """One call on both sides; Mismatch when they return or die differently."""
+        """Run one call on both sides; raise Mismatch if their results or signals differ."""
         try:
             theirs = getattr(self.oracle, name)(*args)
         except o.Killed as killed:
@@ -213,14 +213,14 @@ class Pair:
             ours = getattr(self.model, name)(*args)
         except SimulatedSignal:
             ours = tuple(int(task[f]) for f in ("sig", "si_code", "si_addr", "si_write"))
-            self.alive = ours[0] == o.SIGSEGV  # which leaves everything as it was
+            self.alive = ours[0] == o.SIGSEGV  # SIGSEGV changes no state: both can continue
         if ours != theirs:
             shown = ", ".join(hex(a) for a in args)
-            raise Mismatch(f"{name}({shown}) gave {ours}, not {theirs} ({reason(self.model.k)})")
+            raise Mismatch(f"{name}({shown}): {ours}, expected {theirs} ({reason(self.model.k)})")
         return ours
 
     def compare(self):
-        """Mismatch when any counter or area differs."""
+        """Raise Mismatch if any counter or area differs."""
         if not self.alive:
             return
         expected = self.oracle.state()
@@ -230,21 +230,21 @@ class Pair:
             raise Mismatch("; ".join(wrong))
 
     def compare_pages(self):
-        """Mismatch when a page is resident on one side only."""
+        """Raise Mismatch if a page's state differs."""
         resident = self.oracle.resident() if self.alive else {}
         for p in self.oracle.area if self.alive else ():
             found = self.model.page_state(p * self.page)
             if found != resident.get(p, ""):
-                raise Mismatch(f"page {p * self.page:#x}: {found!r}, not {resident.get(p)!r}")
+                raise Mismatch(f"page {p * self.page:#x}: {found!r}, expected {resident.get(p)!r}")
 
 
 def random_program(seed, length=60):
-    """A program from a seed: what finds planted bugs without Hypothesis."""
+    """Return a program from a seed, to find mutations without Hypothesis."""
     rng = random.Random(seed)
     return [tuple(rng.randrange(n) for n in STEP) for _ in range(length)]
 
 
 def random_limits(seed):
-    """Limits from a seed; two programs of three have none."""
+    """Return limits from a seed; two of three programs have none."""
     rng = random.Random(seed)
     return Limits(*(rng.randrange(n) for n in LIMITS)) if seed % 3 == 2 else Limits()

@@ -1,4 +1,4 @@
-"""A real process of this Linux that takes the same calls as the model's (tests.kernel.driver)."""
+"""A real process of the host with the same methods as the model's process (tests.kernel.driver)."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ _WORDS = ("gd", "lo", "lf", "nr", "hg", "nh")
 
 
 class RealProcess:
-    """``process.mmap(...)`` and the like, as Process has them; to be closed."""
+    """A real process with the methods of Process (``process.mmap(...)``); close it after use."""
 
     page = 4096
 
@@ -57,7 +57,7 @@ class RealProcess:
         return results
 
     def touch(self, addr, length, write):
-        """Use every page of a range, whose rights allow it."""
+        """Access every page of a range, whose rights allow it."""
         pages = range(addr, addr + length, self.page)
         ops = np.zeros(len(pages), OP)
         ops["kind"] = OP_STORE if write else OP_LOAD
@@ -67,7 +67,7 @@ class RealProcess:
         return 0
 
     def kinds(self):
-        """(start, end, kind) of every area, as Process tells them."""
+        """Return (start, end, kind) of every area, as Process.kinds does."""
         found = []
         for line in (self._proc / "smaps").read_text().splitlines():
             area = re.match("([0-9a-f]+)-([0-9a-f]+) (....) ", line)
@@ -82,6 +82,6 @@ class RealProcess:
         return found
 
     def levels(self):
-        """Minor faults, RssAnon, page-table pages and locked pages since the start."""
+        """Return minor faults, RssAnon, page-table pages and locked pages, minus those at start."""
         sizes = [now - then for now, then in zip(self._sizes(), self._base, strict=True)]
         return (self._faults, *sizes)

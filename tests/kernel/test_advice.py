@@ -1,6 +1,6 @@
-"""madvise and huge pages: areas (tests.kernel.drawing), what is resident, what is refused.
+"""madvise and huge pages: areas (tests.kernel.drawing), resident pages, errors.
 
-What each drawing and table says was also seen on Linux; test_real_drawings looks again.
+All drawings and tables were also observed on Linux; test_real_drawings repeats them on the host.
 """
 
 import pytest
@@ -54,7 +54,7 @@ CASES = {
     "dontneed of none": ("NNNN", " dd ", "NNNN"),
 }
 
-#: Columns of 128 pages, four to a huge page; what is seen: faults, RssAnon, tables, locked pages.
+#: Columns of 128 pages, four per huge page; the numbers: faults, RssAnon, tables, locked pages.
 TABLES = {
     "a huge page a slot": [
         ("WWWWWWWW", "0 0 0 0"),
@@ -397,7 +397,7 @@ def test_tables(case):
     check_accounts(process)
 
 
-# --- What advice takes ---------------------------------------------------------------------------
+# --- Arguments and areas that advice refuses -----------------------------------------------------
 
 OTHERS = (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_COLD, MADV_PAGEOUT)
 FLAGS = (MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WIPEONFORK, MADV_KEEPONFORK)
@@ -490,7 +490,7 @@ def test_an_error_leaves_what_was_done(process):
     apply(process, "WWLL")
     apply(process, "!!  ")
     assert process.dontneed(ORIGIN, 4 * P) == EINVAL
-    assert process.mm.rss == 2  # the locked ones
+    assert process.mm.rss == 2  # the locked pages
 
 
 def test_advice_that_needs_areas_stops_at_their_limit(process):
@@ -511,7 +511,7 @@ def test_populate(process):
     states = [process.page_state(ORIGIN + n * P) for n in range(5)]
     assert states == ["frame", "zero", "zero", "zero", "zero"]
     assert process.levels()[:2] == (2 + 3, 1)
-    assert process.madvise(ORIGIN, 5 * P, MADV_POPULATE_WRITE) == EINVAL  # but up to the R
+    assert process.madvise(ORIGIN, 5 * P, MADV_POPULATE_WRITE) == EINVAL  # at the R, after the W
     states = [process.page_state(ORIGIN + n * P) for n in range(5)]
     assert states == ["frame", "frame", "frame", "zero", "zero"]
     assert process.levels()[:2] == (5 + 2, 3)
@@ -580,7 +580,7 @@ def test_new_areas_are_faulted_in_by_huge_pages():
 
 @pytest.mark.parametrize("page", [16384, 65536])
 def test_huge_pages_of_larger_pages(page):
-    """A slot has as many pages as an entry of 8 bytes fits into one: 2048, 8192."""
+    """A slot has as many pages as a page holds 8-byte entries: 2048 and 8192."""
     slot = page // 8
     process = Process(configured(page_size=page, thp="always"))
     process.map(pages=slot, flags=FIXED, addr=ORIGIN)
@@ -594,7 +594,7 @@ def test_huge_pages_of_larger_pages(page):
 
 
 def test_words_of_huge_pages():
-    """Contents follow their page when a huge page is taken apart, moved, and made anew."""
+    """Contents follow their page when a huge page is split, moved, and mapped again."""
     process = Process(configured(thp="always"))
     process.map(pages=HUGE, flags=FIXED, addr=ORIGIN)
     process.store(ORIGIN + 3 * P, 1)
@@ -612,15 +612,15 @@ def test_words_of_huge_pages():
 
 
 def test_a_huge_page_needs_its_room_in_memory():
-    """Where memory cannot hold 512 pages more a small page must do."""
+    """If memory cannot hold 512 more pages, the fault maps a small page."""
     process = Process(configured(thp="always", memory=600 * P, overcommit=1))
     process.map(pages=4 * HUGE, flags=FIXED, addr=ORIGIN)
     process.touch(ORIGIN, 1, 1)
     assert process.mm.rss == HUGE
     process.touch(ORIGIN + HUGE * P, 1, 1)
     assert (process.mm.rss, process.mm.flt_huge) == (HUGE + 1, 1)
-    process.touch(ORIGIN + 2 * HUGE * P, 1, 0)  # the huge zero page needs none
-    process.touch(ORIGIN + (2 * HUGE + 7) * P, 1, 1)  # but to be written it is split
+    process.touch(ORIGIN + 2 * HUGE * P, 1, 0)  # the huge zero page needs no memory
+    process.touch(ORIGIN + (2 * HUGE + 7) * P, 1, 1)  # a write splits it
     assert (process.mm.rss, process.mm.flt_huge) == (HUGE + 2, 2)
     assert process.page_state(ORIGIN + (2 * HUGE + 8) * P) == "zero"
     check_accounts(process)
@@ -666,6 +666,6 @@ def test_cold_pages_stay_too():
     process.store(ORIGIN + 7 * P, 4)
     assert process.madvise(ORIGIN, HUGE * P, MADV_COLD) == 0
     assert process.mm.rss == HUGE
-    assert process.madvise(ORIGIN + 3 * P, P, MADV_COLD) == 0  # takes the huge page apart
+    assert process.madvise(ORIGIN + 3 * P, P, MADV_COLD) == 0  # splits the huge page
     assert process.mm.rss == 1
     assert process.load(ORIGIN + 7 * P) == 4

@@ -1,6 +1,6 @@
-"""Areas split, merge and are replaced, as tests.kernel.drawing draws them.
+"""Splitting, merging and replacing areas, as drawings (tests.kernel.drawing).
 
-The first lines are operations; the last is what must be there afterwards.
+The last line of a case is the expected drawing; all lines before it are operations.
 """
 
 import pytest
@@ -22,7 +22,7 @@ CASES = {
     "several with holes": ("WW RR  XX", " ~~~~~~~ ", "W       X"),
     "a hole": ("WW  WW", "  ~~  ", "WW  WW"),
     "beyond both ends": (" WW ", "~~~~", "    "),
-    # merging of a new area: with the one below, above, both, none
+    # a new area merges with the one below, above, both, none
     "below": ("WW  ", "  WW", "WWWW"),
     "above": ("  WW", "WW  ", "WWWW"),
     "both": ("WW  WW", "  WW  ", "WWWWWW"),
@@ -30,7 +30,7 @@ CASES = {
     "not across a hole": ("WW    WW", "   WW   ", "WW WW WW"),
     "no-reserve is a difference": ("WW  VV", "  VV  ", "WWVVVV"),
     "of three kinds with their own": ("RR  NN", "  NN  ", "RRNNNN"),
-    # anon_vmas: areas that were written apart stay apart
+    # anon_vmas: areas that were written separately do not merge
     "written above, unwritten below": ("WW  WW", "    ! ", "  WW  ", "WWWWWW"),
     "written below, unwritten above": ("WW  WW", "!     ", "  WW  ", "WWWWWW"),
     "both written: with the one below": ("WW  WW", "!   ! ", "  WW  ", "WWWWww"),
@@ -81,7 +81,7 @@ CASES = {
         "  WW  ",
         "WWWWww",
     ),
-    # MAP_FIXED over what is there
+    # MAP_FIXED over existing areas
     "over the middle": ("WWWWWW", "  RR  ", "WWRRWW"),
     "over the middle by its like": ("WWWWWW", "  WW  ", "WWWWWW"),
     "over the middle, the rest written": ("WWWWWW", "!     ", "  WW  ", "WWWWWW"),
@@ -114,7 +114,7 @@ FILES = """
 
 
 def test_areas_of_files_share_nothing_with_their_neighbours():
-    """Not even where the offset in the file happens to be the address."""
+    """Areas of files never merge, even if the offset in the file equals the address."""
     process = Process(configured(maps=FILES))
     process.touch(0x400000, 5 * 4096, 1)
     assert [int(v.anon_vma) for v in process.k.vma[:5]] == [1, 2, 3, 4, 5]
@@ -124,7 +124,7 @@ def test_areas_of_files_share_nothing_with_their_neighbours():
 
 
 def test_areas_with_other_page_offsets_stay_apart(process):
-    """As areas will that were moved after they had been written."""
+    """Areas that were moved after being written have such page offsets."""
     apply(process, "W WXX")
     for i in (3, 4):
         process.k.vma[i].vm_pgoff += 100
@@ -167,11 +167,11 @@ def test_drawings_notice_broken_rules(rule, broken, case, monkeypatch):
     assert play(Process(**{rule: broken}), lines) != expected
 
 
-# --- Where mappings go ---------------------------------------------------------------------------
+# --- Placement of mappings -----------------------------------------------------------------------
 
 
 def test_addresses_are_those_of_linux(process):
-    """As seen on Linux 6.18: a position-independent program, no randomisation."""
+    """Addresses observed on Linux 6.18: a position-independent program, no randomisation."""
     assert process.sbrk(0) == 0x555555559000
     assert process.map() == 0x7FFFF7FF6000  # below vvar, which begins at ...7000
     assert process.map(pages=3, prot=1) == 0x7FFFF7FF3000
@@ -184,7 +184,7 @@ def test_addresses_are_those_of_linux(process):
 def test_multiple_of_2_mib_that_is_aligned_by_itself_moves_up(process):
     below = process.map(pages=502, flags=FIXED, addr=0x7FFFF7E00000)
     process.map(pages=1, flags=FIXED, addr=below + 502 * 4096)
-    # What is searched is 2 MiB longer and would start at ...a00000, an aligned place.
+    # The gap searched for is 2 MiB longer and would start at ...a00000, an aligned address.
     assert process.map(pages=512) == 0x7FFFF7C00000
 
 
@@ -200,13 +200,13 @@ MMAP_BASE = 0x7FFFF7FFF000
 
 
 def test_search_below_a_stack_and_from_the_bottom():
-    """With a stack below mmap_base its guard bounds the search; when all is full, a third up."""
+    """The guard of a stack below mmap_base limits the search; if no gap fits, it goes bottom-up."""
     stack = "7ffff0000000-7ffff0021000 rw-p 00000000 00:00 0 [stack]"
     process = Process(configured(maps=stack, mmap_base=MMAP_BASE))
     top = 0x7FFFF7FFF000 - 0x7FFFF0021000
     assert process.get_unmapped_area(0, top - 4096) == 0x7FFFF0022000
     assert process.get_unmapped_area(1, top + 4096) == 0x7FFFF0000000 - (top + 4096) - 256 * 4096
-    # Nothing below mmap_base is large enough: Linux then tries upwards from a third of the space.
+    # No gap below mmap_base is large enough: Linux then searches upwards from a third of the space.
     data = "2aaaaaaab000-2aaaaaaac000 rw-p 00000000 00:00 0 data"
     high = Process(configured(maps=data, mmap_base=MMAP_BASE))
     length = 0x7FFFFFFFF000 - 0x2AAAAAAAC000
@@ -215,10 +215,10 @@ def test_search_below_a_stack_and_from_the_bottom():
     free = Process(configured(maps="", mmap_base=MMAP_BASE))
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000) == ENOMEM
     assert free.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x10000) == 0x10000
-    # Below mmap_min_addr nothing is given.
+    # No address below mmap_min_addr is used.
     low = Process(configured(maps="1000-2000 rw-p 0 0 0", mmap_base=MMAP_BASE))
     assert low.get_unmapped_area(0, 0x7FFFF7FFF000 - 0x2000) == ENOMEM
-    # A multiple of 2 MiB that fits, but not with 2 MiB to spare, is not aligned.
+    # A multiple of 2 MiB that fits only without 2 MiB to spare is not aligned.
     assert free.get_unmapped_area(0, 0x7FFFF7E00000) == 0x1FF000
 
 
@@ -274,14 +274,14 @@ END = 0x7FFFFFFFF000
         ((0, END, 3, PRIVATE), ENOMEM),
         ((ORIGIN + 1, 4096, 3, FIXED), EINVAL),
         ((END, 4096, 3, FIXED), ENOMEM),
-        ((END + 1, 4096, 3, FIXED), ENOMEM),  # before the alignment is looked at
+        ((END + 1, 4096, 3, FIXED), ENOMEM),  # checked before the alignment
         ((-4096, 4096, 3, FIXED), ENOMEM),
         ((END - 4096, 8192, 3, FIXED), ENOMEM),
         ((0x8000, 4096, 3, FIXED), EPERM),
         ((0, 4096, 3, 0x20), EINVAL),  # neither shared nor private
-        ((END, 4096, 3, 0x30), ENOMEM),  # but the address is judged first
+        ((END, 4096, 3, 0x30), ENOMEM),  # the address is checked before the type
         ((0, 4096, 3, 0x02), EBADF),  # a file, without a descriptor
-        ((0, 0, 3, 0x02), EBADF),  # before the length is looked at
+        ((0, 0, 3, 0x02), EBADF),  # checked before the length
         ((0, 4096, 3, 0x23), EINVAL),  # MAP_SHARED_VALIDATE is for files
         ((0, 4096, 3, 0x121), EINVAL),  # shared, and MAP_GROWSDOWN
         ((0, 4096, 3, PRIVATE | 0x40000), EOPNOTSUPP),  # MAP_HUGETLB
@@ -322,11 +322,11 @@ def test_munmap_refuses(process, addr, length, error):
         (ORIGIN + 1, 4096, 4, EINVAL),
         (ORIGIN, -1, 4, EINVAL),
         (ORIGIN, 0, 4, 0),
-        (-4096, 4096, 4, EINVAL),  # ends where addresses do
+        (-4096, 4096, 4, EINVAL),  # ends at 2**64
         (-8192, 4096, 4, ENOMEM),
         (-4096, 0, 4, 0),
         (END, 4096, 4, ENOMEM),
-        (ORIGIN, 2**63 - 1, 4, EINVAL),  # [vvar] is on the way, which cannot be freed
+        (ORIGIN, 2**63 - 1, 4, EINVAL),  # includes [vvar], which cannot be freed
         (ORIGIN - 4096, 8192, 4, ENOMEM),
         (ORIGIN, 8192, 4, 0),
     ],
@@ -362,10 +362,10 @@ def test_covered(process):
 
 
 def limited(**limits):
-    """A process that may have a few pages or areas more than boot gave it."""
+    """Return a process whose limits allow a few pages or areas more than at boot."""
     fresh = Process().mm
     areas = limits.pop("areas", None)
-    # Overcommit 2 keeps a page for root and one for the user, and what is committed stays below.
+    # Overcommit 2 reserves a page for root and one for the user; committed stays below the limit.
     memory = fresh.committed + 3
     base = {"rlimit_as": fresh.total_vm, "rlimit_data": fresh.data_vm, "memory": memory}
     if limits.get("overcommit", 2) != 2:
@@ -397,7 +397,7 @@ def test_rlimit_data_counts_private_writable_memory():
 
 
 def test_rlimit_data_of_the_break_counts_from_start_brk():
-    """The break's own check sees the program's data and the heap, mapped or not."""
+    """brk's check of RLIMIT_DATA counts the program's data and the heap, mapped or not."""
     process = limited(rlimit_data=4)
     start = process.sbrk(0)
     process.munmap(start - 4096, 4096)  # the data
@@ -418,13 +418,13 @@ def test_a_failed_replacement_leaves_its_splits():
     apply(process, "RRRR ")
     assert process.map(pages=3, flags=FIXED, addr=ORIGIN + 2 * 4096) == ENOMEM
     assert draw(process, 5) == "RRrr "
-    # Every page replaced counts, also one that was no data.
+    # Every replaced page counts, even one that was not data.
     assert process.map(pages=2, flags=FIXED, addr=ORIGIN + 2 * 4096) > 0
 
 
 @pytest.mark.parametrize("flags", [0, MAP_NORESERVE])
 def test_strict_account(flags):
-    """vm.overcommit_memory=2: what is mapped writable must fit, and MAP_NORESERVE is ignored."""
+    """vm.overcommit_memory=2: writable mappings must fit, and MAP_NORESERVE is ignored."""
     process = limited(memory=4)
     assert process.map(prot=0, pages=100) > 0
     assert process.map(prot=1, pages=100) > 0
@@ -439,7 +439,7 @@ def test_strict_account(flags):
 
 
 def test_nothing_more_is_needed_where_memory_was_spent_before():
-    """Boot may have committed more than there is: replacing asks for nothing."""
+    """A replacement commits nothing, so it succeeds even if boot exceeded the commit limit."""
     process = limited(memory=-10)
     data = process.areas()[1]
     assert process.map() == ENOMEM
@@ -447,14 +447,14 @@ def test_nothing_more_is_needed_where_memory_was_spent_before():
 
 
 def test_heuristic_overcommit():
-    """vm.overcommit_memory=0: only a single call for more than there is fails."""
+    """vm.overcommit_memory=0: only a single request larger than memory + swap fails."""
     process = limited(memory=8, overcommit=0)
     addr = process.map(pages=8)
     assert process.map(pages=8) > 0
     assert process.map(pages=9) == ENOMEM
     assert process.map(pages=9, flags=PRIVATE | MAP_NORESERVE) > 0
     assert process.map(pages=9, prot=1) > 0
-    # What a replacement gives back counts: 12 pages over 8 ask for 4.
+    # Replaced pages are subtracted: 12 pages over 8 request 4.
     assert process.map(pages=12, flags=FIXED, addr=addr - 4 * 4096) > 0
 
 
@@ -464,7 +464,7 @@ def test_full_overcommit():
 
 
 def test_map_count_limit():
-    """mmap is refused above the limit at entry; munmap where it would make one area more."""
+    """mmap is refused if the count exceeds the limit at entry; munmap if it would add an area."""
     process = limited(areas=2)
     apply(process, "WWWWRRRR")
     assert process.mm.map_count == process.mm.max_map_count
@@ -489,7 +489,7 @@ def test_brk_cannot_shrink_by_a_hole_at_the_map_count_limit():
     process = limited(areas=1)
     start = process.sbrk(0)
     process.sbrk(8 * 4096)
-    process.mm.brk = start + 4 * 4096  # as if a mapping had been made behind the break
+    process.mm.brk = start + 4 * 4096  # as if a mapping above the break had merged with the heap
     assert process.brk(start + 4096) == start + 4 * 4096
 
 
@@ -498,7 +498,7 @@ def test_brk_cannot_shrink_by_a_hole_at_the_map_count_limit():
 
 def test_break_moves_by_bytes_and_maps_pages(process):
     start = process.sbrk(0)
-    assert process.mm.nr_brk == 0  # libc knows the break
+    assert process.mm.nr_brk == 0  # libc keeps a copy of the break
     assert process.sbrk(1) == start
     assert process.areas()[2][:3] == (start, start + 4096, 3)
     assert process.sbrk(4095) == start + 1
@@ -510,7 +510,7 @@ def test_break_moves_by_bytes_and_maps_pages(process):
     assert (process.mm.nr_brk, process.mm.nr_failed) == (5, 0)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # int64 wraps, and plain NumPy says so
+@pytest.mark.filterwarnings("ignore:overflow")  # int64 wraps, and plain NumPy warns about it
 @pytest.mark.parametrize("increment", [-1, -(2**62), 2**62, 2**63 - 1])
 def test_break_refuses(process, increment):
     start = process.sbrk(0)
@@ -542,7 +542,7 @@ def test_break_keeps_the_guard_of_a_stack():
 
 
 def test_heap_merges_with_a_mapping_inside_it_only(process):
-    """As observed: the first growth stays apart from what ends at start_brk."""
+    """As observed: the first growth does not merge with an area that ends at start_brk."""
     start = process.sbrk(0)
     process.map(flags=FIXED, addr=start - 4096)
     process.sbrk(4096)

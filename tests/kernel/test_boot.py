@@ -1,4 +1,4 @@
-"""Making a kernel: settings, initial maps, what a text of maps shows."""
+"""Booting a kernel: settings, initial areas, parsing of maps texts."""
 
 import gc
 import weakref
@@ -56,14 +56,14 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
         ({"maps": LIBRARY, "max_map_count": 10}, "maps has 11 areas, max_map_count is 10"),
         (
             {"maps": "1000-2000 rw-p 0 0 0\n008000001000-008000002000 rw-p 0 0 0"},
-            "maps has areas that share a place in the window of 2**39 bytes: set a larger",
+            "maps: two areas overlap in the simulated-memory window of 2**39 bytes; set a larger",
         ),
         (
-            # The first begins where the last, around the end of the window, still is.
+            # The last wraps around the end of the window and overlaps the first.
             {"maps": "0-1000 rw-p 0 0 0\n7ffffff000-8000001000 rw-p 0 0 0", "window_bits": 39},
-            "maps has areas that share a place",
+            "maps: two areas overlap",
         ),
-        ({"maps": "0-10000000000 rw-p 0 0 0"}, "maps has areas that share a place"),
+        ({"maps": "0-10000000000 rw-p 0 0 0"}, "maps: two areas overlap"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
@@ -107,7 +107,7 @@ def test_hosts_without_noreserve_are_served(monkeypatch):
 
 
 def test_machines_give_their_window_back():
-    """Hundreds fit only one after the other: the address space of the host has 2**47 bytes."""
+    """Hundreds of windows only fit one after the other into the host's 2**47 bytes."""
     machine = Machine()
     base, gone = int(machine.k.window), weakref.ref(machine)
     assert base in windows
@@ -118,7 +118,7 @@ def test_machines_give_their_window_back():
 
 
 def test_a_kernel_outlives_its_machine():
-    """Its window is part of the same reservation."""
+    """The window is part of the same reservation and lives as long as ``k``."""
     k = Machine(KernelConfig(window_bits=32)).k
     gc.collect()
     assert (int(k.mm.map_count), int(k.mm.rss)) == (6, 0)
@@ -141,7 +141,7 @@ def test_machines_are_apart():
     [
         (4096, 0x555555559000, 0x7FFFF7FFF000, 0x7FFFF7FF6000, (6, 46, 1, 33, 34)),
         (16384, 0x55555555C000, 0x7FFFF7FFC000, 0x7FFFF7FF0000, (5, 13, 1, 8, 9)),
-        # Text and data share a page: no area of data, but the heap still begins behind it.
+        # Text and data share a page: there is no data area, but the heap still starts after it.
         (65536, 0x555555560000, 0x7FFFF7FF0000, 0x7FFFF7FE0000, (3, 4, 0, 2, 2)),
     ],
 )
@@ -237,7 +237,7 @@ def test_boot_from_a_real_process():
 
 @pytest.mark.parametrize("moved", [0, 0x800000])
 def test_the_stack_keeps_its_offset_from_where_exec_made_it(moved):
-    # Behind the end of user space there is room only where the stack was moved down.
+    # Space up to the end of user space exists only if the stack was moved down.
     end = 0x7FFFFFFFF000 - moved
     process = Process(configured(maps=f"{end - 0x21000:x}-{end:x} rw-p 0 0:0 0 [stack]"))
     addr = end - 0x22000 if not moved else end
@@ -275,7 +275,7 @@ def test_damaged_maps_name_the_line(text, line, message):
 
 @pytest.mark.parametrize("page", [16384, 65536])
 def test_larger_pages_round_outwards(page):
-    """Where two areas share a page the lower keeps it; nothing overlaps, nothing is lost of it."""
+    """If two areas share a page, the lower keeps it; no areas overlap and no page is lost."""
     small = parse_maps(FRESH_PROCESS).areas
     large = parse_maps(FRESH_PROCESS, page).areas
     assert (large["vm_start"] % page == 0).all()

@@ -1,4 +1,4 @@
-"""kernel.cost: a table of prices has every kind of work, each at a price that can be one."""
+"""kernel.cost: a cost table must have all prices and no other, each a valid number."""
 
 import pytest
 

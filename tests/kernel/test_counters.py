@@ -1,4 +1,4 @@
-"""The table of counters: complete, without doubles, and true to what the model counts."""
+"""The table of counters: complete, without duplicates, and consistent with the model."""
 
 import ast
 
@@ -16,7 +16,7 @@ RECORDS = {"mm": MM, "vmstat": VMSTAT, "tlb_stat": TLB_STAT}
 
 
 def written_fields():
-    """Names of attributes that compiled code of the model writes."""
+    """Return the names of the attributes that compiled code of the model writes."""
     for path in (ROOT / "kernel").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             targets = node.targets if isinstance(node, ast.Assign) else []

@@ -1,6 +1,6 @@
-"""Where mappings go that ask for more than room, stacks that grow, files, and booting from maps.
+"""Placement of mappings with flags, growing stacks, files, and booting from a maps text.
 
-Addresses are those that Linux 6.18 gave to a process with the same maps.
+The addresses are those of a process with the same maps on Linux 6.18.
 """
 
 import pytest
@@ -34,7 +34,7 @@ TOP = 0x7FFFF7FF7000  # below [vvar]
 
 
 def place(process, requests):
-    """The addresses of mappings (hint, length, prot, flags), one after the other."""
+    """Map all requests (hint, length, prot, flags) in order and return their addresses."""
     return [process.mmap(*request) for request in requests]
 
 
@@ -72,7 +72,7 @@ def test_hints_of_32_bit_mappings_are_taken_below_two_gigabytes(process):
 
 
 def test_above_4_gib():
-    """Top-down never comes so low by itself: only where all else is full."""
+    """Top-down search reaches low addresses only if all others are taken."""
     maps = """
     000000400000-000000401000 rw-p 00000000 00:01 1 program
     000100001000-7ffff7fff000 ---p 00000000 00:00 0
@@ -80,7 +80,7 @@ def test_above_4_gib():
     """
     process = Process(configured(maps=maps, layout_only=True))
     assert process.mmap(0, P, 3, PRIVATE | MAP_ABOVE4G) == 0x100000000
-    assert process.mmap(0, P, 3, PRIVATE | MAP_ABOVE4G) == 0x7FFFF7FFF000  # upwards, then
+    assert process.mmap(0, P, 3, PRIVATE | MAP_ABOVE4G) == 0x7FFFF7FFF000  # bottom-up instead
     assert process.mmap(0, P, 3, PRIVATE) == 0xFFFFF000
     assert process.mmap(0x1000000, P, 3, PRIVATE | MAP_ABOVE4G) == 0x1000000
 
@@ -138,7 +138,7 @@ def test_a_touch_below_makes_a_stack_larger(process):
     assert process.kinds()[2] == (ORIGIN - 10 * P, ORIGIN + 2 * P, "rw-p gd")
     assert (process.mm.minflt, process.mm.rss) == (2, 1)
     check_accounts(process)
-    # One area still: what was written and what was not can be told apart by nothing.
+    # Still one area: the written and the unwritten part have equal attributes.
     process.mprotect(ORIGIN - 10 * P, 12 * P, 1)
     assert process.mm.map_count == 7
 
@@ -153,14 +153,14 @@ def test_the_stack_of_the_process_grows(process):
 @pytest.mark.parametrize(
     ("below", "reached"),
     [
-        ("W", 256),  # 256 pages stay free above what is accessible
+        ("W", 256),  # 256 pages stay free above an accessible area
         ("R", 256),
         ("N", 0),
         (" ", -50),
     ],
 )
 def test_a_stack_keeps_its_guard(process, below, reached):
-    """Columns from ORIGIN on; the stack begins 300 pages above."""
+    """``below`` is drawn from ORIGIN on; the stack starts 300 pages above."""
     if below != " ":
         apply(process, below)
     process.map(flags=FIXED | MAP_GROWSDOWN, addr=ORIGIN + 301 * P)
@@ -209,7 +209,7 @@ def test_a_locked_stack_grows_locked(process):
     process.map(pages=2, flags=FIXED | MAP_GROWSDOWN | MAP_LOCKED, addr=ORIGIN)
     process.touch(ORIGIN - 3 * P, 1, 1)
     assert process.mm.locked_vm == 5
-    assert process.mm.rss == 3  # what lies between is not faulted in
+    assert process.mm.rss == 3  # the pages in between are not faulted in
 
 
 def test_mappings_keep_away_from_the_guard(process):
@@ -220,7 +220,7 @@ def test_mappings_keep_away_from_the_guard(process):
     for pages in (1, 256):
         assert process.mmap(ORIGIN - pages * P, P, 3, PRIVATE) != ORIGIN - pages * P
     assert process.mmap(ORIGIN - 257 * P, P, 3, PRIVATE) == ORIGIN - 257 * P
-    # Who insists gets it.
+    # A fixed address can be inside the guard gap.
     assert process.mmap(ORIGIN - P, P, 3, PRIVATE | MAP_FIXED_NOREPLACE) == ORIGIN - P
 
 
@@ -228,7 +228,7 @@ def test_mappings_keep_away_from_the_guard(process):
 
 
 def test_shared_areas_never_merge(process):
-    """Each mmap makes its own object; what was one may become one again."""
+    """Each mmap creates a separate object; parts of one object can merge again."""
     apply(process, "SS  ")
     apply(process, "  SS")
     assert draw(process, 4) == "SSss"
@@ -277,7 +277,7 @@ EXT4, READONLY, MEMFD, WRITEONLY, NOEXEC = range(3, 8)
 
 
 def with_files(**settings):
-    """A process with open files: EXT4 … NOEXEC."""
+    """Return a process with open files: EXT4 … NOEXEC."""
     process = Process(configured(**settings))
     rwx = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     for fd, may, align in (
@@ -299,11 +299,11 @@ def filed():
 
 
 def test_large_mappings_of_files_are_aligned_with_their_offset(filed):
-    """On ext4: the address and the offset agree modulo 2 MiB, when 2 MiB of it can be huge."""
+    """On ext4, address and offset are congruent modulo 2 MiB if 2 MiB of it can be huge."""
     requests = [
         (P, EXT4, 0),
         (2 * MIB, EXT4, 0),
-        (2 * MIB, EXT4, P),  # no 2 MiB from a multiple on
+        (2 * MIB, EXT4, P),  # contains no aligned 2 MiB
         (4 * MIB, EXT4, P),
         (4 * MIB, EXT4, 2 * MIB - P),
         (3 * MIB, READONLY, P),
@@ -399,7 +399,7 @@ def test_areas_of_files_merge_where_their_offsets_go_on(filed):
 
 
 def test_areas_of_files_do_not_merge_with_anonymous_ones(filed):
-    """Even where the offset in the file happens to be the page number."""
+    """They do not merge even if the page offset in the file equals the page number."""
     filed.mmap_file(ORIGIN, P, 3, MAP_PRIVATE | MAP_FIXED, EXT4, ORIGIN)
     filed.map(flags=FIXED, addr=ORIGIN + P)
     assert filed.mm.map_count == 6 + 2
@@ -427,7 +427,7 @@ def test_files_populate_and_lock(filed):
 
 
 def test_files_move_with_their_offset(filed):
-    """Over several areas too; and a move that is left to the kernel is aligned anew."""
+    """Several areas keep their offsets too; a move without MREMAP_FIXED is aligned anew."""
     filed.mmap_file(ORIGIN, 8 * P, 1, MAP_PRIVATE | MAP_FIXED, EXT4, 3 * P)
     filed.mprotect(ORIGIN, P, 3)
     there = ORIGIN + 64 * P
@@ -468,7 +468,7 @@ def test_populate_can_be_called_off(process):
 
 
 def test_a_process_boots_from_the_maps_of_another():
-    """What one shows is what the next begins with: the same areas, the same addresses."""
+    """A kernel booted from the maps of another has the same areas at the same addresses."""
     one = with_files()
     one.sbrk(5 * P)
     one.map(pages=3)
@@ -499,14 +499,14 @@ def test_a_process_boots_from_the_maps_of_another():
 
 
 def test_the_rights_of_a_shared_file_are_shown_as_shared(filed):
-    """Also of one that was opened read-only, so that nobody can write to it."""
+    """Shared mappings of a file opened read-only, which cannot be written, are shown so too."""
     filed.mmap_file(ORIGIN, P, 1, MAP_SHARED | MAP_FIXED, READONLY, 0)
     shown = [line for line in filed.machine.maps().splitlines() if line.startswith("6000")]
     assert [line.split()[1] for line in shown] == ["r--s"]
 
 
 def test_the_kernels_own_mappings_are_not_given_back(process):
-    """[vvar] refuses; the code of [vdso] can be dropped, and comes back."""
+    """[vvar] refuses; the code of [vdso] can be dropped and is mapped again on access."""
     vvar, _, vdso, _ = process.areas()[-4:]
     assert process.madvise(vvar[0], P, MADV_DONTNEED) == EINVAL
     process.touch(vdso[0], P, 0)

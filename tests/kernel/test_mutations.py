@@ -1,7 +1,7 @@
-"""The oracle notices: rules of the kernel are broken on purpose, and the comparison must object.
+"""Mutations of the kernel's rules: the comparison with the oracle must detect each.
 
-A broken rule replaces the kernel's function of that name through build(); as plain Python, so that
-nothing is compiled for it.  Rules that random programs seldom meet (anon_vmas) are broken under the
+A mutation replaces the kernel function of that name through build(), run as plain Python so that
+nothing is compiled for it.  Mutations that random programs rarely reach (anon_vmas) run with the
 drawings of test_areas.
 """
 
@@ -86,7 +86,7 @@ BROKEN = {
 
 
 def first_mismatch(programs, **bindings):
-    """Number of random programs until the model and the oracle disagree; None if they never do."""
+    """Return the number of random programs until model and oracle disagree; None if never."""
     for seed in range(programs):
         pair = Pair(limits=random_limits(seed), **bindings)
         try:

@@ -1,4 +1,4 @@
-"""Random programs on the model and its slow oracle: they agree after every step."""
+"""Random programs on the model and its slow oracle: both agree after every step."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from tests.kernel.pair import LIMITS, STEP, Limits, Pair, random_limits, random_
 
 
 def below(bounds):
-    """Tuples of whole numbers, each below its bound."""
+    """Return a strategy of tuples of non-negative integers, each below its bound."""
     return st.tuples(*(st.integers(0, bound - 1) for bound in bounds))
 
 
@@ -37,13 +37,13 @@ def test_agrees_at_64k(program, limits):
 
 @pytest.mark.parametrize(("page", "seeds"), [(4096, 25), (16384, 8), (65536, 4)])
 def test_agrees_on_long_programs(page, seeds):
-    """Longer than Hypothesis likes, so that areas pile up."""
+    """These programs are longer than Hypothesis generates, so that many areas accumulate."""
     for seed in range(seeds):
         Pair(page, random_limits(seed)).run(random_program(seed, 120))
 
 
 def mark_counts(k):
-    """Page-table marks that are set, and window slots that are remembered."""
+    """Return the numbers of set page-table entries and of window slots listed for reset."""
     tables = [int(k[name].sum(dtype="i8")) for name in ("pmd", "pud", "pgd")]
     return [*tables, int(k.slot_seen.sum(dtype="i8"))]
 
@@ -53,14 +53,14 @@ TABLES = ("nr_ptes", "nr_pmds", "nr_puds")
 
 
 def unmap_everything(pair):
-    """By munmap, on both sides."""
+    """Unmap all areas with munmap on both sides."""
     for start, end, *_ in pair.model.areas():
         assert pair.call("munmap", start, end - start) == 0
 
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 def test_nothing_leaks(page):
-    """When all is unmapped nothing is left, whatever was done before; not even a table."""
+    """After all areas are unmapped, no page and no page-table page is left."""
     pair = Pair(page)
     for start, end, prot, *_ in pair.model.areas():
         pair.call("touch", start, end - start, int(prot & 2 != 0))
@@ -77,7 +77,7 @@ def test_nothing_leaks(page):
 
 @pytest.mark.parametrize("page", [4096, 16384])
 def test_reset_returns_to_boot(page):
-    """Three runs of one program are one run three times; nothing of the last one shows."""
+    """Three runs of one program after resets are identical."""
     process = Process(configured(page_size=page))
     boot, areas = process.counters(), process.areas()
     seen = []

@@ -1,4 +1,4 @@
-"""The arithmetic of pages and slots, held against division with whole numbers."""
+"""The arithmetic of pages and slots, checked against integer division."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ ADDRESSES = st.integers(0, (1 << 47) - 1)
 
 @jit
 def answers(out, addr, end):
-    """Write what the functions say of ``addr`` and ``end``."""
+    """Write the results of the functions for ``addr`` and ``end`` to ``out``."""
     out[0] = page_align(addr)
     out[1] = page_start(addr)
     out[2] = offset_in_page(addr)

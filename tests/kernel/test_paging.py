@@ -1,4 +1,4 @@
-"""Demand paging: what is resident after which touch, who dies of which, and what memory reads."""
+"""Demand paging: resident pages after each access, fatal accesses, and contents of memory."""
 
 import pytest
 
@@ -12,7 +12,7 @@ WINDOW = 1 << WINDOW_BITS
 
 
 def faults(process):
-    """Minor faults by cause: write, read, cow, populate; their sum is checked."""
+    """Return minor faults by cause: write, read, cow, populate; check their sum."""
     mm = process.mm
     counts = [int(n) for n in (mm.flt_write, mm.flt_read, mm.flt_cow, mm.flt_populate)]
     assert mm.minflt == sum(counts)
@@ -71,7 +71,7 @@ def test_protection(process, prot, read, write, populated):
 
 @pytest.mark.parametrize("addr", [0, 8, -8, -(2**47), 0x555555559000, FAR, 2**47 - 1])
 def test_touch_of_nothing(process, addr):
-    """SEGV_MAPERR, with the address; no fault is counted and no table made."""
+    """Expect SEGV_MAPERR with the address; no fault is counted and no table allocated."""
     for access, word in ((0, "read of"), (1, "write to")):
         died = process.death("touch", addr, 1, access)
         assert died == f"SIGSEGV: {word} {addr:#x}, where nothing is mapped"
@@ -82,7 +82,7 @@ def test_touch_of_nothing(process, addr):
 
 @pytest.mark.parametrize("addr", [2**47, 2**62, -(2**47) - 1, -(2**63)])
 def test_touch_of_no_address(process, addr):
-    """Between the halves of the address space the hardware does not say where it was."""
+    """For a non-canonical address the hardware does not report the address."""
     for access in (0, 1):
         died = process.death("touch", addr, 1, access)
         assert died.startswith("SIGSEGV")
@@ -110,12 +110,12 @@ def test_load_and_store_die_too(process):
 
 @pytest.mark.parametrize("overcommit", [0, 1])
 def test_frames_run_out(overcommit):
-    """Overcommitted memory kills on a touch, as the OOM killer would; the fault does not count."""
+    """Touching overcommitted memory kills, as the OOM killer would; the fault is not counted."""
     process = Process(configured(memory=4 * 4096, overcommit=overcommit))
     addr = process.map(pages=4)
     more = process.map(pages=4)
     process.touch(addr, 3 * 4096, 1)
-    process.touch(more, 4 * 4096, 0)  # the zero page is no frame
+    process.touch(more, 4 * 4096, 0)  # the zero page uses no frame
     process.touch(more, 1, 1)
     died = process.death("touch", more + 4096 + 9, 1, 1)
     assert died == f"SIGKILL: out of memory on a page fault at {more + 4096 + 9:#x}"
@@ -143,7 +143,7 @@ def test_frames_given_back_can_be_used_again():
 
 
 def test_mappings_that_share_a_place_in_the_window_are_refused(process):
-    """A window's size apart: the model cannot hold both and says so, rather than mix them up."""
+    """The model refuses mappings one window size apart instead of aliasing their words."""
     process.map(pages=2, flags=FIXED, addr=FAR)
     beside = FAR + WINDOW + 2 * 4096
     assert process.map(pages=2, flags=FIXED, addr=beside) == beside
@@ -209,7 +209,7 @@ def test_words_are_kept_until_the_page_goes(process):
 
 
 def test_halves_of_a_word(process):
-    """Two bytes are one access, as eight are, and fault as eight do."""
+    """An access of two bytes counts and faults like one of eight."""
     addr = process.map()
     assert process.load_half(addr + 6) == 0
     process.store(addr, -1)
@@ -243,7 +243,7 @@ def test_stale_words_are_cleared_however_often_they_are_given_back(process):
     process.map(flags=FIXED, addr=FAR)
     process.dontneed(addr, 4096)
     assert process.load(addr + 8) == 0
-    # A page that is only read stays clean, and needs no clearing again.
+    # A page that is only read stays clean and needs no further clearing.
     process.dontneed(addr, 4096)
     assert process.k.pte[(FAR % WINDOW) >> 12] == 0
 
@@ -269,7 +269,7 @@ def test_heap_that_shrank_and_grew_reads_zero(process):
 
 
 def test_heap_page_that_stays_keeps_its_words(process):
-    """Linux gives back whole pages: what lies above the break in its last page is still there."""
+    """Linux frees whole pages: words above the break in its last page remain."""
     start = process.sbrk(4096)
     process.store(start + 4088, 9)
     process.sbrk(-4000)
@@ -308,7 +308,7 @@ def test_prefetch_is_no_access(process):
 
 
 def tables(process):
-    """PTE, PMD and PUD pages."""
+    """Return the numbers of PTE, PMD and PUD pages."""
     return tuple(int(process.mm[n]) for n in ("nr_ptes", "nr_pmds", "nr_puds"))
 
 

@@ -1,6 +1,6 @@
-"""mprotect and mlock: areas (tests.kernel.drawing), what is counted, who is refused.
+"""mprotect and mlock: areas (tests.kernel.drawing), counters, errors.
 
-What each drawing says was also seen on Linux; test_real_drawings looks again.
+All drawings were also observed on Linux; test_real_drawings repeats them on the host.
 """
 
 import pytest
@@ -39,7 +39,7 @@ PROTECTED = {
     "between a written and a fresh area": ("WWRRWW", "!     ", "  ww  ", "WWWWWW"),
     "there and back": ("WWWW", " rr ", " ww ", "WWWW"),
     "up to a hole": ("WW RR", "xxxxx", ENOMEM, "XX RR"),
-    # What was written stays accounted when it can no longer be written.
+    # Written areas stay accounted after they become read-only.
     "written, then read-only": ("WWWW", "!   ", "rrrr", "QQQQ"),
     "written, then read-only in part": ("WWWW", "!   ", " rr ", "WQQW"),
     "unwritten, then none": ("WWNN", "nn  ", "NNNN"),
@@ -100,7 +100,7 @@ def test_drawn(page, case):
         (ORIGIN + 1, 0, 1, EINVAL),
         (ORIGIN, 0, 1, 0),
         (ORIGIN + 99 * P, 0, 1, 0),
-        (ORIGIN, 0, 0x10, 0),  # a length of 0 is answered before the rights are looked at
+        (ORIGIN, 0, 0x10, 0),  # a length of 0 returns before the rights are checked
         (ORIGIN, -1, 1, ENOMEM),
         (ORIGIN, -P, 1, ENOMEM),
         (-P, P, 1, ENOMEM),
@@ -111,7 +111,7 @@ def test_drawn(page, case):
         (ORIGIN, P, 0x10000, EINVAL),
         (ORIGIN, P, 8, 0),  # PROT_SEM
         (ORIGIN, 1, 1, 0),
-        (ORIGIN, P, 1 | PROT_GROWSDOWN, EINVAL),  # no stack
+        (ORIGIN, P, 1 | PROT_GROWSDOWN, EINVAL),  # not a stack
         (ORIGIN, P, 1 | PROT_GROWSUP, EINVAL),
         (ORIGIN, 0, 1 | PROT_GROWSDOWN | PROT_GROWSUP, EINVAL),
     ],
@@ -140,7 +140,7 @@ def test_rights_are_those_of_the_last_mprotect(process):
     assert "write to" in process.death("store", ORIGIN, 8)
     process.mprotect(ORIGIN, P, 3)
     process.store(ORIGIN, 8)
-    # Its frame was never anybody else's: none of this was a fault.
+    # The page kept its frame: none of these accesses counted a fault.
     assert (process.load(ORIGIN), process.mm.minflt, process.mm.rss) == (8, 1, 1)
 
 
@@ -160,7 +160,7 @@ def test_pages_that_become_writable_are_data(process):
     assert process.mprotect(ORIGIN, 3 * P, 3) == ENOMEM
     assert draw(process, 4) == "RRRR"
     assert process.mprotect(ORIGIN, 2 * P, 3) == 0
-    assert process.mprotect(ORIGIN, 2 * P, 7) == 0  # which they were before
+    assert process.mprotect(ORIGIN, 2 * P, 7) == 0  # the rights that they have already
     check_accounts(process)
 
 
@@ -189,7 +189,7 @@ def test_no_reserve_is_never_charged():
 
 
 def test_mprotect_at_the_map_count_limit(process):
-    """The first of two splits may be made before the second is refused."""
+    """The first of two splits may succeed before the second is refused."""
     apply(process, "WWWWRR")
     process.mm.max_map_count = process.mm.map_count
     assert process.mprotect(ORIGIN + P, P, 1) == ENOMEM
@@ -238,11 +238,11 @@ def test_mlock_refuses(process, call, args, error):
 
 
 def test_mlock_faults_pages_in(process):
-    """A locked page is there: written where it can be, else the zero page."""
+    """mlock faults pages in: by a write if writable, else the zero page."""
     apply(process, "WWWRR")
     process.touch(ORIGIN, 1, 1)
     process.touch(ORIGIN + P, 1, 0)
-    assert process.mlock(ORIGIN + 1, 5 * P - 1) == 0  # every page that the range touches
+    assert process.mlock(ORIGIN + 1, 5 * P - 1) == 0  # locks every page that the range overlaps
     assert process.levels() == (2 + 4, 3, 3, 5)
     assert process.mm.flt_populate == 4
     states = [process.page_state(ORIGIN + n * P) for n in range(5)]
@@ -286,9 +286,9 @@ def test_rlimit_memlock():
     assert process.mlock(ORIGIN, 5 * P) == ENOMEM
     assert process.mlock(ORIGIN, 3 * P) == 0
     assert process.mlock(ORIGIN + 3 * P, 2 * P) == ENOMEM
-    assert process.mlock(ORIGIN + P, 3 * P) == 0  # two of these are locked already
+    assert process.mlock(ORIGIN + P, 3 * P) == 0  # two of the pages are already locked
     assert process.map(flags=PRIVATE | MAP_LOCKED) == EAGAIN
-    assert process.map(flags=FIXED | MAP_LOCKED, addr=ORIGIN) == EAGAIN  # though one would go
+    assert process.map(flags=FIXED | MAP_LOCKED, addr=ORIGIN) == EAGAIN  # despite replacing one
     assert process.mm.locked_vm == 4
     assert draw(process, 8) == "LLLLWWWW"
     process.munlock(ORIGIN, P)
@@ -314,7 +314,7 @@ def test_mlock_at_the_map_count_limit(process):
 
 
 def test_mappings_of_the_kernel_are_not_locked(process):
-    """mlock succeeds on the vdso, but changes nothing."""
+    """mlock succeeds on the vdso but has no effect."""
     before = process.kinds()
     vdso = process.areas()[-2]
     assert process.mlock(vdso[0], vdso[1] - vdso[0]) == 0
@@ -331,7 +331,7 @@ def test_limits_can_be_set_while_it_runs(process):
     assert process.setrlimit(RLIMIT_AS, 2**63 - 1) == 0
     assert process.map(pages=2) > 0
     assert process.setrlimit(7, 100) == EINVAL
-    # Linux lets mmap pass with no RLIMIT_DATA at all, for Valgrind; the break it does not.
+    # Linux ignores an RLIMIT_DATA of 0 in mmap, for Valgrind, but not in brk.
     assert process.setrlimit(RLIMIT_DATA, 0) == 0
     assert process.map() > 0
     assert process.sbrk(P) == ENOMEM

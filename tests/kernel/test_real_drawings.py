@@ -1,4 +1,4 @@
-"""The drawings that the model's tests are made of, held against the Linux that runs them."""
+"""The drawings of the model's tests, run on the host's Linux and compared."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_drawn(module):
 @pytest.mark.parametrize("module", [test_remap, test_advice])
 def test_tables(module):
     if not THP.exists() or "[madvise]" not in THP.read_text():
-        pytest.skip("huge pages are not those that madvise asks for: the tables are of such a host")
+        pytest.skip("the tables assume transparent huge pages in mode madvise; the host differs")
     for case, steps in module.TABLES.items():
         with real_process() as process:
             assert (case, watch(process, steps, 128)) == (case, steps)

@@ -1,6 +1,6 @@
-"""mremap: where areas and their pages go (tests.kernel.drawing), what is counted, who is refused.
+"""mremap: moved areas and pages (tests.kernel.drawing), counters, errors.
 
-What each drawing says was also seen on Linux; test_real_drawings looks again.
+All drawings were also observed on Linux; test_real_drawings repeats them on the host.
 """
 
 import pytest
@@ -84,7 +84,7 @@ CASES = {
     "keep, over another": ("WW  RR", "[[  ]]", "WW  WW"),
     "keep, next to none": ("WWNN  ", "  [[]]", "WWNNNN"),
     "keep, several areas": ("WWRR      ", "[[[   ]]] ", "WWRR  WWR "),
-    # The anon_vma goes with the pages of a whole area, so that what stays can merge anew.
+    # The anon_vma moves with the pages of a whole area, so that the remaining area can merge again.
     "kept and fresh": ("WW    ", "!     ", "[[  ]]", "   WW ", "WW    ", "WW WWw"),
     "kept and written again": ("WW    ", "!     ", "[[  ]]", "!     ", "  WW  ", "WWWWww"),
 }
@@ -96,7 +96,7 @@ def test_drawn(page, case):
     *lines, expected = CASES[case]
     process = Process(configured(page_size=page, overcommit=0))
     assert play(process, lines) == expected
-    if "locked" not in case:  # MREMAP_DONTUNMAP unlocks what stays without counting it
+    if "locked" not in case:  # MREMAP_DONTUNMAP unlocks the old area without subtracting its pages
         check_accounts(process)
 
 
@@ -108,7 +108,7 @@ def test_drawn(page, case):
         ((ORIGIN, P, P, MREMAP_FIXED, ORIGIN + 8 * P), EINVAL),  # without MREMAP_MAYMOVE
         ((ORIGIN, P, P, MREMAP_DONTUNMAP, 0), EINVAL),
         ((ORIGIN, P, 0, MOVE, 0), EINVAL),
-        ((ORIGIN, 0, P, MOVE, 0), EINVAL),  # only what is shared can be doubled
+        ((ORIGIN, 0, P, MOVE, 0), EINVAL),  # an old length of 0 requires a shared mapping
         ((ORIGIN, 0, P, FIX, ORIGIN + 8 * P), EINVAL),
         ((ORIGIN, P, -P, MOVE, 0), EINVAL),
         ((ORIGIN, P, END + P, MOVE, 0), EINVAL),
@@ -144,7 +144,7 @@ def test_mremap_refuses(process, args, error):
 
 
 def test_what_needs_no_change_is_not_looked_at(process):
-    """Equal lengths in place: also where not all of it is mapped."""
+    """Equal lengths in place succeed even if part of the range is not mapped."""
     apply(process, "WW R")
     for length in (P, 2 * P - 1, 5 * P):
         assert process.mremap(ORIGIN, length, length, 0, 0) == ORIGIN
@@ -177,7 +177,7 @@ def test_it_moves_where_there_is_room(process):
     assert addr == 0x7FFFF7FF7000 - 4 * P
     assert process.load(addr + P) == 11
     assert draw(process, 3) == "  R"
-    # A length that is a multiple of 2 MiB goes to one.
+    # A length that is a multiple of 2 MiB moves to an address that is one.
     addr = process.mremap(addr, 4 * P, 2 << 20, MOVE, 0)
     assert addr == 0x7FFFF7C00000
     assert process.load(addr + P) == 11
@@ -207,7 +207,7 @@ def test_pages_go_along(process, flags):
     page = process.page
     new = ORIGIN + 9 * page
     process.map(pages=3, flags=FIXED, addr=new)
-    process.store(new + page + 16, 99)  # words that must not show through
+    process.store(new + page + 16, 99)  # stale words that must not remain visible
     process.map(pages=3, flags=FIXED, addr=ORIGIN)
     process.store(ORIGIN, 1)
     process.touch(ORIGIN + page, 1, 0)
@@ -234,7 +234,7 @@ def test_words_are_gone_from_where_pages_came_from(process):
     process.store(ORIGIN, 6)
     assert [process.load(ORIGIN + n) for n in (0, 8)] == [6, 0]
     assert process.load(ORIGIN + 2 * P + 8) == 5
-    # And the other way round, over what lies there.
+    # And in the other direction, replacing an existing mapping.
     assert process.mremap(ORIGIN + 2 * P, P, P, FIX, ORIGIN) == ORIGIN
     assert [process.load(ORIGIN + n) for n in (0, 8)] == [0, 5]
 
@@ -250,7 +250,7 @@ def test_rights_go_along(process):
     assert process.mm.minflt == 1
 
 
-#: Columns of 128 pages, four to a page table; what is seen: faults, RssAnon, tables, locked pages.
+#: Columns of 128 pages, four per page table; the numbers: faults, RssAnon, tables, locked pages.
 TABLES = {
     "an empty area takes no table": [("WWWW    ", "0 0 0 0"), ("<<<<>>>>", "0 0 0 0")],
     "a page takes its table": [
@@ -312,7 +312,7 @@ def test_tables(process, case):
 
 
 def test_a_far_place_gets_its_highest_table_even_for_nothing(process):
-    """A PUD page comes with the look at a slot that has one at the old place."""
+    """mremap allocates a PUD page at the new address before it checks a slot for pages to move."""
     far = ORIGIN + (1 << 39)
     process.map(pages=2, flags=FIXED, addr=ORIGIN)
     process.touch(ORIGIN, 1, 1)
@@ -375,7 +375,7 @@ def test_growth_is_charged():
 
 
 def test_mremap_at_the_map_count_limit(process):
-    """Moves need room for several areas; what stays in place does not."""
+    """A move needs room for several areas; a change in place does not."""
     apply(process, "WW  R")
     process.mm.max_map_count = process.mm.map_count + 3
     assert process.mremap(ORIGIN, 2 * P, 4 * P, 0, 0) == ORIGIN
@@ -388,7 +388,7 @@ def test_mremap_at_the_map_count_limit(process):
 
 
 def test_moves_that_split_at_the_map_count_limit(process):
-    """What a move must unmap may be refused first."""
+    """The munmap that a move requires may be refused first."""
     apply(process, "WWW RRR    ")
     process.mm.max_map_count = process.mm.map_count + 6
     assert process.mremap(ORIGIN + P, P, 4 * P, MOVE, 0) > 0

@@ -1,4 +1,4 @@
-"""The bit scans of kernel.engine.bits, plain and compiled, against strings of digits."""
+"""The bit scans of kernel.engine.bits, plain and compiled, compared with strings of digits."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def scans():
 
 
 def digits(n):
-    """What the scans must give, by text."""
+    """Return the expected results of the scans, from the binary digits of ``n``."""
     text = f"{n:b}"
     return len(text.lstrip("0")), len(text) - len(text.rstrip("0")) if n else 64
 

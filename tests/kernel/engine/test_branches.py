@@ -1,4 +1,4 @@
-"""The counting copy of a function: hooks of switches keep their bodies, counted where they run."""
+"""Instrumented copies: hooks of switches keep their bodies, and their branches are counted."""
 
 import pytest
 

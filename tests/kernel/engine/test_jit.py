@@ -1,4 +1,4 @@
-"""The builder: what it compiles, what it refuses, and that it never serves stale code."""
+"""build(): functions that it compiles, functions that it refuses, and a cache never stale."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.once
 compiled_only = pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off")
 
 
-# --- What a compiled function may mention --------------------------------------------------------
+# --- Names that a compiled function may use ------------------------------------------------------
 
 FACTOR = 2
 FLAG = True
@@ -222,7 +222,7 @@ def test_loops_share_what_reaches_the_same_code_with_the_same_bindings():
     assert callee(build(thrice, cache=False, FACTOR=7)) is not first
     assert build(thrice, cache=False, FACTOR=7)(1) == 7 + 14 + 3 + 7
     assert build(twice, cache=False)(1) == 2 + 4
-    # As an entry of its own it is made anew: inner functions have no machine code.
+    # Built as an entry it is compiled again: inner functions have no separate machine code.
     assert build(scale, cache=False)(3) == 6
 
 
@@ -322,7 +322,7 @@ def test_closures_are_refused():
 
 
 def named_alike(factor):
-    """A function called ``same``, as another module might have it."""
+    """Return a function called ``same``, as another module might define it."""
 
     def same(n):
         return n * 7 if FACTOR else n
@@ -350,7 +350,7 @@ def brk(k, addr):
 
 
 def test_functions_of_one_name_stay_apart():
-    """Also a wrapper named like what it wraps."""
+    """Functions of one name stay distinct, including a wrapper and its wrapped function."""
     assert build(same)(1) == 18
     k = Machine(KernelConfig(window_bits=32)).k
     assert build(brk, WINDOW_BITS=32)(k, 0) == k.mm.start_brk
@@ -418,7 +418,7 @@ def test_cache_root(monkeypatch):
     assert cache_root() == Path.home() / ".cache" / "malloc-bench" / "numba"
 
 
-# --- Nothing stale, in processes of their own ----------------------------------------------------
+# --- No stale code, in separate processes --------------------------------------------------------
 
 OUTER = """
 from callee import SWITCH, step
@@ -457,7 +457,7 @@ print(sum(built.stats.cache_hits.values()), sum(built.stats.cache_misses.values(
 
 
 class Project:
-    """A copy of the kernel package with two small modules beside it, and a cache of its own."""
+    """A copy of the kernel package with two additional modules and a separate cache."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -468,14 +468,14 @@ class Project:
         (folder / "callee.py").write_text(CALLEE)
 
     def edit(self, name, old, new):
-        """Replace text in one of its files."""
+        """Replace text in one of the project's files."""
         path = self.folder / name
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
 
     def run(self, **environment):
-        """(result, hits, misses) of a fresh process."""
+        """Run a new process and return (result, hits, misses)."""
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT)],
             cwd=self.folder,
@@ -492,7 +492,7 @@ class Project:
         return (int(result) if result.isdigit() else result), int(hits), int(misses)
 
     def files(self):
-        """Everything in the cache."""
+        """Return all files in the cache."""
         return sorted(p for p in (self.folder / "cache").rglob("*") if p.is_file())
 
 
@@ -504,17 +504,17 @@ def test_stale_code_is_never_served(tmp_path):
     files = project.files()
     assert project.run() == (66, 1, 0)
     assert project.files() == files
-    # The same source with checks is other code; and checked code is found again.
+    # The same source with bounds checks is different code, and is cached too.
     assert project.run(NUMBA_BOUNDSCHECK="1") == ("IndexError", 0, 1)
     assert project.run() == (66, 1, 0)
-    # A callee in another file, a switch there, and how this package compiles.
+    # Edit a callee in another file, then a switch there, then link.py, which compiles.
     project.edit("callee.py", "+ 10", "+ 20")
     assert project.run() == (126, 0, 1)
     project.edit("callee.py", "SWITCH = 1", "SWITCH = 2")
     assert project.run() == (252, 0, 1)
     project.edit("kernel/engine/link.py", '"""Optimise a loop', '"""Now optimise a loop')
     assert project.run() == (252, 0, 1)
-    # Back to the start, but for link.py, which stays edited.
+    # Undo all edits except that of link.py.
     project.edit("callee.py", "SWITCH = 2", "SWITCH = 1")
     project.edit("callee.py", "+ 20", "+ 10")
     project.edit("kernel/engine/link.py", '"""Now optimise a loop', '"""Optimise a loop')
@@ -534,7 +534,7 @@ def test_comments_cost_no_compilation(tmp_path):
 
 @jit(cold=True, when="FRAMES")
 def take_frame(k, n):
-    """A hook with a body that only machines with frames could run."""
+    """Run as a hook; the body needs fields that only machines with frames have."""
     return k.phys.nr_frames + n
 
 
@@ -575,7 +575,7 @@ def test_a_hook_of_no_switch_is_refused():
 
 
 def llvm(built):
-    """The optimised module of the only signature that was compiled."""
+    """Return the optimised LLVM module of the only compiled signature."""
     (text,) = built.inspect_llvm().values()
     return text
 
@@ -598,7 +598,7 @@ def test_cold_functions_stay_out_of_line():
 
 @compiled_only
 def test_replay_loop_counts_no_references_and_clears_no_slots():
-    """Atomic reference counts in the loop made it ten times slower."""
+    """Atomic reference counting in the loop makes it ten times slower."""
     from allocators.base.registry import load
     from benchmarks.events.events import make_events
     from benchmarks.replay.loop import RUN, replay_events
@@ -616,10 +616,10 @@ def test_replay_loop_counts_no_references_and_clears_no_slots():
     assert "replay_events" in text
     for name in ("NRT_incref", "NRT_decref", "NRT_Allocate"):
         assert name not in text
-    # A tenth of all instructions cleared the slots of exceptions that nothing raised.
+    # A tenth of all instructions used to clear exception slots without any exception.
     assert "ptr %excinfo" in text
     assert "store ptr null, ptr %excinfo" not in text
-    # What only faults and system calls need is not in the loop itself.
+    # Code that only faults and system calls need is not in the loop itself.
     defined = [line for line in text.splitlines() if line.startswith("define")]
     for name in ("handle_mm_fault_", "kill_"):
         assert any(name in line for line in defined)

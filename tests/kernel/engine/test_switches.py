@@ -1,6 +1,6 @@
-"""Every compile-time switch does what it says, and nothing else.
+"""Compile-time switches: each has its documented effect and no other.
 
-The default build is one side of each switch; the other side of all of them is compiled once.
+The default build covers one value of each switch; one more build covers the other value of all.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from tests.kernel.driver import Process
 
 pytestmark = pytest.mark.once
 
-#: Every switch away from its default, but for the page size and the window (tested everywhere).
+#: The other value of every switch except the page size and the window (tested everywhere).
 OTHERS = {"COUNT": False, "PAYLOAD": True, "CHECKED": True}
 
 
@@ -93,11 +93,11 @@ def test_payload_moves_words(other):
     page = 4096
     for n in range(8):
         other.poke(addr + 8 * n, n + 1)
-    other.copy(addr + page, addr, 61)  # the last word whole
+    other.copy(addr + page, addr, 61)  # copies the whole last word
     assert [other.peek(addr + page + 8 * n) for n in range(9)] == [1, 2, 3, 4, 5, 6, 7, 8, 0]
     other.clear(addr + page + 8, 16)
     assert [other.peek(addr + page + 8 * n) for n in range(4)] == [1, 0, 0, 4]
-    other.copy(addr + 2 * page - 16, addr, 40)  # across a page's end
+    other.copy(addr + 2 * page - 16, addr, 40)  # across a page boundary
     assert [other.peek(addr + 2 * page - 16 + 8 * n) for n in range(6)] == [1, 2, 3, 4, 5, 0]
     assert (other.mm.payload_loads, other.mm.payload_stores) == (8 + 5, 8 + 2 + 5)
 

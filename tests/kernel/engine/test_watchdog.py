@@ -1,4 +1,4 @@
-"""The watchdog: what the watched function does reaches the caller, and so does its silence."""
+"""The watchdog: the caller gets the function's result or exception, or SoftLockup."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def k():
 
 
 def run_script(body):
-    """Run a script in a process of its own, which may be left hanging; (exit code, output)."""
+    """Run a script in a separate process, which may hang; return (exit code, output)."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(body)],
         cwd=ROOT,
@@ -87,7 +87,7 @@ def test_silence_is_a_lockup(k):
 
 @pytest.mark.skipif(disabled(), reason="a plain loop can be interrupted")
 def test_compiled_endless_loop_is_a_lockup():
-    """Compiled code cannot be stopped: the message comes while it still runs, then all ends."""
+    """Compiled code cannot be stopped: SoftLockup is raised meanwhile, then the script exits."""
     code, output = run_script("""
         import os
         from kernel.boot import Machine

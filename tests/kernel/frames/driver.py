@@ -1,7 +1,6 @@
-"""Physical memory without a process around it: every function behind one compiled entry.
+"""Physical memory without a whole process: all functions are called through one compiled entry.
 
-What the page-fault handler does with frames is done here in its simplest form, so that reclaim can
-be watched on its own.
+A minimal page-fault handler replaces the real one, so that reclaim can be tested in isolation.
 """
 
 import weakref
@@ -48,7 +47,7 @@ from kernel.vmscan import balance, get_frame, get_huge_frame, lazy_page, release
 
 PAGE = 4096
 WINDOW_BITS = 32
-#: Where tests map pages; the number of its first page needs more than 31 bits.
+#: Address at which tests map pages; its page number needs more than 31 bits.
 BASE = 0x7FF000000000
 
 CALLS = (
@@ -87,7 +86,7 @@ CALLS = (
 
 @jit
 def touch(k, addr, write):
-    """Access the page of ``addr``; 1 when that needed a new frame, 2 when it came from swap."""
+    """Access the page of ``addr``; return 1 if it got a new frame, 2 if swapped in, else 0."""
     page = page_of(addr)
     kind = 0
     if k.pte[page] & PTE_SWAP:
@@ -109,9 +108,9 @@ def touch(k, addr, write):
 
 @jit
 def touch_huge(k, addr, dirty):
-    """Map a huge page at ``addr``, whose slot is empty, all written to if ``dirty``.
+    """Map a huge page at ``addr``, whose slot is empty, with all pages dirty if ``dirty``.
 
-    0 when no block is free.
+    Returns 0 if no block is free.
     """
     alloc_tables(k, addr)
     pfn = get_huge_frame(k)
@@ -130,7 +129,7 @@ def touch_huge(k, addr, dirty):
 
 @jit
 def zap(k, addr, pages):
-    """Take the pages away; a huge page only as a whole."""
+    """Unmap the pages; a huge page only as a whole."""
     for page in range(page_of(addr), page_of(addr) + pages):
         f = int(k.pte[page])
         release_page(k, page, f)
@@ -142,7 +141,7 @@ def zap(k, addr, pages):
 
 @jit
 def lazy(k, addr, pages):
-    """MADV_FREE of pages that are mapped."""
+    """Free mapped pages lazily, as MADV_FREE does."""
     for page in range(page_of(addr), page_of(addr) + pages):
         f = int(k.pte[page])
         if f & PTE_FRAME:
@@ -152,7 +151,7 @@ def lazy(k, addr, pages):
 
 @jit
 def move(k, addr, to):
-    """Move a page, huge, mapped or swapped out, as mremap does."""
+    """Move a huge, mapped or swapped-out page, as mremap does."""
     old = page_of(addr)
     new = page_of(to)
     f = int(k.pte[old])
@@ -173,7 +172,7 @@ def move(k, addr, to):
 
 @jit
 def munlock(k, addr, pages):
-    """Take the pages' locks away."""
+    """Unlock the pages."""
     for page in range(page_of(addr), page_of(addr) + pages):
         k.pte[page] &= 0xFFFF ^ PTE_MLOCK
         if k.pte[page] & PTE_FRAME:
@@ -182,7 +181,7 @@ def munlock(k, addr, pages):
 
 @jit
 def enter(k, call, a, b, c, d, e):
-    """Do one call of CALLS; calls that return nothing give 0."""
+    """Run one call of CALLS; return its result, 0 for a call without one."""
     if call == _INIT:
         init_frames(k, a, b, c, d, e)
     elif call == _ALLOC:
@@ -215,7 +214,7 @@ def enter(k, call, a, b, c, d, e):
 
 
 def compiled():
-    """The compiled entry."""
+    """Return the compiled entry."""
     return build_once(enter, PAGE_SHIFT=12, WINDOW_BITS=WINDOW_BITS, FRAMES=True)
 
 
@@ -231,7 +230,7 @@ class Memory:
             windows[words.ctypes.data] = self._words[name] = words
             weakref.finalize(self, windows.pop, words.ctypes.data)
         self.k.mm.map_count = 2
-        for i in range(2):  # the upper half is for locked pages
+        for i in range(2):  # the upper area is the locked one
             v = self.k.vma[i]
             v.vm_start = BASE + (i << 25)
             v.vm_end = BASE + ((i + 1) << 25)
@@ -244,13 +243,13 @@ class Memory:
         return lambda *args: compiled()(self.k, CALLS.index(name), *args, *[0] * (5 - len(args)))
 
     def verify(self):
-        """Assert that everything is conserved."""
+        """Assert that all frames are conserved."""
         code = self.check()
         assert code == 0, f"{CHECKS[code]}: {self.k.phys.bad}"
         assert self.check_counts() == 0
 
     def blocks(self, zone=None):
-        """Free blocks as {(first frame, order)}, found by walking the lists."""
+        """Return the free blocks as {(first frame, order)}, found by walking the lists."""
         found = set()
         for n, area in enumerate(self.k.free_area):
             pfn = int(area.head)
@@ -261,7 +260,7 @@ class Memory:
         return found
 
     def listed(self, state):
-        """Page numbers from BASE on of the blocks on a list, from the head to the tail."""
+        """Return the page numbers, relative to BASE, of the blocks on a list from head to tail."""
         pages = []
         pfn = int(self.k.lru[state].head)
         while pfn >= 0:
@@ -271,7 +270,7 @@ class Memory:
         return pages
 
     def lists(self):
-        """The four lists of mapped pages."""
+        """Return the four lists of mapped pages."""
         return {
             "inactive": self.listed(INACTIVE),
             "active": self.listed(ACTIVE),
@@ -280,11 +279,11 @@ class Memory:
         }
 
     def state(self, page):
-        """'frame', 'swap' or '' of page number ``page`` from BASE on."""
+        """Return 'frame', 'swap' or '' for page number ``page``, relative to BASE."""
         f = int(self.k.pte[((BASE >> 12) + page) & ((1 << (WINDOW_BITS - 12)) - 1)])
         return "frame" if f & PTE_FRAME else "swap" if f & PTE_SWAP else ""
 
 
 def address(page):
-    """Address of page number ``page`` from BASE on."""
+    """Return the address of page number ``page``, relative to BASE."""
     return BASE + page * PAGE

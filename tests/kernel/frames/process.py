@@ -1,4 +1,4 @@
-"""A whole process on frames and TLBs: system calls and accesses, and what must hold after each."""
+"""A whole process with frames and TLBs; the invariants are checked after each call."""
 
 from kernel.access import load, store, touch
 from kernel.boot import Machine
@@ -21,12 +21,12 @@ PAGE = 4096
 #: Pages of a huge page.
 HUGE = 512
 WINDOW_BITS = 40
-#: Where tests map: page 0 of what :func:`at` counts, the start of a slot of the page tables.
+#: Address at which tests map: page 0 of :func:`at`, the start of a page-table slot.
 ORIGIN = 0x100000000000
 
 _TOUCH, _STORE, _LOAD, _CHECK = -1, -2, -3, -4
 
-#: Small tables, so that entries are also pushed out.
+#: Small tables, so that entries are evicted too.
 GEOMETRY = {
     "tlb_l1_entries": 16,
     "tlb_l1_huge_entries": 4,
@@ -36,13 +36,13 @@ GEOMETRY = {
 
 
 def at(page):
-    """Address of page number ``page`` from ORIGIN on."""
+    """Return the address of page number ``page``, relative to ORIGIN."""
     return ORIGIN + page * PAGE
 
 
 @jit
 def enter(k, call, a, b, c, d, e):
-    """Do a system call, or what a negative number means."""
+    """Run a system call, or another operation for a negative ``call``."""
     if call == _TOUCH:
         touch(k, a, b, c)
     elif call == _STORE:
@@ -57,14 +57,14 @@ def enter(k, call, a, b, c, d, e):
 
 
 class Unsound(AssertionError):
-    """Something that must always hold does not."""
+    """Violation of an invariant."""
 
 
 class Process:
-    """A process with frames and TLBs; after every call :meth:`verify` has held.
+    """A process with frames and TLBs; :meth:`verify` runs after every call.
 
-    Sizes in MiB.  ``bindings`` replace functions of the kernel.  A signal other than SIGKILL is an
-    answer: its number, negative and beyond all errnos.  SIGKILL sets ``killed``.
+    Sizes in MiB.  ``bindings`` replace functions of the kernel.  A signal other than SIGKILL is a
+    result: a negative number beyond all errnos.  SIGKILL sets ``killed``.
     """
 
     def __init__(self, memory=4, swap=16, *, bindings=None, **settings):
@@ -82,11 +82,11 @@ class Process:
         self._translations = {}
 
     def call(self, nr, a=0, b=0, c=0, d=0, e=0):
-        """A system call; its result."""
+        """Run a system call and return its result."""
         return self._do(nr, a, b, c, d, e)
 
     def touch(self, page, pages=1, write=1):
-        """The program uses whole pages."""
+        """Access whole pages as the program does."""
         return self._do(_TOUCH, at(page), pages * PAGE, write)
 
     def store(self, page, word):
@@ -94,7 +94,7 @@ class Process:
         return self._do(_STORE, at(page), word)
 
     def load(self, page):
-        """The first word of a page."""
+        """Return the first word of a page."""
         return self._do(_LOAD, at(page))
 
     def _do(self, call, a, b=0, c=0, d=0, e=0):
@@ -111,9 +111,9 @@ class Process:
         return result
 
     def verify(self, start=0, end=0):
-        """Raise Unsound unless frames are conserved and no translation is stale.
+        """Raise Unsound if frames are not conserved or a translation is stale.
 
-        [start, end) has just been accessed: its pages may have come, and changed what they map to.
+        [start, end) has just been accessed: its pages may have been mapped to other frames.
         """
         code = int(self._enter(self.k, _CHECK, 0, 0, 0, 0, 0))
         if code:
@@ -130,11 +130,11 @@ class Process:
         self._translations = found
 
     def _translate(self, page, huge):
-        """What the page tables say about page number ``page``: its frame, or what else is there."""
+        """Return the page tables' translation of page number ``page``: its frame or other state."""
         folded = page & ((1 << (WINDOW_BITS - 12)) - 1)
         state = int(self.k.pte[folded])
         if not state & PTE_PRESENT or bool(state & PTE_HUGE) != bool(huge):
-            raise Unsound(f"a translation of page {page:#x}, whose state is {state:#x}")
+            raise Unsound(f"a translation of page {page:#x} that contradicts its state {state:#x}")
         return self._pfn(folded) if state & PTE_FRAME else state & PTE_PRESENT
 
     def _pfn(self, folded):
@@ -143,16 +143,16 @@ class Process:
         return int(windows[int(self.k["pfn"])][folded])
 
     def state(self, page):
-        """'frame', 'lazy', 'swap', or what else is there of page ``page``."""
+        """Return the state of page ``page``: 'frame', 'lazy', 'swap' or another."""
         f = int(self.k.pte[(at(page) >> 12) & ((1 << (WINDOW_BITS - 12)) - 1)])
         if f & PTE_FRAME:
             return "lazy" if f & PTE_LAZY else "frame"
         return "swap" if f & PTE_SWAP else "zero" if f & PTE_PRESENT else ""
 
     def states(self, page, n):
-        """The states of ``n`` pages, each kind once."""
+        """Return the set of the states of ``n`` pages."""
         return {self.state(page + i) for i in range(n)}
 
     def why(self):
-        """The words in which the model says how the process ended."""
+        """Return the model's explanation of the process's end."""
         return reason(self.k)

@@ -1,4 +1,4 @@
-"""Does the buddy allocator hand out what it should, and merge all that can be merged?"""
+"""The buddy allocator: it allocates the expected blocks and merges all free buddies."""
 
 import random
 
@@ -14,7 +14,7 @@ MAX_ORDER = 10
 
 
 def canonical(free, zones):
-    """The blocks {(first, order)} that fully merged free memory consists of.
+    """Return the blocks {(first, order)} of fully merged free memory.
 
     They are unique: the largest aligned blocks of free frames within a zone.
     """
@@ -63,7 +63,7 @@ def test_random_requests_match_an_oracle(seed):
             order = min(int(rng.expovariate(0.5)), MAX_ORDER)
             memory.k.zone[0].lowmem_reserve = 0
             pfn = memory.alloc(order, WMARK_MIN)
-            # The upper zone first, the smallest block that is enough, its lower end.
+            # The upper zone first; in it the smallest block that is large enough; its lower end.
             room = [canonical(free, [zone]) for zone in reversed(zones)]
             room = next((r for r in room if any(o >= order for _, o in r)), None)
             if room is None:
@@ -173,7 +173,7 @@ def test_indices_of_known_cases():
     nothing = np.zeros(14, "i8")
     assert fragmentation_index(nothing, 9) == 0
     assert unusable_free_index(nothing, 9) == 1
-    # Half of the free memory lies in blocks of order 9.
+    # Half of the free memory is in blocks of order 9.
     half = np.zeros(14, "i8")
     half[9], half[8] = 2, 4
     assert unusable_free_index(half, 9) == 0.5

@@ -1,4 +1,4 @@
-"""Does the check notice every way in which frames can be lost, doubled or mixed up?"""
+"""The check of frames detects every way to lose, duplicate or misassign a frame."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def frame_of(memory, page):
     return int(memory._words["pfn"][page_index(page)])
 
 
-#: What a test may damage, and how much of it is in use.
+#: Fields that a test may damage, and how many of their elements are in use (None: all).
 FIELDS = {"frame": 1100, "swap": 64, "pte": None, "touched": None} | dict.fromkeys(
     ("mm", "phys", "vmstat", "zone", "free_area", "lru"), None
 )
@@ -38,14 +38,14 @@ FIELDS = {"frame": 1100, "swap": 64, "pte": None, "touched": None} | dict.fromke
 
 @pytest.fixture(scope="module")
 def whole():
-    """A locked huge page, pages in frames and in swap, tables, others and free memory."""
+    """Return memory with a locked huge page, mapped and swapped-out pages, tables and others."""
     memory = Memory(1100, min_free=16, percent=50, swap=64)
     assert memory.touch_huge(address(HUGE))
     page = 1024
     while memory.k.phys.swap_used < 8:
         memory.touch(address(page), 1)
         page += 1
-    memory.zap(address(1024), 1)  # a slot that was freed again
+    memory.zap(address(1024), 1)  # leaves a free swap slot on the chain
     memory.zap(address(1500), 3)
     memory.verify()
     copies = {
@@ -57,7 +57,7 @@ def whole():
 
 @pytest.fixture
 def memory(whole):
-    """The same memory for every test."""
+    """Restore the same memory for every test."""
     memory, copies, words = whole
     for name, end in FIELDS.items():
         if end:
@@ -258,7 +258,7 @@ def test_sums_notice_a_wrong_number(memory, damage):
 def test_buddies_that_were_not_merged_are_noticed():
     memory = Memory(1024)
     pfn = memory.alloc(9, WMARK_MIN)
-    # What a free without merging leaves: both halves on the list of order 9.
+    # As after a free without merging: both halves are on the list of order 9.
     area = memory.k.free_area[9]
     other = int(area.head)
     f = memory.k.frame[pfn]

@@ -1,4 +1,4 @@
-"""Is physical memory, and are the TLBs, compiled away where they are off?"""
+"""Physical memory and TLBs are compiled away if their switches are off."""
 
 import pytest
 
@@ -16,14 +16,14 @@ pytestmark = [
     pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off"),
 ]
 
-#: Modules by the way LLVM spells them in the symbols of their functions.
+#: Modules as they are spelled in the LLVM symbols of their functions.
 FRAMES = ("N6kernel6frames", "N6kernel4swap", "N6kernel6vmscan")
 TLB = ("N6kernel3tlb",)
 
 
 @jit
 def use(k, addr):
-    """A little of everything."""
+    """Use all parts of the kernel once."""
     touch(k, addr, 8, 1)
     madvise(k, addr, 4096, MADV_PAGEOUT)
     mremap(k, addr, 4096, 8192, MREMAP_MAYMOVE, 0)
@@ -31,7 +31,7 @@ def use(k, addr):
 
 
 def symbols(function, **settings):
-    """The optimised module of ``function``, a name of whose functions holds its module's."""
+    """Return the optimised LLVM module of ``function``; symbols contain Python module names."""
     machine = Machine(KernelConfig(window_bits=32, **settings))
     built = build(function, cache=False, **machine.config.switches())
     built(machine.k, 0x555555558000, *MORE[function])
@@ -40,7 +40,7 @@ def symbols(function, **settings):
     return text
 
 
-#: Arguments behind the address.
+#: Arguments after the address.
 MORE = {use: (), touch: (8, 1)}
 
 
@@ -50,6 +50,6 @@ def test_off_is_away():
 
 
 def test_on_is_there():
-    """Else the test above would say nothing."""
+    """The symbols exist if the switches are on, so their absence above is meaningful."""
     text = symbols(touch, frames=True, memory=1 << 24, tlb=True)
     assert [name for name in FRAMES + TLB if name in text] == [*FRAMES, *TLB]

@@ -1,4 +1,4 @@
-"""Would it be noticed if the model forgot one of its calls to physical memory or to the TLBs?"""
+"""Mutations: the checks detect each omitted call to physical memory or to the TLBs."""
 
 import pytest
 
@@ -9,19 +9,19 @@ from kernel.pgtable import alloc_pmd, alloc_pud
 from kernel.types import PMD_TABLE
 from tests.kernel.frames.process import HUGE, PAGE, Process, Unsound, at
 
-#: Compiling each mutation would take longer.
+#: Runs as plain Python: compiling each mutation would take longer.
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("plain")]
 
 PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
 MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
-#: A page under another PUD page.
+#: A page that another PUD page maps.
 FAR = 1 << 27
 
 
 def tour(process):
-    """Everything that pages, frames, slots and table pages can go through, once."""
+    """Run every transition of pages, frames, swap slots and table pages once."""
     process.call(uapi.NR_MMAP, at(0), 8 * HUGE * PAGE, 3, PRIVATE | uapi.MAP_FIXED)
-    # A locked huge page, beside more small pages than there are frames.
+    # A locked huge page, and more small pages than there are frames.
     process.store(5, 11)
     assert process.call(uapi.NR_MLOCK, at(0), HUGE * PAGE) == 0
     process.touch(HUGE, 560)
@@ -29,22 +29,22 @@ def tour(process):
     assert process.states(HUGE, 560) == {"frame", "swap"}
     assert process.states(0, HUGE) == {"frame"}
     assert process.call(uapi.NR_MUNLOCK, at(0), HUGE * PAGE) == 0
-    # Frames and slots move, then come back from there.
+    # Move frames and swap slots, then swap in at the new address.
     process.store(HUGE, 12)
     assert process.call(uapi.NR_MREMAP, at(HUGE), 200 * PAGE, 200 * PAGE, MOVE, at(FAR + 3)) > 0
     assert process.states(FAR + 3, 200) == {"frame", "swap"}
     assert process.load(FAR + 3) == 12
     process.touch(FAR + 3, 20, 0)
-    # The huge page is split, then taken apart.
+    # Split the mapping of the huge page, then the huge page itself.
     process.call(uapi.NR_MPROTECT, at(7), PAGE, 1)
     process.touch(0, 2, 0)
     process.call(uapi.NR_MADVISE, at(3), 2 * PAGE, uapi.MADV_FREE)
     assert process.state(9) == "zero"
     assert process.load(5) == 11
-    # The zero page is replaced without an access.
+    # Replace the zero page without an access.
     process.touch(9, 1, 0)
     process.call(uapi.NR_MADVISE, at(9), PAGE, uapi.MADV_POPULATE_WRITE)
-    # Swapped out, and forgotten there.
+    # Swap out, and drop the swapped-out pages.
     process.touch(FAR + 3, 4)
     process.call(uapi.NR_MADVISE, at(FAR + 3), 4 * PAGE, uapi.MADV_PAGEOUT)
     assert process.states(FAR + 3, 4) == {"swap"}
@@ -55,7 +55,7 @@ def tour(process):
 
 
 def machine(**bindings):
-    """A process of 4 MiB whose pages are huge where they can be."""
+    """Return a process on 4 MiB of memory with huge pages enabled."""
     return Process(4, 16, thp="always", rlimit_memlock=4 << 20, bindings=bindings)
 
 
@@ -68,17 +68,17 @@ def test_the_tour_is_sound():
 
 @jit
 def forget_one(k, a):
-    """Do nothing, of one argument."""
+    """Do nothing, with one argument."""
 
 
 @jit
 def forget_two(k, a, b):
-    """Do nothing, of two arguments."""
+    """Do nothing, with two arguments."""
 
 
 @jit
 def forget_pud_frame(k, addr):
-    """A PUD page without a frame."""
+    """Allocate a PUD page without a frame."""
     if not k.pgd[addr >> pgd_shift()]:
         k.pgd[addr >> pgd_shift()] = 1
         k.mm.nr_puds += 1
@@ -86,7 +86,7 @@ def forget_pud_frame(k, addr):
 
 @jit
 def forget_pmd_frame(k, addr):
-    """A PMD page without a frame."""
+    """Allocate a PMD page without a frame."""
     alloc_pud(k, addr)
     if not k.pud[addr >> pud_shift()]:
         k.pud[addr >> pud_shift()] = 1
@@ -95,14 +95,14 @@ def forget_pmd_frame(k, addr):
 
 @jit
 def forget_pte_frame(k, addr):
-    """A PTE page without a frame."""
+    """Allocate a PTE page without a frame."""
     alloc_pmd(k, addr)
     if not k.pmd[addr >> pmd_shift()]:
         set_pmd(k, addr, PMD_TABLE)
         k.mm.nr_ptes += 1
 
 
-#: Functions of the kernel and what is put in their place.
+#: Functions of the kernel and their replacements.
 MUTATIONS = {
     "map_frame": forget_two,
     "release_page": forget_two,

@@ -1,4 +1,4 @@
-"""What a process sees of physical memory: swapping, advice, locks, and its end."""
+"""Physical memory from the view of a process: swapping, advice, locks, OOM kill."""
 
 import re
 
@@ -16,7 +16,7 @@ SHARED = uapi.MAP_SHARED | uapi.MAP_ANONYMOUS
 
 
 def mapped(memory=1, swap=1, *, flags=PRIVATE, **settings):
-    """A process with an area of 2048 pages at page 0; memory and swap in MiB."""
+    """Return a process with an area of 2048 pages at page 0; memory and swap in MiB."""
     settings = {"min_free": 1 << 16, "rlimit_memlock": 8 << 20} | settings
     process = Process(memory, swap, **settings)
     process.call(uapi.NR_MMAP, at(0), 2048 * PAGE, 3, flags | uapi.MAP_FIXED)
@@ -28,7 +28,7 @@ def advise(process, page, pages, advice):
 
 
 def listed(process, state):
-    """Pages on a list, from the head to the tail."""
+    """Return the pages on a list from head to tail."""
     found, pfn = [], int(process.k.lru[state].head)
     while pfn >= 0:
         f = process.k.frame[pfn]
@@ -99,7 +99,7 @@ def test_a_lazily_freed_page_that_was_read_goes_at_the_second_look():
     process.touch(10, 10)
     advise(process, 10, 10, uapi.MADV_FREE)
     process.load(15)
-    # Without accesses that would push its translation out.
+    # Populate causes no accesses, which would evict the translation.
     advise(process, 100, 234, uapi.MADV_POPULATE_WRITE)
     assert process.states(10, 10) == {""}
 

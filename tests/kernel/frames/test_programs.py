@@ -1,4 +1,4 @@
-"""Do frames stay conserved, contents true and translations fresh, whatever a program does?"""
+"""Random programs: frames are conserved, contents are correct, no translation is stale."""
 
 import random
 
@@ -11,7 +11,7 @@ from tests.kernel.frames.process import HUGE, PAGE, Process, at
 PRIVATE = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
 ARENA = 4096
 
-#: Operations and how often each.
+#: Operations and their relative frequencies.
 KINDS = {
     "store": 20,
     "load": 12,
@@ -43,8 +43,8 @@ ADVICE = (
 class Program:
     """A random program, and the words that its pages must hold.
 
-    ``words``: by page; None where a failed call leaves it open.  ``lazy``: pages that may have
-    gone since MADV_FREE.
+    ``words``: by page; None if a failed call leaves it undefined.  ``lazy``: pages that may have
+    been dropped since MADV_FREE.
     """
 
     def __init__(self, process, seed):
@@ -53,7 +53,7 @@ class Program:
         process.call(uapi.NR_MMAP, at(0), ARENA * PAGE, 3, PRIVATE | uapi.MAP_FIXED)
 
     def range(self, most=2 * HUGE):
-        """First page and number of pages: often at or near the edges of slots."""
+        """Return a first page and a number of pages, often at or near the bounds of slots."""
         rng = self.rng
         first = rng.choice((rng.randrange(ARENA), HUGE * rng.randrange(8), rng.randrange(64)))
         first = max(0, first - rng.choice((0, 0, 0, 1, 3)))
@@ -61,7 +61,7 @@ class Program:
         return first, min(n, most, ARENA - first)
 
     def forget(self, first, n, word=0):
-        """The pages hold zeros again, or with None what cannot be told."""
+        """Expect zeros in the pages, or anything if ``word`` is None."""
         for page in range(first, first + n):
             self.lazy.discard(page)
             if word is None:
@@ -70,7 +70,7 @@ class Program:
                 self.words.pop(page, None)
 
     def step(self):
-        """Do one operation."""
+        """Run one operation."""
         kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
         getattr(self, f"do_{kind}")()
 
@@ -170,7 +170,7 @@ class Program:
             self.process.touch(begin, (int(mm.brk) - int(mm.start_brk)) // PAGE, 1)
 
 
-#: Of four programs: MiB of memory and swap, huge pages, fragmentation.
+#: Settings of four programs: MiB of memory and swap, huge pages, fragmentation.
 SHAPES = (
     (6, 32, "always", 0),
     (4, 32, "always", 60),
@@ -217,6 +217,6 @@ def test_all_comes_back_at_the_end():
     process.call(uapi.NR_BRK, int(process.mm.start_brk))
     mm = process.mm
     assert (process.k.phys.swap_used, mm.rss) == (0, 0)
-    # Those of the heap: the program's data, which stays, has the same.
+    # Tables of the heap: the program's data, which stays mapped, uses the same ones.
     heap = 0 if disabled() else 3
     assert int(process.k.zone[0].free) + heap == process.k.phys.nr_frames

@@ -1,4 +1,4 @@
-"""In which order do pages go when memory is short, and does a process die when none can?"""
+"""Reclaim: the order in which pages are reclaimed, and the OOM kill when none can be."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_the_oldest_page_goes_first_and_memory_is_filled_up_to_the_high_watermar
     assert memory.k.vmstat.kswapd_wake == 0
     memory.touch(address(room), 1)
     gone = swapped(memory, room)
-    # A first look takes the rights of all, a second one finds the oldest without.
+    # The first scan removes the rights of all pages; the second reclaims the oldest.
     assert gone == list(range(wmark[WMARK_HIGH] - wmark[WMARK_LOW] + 1))
     assert memory.k.vmstat.pswpout == len(gone)
     memory.verify()
@@ -45,7 +45,7 @@ def test_the_oldest_page_goes_first_and_memory_is_filled_up_to_the_high_watermar
 
 def test_an_accessed_page_gets_a_second_chance_and_then_a_place_on_the_active_list():
     memory = Memory(128, min_free=16, swap=128)
-    pages(memory, 0, 128 - 3 - 20 + 1)  # all have been looked at once now
+    pages(memory, 0, 128 - 3 - 20 + 1)  # all have been scanned once afterwards
     memory.touch(address(50), 0)
     memory.touch(address(51), 0)
     pages(memory, 200, 60)
@@ -101,7 +101,7 @@ def test_lazily_freed_pages_go_first_and_need_no_swap():
     memory = Memory(128, min_free=16, swap=0)
     pages(memory, 0, 100)
     memory.lazy(address(40), 20)
-    memory.touch(address(45), 1)  # written again: no longer free to go
+    memory.touch(address(45), 1)  # written again: no longer lazily freed
     memory.touch(address(46), 0)  # accessed: a second chance
     pages(memory, 200, 10)
     gone = [page for page in range(100) if not memory.state(page)]
@@ -351,7 +351,7 @@ def test_random_programs_match_an_oracle(seed):
     memory, oracle = Memory(frames, min_free=12, swap=swap), Oracle(frames, 12, swap)
     died = False
     for step in range(150 if disabled() else 4000):
-        # A working set that moves, so that pages are accessed again, and not.
+        # A moving working set, so that some pages are accessed again and others are not.
         page = (step // 40 + int(rng.expovariate(1 / (frames / 3)))) % 400
         if rng.random() < 0.03:
             page = LOCKED + rng.randrange(12)

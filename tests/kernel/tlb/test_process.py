@@ -1,4 +1,4 @@
-"""Does every access of a program pass the TLBs, and does every change of a mapping flush them?"""
+"""TLBs of a process: every access looks them up, and every change of a mapping flushes them."""
 
 from kernel import uapi
 from kernel.types import L1_BASE, L1_HUGE, L2
@@ -20,7 +20,7 @@ def counts(process, level):
 
 def test_loads_stores_and_touches_are_looked_up():
     process = mapped()
-    for n in range(10):  # the first is a fault, the others need no look at the page
+    for n in range(10):  # the first faults, the others need no page check
         process.store(0, n)
     assert counts(process, L1_BASE) == (9, 1)
     process.load(0)

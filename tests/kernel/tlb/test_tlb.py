@@ -1,4 +1,4 @@
-"""Does the TLB hit exactly when a table of sets in order of use would?"""
+"""TLB hits and misses, compared with a table of sets in order of use (LRU)."""
 
 import random
 from collections import OrderedDict
@@ -37,7 +37,7 @@ def compiled():
     return build_once(enter, PAGE_SHIFT=12)
 
 
-#: What the kernel's record has of TLBs.
+#: The TLB fields of the kernel's record.
 FIELDS = np.dtype([("tlb_level", TLB_LEVEL, (NR_TLBS,)), ("tlb_stat", TLB_STAT)], align=True)
 
 
@@ -136,7 +136,7 @@ class Oracle:
 def test_random_accesses_and_flushes_match_an_oracle(geometry):
     rng = random.Random(repr(geometry))
     tlb, oracle = Tlb(geometry), Oracle(geometry)
-    # About twice what the largest table holds, near one end more than near the other.
+    # About twice the entries of the largest table, more often near one end than the other.
     span = 2 * max(16, *(entries for entries, _ in geometry))
     base = 0x7FF000000000
     for _ in range(300 if disabled() else 20000):
@@ -158,7 +158,7 @@ def test_random_accesses_and_flushes_match_an_oracle(geometry):
 
 def test_the_least_recently_used_entry_goes():
     tlb = Tlb([(4, 4), (0, 0), (0, 0)])
-    for page in (1, 2, 3, 4, 1, 5):  # five takes the place of two
+    for page in (1, 2, 3, 4, 1, 5):  # page 5 evicts page 2
         tlb.access(page * PAGE)
     for page in (1, 3, 4, 5):
         tlb.access(page * PAGE)
@@ -211,7 +211,7 @@ def test_a_new_table_is_empty():
     ("entries", "ways", "message"),
     [
         (63, 4, "not a multiple"),
-        (96, 4, "not 2"),
+        (96, 4, "not a power of two"),
         (-4, 4, "not a multiple"),
         (64, 0, "not a multiple"),
         (1 << 15, 8, "too large"),
