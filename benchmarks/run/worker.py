@@ -39,9 +39,9 @@ def _simulation(directory: Path):
 
     job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
     if job.library is not None:
-        from benchmarks.real.timed import timed
+        from benchmarks.real.timed import make_timed
 
-        return timed(job.library, job.load_workload())
+        return make_timed(job.library, job.load_workload())
     return Simulation(job.plugin, job.load_workload(), job.kernel, TIMED)
 
 
