@@ -121,9 +121,7 @@ class ThreadedProcess(RealProcess):
         """
         threads = column(events, "thread")
         if len(threads) and int(threads.max()) >= self.THREADS:
-            raise LibraryError(
-                f"{self.library.name}: the trace has more than {self.THREADS} threads"
-            )
+            raise LibraryError(f"{self.library.name}: trace of more than {self.THREADS} threads")
         ids, turn = self.naming.name(events)
         todo = prepare(events)
         todo["slot"], todo["turn"] = ids, turn
@@ -158,7 +156,7 @@ class ThreadedProcess(RealProcess):
     def _round(
         self, todo: np.ndarray, left: dict[int, np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Run all threads until they are done or a log is full; yield rows, answers and log of each.
+        """Run all threads until they are done or a log is full; yield rows, answers, log of each.
 
         ``left``: rows to execute, by thread; rows that are done are removed.
         """

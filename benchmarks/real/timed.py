@@ -187,7 +187,7 @@ class ThreadedTimed:
         self._run(0, nothing, turn[:0], np.zeros((1, 2), "i8"), np.zeros(1, "i8"))  # compile
 
     def replay(self, events: int | None = None) -> float:
-        """Replay all events.  Returns the seconds from the start signal to the last thread's end."""
+        """Replay all events.  Returns the seconds from the start to the end of the last thread."""
         objects, turns = np.zeros((self._numbers, 2), "i8"), np.zeros(self._numbers, "i8")
         objects.fill(0)  # take the page faults here, not in the loop
         turns.fill(0)
