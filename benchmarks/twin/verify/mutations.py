@@ -1,14 +1,14 @@
-"""``python -m benchmarks.twin.verify.mutations``: break rules of the twin; each must be noticed.
+"""``python -m benchmarks.twin.verify.mutations``: mutate the twin; each mutation must be detected.
 
-Programs run against each broken twin until one shows a difference.  ``--store DIRECTORY`` keeps the
-shortest program found for each, with which the tests do the same quickly.
+Programs run against each mutated twin until one shows a difference.  ``--store DIRECTORY`` stores
+the shortest program found for each mutation, which the tests replay.
 """
 
 import sys
 
 from kernel.differential import mutations
 
-#: By function or constant (:func:`kernel.differential.mutations.read` explains).
+#: Mutations by function or constant; :func:`kernel.differential.mutations.read` defines the format.
 MUTATIONS = mutations.read(
     """
 take_fast: a fastbin fills the tcache to its count
@@ -196,7 +196,7 @@ realloc: realloc looks in other arenas
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command.  Returns its exit code."""
     from benchmarks.twin.verify.subject import COMMAND, Glibc
 
     return mutations.main(
