@@ -162,7 +162,7 @@ class Glibc(Subject):
                 number += 1
 
     def hunting(self, programs: int) -> Iterator[Program]:
-        """Yield programs for mutations: the most effective first, those with other tunables last."""
+        """Yield programs for mutations: the most effective first, those with tunables last."""
         by_hand = list(map(self.by_hand, directed.PROGRAMS))
         yield from (program for program in by_hand if not program.setting.tunables)
         for number in range(programs):
