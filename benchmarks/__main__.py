@@ -1,6 +1,6 @@
 """``python -m benchmarks``: list the project's commands, one line each.
 
-A command is a module that runs as a program and whose docstring begins as this one does.
+A command is a module that runs as a program and whose docstring begins like this one.
 """
 
 import ast
@@ -15,7 +15,7 @@ _FIRST_LINE = re.compile(r"``(python [^`]+)``: (.+)")
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Yield each command and what it does, bench.py first, as their docstrings say."""
+    """Yield each command line and its purpose, from the docstrings; bench.py comes first."""
     files = [path for folder in _FOLDERS for path in sorted((PROJECT / folder).rglob("*.py"))]
     for path in [PROJECT / "bench.py", *files]:
         text = path.read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Print the list; returns the exit code."""
+    """Print the list.  Returns the exit code."""
     found = list(commands())
     width = max(len(command) for command, _ in found)
     for command, purpose in found:

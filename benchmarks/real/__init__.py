@@ -1,10 +1,12 @@
-"""Real allocators on real Linux, beside the model: the same workloads, the same files of results.
+"""Real allocators on real Linux: the same workloads and result files as for simulated ones.
 
-machine_code.py   the machine code of a process that holds nothing but the library and the replay
+machine_code.py   machine code of a process that contains only the library and the replay
 process.py        that process: batches of events in, addresses and changes of memory out
-memory.py         what it tells, put into the model's own records by the model's own loop: metrics
-timed.py          seconds of the compiled loop on the library, under pyperf
-loop.py           the compiled loop beside the same loop in C
+threads.py        the same process with one real thread for each thread of the trace
+memory.py         metrics of that process, computed by the model's replay loop in its records
+timed.py          time of the compiled loop on the library, under pyperf
+atomic.py         atomic loads and stores for compiled code
+loop.py           comparison of the compiled loop with the same loop in C
 
-Imports speed/ and what is below it; run/ and twin/ import it.
+Imports speed/ and the layers below it; run/ and twin/ import it.
 """

@@ -1,6 +1,6 @@
-"""Words that threads share: a load and a store that say in which order memory is seen.
+"""Atomic load-acquire and store-release of words that threads share.
 
-Importing this brings the compiler.
+Importing this module imports the compiler.
 """
 
 from llvmlite import ir
@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 @intrinsic
 def load_acquire(typing_context, base, index):
-    """The word ``index`` of the array at address ``base``; what was stored before it is seen."""
+    """Load word ``index`` of the array at address ``base``, with acquire ordering."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -21,7 +21,7 @@ def load_acquire(typing_context, base, index):
 
 @intrinsic
 def store_release(typing_context, base, index, word):
-    """Store a word; who sees it sees all that was stored before it."""
+    """Store word ``index`` of the array at address ``base``, with release ordering."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())

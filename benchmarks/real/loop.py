@@ -1,9 +1,9 @@
-"""``python -m benchmarks.real.loop``: time the compiled loop beside the same loop in C.
+"""``python -m benchmarks.real.loop``: compare the compiled loop with the same loop in C.
 
-Both call this process's malloc for the same stored events, in turns: what the loop of
-benchmarks.real.timed adds to what it measures shows as the ratio of their medians.  The C program
-is made here and compiled by ``cc -O2``; what LD_PRELOAD names is measured in place of the C
-library.  Exit code 77 where there is no compiler.
+Both loops call this process's malloc for the same stored events, alternately.  The ratio of their
+medians shows the overhead that the loop of benchmarks.real.timed adds to its measurements.  The C
+program is generated here and compiled by ``cc -O2``; LD_PRELOAD replaces the C library's malloc.
+The exit code is 77 if there is no compiler.
 """
 
 import argparse
@@ -98,22 +98,22 @@ void replay(run *r, object *objects, const uint8_t *op, const int32_t *slot, con
 
 
 class LoopError(RuntimeError):
-    """The C program cannot be made: one line that says why."""
+    """The C program cannot be built; the message gives the reason on one line."""
 
 
 class CLoop:
-    """The C loop for stored events, compiled and loaded into this process.  Raises LoopError."""
+    """C loop for stored events, compiled and loaded into this process.  Raises LoopError."""
 
     def __init__(self, workload: Workload) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
-            raise LoopError("there is no C compiler (cc)")
+            raise LoopError("no C compiler (cc) found; install one")
         names = {"MALLOC": ops.MALLOC, "FREE": ops.FREE, "REALLOC": ops.REALLOC}
         names |= {"CALLOC": ops.CALLOC, "ALIGNED": ops.ALIGNED}
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "loop.c"), Path(folder, "loop.so")
             source.write_text(_C)
-            # No builtins: the compiler must not know that a block is forgotten.
+            # Without builtins: the compiler must not optimise a malloc and its free away.
             options = ["-O2", "-fno-builtin", "-shared", "-fPIC"]
             options += [f"-D{name}={value}" for name, value in names.items()]
             command = [compiler, *options, "-o", str(target), str(source)]
@@ -129,9 +129,9 @@ class CLoop:
         self._objects = np.zeros((max(workload.slots, 1), 2), "i8")
 
     def replay(self) -> tuple[float, int]:
-        """Seconds of one replay, and the sum of all addresses.
+        """Replay once.  Returns the seconds and the sum of all addresses.
 
-        What is left is freed afterwards, outside the clock.
+        Blocks still live at the end are freed afterwards, outside the timed part.
         """
         e, objects = self._events, self._objects
         run = np.zeros(5, "i8")
@@ -146,10 +146,11 @@ class CLoop:
 
 
 def compare(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Replay in turns; medians in ns per event, and the compiled loop's over C's as ``ratio``.
+    """Replay with both loops alternately.
 
-    ``quarter`` and ``three_quarters``: of the ratios of the rounds, so much are below: what the
-    machine's unrest is worth.  Raises LoopError where there is no C compiler.
+    Returns the medians in ns per event and the ratio compiled ÷ C of these medians.  ``quarter``
+    and ``three_quarters`` are the quartiles of the ratios of single rounds: the noise of the
+    machine.  Raises LoopError if there is no C compiler.
     """
     from benchmarks.replay.simulation import TIMED, Simulation
     from kernel.config import KernelConfig
@@ -166,7 +167,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
 
     ours, theirs = [], []
     for number in range(rounds + 1):
-        # Who goes first changes: neither always finds what the other one has left.
+        # Alternate which loop goes first, so that neither always inherits the other's heap.
         for is_ours in (True, False) if number % 2 else (False, True):
             if is_ours:
                 ours.append(replay_compiled())
@@ -174,7 +175,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
                 theirs.append(c.replay()[0])
     events = compiled.length
     pairs = sorted(mine / its for mine, its in zip(ours[1:], theirs[1:], strict=True))
-    first, second = median(ours[1:]), median(theirs[1:])  # the first round warmed the heap
+    first, second = median(ours[1:]), median(theirs[1:])  # the first round is the warm-up
     return {
         "events": events,
         "rounds": rounds,
@@ -187,17 +188,19 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure and print; returns the exit code."""
+    """Measure and print.  Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real.loop", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--trace", metavar="FILE", help="a trace in place of the churn")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--events", type=int, default=2_000_000, metavar="N", help="events of the churn"
+    )
+    parser.add_argument("--rounds", type=int, default=21, metavar="N", help="replays of each loop")
+    parser.add_argument("--trace", metavar="FILE", help="replay a trace instead of the churn")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     if args.events < 1 or args.rounds < 1:
-        parser.error("--events and --rounds must be positive")
+        parser.error("--events and --rounds must be at least 1")
     trace = {"name": "trace", "path": args.trace, "stream": "never"}
     try:
         workload = workloads.load(trace if args.trace else CHURN | {"operations": args.events})
@@ -211,12 +214,12 @@ def main() -> int:
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
-    print(f"{found['events']} events, medians of {found['rounds']} rounds in turns")
+    print(f"{found['events']} events, medians of {found['rounds']} alternating rounds")
     print(f"compiled loop {found['compiled_ns']:8.2f} ns per event")
     print(f"loop in C     {found['c_ns']:8.2f} ns per event")
     print(
-        f"ratio         {found['ratio']:8.3f}   (half of the rounds: {found['quarter']:.3f} to "
-        f"{found['three_quarters']:.3f})"
+        f"ratio         {found['ratio']:8.3f}   (quartiles of the rounds: {found['quarter']:.3f} "
+        f"to {found['three_quarters']:.3f})"
     )
     return 0
 

@@ -1,28 +1,28 @@
-"""The machine code that plays a program in a process which holds nothing else.
+"""Machine code that plays a program in a process which contains only it and the library.
 
-The host process (kernel.linux.host) maps this code and one shared memory, and is told to call
-``play``. It does with the library's functions what benchmarks.replay.loop does with a plugin's, in
-the same order, from a table of objects of its own: addresses go from malloc to free without leaving
-it::
+The host process (kernel.linux.host) maps this code and one shared memory, and calls ``play``.  That
+function does with the library's functions what benchmarks.replay.loop does with a plugin's, in the
+same order.  It keeps its own table of objects: addresses go from malloc to free inside the
+process::
 
-    COMMON     functions, switches                       parent ──► play
-    TABLE      an OBJECT for each slot                              play
+    COMMON     functions, switches                        parent ──► play
+    TABLE      an OBJECT for each slot                               play
     a block for each thread:
-      CONTROL  where its events, answers and log are     parent ◄─► play
+      CONTROL  addresses of its events, answers and log   parent ◄─► play
       STACKS   its signal stack, its stack
-      EVENTS   what to do                                parent ──► play
-      ANSWERS  what each allocation returned             parent ◄── play
-      LOG      a RECORD for each change of memory        parent ◄── play
+      EVENTS   the events to execute                      parent ──► play
+      ANSWERS  results of the events                      parent ◄── play
+      LOG      a RECORD for each change of memory         parent ◄── play
 
-Every system call of the library that concerns memory ends in ``trapped`` (a seccomp filter makes it
-a SIGSYS): it writes down the call and what /proc/self/statm says before it, makes the call, and
-lets the library go on with the result.  After an event that made a call or caused a page fault
-``play`` writes down statm once more.  Between two records nothing can have changed, so peaks,
-means and counts are exact for every event.
+A seccomp filter turns every memory system call of the library into a SIGSYS, whose handler is
+``trapped``: it records the call and the contents of /proc/self/statm before it, makes the call, and
+resumes the library with the result.  After an event that made a call or caused a page fault,
+``play`` records statm again.  Nothing can change between two records, so peaks, means and counts
+are exact for every event.
 
-With several threads an event waits until the events before it of the same object are done, whoever
-does them: OBJECT.turn counts them.  ``lead`` is then called in place of ``play``: it sends off the
-other threads, which are in ``thread``, plays for its own, and waits for all.
+With several threads, an event waits until all earlier events of the same object are done, by any
+thread: OBJECT.turn counts them.  The parent then calls ``lead`` instead of ``play``: it wakes the
+other threads, which wait in ``thread``, plays its own events, and waits for all threads.
 """
 
 import functools
@@ -36,22 +36,24 @@ from kernel.counters import CALLS
 from kernel.linux.host.code import assembled, executable_memfd
 from kernel.linux.host.elf import PAGE_SIZE
 
-#: What to do.  ``extra``: an alignment, or a touch's offset, in bytes.  ``turn``: events of the
-#: object that come before, -1 where nobody else can be ahead.
+#: An event to execute.  ``extra``: an alignment, or the offset of a touch, in bytes.  ``turn``:
+#: number of earlier events of the object to wait for; -1: do not wait.
 EVENT = np.dtype([("op", "i8"), ("slot", "i8"), ("size", "i8"), ("extra", "i8"), ("turn", "i8")])
 
-#: ``address``: what the program got, else 0.  ``place``: how many events of all threads had ended.
+#: ``address``: returned to the program, or 0.  ``place``: number of events, of all threads, that
+#: had ended before.
 ANSWER = np.dtype([("address", "i8"), ("place", "i8")])
 
-#: An object of the program: its block (0: none), its size (with no block, -1: the allocation
-#: failed), and how many of its events are done.
+#: An object of the program: its block (0: none), its size (-1: its allocation failed), and the
+#: number of its events that are done.
 OBJECT = np.dtype([("block", "i8"), ("size", "i8"), ("turn", "i8"), ("unused", "i8")])
 
-#: Bytes kept of /proc/self/statm.
+#: Bytes reserved for the text of /proc/self/statm.
 TEXT = 168
-#: A change of memory.  ``nr``: the system call that is about to be made, or AFTER an event;
-#: ``event``: which of the thread's in this batch; ``args`` and ``result`` of the call; ``minflt``
-#: and ``majflt``: faults since the last record of the kind AFTER; ``statm``: (length,) characters.
+#: A change of memory.  ``nr``: number of the system call about to be made, or AFTER (an event);
+#: ``event``: index among the thread's events of this batch; ``args`` and ``result`` of the call;
+#: ``minflt`` and ``majflt``: faults since the last record with AFTER; ``statm``: (length,)
+#: characters.
 RECORD = np.dtype(
     [
         ("nr", "i8"),
@@ -67,15 +69,16 @@ RECORD = np.dtype(
 )
 AFTER = -1
 
-#: The functions that are called, in the order of COMMON.
+#: The library's functions, in the order of COMMON.
 FUNCTIONS = ("malloc", "calloc", "realloc", "aligned_alloc", "free")
 
-#: Threads that a process can have.
+#: Maximum number of threads of a process.
 MOST_THREADS = 256
 
-#: ``place``: events that have ended.  ``statm``: a descriptor.  ``touch``: what the program does
-#: with a new block (benchmarks.replay.loop).  ``stop``: nobody may wait any longer.  ``other``: the
-#: blocks of the (``others``) threads that ``lead`` sends off; ``ready``: how many have come back.
+#: ``place``: number of events that have ended.  ``statm``: a file descriptor.  ``touch``: how the
+#: program touches a new block (benchmarks.replay.loop).  ``stop``: threads must stop waiting for
+#: their turn.  ``other``: blocks of the (``others``) threads that ``lead`` wakes; ``ready``: number
+#: of them that have finished the batch.
 COMMON = np.dtype(
     [
         *((name, "i8") for name in FUNCTIONS),
@@ -91,14 +94,14 @@ COMMON = np.dtype(
         ("scratch", "u1", (1024,)),
     ]
 )
-#: Options: write down changes of memory at all; after every event, whatever it did (for where
-#: system calls cannot be seen).
+#: Options: record changes of memory; record after every event (used if system calls cannot be
+#: trapped).
 OPTION_LOG, OPTION_EVERY = 1, 2
 
-#: A thread's block; ``own`` is its address, where the thread's gs register points.  ``count``
-#: events are to be done, ``done`` are; ``lost`` calls found no room in the log.  ``go`` and
-#: ``finished`` count batches; ``ended``: the thread leaves after this one.  ``stack_t``: of
-#: sigaltstack(2); ``thread``: its pthread_t.
+#: A thread's block.  ``own``: its own address, which the thread's gs register holds.  ``count``:
+#: events to execute; ``done``: events executed; ``lost``: calls that did not fit into the log.
+#: ``go`` and ``finished`` count batches; ``ended``: the thread exits after this batch.
+#: ``stack_t``: of sigaltstack(2); ``thread``: its pthread_t.
 CONTROL = np.dtype(
     [
         ("own", "i8"),
@@ -121,28 +124,28 @@ CONTROL = np.dtype(
     ]
 )
 
-#: Where the code and the shared memory are mapped: nothing of a process is near.
+#: Addresses of the code and of the shared memory, far from all other mappings of a process.
 CODE = 0x1F00_0000_0000
 SHARED = 0x2000_0000_0000
 
-#: Events in a batch, and records in a log.
+#: Capacity of a batch in events, and of a log in records.
 BATCH = 1 << 16
 LOG_ROOM = 1 << 15
-#: So many records must be free before an event begins: what one call of the library may do.
+#: Records that must be free before an event begins: the most system calls that one event may make.
 MARGIN = 1 << 12
 
 SIGNAL_STACK_SIZE = 1 << 16
 STACK_SIZE = 1 << 18
 
-#: Memory calls of x86-64, by number.
+#: Numbers of the memory system calls of x86-64.
 WATCHED = tuple(number for counter in CALLS for number in counter.calls)
 
 _ASSEMBLY = """
 .intel_syntax noprefix
 .text
 
-# long play(CONTROL *): do its events; the number done, which is less when the log is full
-# r15 COMMON, r12 CONTROL, r13 event, rbx object, rbp end of the log before the event
+# long play(CONTROL *): execute its events; returns the number done, less than count if the log is
+# full.  r15 COMMON, r12 CONTROL, r13 event, rbx object, rbp end of the log before the event
 
 .globl play
 play:
@@ -247,7 +250,7 @@ do_realloc:
     jz do_free
     call [r15 + F_REALLOC]
     test rax, rax
-    jz answer                           # the old block stays
+    jz answer                           # failure keeps the old block
     mov rsi, [rbx + OBJECT_BYTES]
     mov rcx, [r13 + EVENT_SIZE]
     mov [rbx], rax
@@ -370,13 +373,13 @@ account:
 account_done:
     cmp qword ptr [r13 + EVENT_SLOT], 0
     jl turn_done
-    inc qword ptr [rbx + OBJECT_TURN]   # from now on another thread may go on
+    inc qword ptr [rbx + OBJECT_TURN]   # the next event of the object may begin
 turn_done:
     inc qword ptr [r12 + DONE]
     add r13, EVENT_BYTES
     jmp next
 
-full:                                   # who waits for events of this thread must not
+full:                                   # threads that wait for this one must return too
     mov qword ptr [r15 + STOP], 1
 played:
     mov rax, [r12 + DONE]
@@ -389,7 +392,7 @@ played:
     pop rbx
     ret
 
-usage:                                  # faults of this thread until now: rax minor, rdx major
+usage:                                  # faults of this thread so far: rax minor, rdx major
     xor eax, eax
     xor edx, edx
     test qword ptr [r15 + OPTIONS], OPTION_LOG
@@ -403,7 +406,7 @@ usage:                                  # faults of this thread until now: rax m
 no_usage:
     ret
 
-state:                                  # write what statm says into the record at rdi
+state:                                  # read statm into the record at rdi
     mov r8, rdi
     lea rsi, [rdi + RECORD_STATM]
     mov rdi, [r15 + STATM]
@@ -414,8 +417,8 @@ state:                                  # write what statm says into the record 
     mov [r8 + RECORD_LENGTH], rax
     ret
 
-# long lead(CONTROL *): a batch of all threads; returns when all have come back
-# rbx other threads left to send off
+# long lead(CONTROL *): execute a batch with all threads; returns when all have finished
+# rbx other threads left to wake
 
 .globl lead
 lead:
@@ -456,7 +459,7 @@ lead_done:
     pop rbx
     ret
 
-# void *thread(CONTROL *): what pthread_create starts; one batch after the other
+# void *thread(CONTROL *): start routine of a thread; executes one batch after the other
 # rbx batches finished
 
 .globl thread
@@ -509,7 +512,8 @@ thread_go:
     pop rbx
     ret
 
-# rdi SIGSYS, rsi siginfo_t, rdx ucontext_t: a memory call; all registers are restored afterwards
+# Handler of SIGSYS for a memory call: rdi SIGSYS, rsi siginfo_t, rdx ucontext_t; the return from
+# the signal restores all registers
 
 .globl trapped
 trapped:
@@ -549,7 +553,7 @@ trap_record:
     mov rax, r14
     syscall
     mov [r13 + RECORD_RESULT], rax
-    mov [rbx + 144], rax                # what the library finds in rax
+    mov [rbx + 144], rax                # rax of the interrupted code
     ret
 
 .globl restorer
@@ -560,12 +564,12 @@ restorer:
 
 
 def _offsets(prefix: str, dtype: np.dtype) -> dict[str, int]:
-    """Where the fields of a record are, as the assembly names them."""
+    """Return the offsets of a record's fields by their names in the assembly."""
     return {f"{prefix}{name.upper()}": at for name, (_type, at) in dtype.fields.items()}
 
 
 def _constants() -> dict[str, int]:
-    """The numbers that the assembly names."""
+    """Return the constants of the assembly by name."""
     common = {
         f"F_{name}" if name.lower() in FUNCTIONS else name: at
         for name, at in _offsets("", COMMON).items()
@@ -601,11 +605,14 @@ def _constants() -> dict[str, int]:
 
 
 @functools.cache
-def the_code() -> tuple[int, dict[str, int]]:
-    """A descriptor of the code, one page, and the addresses of its entries in the process."""
+def code_file() -> tuple[int, dict[str, int]]:
+    """Assemble the code into a file of one page.
+
+    Returns its descriptor and the addresses of the entry points in the process.
+    """
     text, entries = assembled(_ASSEMBLY, _constants())
     if len(text) > PAGE_SIZE:
-        raise AssertionError("the code has outgrown its page")
+        raise AssertionError("the machine code is larger than its page")
     fd = executable_memfd()
     os.write(fd, text.ljust(PAGE_SIZE, b"\0"))
     return fd, {name: CODE + place for name, place in entries.items()}

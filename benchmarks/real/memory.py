@@ -1,23 +1,24 @@
-"""What a real library does with memory, event by event, in the model's own records.
+"""Memory use of a real library, event by event, in the model's records.
 
-The real process plays a batch; then the model's replay loop goes over the same events with a
-"plugin" that only repeats what happened: its malloc returns the address that the real one
-returned, and the counters in ``mm`` are set to what the process had after the event.  So objects,
-live bytes, peaks, means, fragmentation and the timeline are computed by the code that computes them
-for the model, from the definitions in benchmarks.replay.metrics:
+The real process plays a batch.  Then the model's replay loop walks the same events with a "plugin"
+that repeats the recorded results: its malloc returns the address that the real one returned, and
+the counters in ``mm`` are set to those of the process after the event.  Objects, live bytes, peaks,
+means, fragmentation and the timeline are thus computed by the same code as for the model, by the
+definitions in benchmarks.replay.metrics:
 
-    heap       writable private memory, which is what statm calls data: break and mappings
+    heap       writable private memory, the "data" of statm: break and mappings
     reserved   all other memory that the library mapped: PROT_NONE
-    RSS        resident less shared: anonymous frames, without the zero page and page tables
-    faults     by getrusage, the thread's own; pages of libraries' code are mapped before
+    RSS        resident minus shared: anonymous frames, without the zero page and page tables
+    faults     of the thread, by getrusage; the code of libraries is mapped before the first event
 
-What the loader and the C library took before the first event is subtracted.  What the library
-mapped when it was loaded is its heap (RealProcess.own); a page of its variables counts for RSS when
-it is written later, and not for the heap.  The kernel's counters are exact from Linux 6.17 on;
-before, each processor may keep back some pages of RSS (kernel.linux.host.observe).
+Memory that the loader and the C library took before the first event is subtracted.  Memory that the
+library mapped when it was loaded belongs to its heap (RealProcess.own).  A page of the library's
+variables counts for RSS if it is written later, but not for the heap.  The kernel's counters are
+exact since Linux 6.17; before, each processor may hold back some pages of RSS
+(kernel.linux.host.observe).
 
-The same library need not do the same twice: what it decides by the clock, by the addresses of the
-system or by its processor may differ from run to run.  glibc with one thread decides by none.
+A library may behave differently from run to run if it decides by the clock, by the addresses that
+the kernel returns or by the current processor.  glibc with one thread does none of this.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,18 +46,18 @@ from kernel.linux.host.process import HostError
 from kernel.types import MM, TASK
 from kernel.uapi import NR_BRK
 
-#: The counters that a real process shows.
+#: Fields of the counters that can be observed on a real process.
 _SHOWN = tuple(counter.field for counter in COUNTERS if counter.real)
-#: A change of memory, pages, and by how much the counters go up.
+#: Memory in pages after a change, and the increments of the counters.
 _CHANGE = np.dtype(
     [(name, "i8") for name in ("event", "total", "resident", "shared", "writable", *_SHOWN)],
     align=True,
 )
 
-#: Events of a program that are played before they are looked at.
+#: Events of a program that are collected into one piece.
 _COLLECTED = 4096
 
-#: What happened in a batch, and how far the loop has come: ``at`` of ``count`` changes.
+#: Recorded results of a batch, and the position of the loop: ``at`` of ``count`` changes.
 _TRUTH = np.dtype(
     [
         ("begin", "i8"),
@@ -71,16 +72,16 @@ _TRUTH = np.dtype(
     align=True,
 )
 
-#: What stands for the kernel: its counters, and what the real one did.
+#: Stand-in for the kernel's state: its counters, and the recorded results.
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
-#: Add what a change counts to an MM.
+#: Add the increments of a change to an MM.
 count = added(_SHOWN)
 
 
 @jit
 def catch_up(k):
-    """Bring the counters to the end of the running event."""
+    """Advance the counters to the end of the current event."""
     mm, truth = k.mm, k.truth
     now = k.task.now - truth.begin
     while truth.at < truth.count and truth.change[truth.at].event <= now:
@@ -95,59 +96,59 @@ def catch_up(k):
 
 @jit
 def answered(k):
-    """Address that the real library returned in the running event."""
+    """Return the address that the real library returned in the current event."""
     catch_up(k)
     return k.truth.address[k.task.now - k.truth.begin]
 
 
-# --- The plugin that repeats ---------------------------------------------------------------------
+# --- The plugin that repeats recorded results ----------------------------------------------------
 
 
 @jit
 def malloc(k, a, size):
-    """Repeat."""
+    """Return the recorded address."""
     return answered(k)
 
 
 @jit
 def calloc(k, a, size):
-    """Repeat."""
+    """Return the recorded address."""
     return answered(k)
 
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Repeat."""
+    """Return the recorded address."""
     return answered(k)
 
 
 @jit
 def realloc(k, a, p, size):
-    """Repeat."""
+    """Return the recorded address."""
     return answered(k)
 
 
 @jit
 def free(k, a, p):
-    """Repeat."""
+    """Apply the recorded changes of memory."""
     catch_up(k)
 
 
 @jit
 def thread_exit(k, a):
-    """Repeat."""
+    """Apply the recorded changes of memory."""
     catch_up(k)
 
 
 @jit
 def touch(k, addr, length, write):
-    """Repeat."""
+    """Apply the recorded changes of memory."""
     catch_up(k)
 
 
 @jit
 def inspect(k, p, size, alignment):
-    """Trust: whether a real block lies where it may was seen when it was touched."""
+    """Check nothing: the real process crashes when it touches a bad address."""
 
 
 _REPEATING = {
@@ -160,12 +161,12 @@ _REPEATING = {
 
 
 class RealRun:
-    """One program played on one library, and everything that is known of it afterwards.
+    """One workload played on one library, with its results.
 
-    ``r``: the record of the replay loop (benchmarks.replay.loop.RUN); ``events``: how many there
-    were; ``seconds``: in the process's batches, its bookkeeping included.  ``start`` and ``end``:
-    the process's memory before the first event and after the last; ``own``: what of the first was
-    the library's; ``sees_calls``: whether system calls are counted.
+    ``r``: the record of the replay loop (benchmarks.replay.loop.RUN).  ``events``: number of
+    events.  ``seconds``: time in the process's batches, including its bookkeeping.  ``start`` and
+    ``end``: the process's memory before the first and after the last event; ``own``: the part of
+    ``start`` that belongs to the library.  ``sees_calls``: True if system calls are counted.
     """
 
     def __init__(
@@ -174,7 +175,10 @@ class RealRun:
         workload: Workload,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Play all of it.  Raises LibraryError, HostError, or WorkloadError for a bad stream."""
+        """Play the whole workload.
+
+        Raises LibraryError, HostError, or WorkloadError for a bad stream.
+        """
         self.k, self.r = record(_KERNEL), record(RUN)
         self.threads = library.threads
         self.r.first_failure = -1
@@ -197,10 +201,10 @@ class RealRun:
             mm.total_vm, mm.rss = self.own.total, self.own.private
             mm.reserved_vm = self.own.total - self.own.writable
             mm.hiwater_rss = mm.rss
-            with closing(played(process, workload)) as pieces:
+            with closing(play_workload(process, workload)) as pieces:
                 for events, answers, log in pieces:
                     begin, self.events = self.events, self.events + len(events.op)
-                    self._take(answers, log, begin)
+                    self._store_batch(answers, log, begin)
                     loop(self.k, nothing, self.r, self._objects, events, begin, self.events)
                     if progress:
                         progress(self.events)
@@ -208,7 +212,7 @@ class RealRun:
             self.thread_count = len(getattr(process, "threads_seen", (0,)))
 
     def conditions(self) -> dict[str, Any]:
-        """Plain values for run.json: how it was run, and where its memory began, bytes."""
+        """Return the conditions of the run for run.json; the initial heap and RSS in bytes."""
         return {
             "threads": self.threads,
             "thread_count": self.thread_count,
@@ -223,7 +227,7 @@ class RealRun:
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """Return the metrics that a real run has; None for system calls that are unseen."""
+        """Return the metrics of a real run; None for system calls if they are not observed."""
         found = measured(self.k, self.r, PAGE, dict.fromkeys(COSTS, 0.0))
         return {
             name: None if name.startswith("syscalls") and not self.sees_calls else found[name]
@@ -232,7 +236,7 @@ class RealRun:
         }
 
     def timeline(self) -> dict[str, np.ndarray]:
-        """Columns of the timeline, (rows,) int64 each; the last row is the end of the run."""
+        """Return the columns of the timeline, (rows,) int64 each; the last row is the end."""
         columns = timeline(self.k, self.r, PAGE)
         unseen = ("page_tables", "steps", *(() if self.sees_calls else ("syscalls",)))
         return {name: data for name, data in columns.items() if name not in unseen}
@@ -253,15 +257,15 @@ class RealRun:
             **{f"HAS_{name.upper()}": name in names for name in columns},
         }
 
-    def _take(self, answers: np.ndarray, log: np.ndarray, begin: int) -> None:
-        """Lay out what happened in a batch for the loop."""
+    def _store_batch(self, answers: np.ndarray, log: np.ndarray, begin: int) -> None:
+        """Store the recorded results of a batch for the loop.  Raises HostError."""
         truth = self.k.truth
         truth.begin, truth.at, truth.count = begin, 0, len(log)
         truth.address[: len(answers)] = answers["address"]
         change = truth.change[: len(log)]
         statm = np.fromstring(b" ".join(log["statm"].tolist()), "i8", sep=" ").reshape(-1, 7)
         if len(statm) != len(log):
-            raise HostError("/proc/self/statm could not be read")
+            raise HostError("cannot read /proc/self/statm")
         change["event"] = log["event"]
         for counter in CALLS:
             change[counter.field] = np.isin(log["nr"], counter.calls)
@@ -272,14 +276,14 @@ class RealRun:
 
 
 def _has_failed(log: np.ndarray) -> np.ndarray:
-    """Which records are of a call that returned an error; brk returns the old break instead."""
+    """Mark the records of calls that failed, (n,) bool; a failed brk returns the old break."""
     is_brk = log["nr"] == NR_BRK
     refused = log["result"] < log["args"][:, 0]
     return np.where(is_brk, refused, (log["nr"] >= 0) & (log["result"] < 0))
 
 
 def length(workload: Workload) -> int:
-    """Number of events, of a program at most."""
+    """Return the number of events; of a program, the maximum."""
     if workload.program is not None:
         return workload.program.length
     if workload.stream is not None:
@@ -288,18 +292,18 @@ def length(workload: Workload) -> int:
 
 
 def clean_seconds(library: Library, workload: Workload, *, touch: str | None = None) -> float:
-    """Seconds of the workload in a process that holds nothing else and writes nothing down.
+    """Time the workload, in seconds, in a process that contains nothing else and records nothing.
 
-    Faults and system calls are within.  ``touch``: what the program does with its blocks, if not
-    the workload's own.  Raises LibraryError, HostError or WorkloadError.
+    The time includes page faults and system calls.  ``touch``: overrides the workload's own
+    setting.  Raises LibraryError, HostError or WorkloadError.
     """
     with process_for(library, workload, touch=touch, observe=False) as process:
-        for _ in played(process, workload):
+        for _ in play_workload(process, workload):
             pass
         return process.seconds
 
 
-# --- Events as they are played -------------------------------------------------------------------
+# --- Playing events ------------------------------------------------------------------------------
 
 Piece = tuple[Events, np.ndarray, np.ndarray]
 
@@ -307,22 +311,22 @@ Piece = tuple[Events, np.ndarray, np.ndarray]
 def process_for(
     library: Library, workload: Workload, *, touch: str | None = None, observe: bool = True
 ) -> RealProcess:
-    """A process for :func:`played`; with real threads where the library's settings say so.
+    """Start a process for :func:`play_workload`, with real threads if the library's settings do so.
 
-    A program that waits for addresses has but one thread.
+    A workload that reacts to addresses (a program) always has one thread.
     """
     threaded = library.threads == REAL and workload.program is None
     kind = ThreadedProcess if threaded else RealProcess
     return kind(library, slots=workload.slots, touch=touch or workload.touch, observe=observe)
 
 
-def played(process: RealProcess, workload: Workload) -> Iterator[Piece]:
-    """Play the workload in ``process``; yields pieces of at most BATCH events, answers and log.
+def play_workload(process: RealProcess, workload: Workload) -> Iterator[Piece]:
+    """Play the workload in ``process``; yield pieces of at most BATCH events, answers and log.
 
-    With real threads the events come in the order in which they ended.
+    With real threads, events are in the order in which they ended.
     """
     if workload.program is not None:
-        yield from _played_program(process, workload)
+        yield from _play_program(process, workload)
         return
     if workload.stream is not None:
         pieces = workload.stream.pieces()
@@ -341,8 +345,8 @@ def played(process: RealProcess, workload: Workload) -> Iterator[Piece]:
                     done += len(answers)
 
 
-def _played_program(process: RealProcess, workload: Workload) -> Iterator[Piece]:
-    """A program sees each address before it goes on; what it frees meanwhile can wait."""
+def _play_program(process: RealProcess, workload: Workload) -> Iterator[Piece]:
+    """Play a program, which needs each address before its next event; frees are batched."""
     step = build(workload.program.next_event)
     g = workload.program.state()
     last, left = 0, workload.program.length
@@ -351,7 +355,7 @@ def _played_program(process: RealProcess, workload: Workload) -> Iterator[Piece]
 
     def play() -> None:
         nonlocal done
-        for answer, log in process.play(prepare(_asked(rows[done:]))):
+        for answer, log in process.play(prepare(_as_events(rows[done:]))):
             log["event"] += done
             answers.append(answer)
             logs.append(log)
@@ -359,7 +363,7 @@ def _played_program(process: RealProcess, workload: Workload) -> Iterator[Piece]
 
     def collected() -> Piece:
         nonlocal rows, answers, logs, done
-        piece = _asked(rows), np.concatenate(answers), np.concatenate(logs)
+        piece = _as_events(rows), np.concatenate(answers), np.concatenate(logs)
         rows, answers, logs, done = [], [], [], 0
         return piece
 
@@ -378,6 +382,6 @@ def _played_program(process: RealProcess, workload: Workload) -> Iterator[Piece]
         yield collected()
 
 
-def _asked(rows: list[tuple[int, int, int, int, int]]) -> Events:
+def _as_events(rows: list[tuple[int, int, int, int, int]]) -> Events:
     op, slot, size, align, offset = np.array(rows, "i8").reshape(-1, 5).T
     return read_only(make_events(op, slot, size, align=align, offset=offset))

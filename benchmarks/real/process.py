@@ -1,12 +1,12 @@
-"""A process that holds a real library and plays a program on it (benchmarks.real.machine_code).
+"""Process that contains a real library and plays a program on it (benchmarks.real.machine_code).
 
 ::
 
     with RealProcess(library, slots=1000, touch="all") as real:
         answers, log = real.play(prepare(events))
 
-It is kernel.linux.host's tiny process: no heap and no threads of its own, no address randomisation,
-on one processor, without capabilities.  What the library does is the only thing that happens in it.
+It is the minimal process of kernel.linux.host: without heap or threads of its own, without address
+randomisation, on one processor, without capabilities.  All activity in it is the library's.
 """
 
 import mmap
@@ -29,12 +29,12 @@ from kernel.linux.host.code import OP, OP_CALL, OP_SYSCALL, OP_TOUCH
 from kernel.linux.host.process import FIRST_FILE, HostError, HostProcess
 
 PAGE = mmap.PAGESIZE
-#: Where in the shared memory arguments of system calls are laid out.
+#: Offset in the shared memory of a buffer for arguments of system calls.
 SCRATCH = machine_code.COMMON.fields["scratch"][1]
-#: Seconds that one event may take.
+#: Timeout of one event, in seconds.
 PATIENCE = 20.0
 
-#: Anonymous areas below this, bytes, are the loader's.
+#: Anonymous mappings smaller than this, in bytes, belong to the loader.
 _LARGE = 1 << 16
 
 _MMAP, _SIGACTION, _PRCTL, _ARCH_PRCTL, _OPENAT = 9, 13, 157, 158, 257
@@ -47,7 +47,7 @@ _SECCOMP_RET_TRAP, _SECCOMP_RET_ALLOW = 0x30000, 0x7FFF0000
 
 
 class PageCounts(NamedTuple):
-    """Memory, in pages: areas, the writable of them, resident frames of the process's own."""
+    """Memory of a process in pages: mapped, mapped writable and private, resident and private."""
 
     total: int
     writable: int
@@ -55,12 +55,12 @@ class PageCounts(NamedTuple):
 
 
 def prepare(events: Events) -> np.ndarray:
-    """The (n,) EVENT records of ``events``, for a process with one thread."""
+    """Convert ``events`` to (n,) EVENT records for a process with one thread."""
     n = len(events.op)
     todo = np.zeros(n, machine_code.EVENT)
     for name in ("op", "slot", "size"):
         todo[name] = getattr(events, name)
-    # aligned_alloc: C knows no alignment below that of a pointer, and malloc gives 16 anyway.
+    # aligned_alloc rejects alignments below that of a pointer, and malloc aligns to 16 anyway.
     aligned = 1 << np.maximum(column(events, "align").astype("i8"), 4)
     todo["extra"] = np.where(todo["op"] == ALIGNED, aligned, column(events, "offset"))
     todo["turn"] = -1
@@ -68,9 +68,9 @@ def prepare(events: Events) -> np.ndarray:
 
 
 class Block:
-    """What one thread of the process and this one share: see benchmarks.real.machine_code.
+    """Memory shared by one thread of the process and this process (benchmarks.real.machine_code).
 
-    ``address``: in the process.  ``signal_stack`` and ``stack``: offsets of a thread's own.
+    ``address``, ``signal_stack`` and ``stack`` are addresses in the process.
     """
 
     def __init__(self, memory: mmap.mmap, offset: int, batch: int, log_room: int) -> None:
@@ -86,7 +86,7 @@ class Block:
         self._parts = parts
 
     def set_up(self) -> None:
-        """Fill in what stays; the memory is all zeros before."""
+        """Fill in the constant fields; the memory must be zero."""
         control, parts = self.control, self._parts
         control["own"] = self.address
         control["events"] = self.address + parts["events"]
@@ -94,38 +94,39 @@ class Block:
         control["log"] = self.address + parts["log"]
         control["log_end"] = int(control["log"]) + self.log.nbytes
 
-    def give(self, todo: np.ndarray) -> None:
-        """Lay out events (EVENT, at most a batch) and an empty log."""
+    def submit(self, todo: np.ndarray) -> None:
+        """Write the events ``todo`` (EVENT, at most a batch) and empty the log."""
         self.events[: len(todo)] = todo
         self.control["count"] = len(todo)
         self.control["done"] = 0
         self.control["log"] = self.address + self._parts["log"]
 
-    def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the answers and of the log."""
+    def collect(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of the answers and of the log."""
         done = int(self.control["done"])
         used = int(self.control["log"]) - self.address - self._parts["log"]
         return self.answers[:done].copy(), self.log[: used // self.log.itemsize].copy()
 
 
 class RealProcess:
-    """One process with ``library``, and a table of ``slots`` objects.
+    """Process with ``library`` and a table of ``slots`` objects.
 
-    ``observe``: write down every change of memory; without, an event costs nothing but itself.
-    ``sees_calls`` says whether system calls are among what is written down.  ``start``: the memory
-    when nothing has been asked of the library yet, and ``own`` what of it the library mapped when
-    it was loaded.  ``seconds``: spent in batches so far.
+    ``observe``: record every change of memory; without it, events have no overhead.
+    ``sees_calls``: True if system calls are recorded.  ``start``: the memory before the first
+    event; ``own``: the part of it that the library mapped when it was loaded.  ``seconds``: time
+    spent in batches so far.
 
-    Raises LibraryError when the library is not what runs, HostError where no process can be made.
+    Raises LibraryError if another library provides the functions, HostError if the process cannot
+    be created.
     """
 
-    #: Threads that there is room for, events in a batch of one, records in its log.
+    #: Maximum number of threads; capacity of a batch in events and of a log in records, per thread.
     THREADS, BATCH, LOG_ROOM = 1, machine_code.BATCH, machine_code.LOG_ROOM
 
     def __init__(self, library: Library, *, slots: int, touch: str, observe: bool = True) -> None:
         self.library, self.seconds = library, 0.0
         self._begun = 0
-        code, self._entries = machine_code.the_code()
+        code, self._entries = machine_code.code_file()
         first = PAGE + _whole_pages(max(slots, 1) * machine_code.OBJECT.itemsize)
         size = _parts(self.BATCH, self.LOG_ROOM)[1]
         total = first + self.THREADS * size
@@ -161,28 +162,29 @@ class RealProcess:
         self._host.close()
 
     def state(self) -> PageCounts:
-        """The memory now."""
+        """Return the current memory of the process."""
         size, resident, shared, _text, _lib, data, _dirty = map(int, self.statm().split())
         return PageCounts(size, data, resident - shared)
 
     def statm(self) -> str:
-        """What /proc/PID/statm says now."""
+        """Return the current text of /proc/PID/statm."""
         return Path(f"/proc/{self.pid}/statm").read_text()
 
     def _own(self) -> PageCounts:
-        """What the library has mapped by now: the break, and large areas that no file asked for.
+        """Measure what the library has mapped: the break and large anonymous mappings.
 
-        An anonymous area right behind a file's is its variables; small ones are the loader's.
+        An anonymous mapping directly after one of a file holds that file's variables; small ones
+        belong to the loader.
         """
         total = writable = private = 0
-        behind = 0  # end of a file's area
+        file_end = 0  # end of the latest mapping of a file
         text = Path(f"/proc/{self.pid}/smaps").read_text()
         for area in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text):
             span, rights, _offset, _device, inode, *name = area.splitlines()[0].split(maxsplit=5)
             start, end = (int(x, 16) for x in span.split("-"))
             if int(inode):
-                behind = end
-            own = name == ["[heap]"] or not (name or int(inode) or start == behind)
+                file_end = end
+            own = name == ["[heap]"] or not (name or int(inode) or start == file_end)
             if own and rights[3] == "p" and end - start >= _LARGE:
                 total += (end - start) // PAGE
                 writable += (end - start) // PAGE if "w" in rights else 0
@@ -190,28 +192,28 @@ class RealProcess:
         return PageCounts(total, writable, private)
 
     def play(self, todo: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Do the events ``todo`` (EVENT, any number); yields pieces (answers, log records).
+        """Execute the events ``todo`` (EVENT, any number); yield pieces (answers, log records).
 
         The pieces are in order; RECORD.event counts from the beginning of the piece.  Raises
-        LibraryError when the library crashes, aborts or does not return.
+        LibraryError if the library crashes, aborts or does not return.
         """
         block, first = self.blocks[0], 0
         while first < len(todo):
-            block.give(todo[first : first + self.BATCH])
+            block.submit(todo[first : first + self.BATCH])
             self._run("play")
             self._check_lost()
-            answers, log = block.take()
+            answers, log = block.collect()
             first += len(answers)
             yield answers, log
 
     # --- inside -------------------------------------------------------------------------------
 
     def _done(self) -> int:
-        """Events done in the running batch."""
+        """Return the number of events done in the current batch."""
         return sum(int(block.control["done"]) for block in self.blocks)
 
     def _run(self, entry: str) -> None:
-        """Let the main thread do a batch by ``entry`` of the code."""
+        """Let the main thread execute a batch by calling ``entry`` of the code."""
         seen, since = -1, monotonic()
 
         def watch() -> None:
@@ -241,7 +243,7 @@ class RealProcess:
             )
 
     def _check_lost(self) -> None:
-        """Raise LibraryError when a log had no room for all calls of an event."""
+        """Raise LibraryError if an event made more system calls than the log can hold."""
         if any(int(block.control["lost"]) for block in self.blocks):
             raise LibraryError(
                 f"{self.library.name}: event {self._begun} made more than {machine_code.MARGIN} "
@@ -255,7 +257,7 @@ class RealProcess:
         return self._host.run(op, faults=False, waiting=waiting)[0]
 
     def _touch(self, first: int, last: int) -> None:
-        """Write zeros to shared memory, so that no page of it is a fault later; offsets."""
+        """Write zeros to shared memory between two offsets, so that it causes no faults later."""
         op = np.array([(OP_TOUCH, 0, (machine_code.SHARED + first, last - first, 1, 0, 0, 0))], OP)
         self._host.run(op, faults=False)
 
@@ -263,7 +265,7 @@ class RealProcess:
         op = np.array([(OP_SYSCALL, number, (*args, *(0,) * (6 - len(args))))], OP)
         return int(self._host.run(op, faults=False)["value"][0])
 
-    def _must(self, what: str, number: int, *args: int) -> int:
+    def _checked_syscall(self, what: str, number: int, *args: int) -> int:
         value = self._syscall(number, *args)
         if value < 0:
             raise HostError(f"{what}: {os.strerror(-value)}")
@@ -272,9 +274,9 @@ class RealProcess:
     def _set_up(self, total: int, touched: int, touch: str, observe: bool) -> None:
         executable = mmap.PROT_READ | mmap.PROT_EXEC
         fixed = machine_code.CODE, PAGE, executable, _PRIVATE_FIXED, FIRST_FILE, 0
-        self._must("mapping the code", _MMAP, *fixed)
+        self._checked_syscall("mapping the code", _MMAP, *fixed)
         fixed = machine_code.SHARED, total, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED
-        self._must("mapping shared memory", _MMAP, *fixed, FIRST_FILE + 1, 0)
+        self._checked_syscall("mapping shared memory", _MMAP, *fixed, FIRST_FILE + 1, 0)
         self._touch(0, touched)
         common, main = self.common, self.blocks[0]
         for name in machine_code.FUNCTIONS:
@@ -285,23 +287,23 @@ class RealProcess:
         common["touch"] = TOUCH_NAMES.index(touch)
         main.set_up()
         self._map_files()
-        self._must("setting a register", _ARCH_PRCTL, _ARCH_SET_GS, main.address)
+        self._checked_syscall("setting a register", _ARCH_PRCTL, _ARCH_SET_GS, main.address)
         self.sees_calls = False
         if not observe:
             return
         name = b"/proc/self/statm\0"
         self._memory[SCRATCH : SCRATCH + len(name)] = name
         scratch = machine_code.SHARED + SCRATCH
-        common["statm"] = self._must("/proc/self/statm", _OPENAT, _AT_FDCWD, scratch, 0)
+        common["statm"] = self._checked_syscall("/proc/self/statm", _OPENAT, _AT_FDCWD, scratch, 0)
         self.sees_calls = self._trap_calls()
         common["options"] = machine_code.OPTION_LOG
         if not self.sees_calls:
             common["options"] |= machine_code.OPTION_EVERY
 
     def _map_files(self) -> None:
-        """Have the pages of libraries that are only read mapped: their faults are nobody's work.
+        """Map the read-only pages of libraries, whose faults are not the allocator's work.
 
-        A kernel that cannot (before Linux 5.14) counts some faults more.
+        On kernels without MADV_POPULATE_READ (before Linux 5.14), some more faults are counted.
         """
         for line in self._host.maps.splitlines():
             span, rights, _offset, _device, inode, *_name = line.split(maxsplit=5)
@@ -310,7 +312,7 @@ class RealProcess:
                 self._syscall(_MADVISE, start, end - start, _MADV_POPULATE_READ)
 
     def _trap_calls(self) -> bool:
-        """Have memory calls end in ``trapped``; False where that is refused."""
+        """Redirect memory system calls to ``trapped``.  Returns False if that is not permitted."""
         scratch = machine_code.SHARED + SCRATCH
         trapped, restorer = self._entries["trapped"], self._entries["restorer"]
         action = struct.pack("=4Q", trapped, _SIGNAL_FLAGS, restorer, 0)
@@ -328,7 +330,7 @@ def _whole_pages(size: int) -> int:
 
 
 def _parts(batch: int, log_room: int) -> tuple[dict[str, int], int]:
-    """Where the parts of a thread's block are, from its beginning, and how large it is."""
+    """Return the offsets of the parts of a thread's block, and the size of the block, in bytes."""
     sizes = {
         "control": machine_code.CONTROL.itemsize,
         "events": batch * machine_code.EVENT.itemsize,
@@ -345,7 +347,7 @@ def _parts(batch: int, log_room: int) -> tuple[dict[str, int], int]:
 
 
 def _filter() -> bytes:
-    """A seccomp filter: memory calls that ``trapped`` does not make itself are signals."""
+    """Build a seccomp filter that traps memory calls, except those made by the code itself."""
     load, equal, at_least, leave = 0x20, 0x15, 0x35, 0x06
     trap, allow = (leave, 0, 0, _SECCOMP_RET_TRAP), (leave, 0, 0, _SECCOMP_RET_ALLOW)
     low, high = machine_code.CODE & 0xFFFFFFFF, machine_code.CODE >> 32

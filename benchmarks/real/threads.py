@@ -1,13 +1,13 @@
-"""The threads of a program on real threads: each in its own order, objects in theirs.
+"""Replay of a trace's threads on real threads, in the order of each thread and of each object.
 
-Nothing else is kept in order.  An event waits only for the events before it of the same object::
+No other order is kept.  An event waits only for the earlier events of the same object::
 
     thread 0    malloc A ──── malloc B ── free C
                      ╲                   ╱
     thread 1          ╲──── free A   malloc C
 
-Slots of a trace are filled again by other objects, which would make strangers wait for each other:
-:class:`Naming` gives every object of a batch a number of its own.
+A trace reuses slots for other objects, which would make unrelated objects wait for each other:
+:class:`Naming` assigns a unique number to every object of a batch.
 """
 
 import os
@@ -24,17 +24,17 @@ from benchmarks.real.process import SCRATCH, RealProcess, prepare
 from kernel.engine.jit import build_once, jit
 
 _SIGACTION, _SA_RESTORER = 13, 0x04000000
-#: Bytes of a pthread_attr_t, and of what a thread's stack begins with.
+#: Bytes reserved for a pthread_attr_t.
 _ATTRIBUTES = 64
 
 
 @jit
 def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
-    """Give the objects of (n,) events numbers ``ids`` and the events their ``turn``; -1: none.
+    """Fill in the object number (``ids``) and the ``turn`` of each of (n,) events; -1: no object.
 
-    ``held`` (slots,): number + 1 of the object in a slot.  ``spare``: numbers that nobody has, of
-    which ``counts[0]`` are left; ``gone``: those whose objects died, ``counts[1]``.  ``turns``:
-    events so far, by number.
+    ``held`` (slots,): number + 1 of the object in a slot.  ``spare``: stack of ``counts[0]`` unused
+    numbers; ``gone``: the ``counts[1]`` numbers of objects that died.  ``turns``: events so far, by
+    number.
     """
     for i in range(op.shape[0]):
         s = int(slot[i])
@@ -57,7 +57,10 @@ def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
 
 
 class Naming:
-    """Numbers for the objects of ``slots`` slots; at most ``batch`` die before :meth:`reuse`."""
+    """Object numbers for ``slots`` slots.
+
+    At most ``batch`` objects may die between two calls of :meth:`reuse`.
+    """
 
     def __init__(self, slots: int, batch: int) -> None:
         self.numbers = max(slots, 1) + batch
@@ -69,7 +72,7 @@ class Naming:
         self._name = build_once(name_objects)
 
     def name(self, events: Events) -> tuple[np.ndarray, np.ndarray]:
-        """Number of each event's object, and how many events of it come before; -1: no object."""
+        """Return each event's object number and its count of earlier events; -1: no object."""
         n = len(events.op)
         ids, turn = np.zeros(n, "i8"), np.zeros(n, "i8")
         tables = (self._held, self._spare, self._gone, self._counts, self._turns)
@@ -77,7 +80,7 @@ class Naming:
         return ids, turn
 
     def reuse(self) -> np.ndarray:
-        """Numbers whose objects have died; they may be given again."""
+        """Release the numbers of objects that died, and return them."""
         left, died = self._counts.tolist()
         gone = self._gone[:died].copy()
         self._spare[left : left + died] = gone
@@ -86,10 +89,11 @@ class Naming:
 
 
 class ThreadedProcess(RealProcess):
-    """A process that has a thread for each of the program's; the first is its main thread.
+    """Process with one thread for each thread of the program; the first is its main thread.
 
-    Their stacks are in the shared memory, so that no thread adds to what is measured, but what the
-    C library allocates for one does: it asks the library for it.  They run on all processors.
+    The stacks are in the shared memory and therefore not measured.  Memory that the C library
+    allocates for a thread is measured, because it comes from the library under test.  The threads
+    run on all processors.
     """
 
     THREADS, BATCH, LOG_ROOM = machine_code.MOST_THREADS, 1 << 13, machine_code.MARGIN + (1 << 12)
@@ -106,18 +110,18 @@ class ThreadedProcess(RealProcess):
             self.close()
             raise
         self._alive = {0}
-        #: Threads that there were.
+        #: Numbers of all threads so far.
         self.threads_seen = {0}
 
     def play_threads(self, events: Events) -> tuple[Events, np.ndarray, np.ndarray]:
-        """Do at most BATCH events; returns them as they ended, their answers, and the log.
+        """Execute at most BATCH events.  Returns them in the order they ended, answers, and log.
 
-        The events' slots are the objects' numbers.  RECORD.event counts in the order returned.
-        Raises LibraryError.
+        The slots of the returned events are object numbers, and RECORD.event is an index into these
+        events.  Raises LibraryError.
         """
         threads = column(events, "thread")
         if len(threads) and int(threads.max()) >= self.THREADS:
-            raise LibraryError(f"{self.library.name}: more than {self.THREADS} threads")
+            raise LibraryError(f"{self.library.name}: trace of more than {self.THREADS} threads")
         ids, turn = self.naming.name(events)
         todo = prepare(events)
         todo["slot"], todo["turn"] = ids, turn
@@ -140,7 +144,7 @@ class ThreadedProcess(RealProcess):
         return moved, answers[order], log
 
     def _in_order(self, ranks: list[np.ndarray], logs: list[np.ndarray], last: int) -> np.ndarray:
-        """The threads' logs as one, and after it what the memory is now that all rest."""
+        """Merge the threads' logs, and append the current memory, while all threads wait."""
         now = np.zeros(1, machine_code.RECORD)
         if self.common["options"]:
             now["nr"], now["event"] = machine_code.AFTER, last
@@ -152,9 +156,9 @@ class ThreadedProcess(RealProcess):
     def _round(
         self, todo: np.ndarray, left: dict[int, np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Let all threads go on until they are done or a log is full; rows, answers and log each.
+        """Run all threads until they are done or a log is full; yield rows, answers, log of each.
 
-        ``left``: rows to do, by thread; what is done is taken away.
+        ``left``: rows to execute, by thread; rows that are done are removed.
         """
         for thread in set(left) - self._alive:
             self._create(thread)
@@ -164,14 +168,14 @@ class ThreadedProcess(RealProcess):
         self.common["other"][: len(others)] = [self.blocks[t].address for t in others]
         nothing = np.empty(0, "i8")
         for thread in {0, *left}:
-            self.blocks[thread].give(todo[left.get(thread, nothing)[: self.BATCH]])
+            self.blocks[thread].submit(todo[left.get(thread, nothing)[: self.BATCH]])
         self._run("lead")
         for thread in others:
             if self.blocks[thread].control["ended"]:
                 self._join(thread)
         self._check_lost()
         for thread in list(left):
-            answers, log = self.blocks[thread].take()
+            answers, log = self.blocks[thread].collect()
             done = len(answers)
             if done:
                 yield left[thread][:done], answers, log
@@ -180,7 +184,7 @@ class ThreadedProcess(RealProcess):
                 del left[thread]
 
     def _create(self, thread: int) -> None:
-        """Start a thread; it waits for its first batch."""
+        """Start a thread, which waits for its first batch.  Raises LibraryError."""
         block = self.blocks[thread]
         if thread not in self.threads_seen:
             self._touch(block.offset, block.offset + block.size)
@@ -200,19 +204,21 @@ class ThreadedProcess(RealProcess):
             result = self._call(self._pthread[name], *args)
             if result["sig"] or result["value"] & 0xFFFFFFFF:
                 raise LibraryError(
-                    f"{self.library.name}: thread {thread} cannot be started: "
+                    f"{self.library.name}: cannot start thread {thread}: "
                     f"{os.strerror(int(result['value']) & 0xFFFFFFFF)}"
                 )
         self._alive.add(thread)
 
     def _join(self, thread: int) -> None:
-        """Wait for a thread that ends."""
+        """Wait for the end of a thread."""
         self._call(self._pthread["join"], int(self.blocks[thread].control["thread"]), 0)
         self._alive.discard(thread)
 
     def _crash_by_default(self) -> None:
-        """Let the process die of its signals: the host's handler knows the main thread only."""
+        """Restore the default action of signals: the host's handler supports one thread only."""
         action = struct.pack("=4Q", 0, _SA_RESTORER, self._entries["restorer"], 0)
         self._memory[SCRATCH : SCRATCH + len(action)] = action
         for number in (signal.SIGSEGV, signal.SIGBUS):
-            self._must("a signal", _SIGACTION, number, machine_code.SHARED + SCRATCH, 0, 8)
+            self._checked_syscall(
+                "a signal", _SIGACTION, number, machine_code.SHARED + SCRATCH, 0, 8
+            )

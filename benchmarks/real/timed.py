@@ -1,17 +1,18 @@
-"""Seconds that a real library takes: the compiled loop of the model calls its functions.
+"""Timing of a real library: the compiled replay loop of the model calls its functions.
 
-The process is a fresh Python under LD_PRELOAD.  As with the model nothing is touched, so that what
-is measured is the library's own work; unlike the model's, that contains the system calls it makes
-and the page faults of its own headers and lists.
+The process is a new Python process under LD_PRELOAD.  As with the model, blocks are not touched, so
+that the time is the library's own work.  Unlike with the model, that time includes the library's
+system calls and the page faults on its headers and lists.
 
-A replay begins when every block of the one before has been freed, outside the clock.  What the
-library then keeps it may use again: from the second replay on (the first is no sample) it is in the
-state of a program that has run for long, as the model's host memory is warm.
+Before each replay, all blocks of the previous one are freed, outside the timed part.  The library
+may reuse the memory that it retains: from the second replay on (the first is not a sample), it is
+in the state of a long-running program, as the model's host memory is warm.
 
-With one thread the loop runs in the process's main thread: glibc gives others another arena.  With
-real threads (ThreadedTimed) each of the trace's threads is one, new for every replay, and an event
-waits for those before it of the same object, as in benchmarks.real.threads; the clock runs from
-when all are there until the last is through.
+With one thread, the loop runs in the process's main thread, because glibc assigns another arena to
+other threads.  With real threads (ThreadedTimed), each thread of the trace is a thread, created for
+every replay, and an event waits for the earlier events of the same object, as in
+benchmarks.real.threads.  The clock runs from the moment when all threads are ready until the last
+one has finished.
 """
 
 import ctypes
@@ -34,7 +35,7 @@ from kernel.engine.jit import build, disabled, jit
 from kernel.engine.record import record
 from kernel.types import TASK
 
-#: Functions that must all be the library's.
+#: Functions that the library must provide.
 _FUNCTIONS = ("malloc", "free", "calloc", "realloc", "aligned_alloc")
 
 
@@ -65,16 +66,18 @@ def check_process(library: Library) -> None:
 
 
 class Timed:
-    """A workload ready to be replayed on the library that this process runs on."""
+    """Workload ready to be replayed on the library that this process runs on.
+
+    Raises LibraryError if the process runs on another library.
+    """
 
     def __init__(self, library: Library, workload: Workload) -> None:
-        """Raises LibraryError when the process runs on another library."""
         check_process(library)
         bindings = TIMED | libc.bindings(touches=False)
         self._simulation = Simulation(libc.plugin(), workload, KernelConfig(), bindings)
 
     def replay(self, events: int | None = None) -> float:
-        """Replay the first ``events`` events, or all; returns the seconds of the loop alone."""
+        """Replay the first ``events`` events, or all.  Returns the seconds of the loop alone."""
         simulation = self._simulation
         try:
             return simulation.replay(events, watch=False)
@@ -85,46 +88,47 @@ class Timed:
 
 # --- Threads -------------------------------------------------------------------------------------
 
-#: Whether the stored events have these columns; bound by build.
+#: True if the stored events have the column; bound by build.
 HAS_ALIGN = False
 
-#: What stands for the kernel, one for each thread, apart from the others' cache lines.
+#: Stand-in for the kernel's state, one per thread, padded to share no cache line with another.
 _TASK = np.dtype([("before", "u1", (128,)), ("task", TASK), ("behind", "u1", (128,))], align=True)
-#: Words of a cache line, times two: what is fetched in pairs.
+#: Distance of shared words, in words: two cache lines, because processors prefetch them in pairs.
 _APART = 16
 
 
 @jit
 def load_acquire(base, index):
-    """benchmarks.real.atomic.load_acquire, bound by build."""
+    """Placeholder for benchmarks.real.atomic.load_acquire, bound by build."""
     raise NotImplementedError
 
 
 @jit
 def store_release(base, index, word):
-    """benchmarks.real.atomic.store_release, bound by build."""
+    """Placeholder for benchmarks.real.atomic.store_release, bound by build."""
     raise NotImplementedError
 
 
 @jit
 def sched_yield():
-    """Let another thread run: the system call, bound by build."""
+    """Placeholder for the C library's sched_yield, bound by build."""
     raise NotImplementedError
 
 
 @jit
 def wait_for(base, index, word):
-    """Let others run until a shared word is ``word``."""
+    """Yield the processor until the shared word at ``base`` and ``index`` equals ``word``."""
     while load_acquire(base, index) != word:
         sched_yield()
 
 
 @jit
 def replay_thread(k, a, r, objects, e, turn, turns, arrived, place, go):
-    """Replay (n,) events of one thread, whose slots are objects' numbers.
+    """Replay (n,) events of one thread; their slots are object numbers.
 
-    ``turn`` (n,): events of the same object that come before.  Addresses of shared words:
-    ``turns``, events done by object; ``arrived``, of which ``place`` is this thread's; ``go``.
+    ``turn`` (n,): number of earlier events of the same object.  ``turns``, ``arrived`` and ``go``
+    are addresses of shared words: events done, by object; readiness of the threads, where ``place``
+    is the index of this one; the start signal.
     """
     store_release(arrived, place, 1)
     wait_for(go, 0, 1)
@@ -140,19 +144,22 @@ def replay_thread(k, a, r, objects, e, turn, turns, arrived, place, go):
 
 
 class ThreadedTimed:
-    """The same with a real thread for each of the trace's; events are stored.
+    """Workload ready to be replayed with one real thread for each thread of the trace.
 
-    Raises LibraryError when the process runs on another library, or for a stream of events.
+    Raises LibraryError if the process runs on another library, or for a stream of events.
     """
 
     def __init__(self, library: Library, workload: Workload) -> None:
         check_process(library)
         if workload.stream is not None:
             raise LibraryError(
-                f"{library.label}: real threads are timed on stored events: workload.stream=never"
+                f"{library.label}: real threads are timed on stored events only; "
+                "set workload.stream=never"
             )
         if disabled():
-            raise LibraryError(f"{library.label}: real threads need the compiler")
+            raise LibraryError(
+                f"{library.label}: real threads need compiled code; unset NUMBA_DISABLE_JIT"
+            )
         from numba import types
 
         from benchmarks.real import atomic
@@ -180,9 +187,9 @@ class ThreadedTimed:
         self._run(0, nothing, turn[:0], np.zeros((1, 2), "i8"), np.zeros(1, "i8"))  # compile
 
     def replay(self, events: int | None = None) -> float:
-        """Replay all events; seconds from when all threads are there until the last is through."""
+        """Replay all events.  Returns the seconds from the start to the end of the last thread."""
         objects, turns = np.zeros((self._numbers, 2), "i8"), np.zeros(self._numbers, "i8")
-        objects.fill(0)  # now, and not in the loop, the pages come
+        objects.fill(0)  # take the page faults here, not in the loop
         turns.fill(0)
         self._shared.fill(0)
         ends = [0.0] * len(self._parts)
@@ -217,13 +224,16 @@ class ThreadedTimed:
 
 
 def _rows(events: Events, ids: np.ndarray, chosen: np.ndarray) -> Events:
-    """The chosen rows, with objects' numbers for slots."""
+    """Return the chosen rows, with object numbers as slots."""
     return Events(
         *(data[chosen] if len(data) else data for data in events._replace(slot=ids.astype("i4")))
     )
 
 
-def timed(library: Library, workload: Workload) -> Timed | ThreadedTimed:
-    """What the library's settings ask for; a program that waits for addresses has one thread."""
+def make_timed(library: Library, workload: Workload) -> Timed | ThreadedTimed:
+    """Create a ThreadedTimed if the library's settings ask for real threads, else a Timed.
+
+    A workload that reacts to addresses (a program) always has one thread.
+    """
     threaded = library.threads == REAL and workload.program is None
     return (ThreadedTimed if threaded else Timed)(library, workload)

@@ -1,4 +1,4 @@
-"""The replay: one compiled loop, the simulation around it, and the metrics that it yields.
+"""Replay of a workload: one compiled loop, the simulation around it, and the resulting metrics.
 
-Imports workloads/ and what is below it; analysis/ reads its table of metrics and nothing else.
+Imports workloads/ and the layers below it; analysis/ reads only the table of metrics.
 """

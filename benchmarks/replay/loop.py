@@ -1,13 +1,13 @@
-"""The replay loop: one specialised compiled loop for each allocator, workload kind and switches.
+"""Replay loop, specialised and compiled for each allocator, kind of workload and set of switches.
 
-``replay_events`` walks stored events; ``replay_program`` asks a compiled generator for the next
-event and tells it the address that came back.  Both hand each event to :func:`apply`, which plays
-the program: it calls the allocator, keeps the table of its objects, and uses its memory as the
-setting TOUCH says.
+``replay_events`` walks stored events; ``replay_program`` gets each event from a compiled generator
+and passes back the address that the allocator returned.  Both hand each event to :func:`apply`,
+which plays the program: it calls the allocator, keeps the table of live objects, and touches their
+memory according to the setting TOUCH.
 
-What the loop observes (OBSERVE) is exact per event and free of sampling: peaks, the four
-Johnstone-Wilson measures, histograms of loads + stores per operation.  TIMELINE adds rows over
-time; when the table is full every other row goes and the stride doubles, so any length fits.
+With OBSERVE, the statistics are exact per event, not sampled: peaks, the four Johnstone-Wilson
+measures, histograms of loads + stores per operation.  TIMELINE adds rows over time; when the table
+is full, every other row is dropped and the stride doubles, so that any length fits.
 """
 
 import numpy as np
@@ -44,18 +44,18 @@ from kernel.types import (
 )
 from kernel.vma import covered, heap_pages
 
-# --- Switches of the loop (bound by build, as those of kernel.engine.switches) -------------------
+# --- Switches of the loop (bound by build, like those of kernel.engine.switches) -----------------
 
 TOUCH = TOUCH_ALL
-#: Exact per-event statistics.
+#: Collect exact per-event statistics.
 OBSERVE = True
-#: Rows over time.
+#: Record rows over time.
 TIMELINE = True
-#: Physical memory is checked after every event (needs kernel.engine.switches.FRAMES).
+#: Check physical memory after every event (needs kernel.engine.switches.FRAMES).
 CHECK_FRAMES = False
-#: Events after which the plugin's own checker looks at the heap; 0: never.
+#: Call the plugin's check() after every so many events; 0: never.
 CHECK_EVERY = 0
-#: Whether the stored events have these columns.
+#: True if the stored events have the column.
 HAS_ALIGN = False
 HAS_THREAD = False
 HAS_OFFSET = False
@@ -63,11 +63,12 @@ HAS_SITE = False
 
 # --- Results of a run ----------------------------------------------------------------------------
 
-#: Steps (loads + stores) below 1024 are counted exactly, above within 1.6 %: log2 of both.
+#: Histogram of steps (loads + stores): exact below 2**10, above that 2**6 buckets per power of two
+#: (within 1.6 %).
 STEPS_EXACT, STEPS_PARTS = 10, 6
 STEP_BUCKETS = bucket_count(STEPS_EXACT, STEPS_PARTS)
 
-#: Columns of the timeline, as :func:`timeline_row` fills them, and those of them that are in pages.
+#: Columns of the timeline, in the order of :func:`timeline_row`, and those measured in pages.
 TIMELINE_COLUMNS = (
     "event",
     "live",
@@ -92,25 +93,25 @@ RUN = np.dtype(
         ("heap_at_peak_live", "i8"),
         ("live_at_peak_heap", "i8"),
         ("peak_heap", "i8"),
-        ("allocated", "i8"),  # bytes requested in all; a realloc counts as free then malloc
-        ("operations", "i8"),  # events of the allocator that were not skipped
-        ("failed", "i8"),  # of these, how many returned NULL
-        ("skipped", "i8"),  # events of objects whose allocation had failed
+        ("allocated", "i8"),  # total bytes requested; a realloc counts as free then malloc
+        ("operations", "i8"),  # allocator events that were not skipped
+        ("failed", "i8"),  # operations that returned NULL
+        ("skipped", "i8"),  # events on objects whose allocation had failed
         ("first_failure", "i8"),  # event number of the first NULL, -1 if none
         ("ratio_events", "i8"),  # events with live > 0, over which heap / live is averaged
-        ("ratio_sum", "f8"),  # sum of heap / live over those
+        ("ratio_sum", "f8"),  # sum of heap / live over these events
         ("ratio_sum_rss", "f8"),
         ("live_sum", "f8"),  # sum of live over all events
         ("heap_sum", "f8"),
         ("rss_sum", "f8"),
-        ("checksum", "i8"),  # over all addresses returned
-        ("steps", "i8"),  # loads + stores before the running event
+        ("checksum", "i8"),  # sum of all addresses returned
+        ("steps", "i8"),  # loads + stores before the current event
         ("max_steps", "i8"),
         ("rows", "i8"),  # timeline rows filled
         ("stride", "i8"),  # events between rows
         ("next_row", "i8"),  # event of the next row
-        ("last", "i8"),  # address that the last event of a program got
-        ("frames_checks", "i8"),  # times that physical memory was found sound
+        ("last", "i8"),  # address returned to a program's latest event
+        ("frames_checks", "i8"),  # number of checks of physical memory that passed
         ("histogram", "i8", (2, STEP_BUCKETS)),  # steps of allocations and of frees
         ("timeline", "i8", (TIMELINE_ROWS, TIMELINE_WIDTH)),
     ],
@@ -118,13 +119,13 @@ RUN = np.dtype(
 )
 
 
-#: System calls so far, of an MM.
+#: Return the number of system calls counted in an MM record.
 system_calls = summed(counter.field for counter in CALLS)
 
 
 @jit(cold=True)
 def verify_frames(k, r):
-    """End the process when a frame is lost, there twice or mixed up; count the check."""
+    """Count a check of physical memory; abort if a frame is lost, duplicated or misfiled."""
     code = check_frames(k)
     if code:
         abort(k, ABORT_FRAMES, code)
@@ -133,10 +134,7 @@ def verify_frames(k, r):
 
 @jit(cold=True)
 def verify_heap(k, a):
-    """End the process when the plugin's checker finds the heap broken.
-
-    The checker's own loads and stores do not count.
-    """
+    """Abort if the plugin's check() finds a broken invariant; its accesses are not counted."""
     mm = k.mm
     loads, stores = mm.loads, mm.stores
     code = check(k, a)
@@ -148,7 +146,7 @@ def verify_heap(k, a):
 
 @jit
 def timeline_row(k, r, event):
-    """The row of TIMELINE_COLUMNS after ``event``."""
+    """Return the values of TIMELINE_COLUMNS after ``event``."""
     mm = k.mm
     return (
         event,
@@ -165,7 +163,7 @@ def timeline_row(k, r, event):
 
 @jit(cold=True)
 def sample(k, r, event):
-    """Append a timeline row; thin the table out first when it is full."""
+    """Append a timeline row; if the table is full, drop every other row first."""
     if r.rows == TIMELINE_ROWS:
         r.rows >>= 1
         for i in range(r.rows):
@@ -182,7 +180,7 @@ def sample(k, r, event):
 
 @jit(inline=True)
 def observe(k, r, op):
-    """Take the exact per-event statistics after an event of the allocator."""
+    """Update the exact statistics after one allocator event."""
     mm = k.mm
     heap = heap_pages(mm) << PAGE_SHIFT
     if r.live > r.peak_live:
@@ -210,7 +208,7 @@ def observe(k, r, op):
 
 @jit(inline=True)
 def use_block(k, p, begin, end):
-    """The program uses bytes [begin, end) of its new block at ``p``, as TOUCH says."""
+    """Touch bytes [begin, end) of the new block at ``p`` as the program would, by TOUCH."""
     if TOUCH == TOUCH_FIRST:
         if begin == 0 and end > 0:
             touch(k, p, 8, 1)
@@ -222,7 +220,7 @@ def use_block(k, p, begin, end):
 
 @jit(inline=True)
 def born(k, r, objects, slot, p, size):
-    """Enter the block at ``p`` (0: allocation failed) as object ``slot``; returns ``p``."""
+    """Record the block at ``p`` (0: allocation failed) as object ``slot``.  Returns ``p`` or 0."""
     objects[slot, 0] = p
     objects[slot, 1] = size
     if p <= 0:
@@ -241,7 +239,7 @@ def born(k, r, objects, slot, p, size):
 
 @jit(cold=True)
 def inspect(k, p, size, alignment):
-    """End the process when the block of ``size`` bytes at ``p`` is not what was asked for."""
+    """Abort if the block of ``size`` bytes at ``p`` is misaligned or outside mapped memory."""
     if p & (alignment - 1):
         abort(k, ABORT_MISALIGNED, p)
     if not covered(k, p, p + max(size, 1), VM_READ | VM_WRITE):
@@ -298,7 +296,7 @@ def do_realloc(k, a, r, objects, slot, size):
 
 @jit(inline=True)
 def died(r, objects, slot):
-    """Strike object ``slot`` off the table, before its block is freed."""
+    """Remove object ``slot`` from the table, before its block is freed."""
     if OBSERVE or TIMELINE:
         r.live -= objects[slot, 1]
     if OBSERVE:
@@ -309,14 +307,14 @@ def died(r, objects, slot):
 
 @jit(inline=True)
 def apply(k, a, r, objects, op, slot, size, align, offset):
-    """Let the program do one event; returns the address it got, else 0."""
+    """Execute one event of the program.  Returns the address allocated, or 0."""
     if op == ops.MALLOC:
         p = born(k, r, objects, slot, malloc(k, a, size), size)
         if p:
             use_block(k, p, 0, size)
         return p
     if op == ops.FREE:
-        if slot < 0:  # free(NULL) is an event, though no allocator has work with it
+        if slot < 0:  # free(NULL) counts as an event, but the allocator is not called
             if OBSERVE:
                 r.operations += 1
             return 0
@@ -333,7 +331,7 @@ def apply(k, a, r, objects, op, slot, size, align, offset):
 
 @jit(cold=True)
 def apply_rare(k, a, r, objects, op, slot, size, align, offset):
-    """The events other than malloc and free."""
+    """Execute an event other than malloc and free.  Returns the address allocated, or 0."""
     if op == ops.REALLOC:
         return do_realloc(k, a, r, objects, slot, size)
     if op == ops.CALLOC:
@@ -360,7 +358,7 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
 
 @jit
 def replay_events(k, a, r, objects, e, begin, end):
-    """Replay the first rows of ``e``, which are the events [begin, end) of the workload."""
+    """Replay events [begin, end) of the workload, which are the first rows of ``e``."""
     task = k.task
     for i in range(end - begin):
         now = begin + i
@@ -385,13 +383,17 @@ def replay_events(k, a, r, objects, e, begin, end):
 
 @jit
 def next_event(g, last):
-    """A generator's step: fill ``g`` (op, slot, request, align, offset); False at the end."""
+    """Fill ``g`` (op, slot, request, align, offset) with the next event; return False at the end.
+
+    Placeholder for the generator's own function, which build binds.  ``last``: the address that
+    the previous event returned.
+    """
     return False
 
 
 @jit
 def replay_program(k, a, r, objects, g, begin, end):
-    """Replay what the compiled generator asks for, at most to event ``end``; returns the count."""
+    """Replay the events of a compiled generator, up to event ``end``.  Returns where it stopped."""
     task = k.task
     last = r.last
     i = begin

@@ -1,4 +1,4 @@
-"""Metrics and timeline, computed from the state that an observed replay leaves."""
+"""Metrics and timeline, computed from the state at the end of an observed replay."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,9 +22,9 @@ from kernel.vma import heap_pages
 
 
 def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
-    """Columns of the timeline in ``r``, (rows,) int64 each, and a row for the end of the run.
+    """Return the columns of the timeline in ``r``, (rows,) int64 each; the last row is the end.
 
-    ``page``: bytes of a base page.
+    ``page``: size of a base page in bytes.
     """
     rows = r.timeline[: r.rows]
     last = int(k.task.now)
@@ -35,28 +35,28 @@ def timeline(k: np.record, r: np.record, page: int) -> dict[str, np.ndarray]:
 
 
 def _over(numerator: float, denominator: float) -> float:
-    """Percent by which the numerator exceeds the denominator; 0 without a denominator."""
+    """Return the percentage by which the numerator exceeds the denominator; 0 if that is 0."""
     return 100.0 * (numerator / denominator - 1.0) if denominator else 0.0
 
 
 def _count(k: np.record, counter: Counter) -> int:
-    """How far ``counter`` has come; 0 where its part of the kernel is off."""
+    """Return the value of ``counter``; 0 if its part of the kernel is off."""
     return int(k[counter.record][counter.field]) if counter.record in k.dtype.names else 0
 
 
 def kernel_work(k: np.record, page: int) -> dict[str, int]:
-    """How often each kind of kernel work that has a price (kernel.cost.COSTS) was done.
+    """Count each kind of kernel work that has a price (kernel.cost.COSTS).
 
-    ``page``: bytes of a base page.
+    ``page``: size of a base page in bytes.
     """
     work = {counter.price: _count(k, counter) for counter in COUNTERS if counter.price}
-    # The frames of a huge page have their price together.
+    # A huge page has one price: its frames must not be charged one by one as well.
     work["page_returned"] -= work["huge_page_returned"] * (page // 8)
     return work
 
 
 def counted(k: np.record, page: int) -> dict[str, int]:
-    """The metrics that a counter is; ``page`` in bytes."""
+    """Return the metrics that are plain counters; ``page`` in bytes."""
     return {
         counter.metric: _count(k, counter) * (page if counter.unit == "bytes" else 1)
         for counter in COUNTERS
@@ -65,27 +65,27 @@ def counted(k: np.record, page: int) -> dict[str, int]:
 
 
 def modelled_ns(k: np.record, page: int, cost: Mapping[str, float]) -> float:
-    """Nanoseconds that the kernel work counted in ``k`` costs by the table ``cost``.
+    """Price the kernel work counted in ``k`` by the table ``cost``, in nanoseconds.
 
-    ``page``: bytes of a base page.
+    ``page``: size of a base page in bytes.
     """
     return float(sum(n * cost[kind] for kind, n in kernel_work(k, page).items()))
 
 
 def has_frames(k: np.record) -> bool:
-    """Whether the kernel has physical memory (kernel.frames)."""
+    """Return True if the kernel models physical memory (kernel.frames)."""
     return "vmstat" in k.dtype.names
 
 
 def has_tlb(k: np.record) -> bool:
-    """Whether the kernel has TLBs (kernel.tlb)."""
+    """Return True if the kernel models TLBs (kernel.tlb)."""
     return "tlb_stat" in k.dtype.names
 
 
 def frames_metrics(k: np.record, r: np.record, page: int) -> dict[str, float]:
-    """The metrics of physical memory that are no counters; ``page`` in bytes."""
+    """Compute the metrics of physical memory that are not plain counters; ``page`` in bytes."""
     blocks = free_blocks(k)
-    huge = page.bit_length() - 4  # log2 of a huge page's frames
+    huge = page.bit_length() - 4  # log2 of the frames in a huge page
     return {
         "end_free_frames": int(k.zone["free"].sum()),
         "unusable_free_huge": unusable_free_index(blocks, huge),
@@ -95,7 +95,7 @@ def frames_metrics(k: np.record, r: np.record, page: int) -> dict[str, float]:
 
 
 def tlb_metrics(k: np.record) -> dict[str, float]:
-    """The metrics of the TLBs that are no counters."""
+    """Compute the metrics of the TLBs that are not plain counters."""
     levels, stat = k.tlb_level, k.tlb_stat
     return {
         "tlb_l1_misses": int(levels[L1_BASE].misses + levels[L1_HUGE].misses),
@@ -117,7 +117,7 @@ def measured(k: np.record, r: np.record, page: int, cost: Mapping[str, float]) -
 def _always_measured(
     k: np.record, r: np.record, page: int, cost: Mapping[str, float]
 ) -> dict[str, float]:
-    """The metrics that every kernel has and that are no counters."""
+    """Compute the metrics that exist on every kernel and are not plain counters."""
     mm = k.mm
     n = max(int(r.operations), 1)
     heap = int(heap_pages(mm)) * page

@@ -1,10 +1,11 @@
 """``python -m benchmarks.replay.metrics``: print the table of metrics, as Markdown.
 
-The summary, the figures and the README say about a number what this table says.
+The summary, the figures and the README take the description of every metric from this table.
 
-Definitions: live is the sum of requested bytes of live objects; heap what the allocator has mapped
-since its start (PROT_NONE reservations apart); RSS the resident frames, without page tables and the
-shared zero page.  Peaks are exact per event and means weigh every event equally.
+Definitions: live is the sum of the requested bytes of live objects; heap is the memory that the
+allocator has mapped since its start, without PROT_NONE reservations; RSS is the resident frames,
+without page tables and the shared zero page.  Peaks are exact per event; means weigh every event
+equally.
 """
 
 from typing import NamedTuple
@@ -14,12 +15,13 @@ from kernel.counters import Counter
 
 
 class Metric(NamedTuple):
-    """One number of a run.
+    """One metric of a run.
 
-    ``better`` is "lower", "higher" or "" (neither); ``timed`` marks what bench.json holds, all else
-    is deterministic and stands in metrics.json.  ``part``: written only when that part of the
-    kernel model is on, kernel.frames or kernel.tlb.  ``modelled``: only the model can tell, so that
-    runs on a real library lack it.  ``rare``: a summary leaves it out where it is 0.
+    ``better`` is "lower", "higher" or "" (neither).  ``timed``: measured and stored in bench.json;
+    every other metric is deterministic and stored in metrics.json.  ``part``: written only if that
+    part of the kernel model, kernel.frames or kernel.tlb, is on.  ``modelled``: available only from
+    the model, so that runs on a real library do not have it.  ``rare``: omitted from summaries if
+    it is 0.
     """
 
     name: str
@@ -45,7 +47,7 @@ def _tlb(name: str, unit: str, better: str, meaning: str) -> Metric:
 
 
 def _counted(*those: Counter) -> tuple[Metric, ...]:
-    """The metrics of counters (kernel.counters)."""
+    """Return the metrics of the given counters (kernel.counters) that have one."""
     parts = {"mm": "", "vmstat": "frames", "tlb_stat": "tlb"}
     return tuple(
         Metric(
@@ -59,32 +61,32 @@ def _counted(*those: Counter) -> tuple[Metric, ...]:
     )
 
 
-#: System calls by kind; page faults, in all and by cause.
+#: System calls by kind; page faults, total and by cause.
 CALLS, FAULTS = _counted(*counters.CALLS), _counted(*counters.FAULTS)
 
 METRICS = (
-    Metric("ns_per_op", "ns", "lower", "measured time of one allocator event", timed=True),
+    Metric("ns_per_op", "ns", "lower", "measured time per allocator event", timed=True),
     _modelled("kernel_ns_per_op", "ns", "lower", "modelled time in the kernel per allocator event"),
     Metric("operations", "events", "", "malloc, calloc, realloc, aligned allocation and free"),
-    Metric("failed", "events", "lower", "requests answered with NULL"),
-    Metric("skipped", "events", "lower", "events of objects whose allocation had failed"),
-    Metric("allocated", "bytes", "", "requested in all; a realloc counts as free then malloc"),
-    Metric("peak_live", "bytes", "", "largest live"),
-    Metric("peak_live_objects", "objects", "", "largest number of live objects"),
-    Metric("peak_heap", "bytes", "lower", "largest heap"),
-    Metric("peak_rss", "bytes", "lower", "largest RSS"),
-    _modelled("peak_page_tables", "bytes", "lower", "largest size of the page tables"),
-    Metric("mean_live", "bytes", "", "live, averaged over events"),
-    Metric("mean_heap", "bytes", "lower", "heap, averaged over events"),
-    Metric("mean_rss", "bytes", "lower", "RSS, averaged over events"),
-    Metric("end_live", "bytes", "", "live after the last event"),
-    Metric("end_heap", "bytes", "lower", "heap after the last event"),
+    Metric("failed", "events", "lower", "requests that returned NULL"),
+    Metric("skipped", "events", "lower", "events on objects whose allocation had failed"),
+    Metric("allocated", "bytes", "", "total requested bytes; a realloc counts as free then malloc"),
+    Metric("peak_live", "bytes", "", "peak live bytes"),
+    Metric("peak_live_objects", "objects", "", "peak number of live objects"),
+    Metric("peak_heap", "bytes", "lower", "peak heap size"),
+    Metric("peak_rss", "bytes", "lower", "peak RSS"),
+    _modelled("peak_page_tables", "bytes", "lower", "peak size of the page tables"),
+    Metric("mean_live", "bytes", "", "live bytes, mean over events"),
+    Metric("mean_heap", "bytes", "lower", "heap size, mean over events"),
+    Metric("mean_rss", "bytes", "lower", "RSS, mean over events"),
+    Metric("end_live", "bytes", "", "live bytes after the last event"),
+    Metric("end_heap", "bytes", "lower", "heap size after the last event"),
     Metric("end_rss", "bytes", "lower", "RSS after the last event"),
-    Metric("fragmentation_mean", "%", "lower", "heap over live, averaged over events, over 100 %"),
-    Metric("fragmentation_peak_live", "%", "lower", "heap over live when live is largest"),
-    Metric("fragmentation_peak_heap", "%", "lower", "heap over live when heap is largest"),
-    Metric("fragmentation_peaks", "%", "lower", "largest heap over largest live"),
-    Metric("syscalls", "calls", "lower", "system calls in all"),
+    Metric("fragmentation_mean", "%", "lower", "mean over events of heap ÷ live, minus 100 %"),
+    Metric("fragmentation_peak_live", "%", "lower", "heap ÷ live at peak live, minus 100 %"),
+    Metric("fragmentation_peak_heap", "%", "lower", "heap ÷ live at peak heap, minus 100 %"),
+    Metric("fragmentation_peaks", "%", "lower", "peak heap ÷ peak live, minus 100 %"),
+    Metric("syscalls", "calls", "lower", "total system calls"),
     *CALLS,
     *_counted(counters.FAILED),
     *FAULTS,
@@ -100,39 +102,39 @@ METRICS = (
     _modelled("steps_p90", "steps", "lower", "loads + stores per event, 90th percentile"),
     _modelled("steps_p99", "steps", "lower", "loads + stores per event, 99th percentile"),
     _modelled("steps_p999", "steps", "lower", "loads + stores per event, 99.9th percentile"),
-    _modelled("steps_max", "steps", "lower", "loads + stores of the costliest event"),
+    _modelled("steps_max", "steps", "lower", "loads + stores per event, maximum"),
     *_counted(*counters.PAYLOAD),
     *_counted(*counters.SWAP, *counters.FRAMES),
-    _frames("end_free_frames", "frames", "", "free after the last event"),
+    _frames("end_free_frames", "frames", "", "free frames after the last event"),
     _frames(
         "unusable_free_huge",
         "share",
         "lower",
-        "of the free frames at the end, unfit for huge pages",
+        "share of the free frames at the end in blocks too small for a huge page",
     ),
     _frames(
         "fragmentation_index_huge",
         "index",
         "",
-        "why a huge page fails at the end: 0 lack of memory, 1 fragmentation; -1: it does not",
+        "why a huge page fails at the end, 0 (no memory) to 1 (fragmentation); -1: none fails",
     ),
-    _frames("frames_checks", "checks", "", "times that all frames were checked and accounted for"),
-    _tlb("tlb_l1_misses", "accesses", "lower", "not in the first level, base and huge pages"),
-    _tlb("tlb_l2_misses", "accesses", "lower", "not in the second level either"),
+    _frames("frames_checks", "checks", "", "passed checks that account for every frame"),
+    _tlb("tlb_l1_misses", "accesses", "lower", "misses in the first-level TLBs, base + huge pages"),
+    _tlb("tlb_l2_misses", "accesses", "lower", "misses in the second-level TLB"),
     *_counted(*counters.TLB),
-    _tlb("tlb_flushes", "flushes", "lower", "of one page or of everything"),
+    _tlb("tlb_flushes", "flushes", "lower", "TLB flushes, of one page or of everything"),
 )
 
-#: The table by name.
+#: Metrics by name.
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 
-#: Names of the metrics that a run on a real library (allocator=native/…) has too.
+#: Names of the metrics that a run on a real library (allocator=native/…) also has.
 OF_NATIVE_RUNS = tuple(m.name for m in METRICS if not m.modelled)
 
 
 def markdown() -> str:
-    """The table as README.md shows it."""
+    """Return the table in Markdown, as README.md shows it."""
     lines = ["| metric | unit | better | meaning |", "|---|---|---|---|"]
     for m in METRICS:
         meaning = f"{m.meaning} (`kernel.{m.part}`)" if m.part else m.meaning

@@ -1,4 +1,4 @@
-"""Jobs of bench.py: checked, observed and timed in processes of their own, and their results.
+"""Jobs of bench.py: checking the configuration, observing and timing in child processes, results.
 
-Imports real/ and what is below it; bench.py and twin/ import it.
+Imports real/ and the layers below it; bench.py and twin/ import it.
 """

@@ -1,4 +1,4 @@
-"""The directory of one run: who writes what, and that nothing is ever half written.
+"""Files in the directory of one run, and functions that write them atomically.
 
     config.yaml       the resolved configuration, enough to repeat the run
     run.json          status, reason, labels, seed, versions, hashes, machine
@@ -6,7 +6,7 @@
     timeline.parquet  int64 columns of benchmarks.replay.loop.TIMELINE_COLUMNS
     bench.json        pyperf suite with one benchmark, named after the workload
 
-Every file is written beside its place and moved there.
+Every file is written under a temporary name in the same directory and then renamed.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from typing import Any
 
 from kernel import PROJECT
 
-#: Version of the files' layout.
+#: Version of the format of these files.
 SCHEMA = 2
-#: Version of the model: a change that alters published numbers raises it.
+#: Version of the model: increased by every change that alters published numbers.
 MODEL = 3
 
-#: What a run can be.  ``ok`` and ``oom`` are results; the rest has a reason.
+#: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"
 FINISHED = (OK, OOM)
 
@@ -33,7 +33,7 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "py
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, then move it to ``path``."""
+    """Let ``write`` fill a temporary file, then rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
@@ -49,7 +49,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Return run.json of a run directory; {} when there is none that can be read."""
+    """Return run.json of a run directory; {} if it is missing or cannot be read."""
     try:
         return json.loads((directory / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -57,7 +57,7 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def update_run(directory: Path, **entries: Any) -> None:
-    """Set entries of run.json."""
+    """Add or replace entries of run.json."""
     write_json(directory / "run.json", read_run(directory) | entries)
 
 
@@ -71,7 +71,7 @@ def write_timeline(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def source_hash(folder: str) -> str:
-    """Hash (16 hex digits) of the Python sources of one of the project's folders."""
+    """Return a hash (16 hex digits) of the Python sources in a folder of the project."""
     digest = hashlib.sha256()
     for path in sorted((PROJECT / folder).rglob("*.py")):
         digest.update(path.relative_to(PROJECT).as_posix().encode())
@@ -80,18 +80,18 @@ def source_hash(folder: str) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """Hash (16 hex digits) of one file."""
+    """Return a hash (16 hex digits) of one file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def versions() -> dict[str, Any]:
-    """Versions of the results' schema, the model, Python and the packages that matter."""
+    """Return the versions of the schema, the model, Python and the packages that affect results."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"schema": SCHEMA, "model": MODEL, "python": platform.python_version()} | packages
 
 
 def machine() -> dict[str, Any]:
-    """What the run was made on, without naming it."""
+    """Describe the machine of the run, without its name."""
     return {
         "system": platform.system(),
         "release": platform.release(),

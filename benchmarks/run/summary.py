@@ -1,4 +1,4 @@
-"""What bench.py prints at the end of a run and of a sweep, in the words of the metrics table."""
+"""Summary that bench.py prints after a run or a sweep, with texts from the table of metrics."""
 
 import json
 import sys
@@ -11,9 +11,9 @@ from rich.table import Table
 from benchmarks.replay.metrics import BY_NAME, CALLS, FAULTS, METRICS
 from benchmarks.run import results
 
-#: Rows of the summary of one run: title, and the metrics beside it.  Those of a part that is off
-#: (kernel.frames, kernel.tlb) are left out, and so are rare ones that are 0, and on a real library
-#: those that only the model has.
+#: Groups of rows in the summary of one run: title and metrics.  Left out are the metrics of a
+#: kernel part that is off (kernel.frames, kernel.tlb), rare ones that are 0, and, for a real
+#: library, those that only the model has.
 _ROWS = (
     ("events", ("operations", "failed")),
     ("memory", ("peak_live", "peak_heap", "peak_rss", "peak_page_tables")),
@@ -37,18 +37,18 @@ _ROWS = (
 )
 
 
-#: Metrics in the table of a sweep, by the width of the terminal.
+#: Metrics in the table of a sweep, for narrow and wide terminals.
 _NARROW = ("peak_heap",)
 _WIDE = ("kernel_ns_per_op", "peak_heap", "peak_rss", "steps_p99")
 
 
 def console() -> Console:
-    """Standard output; wide when it is no terminal, so that files and pipes get every column."""
+    """Return a console on standard output; in files and pipes, wide enough for all columns."""
     return Console(width=None if sys.stdout.isatty() else 132)
 
 
-def spell(name: str, value: float | None) -> str:
-    """Return a metric's value with its unit, as a person reads it; a dash for None."""
+def format_value(name: str, value: float | None) -> str:
+    """Format the value of metric ``name`` with its unit; a dash for None."""
     if value is None:
         return "–"
     unit = BY_NAME[name].unit
@@ -64,7 +64,10 @@ def spell(name: str, value: float | None) -> str:
 
 
 def timing(directory: Path) -> tuple[float, float, int] | None:
-    """Mean and standard deviation of ns per operation and the number of values, if timed."""
+    """Return mean and standard deviation of ns per operation and the number of values.
+
+    Returns None if the run was not timed.
+    """
     path = directory / "bench.json"
     if not path.exists():
         return None
@@ -94,38 +97,39 @@ def print_run(directory: Path, console: Console) -> None:
     time = timing(directory)
     if time:
         mean, spread, count = time
-        within = "" if modelled is not None else ", the kernel's work included"
-        meaning = f"measured, over {count} values{within}"
+        kernel = "" if modelled is not None else ", including the kernel's work"
+        meaning = f"measured, mean of {count} values{kernel}"
         row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", meaning)
     if modelled is not None:
-        cell = spell("kernel_ns_per_op", modelled)
+        cell = format_value("kernel_ns_per_op", modelled)
         row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
         if time:
-            row("", "sum", f"{mean + modelled:.2f} ns", "measured and modelled time")
+            row("", "sum", f"{mean + modelled:.2f} ns", "measured plus modelled time")
     for title, names in _ROWS:
         table.add_section()
         shown = [n for n in names if n in metrics and (metrics[n] != 0 or not BY_NAME[n].rare)]
         for i, name in enumerate(shown):
-            row("" if i else title, name, spell(name, metrics[name]), BY_NAME[name].meaning)
+            cell = format_value(name, metrics[name])
+            row("" if i else title, name, cell, BY_NAME[name].meaning)
     console.print(table)
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
     console.print(f"status: {status}", highlight=False)
 
 
 def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The run directories of a sweep with their run.json, in the order of their jobs."""
+    """Return the run directories of a sweep with their run.json, in the order of their jobs."""
     found = [(path.parent, results.read_run(path.parent)) for path in directory.glob("*/run.json")]
     return sorted(found, key=lambda item: int(item[0].name.partition("-")[0]))
 
 
 def _differing(kernels: list[dict[str, Any]]) -> list[str]:
-    """Names of the kernel's settings in which the runs of a sweep differ."""
+    """Return the names of the kernel settings in which the runs of a sweep differ."""
     names = dict.fromkeys(name for kernel in kernels for name in kernel)
     return [n for n in names if any(k.get(n) != kernels[0].get(n) for k in kernels if k)]
 
 
 def print_sweep(directory: Path, console: Console) -> bool:
-    """Print a line for each run and each failure's reason; returns whether all went well."""
+    """Print a table of the runs and the reasons of failures.  Returns True if none failed."""
     columns = _WIDE if console.width >= 120 else _NARROW
     table = Table(title="sweep")
     runs = sweep_runs(directory)
@@ -146,12 +150,12 @@ def print_sweep(directory: Path, console: Console) -> bool:
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
             time = timing(path)
             cells.append(f"{time[0]:.2f} ± {time[1]:.2f}" if time else "")
-            cells += [spell(name, metrics.get(name)) for name in columns]
+            cells += [format_value(name, metrics.get(name)) for name in columns]
         else:
             failures.append((path, run))
         table.add_row(*cells)
     console.print(table)
     for path, run in failures:
-        reason = run.get("reason", "run.json cannot be read")
+        reason = run.get("reason", "cannot read run.json")
         console.print(f"{run.get('status', 'failed')}: {path.name}: {reason}", highlight=False)
     return not failures

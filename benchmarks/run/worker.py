@@ -1,7 +1,7 @@
-"""The timed runs of a job, an ordinary pyperf script: ``python -m benchmarks.run.worker``.
+"""Timed runs of a job: a pyperf script, started as ``python -m benchmarks.run.worker``.
 
-bench.py starts it after the untimed run has succeeded; ``--directory`` names the run's directory,
-whose config.yaml and run.json say what to time.  A value is seconds per allocator event.
+bench.py starts it after the untimed run has succeeded.  ``--directory`` names the run's directory,
+whose config.yaml and run.json define the workload to time.  A value is seconds per allocator event.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
 
 
 def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
-    """What compare_to and hist show about a suite: one-line strings and integers."""
+    """Return the metadata that pyperf's commands show: one-line strings and integers."""
     library = run.get("library")
     known = {"library": f"{library['file']}, sha256 {library['sha256']}"} if library else {}
     return known | {
@@ -31,7 +31,7 @@ def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
 
 @functools.cache
 def _simulation(directory: Path):
-    """What is timed, compiled; made once in each worker process, never in the master."""
+    """Compile the timed replay, once in each worker process and never in pyperf's master."""
     import yaml
 
     from benchmarks.replay.simulation import TIMED, Simulation
@@ -39,20 +39,20 @@ def _simulation(directory: Path):
 
     job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
     if job.library is not None:
-        from benchmarks.real.timed import timed
+        from benchmarks.real.timed import make_timed
 
-        return timed(job.library, job.load_workload())
+        return make_timed(job.library, job.load_workload())
     return Simulation(job.plugin, job.load_workload(), job.kernel, TIMED)
 
 
 def time_replays(loops: int, directory: Path, events: int) -> float:
-    """Return the seconds that ``loops`` replays of the first ``events`` events take."""
+    """Time ``loops`` replays of the first ``events`` events.  Returns seconds."""
     simulation = _simulation(directory)
     return sum(simulation.replay(events) for _ in range(loops))
 
 
 def main() -> None:
-    """Parse pyperf's arguments and ours, and measure."""
+    """Parse the arguments of pyperf and of this script, and measure."""
     runner = pyperf.Runner(
         program_args=("-m", "benchmarks.run.worker"), add_cmdline_args=_add_arguments
     )

@@ -1,6 +1,7 @@
-"""How fast the bench itself is: replays against the machine's own malloc, streams of any length.
+"""Speed of the benchmark itself: replays against this machine's malloc, streams of any length.
 
-Imports replay/ and what is below it; real/ times the machine's libraries by the same loop (libc).
+Imports replay/ and the layers below it; real/ times this machine's libraries with the same loop
+(speed.libc).
 """
 
 #: Lognormal sizes of mean ≈ 140 bytes, about 25,000 live objects.

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.speed [NAME …]``: time replays against the machine's own malloc.
+"""``python -m benchmarks.speed [NAME …]``: time replays against this machine's malloc.
 
-One churn is replayed through every allocator, through the C library by the same loop, and through
-a policy that does nothing.  The first word of each block is touched on both sides.  Rounds visit
-all rows in turn, so that a slow moment of the machine hits them alike; medians are reported.
+The same churn workload is replayed through every allocator, through the C library with the same
+loop, and through a policy that does nothing.  The first word of each block is touched in all cases.
+Each round runs every row once, so that a slow period of the machine affects all rows alike; medians
+are reported.
 """
 
 import argparse
@@ -15,12 +16,12 @@ from allocators.base import registry
 from allocators.base.registry import PluginError
 from benchmarks.speed import CHURN
 
-#: A policy whose replay takes longer than this, seconds, is not repeated.
+#: An allocator whose replay takes longer than this, in seconds, is not repeated.
 PATIENCE = 5.0
 
 
 class _Row:
-    """One allocator: its simulations without and with instruments, and the times seen."""
+    """One allocator: its simulations without and with instruments, and their times."""
 
     def __init__(self, name: str, simulation: Any, counted: Any = None) -> None:
         self.name, self.simulation, self.counted = name, simulation, counted
@@ -28,7 +29,7 @@ class _Row:
         self.counted_seconds: list[float] = []
 
     def run(self) -> None:
-        """Take one sample, unless the first has shown that this policy needs its time."""
+        """Take one sample, unless the first one took longer than PATIENCE."""
         if self.seconds and self.seconds[0] > PATIENCE:
             return
         self.seconds.append(self.simulation.replay())
@@ -37,15 +38,15 @@ class _Row:
 
     @property
     def first(self) -> int:
-        """Number of the first sample that counts: the one before warmed the host's memory."""
+        """Index of the first sample that counts: the one before it is the warm-up."""
         return 1 if len(self.seconds) > 1 else 0
 
     def median(self) -> float:
-        """Median seconds of a replay."""
+        """Return the median time of a replay, in seconds."""
         return median(self.seconds[self.first :])
 
     def counted_ratio(self) -> float:
-        """Median over the rounds of the time with instruments over the time without."""
+        """Return the median over the rounds of time with ÷ time without instruments."""
         pairs = zip(self.counted_seconds, self.seconds, strict=True)
         return median([with_ / without for with_, without in pairs][self.first :])
 
@@ -74,9 +75,9 @@ def _rows(names: list[str], workload: Any, with_counting: bool) -> list[_Row]:
 def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[dict[str, Any]]:
     """Replay ``events`` events through each allocator ``rounds`` times.
 
-    Returns one dict a row: name, ns_per_event and ratio_to_libc (medians), checksum, and with
-    ``counting`` also counted_ratio, the time with loads, stores and timeline counted over the time
-    without.
+    Returns one dict per row: name, ns_per_event and ratio_to_libc (medians), checksum; with
+    ``counting`` also counted_ratio: the time with counted loads, stores and timeline divided by the
+    time without.
     """
     from benchmarks import workloads
     from benchmarks.events.progress import shown_progress
@@ -110,18 +111,26 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
 
 
 def main() -> int:
-    """Parse the arguments, measure and print; returns the exit code."""
+    """Parse the arguments, measure and print.  Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="allocators or .py files (all)")
-    parser.add_argument("--json", action="store_true", help="name, ns_per_event, ratio_to_libc")
-    parser.add_argument("--events", type=int, default=5_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="allocators or .py files (default: all allocators)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print name, ns_per_event and ratio_to_libc as JSON"
+    )
+    parser.add_argument(
+        "--events", type=int, default=5_000_000, metavar="N", help="events to replay (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="samples per allocator (%(default)s)"
+    )
     parser.add_argument("--counting", action="store_true", help="also time with instruments on")
     args = parser.parse_args()
     names = args.names or registry.names()
     try:
         if args.events < 1 or args.rounds < 1:
-            raise PluginError("--events and --rounds must be positive")
+            raise PluginError("--events and --rounds must be at least 1")
         for name in names:
             registry.load(name)
     except PluginError as error:
@@ -131,15 +140,15 @@ def main() -> int:
     if args.json:
         keys = ("name", "ns_per_event", "ratio_to_libc")
         for entry in entries:
-            print(f"{entry['name']}: checksum {_spell(entry['checksum'])}", file=sys.stderr)
+            print(f"{entry['name']}: checksum {_hex(entry['checksum'])}", file=sys.stderr)
         print(json.dumps([{key: entry[key] for key in keys} for entry in entries], indent=2))
     else:
         _print_table(entries)
     return 0
 
 
-def _spell(checksum: int) -> str:
-    """The 64 bits of a checksum in hex."""
+def _hex(checksum: int) -> str:
+    """Format the 64 bits of a checksum in hexadecimal."""
     return f"{checksum & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
@@ -156,7 +165,7 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
             entry["name"],
             f"{entry['ns_per_event']:.2f}",
             f"{entry['ratio_to_libc']:.2f}",
-            _spell(entry["checksum"]),
+            _hex(entry["checksum"]),
         ]
         if counting:
             ratio = entry.get("counted_ratio")

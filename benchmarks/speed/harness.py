@@ -1,4 +1,4 @@
-"""A policy that does nothing: what is left is the replay loop itself."""
+"""Allocator that does nothing, so that its replay measures the replay loop alone."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from allocators.base.registry import Plugin
 from kernel.brk import sbrk
 from kernel.engine.jit import jit
 
-#: One page of the largest size, bytes, serves every request.
+#: Bytes of the one block that serves every request: a page of the largest page size.
 _PAGE = 65536
 
 STATE = np.dtype([("page", "i8")])
@@ -17,13 +17,13 @@ STATE = np.dtype([("page", "i8")])
 
 @jit
 def init(k, a):
-    """Map the page."""
+    """Extend the break by the page."""
     a.page = align_up(sbrk(k, _PAGE), 16)
 
 
 @jit
 def malloc(k, a, size):
-    """Return the page, whatever is asked."""
+    """Return the page, for any size."""
     return a.page
 
 
@@ -34,12 +34,12 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """Claim the page."""
+    """Return the size of the page."""
     return _PAGE
 
 
 def plugin() -> Plugin:
-    """The empty policy as a plugin."""
+    """Return this allocator as a plugin."""
     module = SimpleNamespace(
         STATE=STATE, init=init, malloc=malloc, free=free, usable_size=usable_size
     )

@@ -1,7 +1,7 @@
-"""The machine's own malloc as a plugin: the replay loop calls the C library and nothing else.
+"""The malloc of this machine as a plugin: the replay loop calls the C library directly.
 
-Its blocks are real memory, so the program's touch writes there; the kernel model stands idle.
-What malloc runs is the process's: LD_PRELOAD replaces it.
+Its blocks are real memory, which the program's touch writes; the kernel model is idle.  The malloc
+is the one of this process: LD_PRELOAD replaces it.
 """
 
 import ctypes
@@ -16,87 +16,90 @@ from kernel.engine.memory import store_word
 
 @jit
 def libc_malloc(size):
-    """The C library's malloc; bound by :func:`bindings`."""
+    """Call the C library's malloc; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
 @jit
 def libc_free(p):
-    """The C library's free; bound by :func:`bindings`."""
+    """Call the C library's free; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
 @jit
 def libc_realloc(p, size):
-    """The C library's realloc; bound by :func:`bindings`."""
+    """Call the C library's realloc; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
 @jit
 def libc_calloc(count, size):
-    """The C library's calloc; bound by :func:`bindings`."""
+    """Call the C library's calloc; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
 @jit
 def libc_aligned_alloc(alignment, size):
-    """The C library's aligned_alloc; bound by :func:`bindings`."""
+    """Call the C library's aligned_alloc; bound by :func:`bindings`."""
     raise NotImplementedError
 
 
 @jit
 def init(k, a):
-    """Have nothing to prepare."""
+    """Do nothing: the C library initialises itself."""
 
 
 @jit
 def malloc(k, a, size):
-    """Call the C library."""
+    """Call the C library's malloc."""
     return libc_malloc(size)
 
 
 @jit
 def free(k, a, p):
-    """Call the C library."""
+    """Call the C library's free."""
     libc_free(p)
 
 
 @jit
 def realloc(k, a, p, size):
-    """Call the C library."""
+    """Call the C library's realloc."""
     return libc_realloc(p, size)
 
 
 @jit
 def calloc(k, a, size):
-    """Call the C library."""
+    """Call the C library's calloc."""
     return libc_calloc(1, size)
 
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Call the C library; it knows no alignment below a pointer's, and malloc gives 16 anyway."""
+    """Call the C library's aligned_alloc, with at least malloc's alignment of 16.
+
+    The C library rejects alignments below that of a pointer.
+    """
     return libc_aligned_alloc(max(alignment, ALIGNMENT), size)
 
 
 @jit
 def usable_size(k, a, p):
-    """Claim nothing: it is asked only to realloc, which the C library does itself."""
+    """Return 0: only the generic realloc needs the size, and the C library has its own."""
     return 0
 
 
 @jit
 def touch(k, addr, length, write):
-    """The program writes the first word of its block, for real."""
+    """Write the first word of the real block at ``addr``."""
     store_word(addr, 0, length)
 
 
 @jit
 def leave(k, addr, length, write):
-    """The program leaves its memory alone."""
+    """Touch nothing."""
 
 
-#: Functions of the C library by their bindings: name, number of arguments, whether one returns.
+#: Functions of the C library by binding: name, number of arguments, True if it returns a value.
 _FUNCTIONS = {
     "libc_malloc": ("malloc", 1, True),
     "libc_free": ("free", 1, False),
@@ -107,7 +110,7 @@ _FUNCTIONS = {
 
 
 def _functions() -> dict[str, Any]:
-    """The functions of this process, callable from the loop."""
+    """Return this process's functions by binding, callable from the loop."""
     if disabled():
         library, found = ctypes.CDLL(None), {}
         for binding, (name, count, returns) in _FUNCTIONS.items():
@@ -127,19 +130,22 @@ def _functions() -> dict[str, Any]:
 
 
 def bindings(*, touches: bool = True) -> dict[str, Any]:
-    """What makes the plugin real: the C library's functions, and a touch that writes, or not."""
+    """Return the bindings of the C library's functions and of a touch of real memory.
+
+    ``touches``: write the first word of each block; otherwise touch nothing.
+    """
     return {"touch": touch if touches else leave} | _functions()
 
 
 def plugin() -> Plugin:
-    """The C library's malloc in the form of a plugin; bind :func:`bindings` over its own."""
+    """Return the C library's malloc as a plugin; :func:`bindings` must override its bindings."""
     functions = (init, malloc, free, realloc, calloc, aligned_alloc, usable_size)
     module = SimpleNamespace(STATE=NO_STATE, **{f.__name__: f for f in functions})
     return Plugin("libc", module, {})
 
 
 def release(addresses: Any) -> None:
-    """Free real blocks by address, (n,) int64; 0 is none."""
+    """Free the real blocks at ``addresses``, (n,) int64; 0 means no block."""
     library = ctypes.CDLL(None)
     library.free.argtypes = [ctypes.c_void_p]
     for address in addresses:

@@ -1,14 +1,15 @@
-"""``python -m benchmarks.speed.marathon``: time a replay that is decoded meanwhile, at any length.
+"""``python -m benchmarks.speed.marathon``: time a replay of any length, streamed from a file.
 
-The churn of benchmarks.speed, without end: after the fill every slot is live whenever a malloc has
-followed a free, so its steady state may be gone through again and again.
+It replays the churn of benchmarks.speed without end.  After the fill, every free is followed by a
+malloc into the same slot, so that the steady state can be repeated any number of times.
 
     fill │ period │ period │ period …       memory:  the same arrays each time
-                                            stream:  decoded anew from Parquet, and audited
+                                            stream:  decoded again from Parquet, and checked
 
-Both replay the same events, which the addresses prove, in turn and in processes of their own.  The
-time of an event includes what the loop waited for the next piece.  Memory is the process's largest
-resident set (VmHWM), of which Python and the compiler take some hundred MB before the first event.
+Both sides replay the same events (the checksum of the addresses proves it), alternately, each in
+its own process.  The time of an event includes the time that the loop waits for the next piece.
+Memory is the process's peak resident set (VmHWM), which includes a few hundred MB for Python and
+the compiler.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from typing import Any
 from allocators.base import registry
 from allocators.base.registry import PluginError
 
-#: Events of the file that is gone through again and again: sixteen row groups.
+#: Events of the period that is repeated: sixteen row groups of Parquet.
 PERIOD = 1 << 24
 SIDES = ("memory", "stream")
-#: Events replayed before the clock starts: the host's memory is warm then.
+#: Events replayed as a warm-up before the clock starts.
 _WARM_UP = 1 << 20
 
 
@@ -48,7 +49,7 @@ def write_parts(directory: Path, period: int) -> None:
 
 
 def _pieces(directory: Path, side: str) -> Iterator[Any]:
-    """The fill, then periods for ever: row groups from memory, or decoded each time."""
+    """Yield the fill, then periods for ever: row groups from memory, or decoded each time."""
     from benchmarks.events import parquet
 
     with (
@@ -62,10 +63,10 @@ def _pieces(directory: Path, side: str) -> Iterator[Any]:
 
 
 def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
-    """Replay ``events`` events; meant for a process of its own.
+    """Replay ``events`` events of one side; meant to be the only work of a process.
 
-    Returns seconds of the loop and seconds ``waited``, the checksum of the addresses, and the
-    largest resident set of this process in bytes.
+    Returns ``seconds`` in the loop, seconds ``waited`` for pieces, the ``checksum`` of the
+    addresses, and ``peak_memory``, the peak resident set of this process in bytes.
     """
     from benchmarks.events import parquet
     from benchmarks.events.facts import Facts
@@ -100,23 +101,26 @@ def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[st
         "seconds": seconds,
         "waited": simulation.waited,
         "checksum": int(simulation.r.checksum),
-        "peak_memory": _largest_resident_set(),
+        "peak_memory": _peak_resident_set(),
     }
 
 
-def _largest_resident_set() -> int:
-    """Bytes; of this program alone, unlike getrusage, which remembers the one that started it."""
+def _peak_resident_set() -> int:
+    """Return the peak resident set of this program, in bytes.
+
+    getrusage would include that of the program that started this one.
+    """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
-    raise OSError("/proc/self/status does not tell VmHWM")
+    raise OSError("/proc/self/status has no VmHWM")
 
 
 def measure(allocator: str, events: int, rounds: int) -> dict[str, Any]:
-    """Replay ``events`` events from memory and streamed, ``rounds`` times each, in turn.
+    """Replay ``events`` events from memory and from a stream, alternately, ``rounds`` times each.
 
-    Returns medians over the rounds: nanoseconds an event (``loop``: without waiting) and the ratio
-    of the two sides within one round; of the memory, the largest.
+    Returns medians over the rounds: nanoseconds per event (``loop``: without waiting) and the ratio
+    of the two sides within one round; of the memory, the maximum.
     """
     from benchmarks.events.progress import shown_progress
 
@@ -128,25 +132,25 @@ def measure(allocator: str, events: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             for i, side in enumerate(SIDES):
                 progress((2 * number + i) / (2 * rounds), side)
-                found[side].append(_run_apart(directory, side, allocator, events))
+                found[side].append(_run_in_process(directory, side, allocator, events))
         stored = (directory / "period.parquet").stat().st_size / PERIOD
-    return {"allocator": allocator, "events": events, "bytes_per_event": stored} | compared(
+    return {"allocator": allocator, "events": events, "bytes_per_event": stored} | summarise(
         found, events
     )
 
 
-def _run_apart(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
-    """:func:`run_side` in a process of its own, so that its memory is what this side takes."""
+def _run_in_process(directory: Path, side: str, allocator: str, events: int) -> dict[str, Any]:
+    """Call :func:`run_side` in a new process, so that its peak memory is that of this side."""
     command = [sys.executable, "-m", "benchmarks.speed.marathon", "--side", side, str(directory)]
     command += ["--allocator", allocator, "--events", str(events)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def compared(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, Any]:
-    """What ``measure`` tells of the runs of both sides."""
+def summarise(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, Any]:
+    """Summarise the runs of both sides, as :func:`measure` returns it."""
     if len({run["checksum"] for runs in found.values() for run in runs}) != 1:
-        raise RuntimeError("the two sides did not get the same addresses")
+        raise RuntimeError("the allocator returned different addresses on the two sides")
     result: dict[str, Any] = {}
     for side, runs in found.items():
         result[side] = {
@@ -161,38 +165,38 @@ def compared(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, A
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the arguments, measure and print; returns the exit code."""
+    """Parse the arguments, measure and print.  Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.marathon",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--events", type=int, default=100_000_000, metavar="N", help="to replay (%(default)s)"
+        "--events", type=int, default=100_000_000, metavar="N", help="events (%(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="of both sides (%(default)s)"
+        "--rounds", type=int, default=3, metavar="N", help="replays of each side (%(default)s)"
     )
     parser.add_argument(
-        "--allocator", default="first_fit", metavar="NAME", help="its name (%(default)s)"
+        "--allocator", default="first_fit", metavar="NAME", help="allocator (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    # How the command starts itself.
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    # Used by the command to start the process of one side.
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "DIRECTORY"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     try:
         if args.events < 1 or args.rounds < 1:
-            raise PluginError("--events and --rounds must be positive")
+            raise PluginError("--events and --rounds must be at least 1")
         registry.load(args.allocator)
     except PluginError as error:
         print(f"marathon: {error}", file=sys.stderr)
         return 2
     try:
         if args.side:
-            return _tell_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
+            return _print_side(Path(args.side[1]), args.side[0], args.allocator, args.events)
         result = measure(args.allocator, args.events, args.rounds)
     except subprocess.CalledProcessError:
-        return 1  # it has said why
+        return 1  # the process of the side has printed the reason
     except KeyboardInterrupt:
         if not args.side:
             print("marathon: interrupted", file=sys.stderr)
@@ -204,8 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _tell_side(directory: Path, side: str, allocator: str, events: int) -> int:
-    """Print what :func:`run_side` returns as JSON; returns the exit code."""
+def _print_side(directory: Path, side: str, allocator: str, events: int) -> int:
+    """Print the result of :func:`run_side` as JSON.  Returns the exit code."""
     from benchmarks.replay.simulation import AllocatorFailure
     from kernel.engine.watchdog import SoftLockup
 
@@ -222,13 +226,13 @@ def _print_table(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     title = f"{result['events']:,} events, {result['allocator']}"
-    table = Table("trace", "ns/event", "of these in the loop", "peak memory", title=title)
+    table = Table("trace", "ns/event", "in the loop", "peak memory", title=title)
     for side in SIDES:
         row = result[side]
         times = (f"{row[key]:.2f}" for key in ("ns_per_event", "loop_ns_per_event"))
         table.add_row(side, *times, f"{row['peak_memory'] / (1 << 20):.0f} MiB")
     Console().print(table)
-    print(f"ratio {result['ratio']:.3f}; {result['bytes_per_event']:.2f} bytes an event on disk")
+    print(f"ratio {result['ratio']:.3f}; {result['bytes_per_event']:.2f} bytes per event on disk")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The twin (allocators.ptmalloc) against the real glibc: every operation, and predicted times.
+"""Validation of the twin (allocators.ptmalloc) against the real glibc: operations and times.
 
-The top storey of benchmarks/: imports any other and is imported by none.
+This is the top layer of benchmarks/: it may import any other, and no other imports it.
 """

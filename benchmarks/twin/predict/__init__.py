@@ -1,16 +1,16 @@
-"""Does the model predict reality?  Traces on real glibc and on its twin, side by side.
+"""Prediction of glibc's memory and time from its twin, compared with measurements.
 
-    programs    what prices are fitted on ──┐
-    traces      what is predicted ──────────┤
-                                            ▼
+    programs    workloads on which the prices are fitted ──┐
+    traces      workloads whose time is predicted ─────────┤
+                                                           ▼
     measured    the real library: memory, and nanoseconds of each piece of a program
-    steps       the twin: memory, and how many steps of each kind a piece takes
-                  └── processor: what caches and branch prediction make of them
-    prices      nanoseconds a step, fitted on the programs; steps × prices = the prediction
+    steps       the twin: memory, and the number of steps of each kind in a piece
+                  └── processor: model of caches and branch prediction
+    prices      nanoseconds per step, fitted on the programs; steps × prices = the prediction
     report      both in a table and in validation.json, which analysis.fig_validate draws
 
-Memory must be the same to the last page.  Time is predicted from counts alone; how long the twin
-itself takes to run does not enter.
+Memory must agree to the page.  Time is predicted from counts alone; the run time of the twin itself
+is not used.
 
-Imports twin.verify and the storeys below; nothing but its command and tests imports it.
+Imports twin.verify and the layers below; only its command and its tests import it.
 """

@@ -1,8 +1,8 @@
-"""The real library: its memory event by event, and the time it takes for each piece of a program.
+"""Measurements of the real library: its memory event by event, and the time of each piece.
 
-For time the process of benchmarks.real plays the whole program in one go, writing nothing down; it
-looks at its clock between pieces.  The clock is the thread's CPU time, which stands still while
-other processes have the processor.
+For the time, the process of benchmarks.real plays the whole program in one call and records
+nothing; it reads its clock between pieces.  The clock is the thread's CPU time, which does not
+advance while other processes run on the processor.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from kernel.linux.host.code import OP, OP_CALL, OP_CLOCK, OP_STORE
 _CLOCK_THREAD_CPUTIME_ID = 3
 
 
-class _Clocked(RealProcess):
-    """A process with room for all events of a workload."""
+class _TimedProcess(RealProcess):
+    """Process whose batch holds all events of a workload."""
 
     LOG_ROOM = machine_code.MARGIN + 1
 
@@ -26,13 +26,14 @@ class _Clocked(RealProcess):
         self.BATCH = max(len(workload.events.op), 1)
         super().__init__(library, slots=workload.slots, touch=workload.touch, observe=False)
 
-    def clocked(self, todo: np.ndarray, piece: int) -> np.ndarray:
-        """Do the events ``todo`` (EVENT); nanoseconds of each piece, (pieces,) int64.
+    def time_pieces(self, todo: np.ndarray, piece: int) -> np.ndarray:
+        """Execute the events ``todo`` (EVENT).
 
-        Raises LibraryError when the library crashes.
+        Returns the nanoseconds of each piece of ``piece`` events, (pieces,) int64.  Raises
+        LibraryError if the library crashes.
         """
         block = self.blocks[0]
-        block.give(todo)
+        block.submit(todo)
         ops: list[tuple] = []
         for first in range(0, len(todo), piece):
             count = min(piece, len(todo) - first)
@@ -48,7 +49,7 @@ class _Clocked(RealProcess):
         results = self._host.run(np.array(ops, OP), faults=False)
         rows = results["value"].reshape(-1, 6)
         if results["sig"].any() or rows[:, 4].sum() != len(todo):
-            raise LibraryError(f"{self.library.name}: it crashed after {rows[:, 4].sum()} events")
+            raise LibraryError(f"{self.library.name}: crashed after {rows[:, 4].sum()} events")
         return rows[:, 5] - rows[:, 3]
 
     def _store(self, name: str, value: int) -> tuple:
@@ -56,15 +57,15 @@ class _Clocked(RealProcess):
         return (OP_STORE, 0, (place, value, 0, 0, 0, 0))
 
 
-def clocked(library: Library, workload: Workload, piece: int) -> np.ndarray:
-    """Nanoseconds of each piece of ``piece`` events in a fresh process, (pieces,) int64.
+def time_pieces(library: Library, workload: Workload, piece: int) -> np.ndarray:
+    """Time each piece of ``piece`` events in a new process; nanoseconds, (pieces,) int64.
 
-    ``workload``: of one thread, stored.  Raises LibraryError or HostError.
+    ``workload``: stored events of one thread.  Raises LibraryError or HostError.
     """
-    with _Clocked(library, workload) as process:
-        return process.clocked(prepare(workload.events), piece)
+    with _TimedProcess(library, workload) as process:
+        return process.time_pieces(prepare(workload.events), piece)
 
 
-def memory_of_real(library: Library, workload: Workload) -> dict[str, float | None]:
-    """Return the library's metrics by name, None for what cannot be seen here."""
+def metrics_of_real(library: Library, workload: Workload) -> dict[str, float | None]:
+    """Return the library's metrics by name; None for those that cannot be observed here."""
     return RealRun(library, workload).metrics()

@@ -1,9 +1,9 @@
-"""Nanoseconds a step, fitted on programs; what others will take by these prices.
+"""Prices of steps in nanoseconds, fitted on programs, and predictions with these prices.
 
-The prices are the least-squares solution over all pieces of the programs, each weighted so that
-what is minimised is the relative error of its time: Σ (predicted / measured − 1)².  No step can
-cost less than nothing: this is non-negative least squares (Lawson and Hanson, Solving Least Squares
-Problems, 1974, chapter 23), by scipy.
+The prices are the least-squares solution over all pieces of the programs, weighted to minimise the
+relative error of the times: Σ (predicted / measured − 1)².  Prices must not be negative: this is
+non-negative least squares (Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23), by
+scipy.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.twin.predict.steps import KINDS
 
-#: Parts of a time beside events and accesses, with their kinds of steps.
+#: Parts of the time other than events and accesses, with their kinds of steps.
 KERNEL = "kernel"
 PARTS = {
     "caches and TLB": ("l2", "l3", "memory", "tlb", "walk"),
@@ -25,7 +25,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A program's pieces: ``steps`` (n, len(KINDS)) int64, ``kernel`` and ``measured`` (n,) ns."""
+    """Pieces of a program: ``steps`` (n, len(KINDS)) int64, ``kernel`` and ``measured`` (n,) ns."""
 
     steps: np.ndarray
     kernel: np.ndarray
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Nanoseconds: ``steps`` by kind, (len(KINDS),), the ``kernel``'s, and the ``measured``."""
+    """Nanoseconds predicted for ``steps`` (len(KINDS),) and the ``kernel``, and ``measured``."""
 
     steps: np.ndarray
     kernel: float
@@ -42,21 +42,22 @@ class Prediction:
 
     @property
     def total(self) -> float:
-        """What is predicted."""
+        """Return the predicted time, in ns."""
         return float(self.steps.sum() + self.kernel)
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less one."""
+        """Return the relative error: predicted ÷ measured − 1."""
         return self.total / self.measured - 1
 
 
 def fit(samples: Sequence[Sample], without: Sequence[str] = ()) -> np.ndarray:
-    """Prices (len(KINDS),) in nanoseconds, each at least 0; those of ``without`` are 0.
+    """Fit prices (len(KINDS),) in nanoseconds, each at least 0; those of ``without`` are 0.
 
-    Every program weighs the same, however many pieces it has.  Needs scipy (the extra predict).
+    Every program has the same weight, whatever its number of pieces.  Needs scipy (the extra
+    predict).
     """
-    # Late: numba's first call in a process takes twice as long where scipy is loaded.
+    # Imported here because numba's first call in a process takes twice as long if scipy is loaded.
     from scipy.optimize import nnls
 
     rows, values = [], []
@@ -67,29 +68,29 @@ def fit(samples: Sequence[Sample], without: Sequence[str] = ()) -> np.ndarray:
     matrix, target = np.concatenate(rows), np.concatenate(values)
     used = np.array([name not in without for name in KINDS]) & matrix.any(axis=0)
     prices = np.zeros(len(KINDS))
-    if used.any():  # nnls corrupts memory when there is nothing to fit (scipy 1.17)
-        # Of one scale, so that rare and dear steps are solved for as well as common ones.
+    if used.any():  # nnls corrupts memory if there is nothing to fit (scipy 1.17)
+        # Scale the columns, so that rare, expensive steps are solved as accurately as common ones.
         scale = np.linalg.norm(matrix[:, used], axis=0)
         prices[used] = nnls(matrix[:, used] / scale, target)[0] / scale
     return prices
 
 
 def predict(sample: Sample, prices: np.ndarray) -> Prediction:
-    """What a program takes by ``prices``."""
+    """Predict the time of a program by ``prices``."""
     steps = sample.steps.sum(axis=0) * prices
     return Prediction(steps, float(sample.kernel.sum()), float(sample.measured.sum()))
 
 
 def median_error(predictions: Sequence[Prediction]) -> float:
-    """The median of the errors' sizes."""
+    """Return the median of the absolute errors."""
     return float(np.median([abs(prediction.error) for prediction in predictions]))
 
 
-def without_each(fitted: Sequence[Sample], predicted: Sequence[Sample]) -> dict[str, float]:
-    """The median error of the prediction where a part of PARTS costs nothing, by the part's name.
+def ablate(fitted: Sequence[Sample], predicted: Sequence[Sample]) -> dict[str, float]:
+    """Return the median error of the prediction without each part of PARTS, by the part's name.
 
-    The other prices are fitted anew each time.  The part KERNEL is without the kernel's work too,
-    and so is the last, all of them: events and accesses are all that is left.
+    The prices of a removed part are 0, and the other prices are fitted again.  Without KERNEL, the
+    kernel's work is left out too.  The last entry removes all parts: events and accesses remain.
     """
 
     def error(kinds: Sequence[str], *, kernel: bool) -> float:

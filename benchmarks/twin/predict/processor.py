@@ -1,17 +1,17 @@
-"""What a processor makes of accesses and branches: which caches answer, which guesses are wrong.
+"""Model of a processor's caches and branch predictor: counts cache misses and mispredictions.
 
     access ──► L1 ──miss──► L2 ──miss──► L3 ──miss──► memory
-    branch ──► the longest history that it was seen after ──► right or wrong
+    branch ──► entry with the longest matching history ──► predicted or mispredicted
 
-Caches are sets of lines in order of use (true LRU); what misses is filled into every level, and a
-page that the kernel has just zeroed is in L2 and L3.  Branches are predicted as by TAGE (Seznec
+Caches are set-associative with true LRU.  A line that misses is filled into every level, and a page
+that the kernel has just zeroed is in L2 and L3.  Branches are predicted by a simple TAGE (Seznec
 and Michaud, "A case for (partially) tagged geometric history length branch prediction", Journal of
-Instruction-Level Parallelism 8, 2006): tables by histories of geometric lengths, of which the
-longest that knows the branch decides; a wrong guess makes an entry in a longer one.  Both are
-simpler than any real processor: they count what happens often, not when.
+Instruction-Level Parallelism 8, 2006): there are tables for histories of geometric lengths; the
+longest history with an entry for the branch decides; a misprediction creates an entry for a longer
+history.  Both are simpler than any real processor: they model frequencies, not timing.
 
-The state is words at the address ``k.watch``.  What is called for each access and branch is kept
-out of its callers, which would take minutes to compile otherwise.
+The state is an array of words at the address ``k.watch``.  The functions called for each access and
+branch are not inlined into their callers, which would otherwise take minutes to compile.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from kernel.tlb import tlb_access
 
 LINE_SHIFT = 6
 
-#: What is counted, by place in the state.
+#: Indices of the counters in the state, and their names.
 L1, L2, L3, MEMORY, LINES, BRANCHES, WRONG = range(7)
 COUNTS = ("l1", "l2", "l3", "memory", "lines", "branches", "wrong")
 _HISTORY, _RANDOM = 8, 9
@@ -38,14 +38,15 @@ L1_SETS, L1_WAYS = 64, 8
 L2_SETS, L2_WAYS = 2048, 8
 L3_SETS, L3_WAYS = 32768, 16
 
-#: Entries of the table without history, and of each with one, as powers of two; the histories.
+#: Log2 of the number of entries in the base table (without history) and in each tagged table; the
+#: history lengths of the tagged tables.
 _BASE_BITS, _TABLE_BITS = 12, 12
 _LENGTHS = (6, 12, 24, 44, 62)
 _TABLES = len(_LENGTHS)
 _TAG_BITS = 11
-#: Counters of a branch go from -LIMIT to LIMIT - 1; from 0 on it is guessed to be taken.
+#: Saturating counters range from -LIMIT to LIMIT - 1; 0 and above predict "taken".
 _BASE_LIMIT, _LIMIT = 2, 4
-#: Where in the state the table without history begins, those with one, and the caches' tags.
+#: Offsets in the state of the base table, of the tagged tables and of the caches' tags.
 _BASE = 16
 _TAGGED = _BASE + (1 << _BASE_BITS)
 _LINES = _TAGGED + 2 * (_TABLES << _TABLE_BITS)
@@ -61,9 +62,10 @@ def _count(s, place):
 
 @jit(cold=True)
 def _look_up(s, first, sets, ways, line):
-    """Whether ``line`` is in the cache whose tags begin at ``first``; it is its set's latest then.
+    """Return True if ``line`` is in the cache whose tags begin at ``first``.
 
-    Where it is not it is entered, and the oldest goes.
+    In either case the line becomes the most recently used of its set; on a miss it replaces the
+    least recently used one.
     """
     begin = first + (line & (sets - 1)) * ways
     tag = line + 1
@@ -99,7 +101,7 @@ def _in_l3(s, line):
 
 @jit(cold=True)
 def reach(k, addr):
-    """One access to ``addr``: count the level that answers."""
+    """Access ``addr`` and count the level that holds it."""
     s = k.watch
     line = addr >> LINE_SHIFT
     if _in_l1(s, line):
@@ -114,7 +116,7 @@ def reach(k, addr):
 
 @jit(cold=True)
 def pass_by(k, addr):
-    """One access of many in a row: fetched ahead of time, but it takes the place of other lines."""
+    """Fill the line of ``addr`` into the caches as a sequential, prefetched access: not counted."""
     s = k.watch
     line = addr >> LINE_SHIFT
     if not _in_l1(s, line):
@@ -124,7 +126,7 @@ def pass_by(k, addr):
 
 @jit(cold=True)
 def _pass_all(k, addr, length):
-    """All lines of ``length`` bytes at ``addr``, in order."""
+    """Access all lines of ``length`` bytes at ``addr`` in order, and count them."""
     first, last = addr >> LINE_SHIFT, (addr + length - 1) >> LINE_SHIFT
     for line in range(first, last + 1):
         _count(k.watch, LINES)
@@ -136,7 +138,7 @@ def _pass_all(k, addr, length):
 
 @jit
 def _folded(history, length, bits):
-    """The latest ``length`` bits of ``history`` as ``bits`` bits."""
+    """Fold the latest ``length`` bits of ``history`` into ``bits`` bits by exclusive or."""
     left = history & ((1 << length) - 1)
     result = 0
     while left:
@@ -147,27 +149,27 @@ def _folded(history, length, bits):
 
 @jit
 def _place(branch, history, table):
-    """Word of the entry of ``branch`` after ``history`` in ``table``: its tag; then its counter."""
+    """Return the index of the entry for ``branch`` and ``history``: its tag, then its counter."""
     index = _folded(history, _LENGTHS[table], _TABLE_BITS) ^ branch ^ (branch << 5)
     return _TAGGED + 2 * ((table << _TABLE_BITS) + (index & ((1 << _TABLE_BITS) - 1)))
 
 
 @jit
 def _tag(branch, history, table):
-    """The tag of that entry; 0 is none."""
+    """Return the tag of the entry for ``branch`` and ``history``; never 0 (an empty entry)."""
     return 1 + (_folded(history, _LENGTHS[table], _TAG_BITS) ^ (3 * branch & 4095))
 
 
 @jit
 def _learn(s, place, taken, limit):
-    """Move a counter towards what has happened."""
+    """Move a saturating counter towards the outcome."""
     counter = load_word(s, place) + (1 if taken else -1)
     store_word(s, place, min(max(counter, -limit), limit - 1))
 
 
 @jit(cold=True)
 def follow(k, branch, taken):
-    """The conditional ``branch`` goes one way (1) or the other (0): count a wrong guess."""
+    """Predict ``branch``, count a misprediction, and learn the outcome (1 taken, 0 not)."""
     s = k.watch
     history = load_word(s, _HISTORY)
     place, limit, known = _BASE + branch, _BASE_LIMIT, -1
@@ -181,7 +183,7 @@ def follow(k, branch, taken):
     _count(s, BRANCHES)
     if guess != taken:
         _count(s, WRONG)
-        # The next longer history, or, half of the time, the one after it.
+        # Allocate in the next longer history or, half of the time, in the one after it.
         random = (load_word(s, _RANDOM) * 1103515245 + 12345) & 0x7FFFFFFF
         store_word(s, _RANDOM, random)
         table = known + 1 + (random >> 20 & 1)
@@ -192,19 +194,22 @@ def follow(k, branch, taken):
     store_word(s, _HISTORY, (history << 1 | taken) & ((1 << 62) - 1))
 
 
-# --- What takes the place of the kernel's functions of these names -------------------------------
+# --- Replacements of the kernel's functions of the same names ------------------------------------
 
 
 @jit
 def translate(k, addr):
-    """Every load, store and touch comes by here (kernel.access).  No page is a huge one."""
+    """Access TLB and caches; called by every load, store and touch (kernel.access).
+
+    No page is a huge page.
+    """
     tlb_access(k, addr, 0)
     reach(k, addr)
 
 
 @jit(cold=True)
 def handle_mm_fault(k, addr, write):
-    """A page fault: the kernel has zeroed the page, so that its lines are near."""
+    """Handle a page fault, and fill the page's lines into L2 and L3: the kernel has zeroed it."""
     handle_fault(k, addr, write)
     s = k.watch
     first = addr >> PAGE_SHIFT << (PAGE_SHIFT - LINE_SHIFT)
@@ -215,7 +220,7 @@ def handle_mm_fault(k, addr, write):
 
 @jit
 def copy(k, dst, src, length):
-    """memcpy, all lines of both."""
+    """Copy memory, accessing all lines of source and destination."""
     touch(k, src, length, 0)
     touch(k, dst, length, 1)
     _pass_all(k, src, length)
@@ -224,12 +229,12 @@ def copy(k, dst, src, length):
 
 @jit
 def clear(k, addr, length):
-    """memset to zero, all lines."""
+    """Zero memory, accessing all its lines."""
     touch(k, addr, length, 1)
     _pass_all(k, addr, length)
 
 
-#: Names that mean these functions in a replay which is watched.
+#: Bindings that put these functions into a watched replay.
 BINDINGS = {f.__name__: f for f in (translate, handle_mm_fault, copy, clear)}
 
 
@@ -237,10 +242,10 @@ BINDINGS = {f.__name__: f for f in (translate, handle_mm_fault, copy, clear)}
 
 
 def geometry(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
-    """Sets and ways of this machine's data caches, by the names above.
+    """Return the sets and ways of this machine's data caches, by the names of the constants above.
 
-    Where the system does not tell, or a level is not there or not a power of two of sets, the
-    values above stand.
+    The constants are the defaults for a level that the system does not report, that does not exist
+    or whose number of sets is not a power of two.
     """
     found = {}
     for folder in sorted(caches.glob("index*")):
@@ -271,9 +276,9 @@ def geometry(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[
 
 
 class Processor:
-    """The words of a processor with caches as ``sizes`` says (:func:`geometry`).
+    """State of a processor whose caches have the given ``sizes`` (:func:`geometry`).
 
-    ``address``: for ``k.watch``.
+    ``address``: the value for ``k.watch``.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -283,9 +288,9 @@ class Processor:
         windows[self.address] = self._words
 
     def close(self) -> None:
-        """Forget the words."""
+        """Release the state."""
         windows.pop(self.address, None)
 
     def counts(self) -> np.ndarray:
-        """What was counted so far, (len(COUNTS),) int64."""
+        """Return a copy of the counters, (len(COUNTS),) int64."""
         return self._words[: len(COUNTS)].copy()

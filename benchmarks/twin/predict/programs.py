@@ -1,8 +1,8 @@
-"""The programs on which prices are fitted, and how a program is held to one thread.
+"""Programs on which prices are fitted, and conversion of a workload to a single thread.
 
-None of them is a recorded program.  They differ in what costs time: how much lives (which cache
-answers), how regular sizes and lifetimes are (what is guessed wrongly), how much is copied and
-cleared, and how much is asked of the kernel.
+None of them is a recorded program.  They differ in the causes of cost: the amount of live memory
+(which cache level holds it), the regularity of sizes and lifetimes (branch mispredictions), the
+amount of copying and clearing, and the amount of kernel work.
 """
 
 from dataclasses import replace
@@ -16,10 +16,10 @@ from benchmarks.workloads import Workload, WorkloadError
 #: Events of each program.
 _LENGTH = 400_000
 
-#: Configurations of workloads by what makes each different.
+#: Configurations of workloads by a description of each.
 PROGRAMS: dict[str, dict[str, Any]] = {
-    what: {"name": name, "operations": _LENGTH, **settings}
-    for what, name, settings in (
+    description: {"name": name, "operations": _LENGTH, **settings}
+    for description, name, settings in (
         ("three sizes in rows", "malloc_simple", {}),
         ("one size", "churn", {"live": 100, "sizes": {"kind": "list", "choices": [48]}}),
         ("within L1", "churn", {"live": 100}),
@@ -48,26 +48,26 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 
 def load(config: dict[str, Any]) -> Workload:
-    """A workload's events, stored and of one thread.  Raises WorkloadError.
+    """Load a workload as stored events of one thread.  Raises WorkloadError.
 
-    ``config``: as workloads.load takes it.
+    ``config``: see workloads.load.
     """
     return one_thread(workloads.load(config))
 
 
 def load_trace(path: str, touch: str) -> Workload:
-    """A trace's events, stored and of one thread.  Raises WorkloadError."""
+    """Load a trace as stored events of one thread.  Raises WorkloadError."""
     return load({"name": "trace", "path": path, "stream": "never", "touch": touch})
 
 
 def one_thread(workload: Workload) -> Workload:
-    """The same events as those of one thread, which has no end before the program's.
+    """Assign all events to one thread and drop the ends of threads.
 
-    All have the same columns, so that one compiled loop does for all.  Raises WorkloadError for a
-    program that waits for addresses, or a stream.
+    The result always has the same columns, so that one compiled loop fits all workloads.  Raises
+    WorkloadError for a program that reacts to addresses, or a stream.
     """
     if workload.events is None:
-        raise WorkloadError(f"{workload.label}: only stored events can be held to one thread")
+        raise WorkloadError(f"{workload.label}: only stored events can be predicted")
     events = workload.events
     kept = events.op != ev.THREAD_END
     columns = {name: ev.column(events, name)[kept] for name in ("align", "offset")}

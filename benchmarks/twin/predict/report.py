@@ -1,4 +1,4 @@
-"""One run of the command: prices first, then trace after trace; the table and validation.json."""
+"""Validation of all traces in one run, its printed tables and validation.json."""
 
 import json
 import sys
@@ -18,17 +18,17 @@ from benchmarks.replay.metrics import BY_NAME
 from benchmarks.run import results
 from benchmarks.trace import shipped
 from benchmarks.twin.predict import programs
-from benchmarks.twin.predict.measured import clocked, memory_of_real
+from benchmarks.twin.predict.measured import metrics_of_real, time_pieces
 from benchmarks.twin.predict.prices import (
     Prediction,
     Sample,
+    ablate,
     fit,
     median_error,
     predict,
-    without_each,
 )
 from benchmarks.twin.predict.processor import geometry
-from benchmarks.twin.predict.steps import KINDS, count_steps, memory_of_twin
+from benchmarks.twin.predict.steps import KINDS, count_steps, metrics_of_twin
 from benchmarks.workloads import Workload
 from kernel import PROJECT
 from kernel.cost import COSTS
@@ -41,9 +41,15 @@ SCHEMA = 1
 PIECE = 1 << 14
 #: Batches of each size in a process that measures the kernel's prices.
 ROUNDS = 31
-#: The error that is aimed at, at the median.
+#: Target for the median error.
 TARGET = 0.15
-#: What the table shows of memory, with the columns' heads.
+#: Printed names of parts and kinds, where they differ from those in validation.json.
+_PRINTED = {
+    "wrong guesses": "branch mispredictions",
+    "all of these": "all these parts",
+    "wrong": "mispredict",
+}
+#: Metrics in the table of memory, with the column heads.
 SHOWN = {
     "faults": "faults",
     "syscalls_brk": "brk",
@@ -56,11 +62,11 @@ _REFERENCE = PROJECT / "conf" / "kernel" / "cost" / "reference.yaml"
 
 @dataclass
 class Subject:
-    """A program or a trace on both sides.
+    """Program or trace, with the results of the twin and of the real library.
 
-    ``steps`` and ``work``: what the twin does in each piece (benchmarks.twin.predict.steps);
-    ``times``: (repetitions, pieces) nanoseconds of the real library.  ``memory``, of a trace: each
-    metric's value of the twin and of the real library, None where that cannot be seen.
+    ``steps`` and ``work``: counted on the twin, by piece (benchmarks.twin.predict.steps).
+    ``times``: nanoseconds of the real library, (repetitions, pieces).  ``memory``, of traces only:
+    the value of each metric for the twin and for the real library (None if it cannot be observed).
     """
 
     name: str
@@ -72,38 +78,41 @@ class Subject:
 
     @property
     def events(self) -> int:
-        """Number of events."""
+        """Return the number of events."""
         return len(self.workload.events.op)
 
     @property
     def totals(self) -> list[int]:
-        """Nanoseconds of each repetition."""
+        """Return the nanoseconds of each repetition."""
         return [int(pieces.sum()) for pieces in self.times]
 
     def sample(self, cost: Mapping[str, float]) -> Sample:
-        """Its pieces for the fit, the kernel's work at these prices."""
+        """Return the pieces for the fit, with the kernel's work priced by ``cost``."""
         kernel = self.work @ np.array([cost[kind] for kind in COSTS])
         return Sample(self.steps, kernel, np.median(self.times, axis=0))
 
     @property
     def differing(self) -> list[str]:
-        """Metrics in which the two differ."""
+        """Return the names of the metrics in which twin and real library differ."""
         return [name for name, (twin, real) in self.memory.items() if real not in (None, twin)]
 
     @property
     def compared(self) -> int:
-        """Number of metrics that both sides have."""
+        """Return the number of metrics known for both."""
         return sum(real is not None for _, real in self.memory.values())
 
 
 @dataclass
 class Validation:
-    """Everything that a run finds out.  ``wrong``: why this machine's C library is no truth."""
+    """Results of one run of the command.
+
+    ``wrong``: the reason why this machine's C library is not a valid reference, or ''.
+    """
 
     touch: str
     repeats: int
     wrong: str
-    kernel: list[dict[str, float | str]] = field(default_factory=list)  # of each repetition
+    kernel: list[dict[str, float | str]] = field(default_factory=list)  # one per repetition
     fitted: list[Subject] = field(default_factory=list)
     traces: list[Subject] = field(default_factory=list)
 
@@ -112,21 +121,21 @@ class Validation:
         library = find("native/glibc", {})
         sizes = geometry()
         total = len(programs.PROGRAMS) + len(paths)
-        for number, (what, config) in enumerate(programs.PROGRAMS.items()):
-            progress(0.5 * number / total, f"counting: {what}")
+        for number, (name, config) in enumerate(programs.PROGRAMS.items()):
+            progress(0.5 * number / total, f"counting: {name}")
             workload = programs.load(config | {"touch": self.touch})
-            self.fitted.append(Subject(what, workload, *count_steps(workload, PIECE, sizes)))
+            self.fitted.append(Subject(name, workload, *count_steps(workload, PIECE, sizes)))
         for number, path in enumerate(paths, len(programs.PROGRAMS)):
             progress(0.5 * number / total, f"counting: {path}")
             self.traces.append(self._trace(library, path, sizes))
-        # What slows the machine down for a while slows all of them down alike.
+        # Each repetition measures all subjects, so that a slow period affects all of them alike.
         for number in range(self.repeats):
             progress(0.5 + 0.5 * number / self.repeats, f"measuring, {number + 1}")
             self._measure(library)
 
     def _trace(self, library: Library, path: str, sizes: Mapping[str, int]) -> Subject:
         workload = programs.load_trace(path, self.touch)
-        real, twin = memory_of_real(library, workload), memory_of_twin(workload)
+        real, twin = metrics_of_real(library, workload), metrics_of_twin(workload)
         return Subject(
             path.removeprefix(shipped.PREFIX),
             workload,
@@ -135,47 +144,47 @@ class Validation:
         )
 
     def _measure(self, library: Library) -> None:
-        """Take the time of everything once, each in a fresh process."""
+        """Measure all times once, each in a new process."""
         with closing(measure_process(ROUNDS, swap=False)) as measured:
             self.kernel.append(dict(measured))
         for subject in self.fitted + self.traces:
-            subject.times.append(clocked(library, subject.workload, PIECE))
+            subject.times.append(time_pieces(library, subject.workload, PIECE))
 
-    # --- what comes of it -----------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------
 
     @property
     def exact(self) -> bool:
-        """Whether memory is the same on every trace."""
+        """Return True if memory agrees on every trace."""
         return not any(trace.differing for trace in self.traces)
 
     @cached_property
     def cost(self) -> dict[str, float]:
-        """Nanoseconds by kind of kernel work, as python -m kernel.linux.calibrate finds them.
+        """Return nanoseconds by kind of kernel work, measured as by kernel.linux.calibrate.
 
-        What this machine cannot do has the reference's price.
+        Kinds that cannot be measured on this machine have the price of the reference table.
         """
         prices = make_prices(self.kernel, read_table(_REFERENCE), NEIGHBOURHOOD)
         return {kind: prices[kind].ns for kind in COSTS}
 
     @cached_property
     def prices(self) -> np.ndarray:
-        """Nanoseconds by kind of step."""
+        """Return nanoseconds by kind of step, (len(KINDS),)."""
         return fit(self._samples(self.fitted))
 
     def predictions(self, subjects: Sequence[Subject]) -> list[Prediction]:
-        """What is predicted of each."""
+        """Predict the time of each subject."""
         return [predict(sample, self.prices) for sample in self._samples(subjects)]
 
     @cached_property
-    def without_each(self) -> dict[str, float]:
-        """The median error where a part of the time is left out (prices.without_each)."""
-        return without_each(self._samples(self.fitted), self._samples(self.traces))
+    def ablation(self) -> dict[str, float]:
+        """Return the median error without each part of the time (prices.ablate)."""
+        return ablate(self._samples(self.fitted), self._samples(self.traces))
 
     def _samples(self, subjects: Sequence[Subject]) -> list[Sample]:
         return [subject.sample(self.cost) for subject in subjects]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for validation.json, which says what each is."""
+        """Return the content of validation.json."""
         return {
             "schema": SCHEMA,
             "reason": self.wrong,
@@ -188,7 +197,7 @@ class Validation:
             "step_prices_ns": dict(zip(KINDS, self.prices.tolist(), strict=True)),
             "median_error": median_error(self.predictions(self.traces)),
             "target": TARGET,
-            "median_error_without": self.without_each,
+            "median_error_without": self.ablation,
             "programs": self._subjects(self.fitted),
             "traces": {
                 name: found
@@ -224,33 +233,34 @@ class Validation:
         results.write_json(path, self.as_json())
 
     def print(self) -> None:
-        """Print the table and what it comes to."""
+        """Print the tables and a summary."""
         from rich.console import Console
 
         console = Console()
-        if not console.is_terminal:  # a file or a pipe wraps no lines
+        if not console.is_terminal:  # do not wrap lines in files and pipes
             console.width = 150
         predictions = self.predictions(self.traces)
         console.print(_memory_table(self.traces), _time_table(self.traces, predictions))
         same = sum(not trace.differing for trace in self.traces)
-        print(f"memory: {same} of {len(self.traces)} traces are the same in every metric")
+        print(f"memory: {same} of {len(self.traces)} traces agree in every metric")
         for trace in self.traces:
             for name in trace.differing:
                 twin, real = trace.memory[name]
                 print(f"  {trace.name}: {name}: twin {_number(twin)}, real {_number(real)}")
         steps = ", ".join(
-            f"{name} {price:.2f}" for name, price in zip(KINDS, self.prices, strict=True)
+            f"{_PRINTED.get(name, name)} {price:.2f}"
+            for name, price in zip(KINDS, self.prices, strict=True)
         )
         print(f"prices of steps, ns, fitted on {len(self.fitted)} other programs: {steps}")
         print(
-            "without a part, the rest fitted anew, the error would be: "
-            + ", ".join(f"{part} {error:.1%}" for part, error in self.without_each.items())
+            "median error with one part left out and the rest fitted again: "
+            + ", ".join(f"{_PRINTED.get(p, p)} {error:.1%}" for p, error in self.ablation.items())
         )
         error = median_error(predictions)
         fitted = median_error(self.predictions(self.fitted))
         print(
-            f"time: {error:.1%} off at the median (aimed at: {TARGET:.0%}; "
-            f"on the programs of the fit: {fitted:.1%})"
+            f"time: median error {error:.1%} (target {TARGET:.0%}; on the fitted programs: "
+            f"{fitted:.1%})"
         )
 
 
@@ -267,16 +277,16 @@ def _memory_table(traces: Sequence[Subject]) -> Any:
     for trace in traces:
         cells = [_pair(name, *trace.memory[name]) for name in SHOWN]
         same = trace.compared - len(trace.differing)
-        table.add_row(trace.name, f"{trace.events:,}", *cells, f"{same} of {trace.compared} same")
+        table.add_row(trace.name, f"{trace.events:,}", *cells, f"{same} of {trace.compared} agree")
     return table
 
 
 def _pair(name: str, twin: float, real: float | None) -> str:
-    """Both values, or the one that both have."""
+    """Format the values of twin and real library, once if they agree."""
     scale = PAGE if BY_NAME[name].unit == "bytes" else 1
     unit = " pages" if scale > 1 else ""
     if real is None:
-        return f"{_number(twin / scale)}{unit} (unseen)"
+        return f"{_number(twin / scale)}{unit} (not observed)"
     if real == twin:
         return f"= {_number(twin / scale)}{unit}"
     return f"{_number(twin / scale)} ≠ {_number(real / scale)}{unit}"
@@ -285,8 +295,9 @@ def _pair(name: str, twin: float, real: float | None) -> str:
 def _time_table(traces: Sequence[Subject], predictions: Sequence[Prediction]) -> Any:
     from rich.table import Table
 
-    heads = ("measured", "repetitions", "predicted", "error", *KINDS, "kernel")
-    table = Table("time, ns an event", *heads, box=None)
+    kinds = [_PRINTED.get(kind, kind) for kind in KINDS]
+    heads = ("measured", "repetitions", "predicted", "error", *kinds, "kernel")
+    table = Table("time, ns per event", *heads, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for trace, prediction in zip(traces, predictions, strict=True):
@@ -303,8 +314,8 @@ def _time_table(traces: Sequence[Subject], predictions: Sequence[Prediction]) ->
     return table
 
 
-def tell(validation: Validation, path: Path, *, as_json: bool) -> None:
-    """Print what was found, after it was written to ``path``."""
+def print_result(validation: Validation, path: Path, *, as_json: bool) -> None:
+    """Print the results, which have been written to ``path``."""
     if as_json:
         json.dump({"file": str(path), **validation.as_json()}, sys.stdout, indent=2)
         print()

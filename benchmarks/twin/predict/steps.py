@@ -1,7 +1,7 @@
-"""How many steps of each kind the twin takes: the replay loop, watched.
+"""Steps of the twin by kind, counted by an instrumented replay loop.
 
-The loop's own memory is part of what the real process reaches for (benchmarks.real.machine_code):
-an event and an answer after the other, and the record of each object.
+The loop's own memory accesses are included, because the real process makes them too
+(benchmarks.real.machine_code): events and answers in sequence, and the record of each object.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,26 +31,29 @@ from kernel.engine.branches import followed
 from kernel.engine.jit import jit
 from kernel.types import L1_BASE
 
-#: The allocator that predicts.
+#: Name of the allocator that models glibc.
 TWIN = "ptmalloc"
 _COUNTED = {"COUNT": True, "OBSERVE": False, "TIMELINE": False}
-#: What is watched: the allocator and the loop.  What the kernel does has prices of its own.
+#: Modules whose branches are followed: the allocator and the loop.  Kernel work is priced apart.
 _WATCHED = r"(?!kernel\.)"
-#: Where the process's tables are, far from what the allocator has: bytes.
+#: Assumed addresses of the process's tables, far from the allocator's memory.
 _EVENTS, _ANSWERS, _OBJECTS = 1 << 50, 1 << 51, 1 << 52
 _EVENT_SIZE, _ANSWER_SIZE, _OBJECT_SIZE = EVENT.itemsize, ANSWER.itemsize, OBJECT.itemsize
 
-#: Kinds of steps that have a price: an event of the loop; a load or store of the allocator's, and
-#: what it takes longer where the first level of cache does not answer, or not that of the TLB, or
-#: the page tables must be walked; a line that is copied or cleared; a branch guessed wrongly; an
-#: entry into the kernel (a fault or a call), beyond what the kernel's own work costs: it leaves
-#: caches and branch prediction cold.
+#: Kinds of steps that have a price: an event of the loop; a load or store by the allocator; its
+#: extra time for a hit in L2, in L3 or in memory, for a miss in the first-level TLB, and for a page
+#: walk; a line copied or cleared; a branch misprediction ("wrong"); an entry into the kernel (a
+#: fault or a system call), beyond the price of the kernel's work: it leaves caches and branch
+#: predictor cold.
 KINDS = ("event", "access", "l2", "l3", "memory", "tlb", "walk", "line", "wrong", "entry")
 
 
 @jit
 def replay_watched(k, a, r, objects, e, begin, end):
-    """benchmarks.replay.loop.replay_events of one thread, with the loop's own accesses."""
+    """Replay as benchmarks.replay.loop.replay_events does, with the loop's own accesses.
+
+    For events of one thread.
+    """
     for i in range(end - begin):
         now = begin + i
         k.task.now = now
@@ -65,13 +68,13 @@ def replay_watched(k, a, r, objects, e, begin, end):
 
 
 @cache
-def _followed(**bindings: Any) -> Callable:
-    """The loop, followed: the same for all workloads."""
+def _watched_loop(**bindings: Any) -> Callable:
+    """Return the loop with its branches followed; one copy serves all workloads."""
     return followed(replay_watched, follow, _WATCHED, **bindings)
 
 
 class _Watched(Simulation):
-    """A simulation of the twin in which each access and branch is seen by a processor."""
+    """Simulation of the twin that feeds each access and branch to the model of a processor."""
 
     def __init__(self, workload: Workload, sizes: Mapping[str, int]) -> None:
         self._processor, self._sizes = Processor(sizes), sizes
@@ -79,32 +82,32 @@ class _Watched(Simulation):
 
     @property
     def loop_function(self) -> Callable:
-        """The loop with its branches followed."""
-        return _followed(**self.loop_bindings())
+        """Return the loop with its branches followed."""
+        return _watched_loop(**self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:
-        """What the loop is specialised for."""
+        """Return the bindings for which the loop is specialised."""
         return super().loop_bindings() | BINDINGS | dict(self._sizes)
 
     def start(self) -> None:
-        """A fresh process, on a processor that has seen nothing."""
+        """Start a new process on the processor."""
         super().start()
         self.k.watch = self._processor.address
 
     def pieces(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Replay; steps by kind (pieces, len(KINDS)), work of the kernel (pieces, len(COSTS)).
+        """Replay in pieces of ``size`` events; the last one may be shorter.
 
-        ``size``: events in a piece; the last may have fewer.
+        Returns steps by kind (pieces, len(KINDS)) and kernel work by kind (pieces, len(COSTS)).
         """
         self.start()
         self._initialise(self.k, self.a)
         events, steps, work = self.workload.events, [], []
-        before, spent = self._now(), self._work()
+        before, spent = self._steps(), self._work()
         for first in range(0, len(events.op), size):
             last = min(first + size, len(events.op))
             piece = read_only(rows(events, first, last))
             self._loop(self.k, self.a, self.r, self.objects, piece, first, last)
-            now, total = self._now(), self._work()
+            now, total = self._steps(), self._work()
             steps.append([last - first, *(now - before)])
             work.append(total - spent)
             before, spent = now, total
@@ -113,7 +116,8 @@ class _Watched(Simulation):
             np.array(work, "i8").reshape(-1, len(COSTS)),
         )
 
-    def _now(self) -> np.ndarray:
+    def _steps(self) -> np.ndarray:
+        """Return the steps so far by kind, without the events."""
         count = dict(zip(COUNTS, self._processor.counts().tolist(), strict=True))
         mm = self.k.mm
         return np.array(
@@ -129,21 +133,22 @@ class _Watched(Simulation):
         )
 
     def _work(self) -> np.ndarray:
+        """Return the kernel work so far by kind."""
         work = kernel_work(self.k, self.machine.config.page_size)
         return np.array([work[kind] for kind in COSTS])
 
     def close(self) -> None:
-        """Forget the processor."""
+        """Release the processor."""
         self._processor.close()
 
 
 def count_steps(
     workload: Workload, piece: int, sizes: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of the twin by kind (pieces, len(KINDS)), work of the kernel (pieces, len(COSTS)).
+    """Count steps of the twin (pieces, len(KINDS)) and kernel work (pieces, len(COSTS)), by kind.
 
-    ``workload``: of one thread, stored.  ``piece``: events in each.  ``sizes``:
-    benchmarks.twin.predict.processor.geometry.
+    ``workload``: stored events of one thread.  ``piece``: number of events in each piece.
+    ``sizes``: of the caches (benchmarks.twin.predict.processor.geometry).
     """
     watched = _Watched(workload, sizes)
     try:
@@ -152,8 +157,8 @@ def count_steps(
         watched.close()
 
 
-def memory_of_twin(workload: Workload) -> dict[str, float]:
-    """The twin's metrics (benchmarks.replay.metrics) by name; kernel work is priced at nothing."""
+def metrics_of_twin(workload: Workload) -> dict[str, float]:
+    """Return the twin's metrics (benchmarks.replay.metrics) by name; kernel work has price 0."""
     simulation = Simulation(registry.load(TWIN), workload, KernelConfig(), OBSERVED)
     simulation.replay()
     return simulation.metrics(dict.fromkeys(COSTS, 0.0))

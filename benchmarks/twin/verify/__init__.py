@@ -1,15 +1,15 @@
-"""A simulated allocator held against the real one that it is the twin of.
+"""Differential testing of a simulated allocator against the real one that it models.
 
-    program ─► twin: compiled loop on the kernel model ─► what each operation should answer
+    program ─► twin: compiled loop on the kernel model ─► expected result of each operation
        │                                                         │ addresses
        └─────► libc: one real process, prepared operations ◄─────┘
                         │
                         └─► compared: address, break, page faults after every operation;
-                            areas and resident pages at the end
+                            mappings and resident pages at the end
 
-The twin goes first: what it predicts are the pointers that the real process is then asked to free.
-So all of a program runs in one batch on each side, and the first difference ends it.  Where a
-program has threads, each row says whose turn it is: on both sides one acts, the others sleep.
+The twin runs first: the addresses that it predicts are those that the real process then frees.  A
+program thus runs as one batch on each side, and the first difference ends it.  In a program with
+threads, each row names the thread that acts; on both sides the other threads sleep.
 
-Imports replay/ and the storeys below; twin.predict imports its reasons for a skip.
+Imports replay/ and the layers below; twin.predict uses its checks of the host.
 """

@@ -1,7 +1,7 @@
 """``python -m benchmarks.twin.verify ptmalloc``: compare the twin with the real glibc.
 
 Exit codes: 0 no mismatch, 1 a mismatch, 2 bad arguments, 77 this machine's C library cannot serve
-as truth, 130 interrupted.  The last line is ``N operations, M mismatches``.
+as the reference, 130 interrupted.  The last line is ``N operations, M mismatches``.
 """
 
 import argparse
@@ -14,48 +14,49 @@ from kernel.differential.command import EXIT_USAGE, OneLineParser, add_arguments
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m benchmarks.twin.verify",
-        description="Do the same on this machine's C library and on an allocator of the model, and "
+        description="Run programs on this machine's C library and on a simulated allocator, and "
         "compare address, break and page faults after every operation.",
     )
     parser.add_argument("allocator", help="ptmalloc, another allocator, or a .py file")
-    parser.add_argument("--against", choices=("libc",), default="libc", help="the truth (libc)")
+    parser.add_argument("--against", choices=("libc",), default="libc", help="reference (libc)")
     add_arguments(parser, 100_000, "of each mode", "allocator")
     parser.add_argument(
         "--mode",
         action="append",
         metavar="MODE",
-        help="small, mixed, big, burst or threads; may be given again (default: all)",
+        help="small, mixed, big, burst or threads; may be repeated (default: all)",
     )
     parser.add_argument(
         "--trace",
         action="append",
         metavar="FILE",
-        help="a trace instead of random programs, or shipped:NAME, or shipped: for all of these",
+        help="run a trace instead of random programs: a file, shipped:NAME, or shipped: for all "
+        "shipped traces; may be repeated",
     )
     parser.add_argument(
         "--touch",
         choices=("all", "first", "nothing", "read"),
         default="all",
-        help="what a trace's program does with a new block (default all)",
+        help="bytes that the program of a trace touches in a new block (default all)",
     )
     parser.add_argument(
         "--threads",
         action="store_true",
-        help="a trace's threads are threads, which take turns as recorded (else all are one)",
+        help="run a trace's threads as threads, in the recorded order (default: as one thread)",
     )
     parser.add_argument(
         "--tunable",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of glibc.malloc, for both sides; may be given again; random: drawn in every "
-        "other program",
+        help="set a tunable of glibc.malloc on both sides; may be repeated; 'random' draws "
+        "tunables for every other program",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command.  Returns its exit code."""
     options = _parser().parse_args(argv)
     from kernel.differential.pool import Mistake
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _subject(options: argparse.Namespace) -> Any:
-    """Return what to run.  Raises Mistake for what cannot be."""
+    """Create the subject from the options.  Raises Mistake for options that do not fit."""
     from benchmarks.twin.verify.modes import MODES
     from benchmarks.twin.verify.subject import Glibc
     from kernel.differential.pool import Mistake
@@ -81,13 +82,13 @@ def _subject(options: argparse.Namespace) -> Any:
         else:
             tunables[name.removeprefix("glibc.malloc.")] = int(value)
     if options.trace and options.mode:
-        raise Mistake("--mode is of random programs: it cannot be with --trace")
+        raise Mistake("--mode: applies to random programs; omit it or --trace")
     if options.threads and not options.trace:
-        raise Mistake("--threads is of traces: it cannot be without --trace")
+        raise Mistake("--threads: applies to traces; add --trace FILE")
     if options.replay and (options.trace or options.mode or options.tunable):
-        raise Mistake("--replay says what to run: no --mode, --trace or --tunable with it")
+        raise Mistake("--replay: cannot be combined with --mode, --trace or --tunable")
     if vary and options.trace:
-        raise Mistake("--tunable random is for random programs: it cannot be with --trace")
+        raise Mistake("--tunable random: applies to random programs; omit it or --trace")
     return Glibc(
         options.allocator,
         options.ops,

@@ -1,4 +1,4 @@
-"""Two sides under one program: the real process, and the twin on a kernel that is like its own."""
+"""Comparison of the real process with the twin, whose kernel model mirrors that process."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -31,41 +31,41 @@ from kernel.linux.state import (
 from kernel.task import reason
 from kernel.types import SimulatedSignal
 
-#: Tunables whose setting, whatever the value, fixes the thresholds.
+#: Tunables that disable the dynamic thresholds, whatever their value.
 FIXING = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
-#: Seconds that the twin may take over one operation.
+#: Timeout of the twin for one operation, in seconds.
 PATIENCE = 20.0
-#: What differs where its loop still runs in this process.
-LOCKED = "the twin does not come back"
-#: Lines of the chunks that are shown, at most.
+#: Difference reported if the twin's loop hangs; it still runs in this process.
+LOCKED = "the twin does not return"
+#: Maximum number of chunks that are shown.
 _MOST_CHUNKS = 60
 
 
 @dataclass(frozen=True)
 class HeapSetting:
-    """The circumstances of a program.  ``seed`` makes the program in its ``mode``."""
+    """Setting of a program.  ``seed`` and ``mode`` determine the program."""
 
     seed: str
     mode: str
     tunables: Mapping[str, int] = field(default_factory=dict)
 
     def words(self) -> str:
-        """The setting in a few words."""
+        """Describe the setting in a few words."""
         named = [f"{name}={value}" for name, value in self.tunables.items()]
         return ", ".join([f"seed {self.seed}", f"mode {self.mode}", *named])
 
     def name(self) -> str:
-        """The mode and the seed for the name of a file."""
+        """Return mode and seed in a form fit for a file name."""
         return f"{self.mode}-{self.seed}".replace("/", "-")
 
 
 @dataclass
 class Played:
-    """The end of a program, and what differs there: ``what`` is '' where nothing does.
+    """Result of a program: the difference found (``what``), or '' if both sides agree.
 
-    ``done``: rows that were compared and found equal.  ``row``: the one that differs, -1 where
-    only the end does; of a process that has died, the first whose answer is lost.  ``expected``
-    and ``actual``, (n,) EXPECTED: up to that row.
+    ``done``: number of rows that agree.  ``row``: the first row that differs; -1 if only the final
+    states differ; if the process died, the first row whose result is lost.  ``expected`` and
+    ``actual``: (n,) EXPECTED, valid up to that row.
     """
 
     done: int
@@ -73,11 +73,11 @@ class Played:
     actual: np.ndarray
     what: str = ""
     row: int = -1
-    lines: list[str] = field(default_factory=list)  # both states, for people
+    lines: list[str] = field(default_factory=list)  # both states, as printed
 
 
 def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
-    """The plugin with the tunables as settings, those that it does not have left out."""
+    """Load the plugin with the tunables as settings; ignore tunables that it does not have."""
     settings = dict(tunables)
     declared = registry.declared_settings(registry.load(allocator).module)
     if "cores" in declared:
@@ -88,7 +88,7 @@ def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
 
 
 class Twins:
-    """Compiled twins by their tunables, and models of the process.
+    """Cache of twins compiled for sets of tunables, and of models of the process.
 
     ``bindings`` replace functions or constants of the plugin.
     """
@@ -107,7 +107,7 @@ class Twins:
         self.models = Models(ModelSide)
 
     def twin(self, tunables: Mapping[str, int]) -> Twin:
-        """The twin under ``tunables``, compiled."""
+        """Return the compiled twin for ``tunables``."""
         key = tuple(sorted(tunables.items()))
         if key not in self._twins:
             plugin = plugin_for(self.allocator, tunables)
@@ -118,14 +118,14 @@ class Twins:
         return self._twins[key]
 
     def branches(self) -> list[Branch]:
-        """Return what is counted, by number in ``k.hits``: alike under all tunables."""
+        """Return the counted branches by their number in ``k.hits``, the same for all tunables."""
         return self.twin({}).branches
 
 
 class HeapPair:
-    """A real process and its twin, just started.  A context manager.
+    """Real process and its twin, both new; a context manager.
 
-    Raises HostError where the process cannot be made.
+    Raises HostError if the process cannot be created.
     """
 
     def __init__(self, twins: Twins, setting: HeapSetting) -> None:
@@ -155,7 +155,7 @@ class HeapPair:
         self.libc.close()
 
     def _warm(self) -> None:
-        """Let the model know that the process has written to its own memory."""
+        """Give an anon_vma in the model to each mapping that the process has written to."""
         mm = self.k.mm
         written = dict(self.libc.writable())
         for v in self.k.vma[: mm.map_count]:
@@ -174,14 +174,14 @@ class HeapPair:
         careful: int | None = None,
         at_end: bool = True,
     ) -> Played:
-        """Run ``program``, (n,) PROGRAM, on both sides, up to a difference.
+        """Run ``program``, (n,) PROGRAM, on both sides up to a difference.
 
-        ``blocks``: the table of blocks, which goes on from one part of a program to the next.
-        ``careful``: from this row on the process does one operation at a time, so that one that
-        ends it is known.  ``at_end``: compare areas and pages after the last row.
+        ``blocks``: table of blocks, kept from one part of a program to the next.  ``careful``: from
+        this row on, the process executes one operation at a time, so that the one that ends it is
+        known.  ``at_end``: compare mappings and pages after the last row.
 
-        The twin plays all before the process begins, and the process does a batch before it is
-        looked at: after a difference neither is where the difference was.
+        The twin plays all rows before the process starts, and the process executes a whole batch
+        before its results are compared.  After a difference, both are therefore in a later state.
         """
         n = len(program)
         rows = program.view(np.recarray)
@@ -201,7 +201,7 @@ class HeapPair:
             return outcome
         if row >= 0:
             outcome.done = outcome.row = row
-            outcome.what = what_differs(expected[row], actual[row])
+            outcome.what = describe_difference(expected[row], actual[row])
         elif died and self._dies_too(rows, expected, actual, ours, died):
             outcome.done = ours + 1
         elif died:
@@ -216,10 +216,10 @@ class HeapPair:
     def _play(
         self, rows: np.recarray, expected: np.recarray, blocks: np.ndarray, patience: float
     ) -> tuple[int, str]:
-        """Let the twin play; how many rows are expected, and why no more."""
+        """Let the twin play.  Returns the number of rows played, and the reason if it stopped."""
         k, n = self.k, len(rows)
         state = (k, self.a, rows, expected, blocks, self.threads)
-        self.twin.play(*state, 0, 0)  # the watchdog waits for no compiler
+        self.twin.play(*state, 0, 0)  # compile before the watchdog starts
         try:
             watched(k, self.twin.play, *state, 0, n, patience=patience)
         except SimulatedSignal:
@@ -235,7 +235,7 @@ class HeapPair:
     def _dies_too(
         self, rows: np.recarray, expected: np.recarray, actual: np.recarray, row: int, died: str
     ) -> bool:
-        """Return whether the C library ends the process in the row in which the twin aborted."""
+        """Return True if the C library aborts in the same row in which the twin aborted."""
         if "SIGABRT" not in died:
             return False
         try:
@@ -245,28 +245,28 @@ class HeapPair:
         return False
 
     def _compare_end(self, outcome: Played) -> None:
-        """Compare areas, resident pages and counters."""
+        """Compare mappings, resident pages and counters."""
         found = [difference.what for difference in differences(*self._both())]
         if found:
             outcome.what = f"at the end: {', '.join(found)}"
             outcome.lines = self._side_by_side()
 
     def _both(self) -> tuple[State, State]:
-        """The states of the process and the model."""
+        """Return the states of the process and of the model."""
         self.model.refresh()
         return self.real.state(), self.model.state()
 
     def _side_by_side(self) -> list[str]:
         return [line[4:] for line in side_by_side(*self._both())]
 
-    # --- looking at the heaps -------------------------------------------------------------------
+    # --- showing the heaps ----------------------------------------------------------------------
 
     def states(self) -> list[str]:
-        """Both sides' areas and pages, and the chunks of the heap where they differ."""
+        """List both sides' mappings and pages, and the chunks of the heap that differ."""
         return self._side_by_side() + self._chunk_lines()
 
     def _chunk_lines(self) -> list[str]:
-        """The chunks of the main heap by their heads, where those of the two sides differ."""
+        """List the chunks of the main heap from just before the first that differs."""
         end = int(self.k.mm.brk)
         words = max(end - self._start, 0) >> 3
         real = self.libc.words(self._start, words)
@@ -275,19 +275,19 @@ class HeapPair:
         left, right = _chunks(real, self._start), _chunks(model, self._start)
         differ = sorted(set(left) ^ set(right))
         if not differ:
-            return [f"  the heap's {len(left)} chunks have the same sizes on both sides"]
+            return [f"  the {len(left)} chunks of the heap have the same sizes on both sides"]
         both = sorted(set(left) | set(right))
         first = max(both.index(differ[0]) - 2, 0)
-        lines = [f"  chunks from the first that differs on ({len(left)} and {len(right)}):"]
+        lines = [f"  chunks near the first difference (of {len(left)} and {len(right)}):"]
         for chunk in both[first : first + _MOST_CHUNKS]:
-            mine, theirs = (_chunk_words(chunk) if chunk in c else "" for c in (right, left))
+            mine, theirs = (_format_chunk(chunk) if chunk in c else "" for c in (right, left))
             mark = "  " if mine == theirs else "! "
             lines.append(f"{mark}{theirs:<58} {mine}".rstrip())
         return lines
 
 
 def _chunks(words: Sequence[int], start: int) -> dict[tuple[int, int], None]:
-    """(address, head) of the chunks of a heap that begins at ``start``."""
+    """Walk the chunks of a heap that begins at ``start``; return their (address, head) in order."""
     found: dict[tuple[int, int], None] = {}
     at = 1
     while at < len(words):
@@ -300,14 +300,14 @@ def _chunks(words: Sequence[int], start: int) -> dict[tuple[int, int], None]:
     return found
 
 
-def _chunk_words(chunk: tuple[int, int]) -> str:
+def _format_chunk(chunk: tuple[int, int]) -> str:
     address, head = chunk
     before = "in use" if head & 1 else "free"
-    return f"{address:#x} {head & ~7:#x} ({before} before)"
+    return f"{address:#x} {head & ~7:#x} (previous {before})"
 
 
-def what_differs(x: np.record, y: np.record) -> str:
-    """Say which observations of one operation differ; ``x`` expected, ``y`` actual."""
+def describe_difference(x: np.record, y: np.record) -> str:
+    """Name the results of one operation that differ; ``x`` expected, ``y`` actual."""
     names = {
         "value": "address or value",
         "brk": "break",
@@ -318,9 +318,12 @@ def what_differs(x: np.record, y: np.record) -> str:
 
 
 def row_lines(row: Row, x: np.record, y: np.record | None) -> list[str]:
-    """One operation, what it gave, and both sides where they differ (``y``: the real one's)."""
+    """Format an operation with its expected result ``x``, or with both results if ``y`` differs.
 
-    def told(z: np.record) -> str:
+    ``y``: the real result, or None.
+    """
+
+    def result_of(z: np.record) -> str:
         value = int(z.value)
         result = "NULL" if value == 0 else hex(value) if value > 9 else str(value)
         faults = f"{int(z.minflt)}+{int(z.use_minflt)} faults"
@@ -328,11 +331,11 @@ def row_lines(row: Row, x: np.record, y: np.record | None) -> list[str]:
 
     head = row.words()
     if y is None:
-        return [f"{head}  = {told(x)}"]
-    return [head, f"      libc  {told(y)}", f"      twin  {told(x)}"]
+        return [f"{head}  = {result_of(x)}"]
+    return [head, f"      libc  {result_of(y)}", f"      twin  {result_of(x)}"]
 
 
 def empty_blocks(program: np.ndarray, least: int = 1) -> np.ndarray:
-    """A table of blocks for ``program``, all empty."""
+    """Create an empty table of blocks for ``program``, with at least ``least`` slots."""
     slots = int(program["slot"].max(initial=0)) + 1
     return np.zeros((max(slots, least), BLOCK_COLUMNS), "i8")

@@ -1,4 +1,4 @@
-"""Programs written by hand for what random ones hardly ever do."""
+"""Directed programs for cases that random programs almost never reach."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ from benchmarks.twin.verify.operation import (
     Row,
 )
 
-#: What takes the place of a mode's name for these.
+#: Name used as the mode of these programs.
 MODE = "directed"
 _PAGE = 4096
-#: Sets of tunables, few because each is compiled.
+#: Sets of tunables; only a few, because each is compiled.
 _NO_TCACHE = {"tcache_count": 0, "arena_test": 18}
 _TWO_ARENAS = MODES["threads"].tunables[1]
 _NO_PAD = MODES["threads"].tunables[3]
@@ -34,18 +34,18 @@ _NO_PAD = MODES["threads"].tunables[3]
 
 @dataclass(frozen=True)
 class Directed:
-    """A program and the tunables that it is for."""
+    """Program and the tunables that it needs."""
 
     ops: list[Row]
     tunables: Mapping[str, int] = field(default_factory=dict)
 
 
-#: By name.
+#: Directed programs by name.
 PROGRAMS: dict[str, Directed] = {}
 
 
 def _program(tunables: Mapping[str, int] | None = None) -> Callable:
-    """Register what a function returns under its name."""
+    """Decorator: register the program that a function returns under the function's name."""
 
     def register(function: Callable[[], list[Row]]) -> Callable:
         PROGRAMS[function.__name__.strip("_")] = Directed(function(), tunables or {})
@@ -55,13 +55,13 @@ def _program(tunables: Mapping[str, int] | None = None) -> Callable:
 
 
 def _row(kind: int, first: int, count: int, size: int = 0) -> list[Row]:
-    """The same for ``count`` slots from ``first`` on."""
+    """Repeat an operation for ``count`` slots from ``first`` on."""
     return [Row(kind, slot, size) for slot in range(first, first + count)]
 
 
 @_program()
 def _mapping_that_cannot_grow() -> list[Row]:
-    """A mapped block moves into a hole of the heap when it cannot be remapped."""
+    """Move a mapped block into a hole of the heap when it cannot be remapped."""
     return [
         Row(MALLOC, 0, 200 << 10, use=WRITE, length=200 << 10),
         Row(MALLOC, 1, 400 << 10),
@@ -78,7 +78,7 @@ def _mapping_that_cannot_grow() -> list[Row]:
 
 @_program()
 def _mapping_that_cannot_grow_or_move() -> list[Row]:
-    """Neither remapped nor moved: NULL, and the block stays."""
+    """Fail to remap or move a mapped block: realloc returns NULL and keeps the block."""
     return [
         Row(MALLOC, 0, 200 << 10, use=WRITE, length=200 << 10),
         Row(LIMIT_AS, request=0),
@@ -89,7 +89,7 @@ def _mapping_that_cannot_grow_or_move() -> list[Row]:
 
 
 def _unaligned_break() -> list[Row]:
-    """The program has moved the break, and there is no room to align it again."""
+    """Let the program move the break when there is no room to align it again."""
     return [
         Row(MALLOC, 0, 100 << 10),
         Row(SBRK, request=24),
@@ -105,20 +105,20 @@ def _break_that_cannot_be_aligned() -> list[Row]:
 
 @_program()
 def _break_that_was_not_aligned() -> list[Row]:
-    """The next growth ends the process."""
+    """Grow a heap whose break is not aligned, which aborts the process."""
     more = [Row(LIMIT_DATA, request=-1), *_row(MALLOC, 2, 4, 100 << 10)]
     return [*_unaligned_break(), *more]
 
 
 @_program()
 def _break_moved_down() -> list[Row]:
-    """Memory that malloc has is given back by the program itself."""
+    """Let the program itself move the break below malloc's top."""
     return [Row(MALLOC, 0, 120 << 10), Row(SBRK, request=-2 * _PAGE), Row(MALLOC, 1, 100 << 10)]
 
 
 @_program()
 def _misaligned_break_without_contiguity() -> list[Row]:
-    """Once a mapping has served as heap, nothing aligns the break."""
+    """Grow from an unaligned break after a mapping has served as heap: it is not aligned."""
     return [
         Row(MALLOC, 0, 100 << 10),
         Row(BLOCK, 9, 0, _PAGE),
@@ -131,7 +131,7 @@ def _misaligned_break_without_contiguity() -> list[Row]:
 
 @_program()
 def _mapping_as_heap_then_break_again() -> list[Row]:
-    """The same with an aligned break: chunks of both places live together."""
+    """Mix chunks of a mapping that serves as heap with chunks of the break's heap."""
     return [
         Row(MALLOC, 0, 100 << 10),
         Row(BLOCK, 99, 0, _PAGE),
@@ -150,7 +150,7 @@ def _mapping_as_heap_then_break_again() -> list[Row]:
 
 @_program()
 def _many_segments() -> list[Row]:
-    """The program moves the break whenever malloc has."""
+    """Let the program move the break after each of malloc's moves."""
     ops: list[Row] = []
     for slot in range(0, 1400, 2):
         ops += [Row(MALLOC, slot, 120 << 10), Row(SBRK, request=_PAGE), Row(MALLOC, slot + 1, 40)]
@@ -159,7 +159,7 @@ def _many_segments() -> list[Row]:
 
 @_program()
 def _smallest_top_is_left_behind() -> list[Row]:
-    """A top of 32 bytes has room for its fence only."""
+    """Abandon a top of 32 bytes, which has room for its fencepost only."""
     heap, tcache, first = 132 << 10, 0x290, 100 << 10
     rest = heap - tcache - first - 32
     cut = [Row(MALLOC, 0, first - 8), Row(MALLOC, 1, rest - 8), Row(SBRK, request=_PAGE)]
@@ -168,7 +168,7 @@ def _smallest_top_is_left_behind() -> list[Row]:
 
 @_program()
 def _smallest_top_is_trimmed() -> list[Row]:
-    """malloc_trim makes it larger."""
+    """Trim a top of 32 bytes: malloc_trim makes it larger."""
     rest = (132 << 10) - 0x290 - (100 << 10) - 32
     cut = [Row(MALLOC, 0, (100 << 10) - 8), Row(MALLOC, 1, rest - 8)]
     return [Row(TRIM), *cut, Row(TRIM), Row(TRIM), *_row(MALLOC, 2, 3, 1000), Row(TRIM)]
@@ -176,7 +176,7 @@ def _smallest_top_is_trimmed() -> list[Row]:
 
 @_program()
 def _no_memory_at_all() -> list[Row]:
-    """Not even for the tcache, which the next call tries again."""
+    """Refuse all memory, even for the tcache, whose allocation the next call tries again."""
     refused = [
         Row(LIMIT_AS, request=0),
         Row(MALLOC, 0, 24),
@@ -188,7 +188,7 @@ def _no_memory_at_all() -> list[Row]:
 
 @_program()
 def _impossible_requests_sort_first() -> list[Row]:
-    """A request that is searched for consolidates, one that cannot be does not."""
+    """Make huge requests: those that are searched for consolidate, impossible ones do not."""
     ops: list[Row] = []
     largest = (1 << 63) - 1
     for op in (
@@ -213,14 +213,14 @@ def _impossible_requests_sort_first() -> list[Row]:
 
 @_program()
 def _tcache_in_a_mapping() -> list[Row]:
-    """The break is refused from the start, and there is room for one page only."""
+    """Refuse the break from the start, with room for one page only."""
     limit = [Row(LIMIT_DATA, request=_PAGE), Row(MALLOC, 0, 24), Row(LIMIT_DATA, request=-1)]
     return [*limit, *_row(MALLOC, 1, 9, 24), *_row(FREE, 1, 9), *_row(MALLOC, 1, 9, 24)]
 
 
 @_program()
 def _tcache_in_another_arena() -> list[Row]:
-    """Too little for a mapping as heap, enough for another arena's."""
+    """Leave too little memory for a mapping as heap, but enough for another arena's heap."""
     return [
         Row(BLOCK, 30, 0, _PAGE),
         Row(LIMIT_DATA, request=600 << 10),
@@ -238,7 +238,7 @@ def _tcache_in_another_arena() -> list[Row]:
 
 @_program()
 def _tcache_in_an_arena_without_room() -> list[Row]:
-    """The other arena's space is reserved but may not be used."""
+    """Reserve another arena's space that the limit does not allow to use."""
     return [
         Row(BLOCK, 30, 0, _PAGE),
         Row(LIMIT_DATA, request=64 << 10),
@@ -280,7 +280,7 @@ def _freed_at_a_wrong_place() -> list[Row]:
 
 @_program({"tcache_max": 40, "tcache_unsorted_limit": 2})
 def _small_tcache() -> list[Row]:
-    """Sizes that fastbins and small bins serve, but no tcache; and a limit to sorting."""
+    """Use sizes that fastbins and small bins serve but the tcache does not; limit the sorting."""
     ops = _row(MALLOC, 0, 40, 100) + _row(FREE, 0, 40) + [Row(MALLOC, 90, 5000)]
     ops += _row(MALLOC, 0, 40, 100) + _row(MALLOC, 100, 40, 24)
     ops += [Row(FREE, slot) for slot in range(0, 40, 2)] + [Row(MALLOC, 91, 5000)]
@@ -292,7 +292,7 @@ def _small_tcache() -> list[Row]:
 
 @_program({"tcache_unsorted_limit": 1, "mxfast": 0})
 def _sorting_stops_when_the_tcache_can_serve() -> list[Row]:
-    """Chunks of the right size before and behind others in the unsorted list."""
+    """Put chunks of the right size before and after others in the unsorted list."""
     ops = [Row(MALLOC, slot, (104, 48, 300, 48)[slot % 4]) for slot in range(80)]
     ops += [Row(FREE, slot) for slot in (*range(0, 36, 4), *range(2, 60, 4), 36, 40)]
     ops += _row(MALLOC, 200, 8, 104) + _row(CALLOC, 210, 2, 104)
@@ -301,7 +301,7 @@ def _sorting_stops_when_the_tcache_can_serve() -> list[Row]:
 
 @_program()
 def _free_of_64_kib() -> list[Row]:
-    """Chunks of 64 KiB less 16, and of 64 KiB, are freed while fastbins hold chunks."""
+    """Free chunks of 64 KiB − 16 and of 64 KiB while fastbins hold chunks."""
     ops: list[Row] = []
     for size in (65512, 65528):
         ops += [*_row(MALLOC, 0, 12, 40), Row(MALLOC, 20, size), Row(MALLOC, 21, 80_000)]
@@ -311,7 +311,7 @@ def _free_of_64_kib() -> list[Row]:
 
 @_program()
 def _ten_thousand_unsorted() -> list[Row]:
-    """One search sorts no more than so many."""
+    """Exceed the number of chunks that one search sorts."""
     ops = _row(MALLOC, 0, 20_010, 1040)
     ops += [Row(FREE, slot) for slot in range(0, 20_010, 2)]
     return [*ops, Row(MALLOC, 0, 1100), Row(MALLOC, 2, 1040), Row(MALLOC, 4, 5000)]
@@ -329,19 +329,19 @@ def _end(*numbers: int, by: int = 0) -> list[Row]:
 
 
 def _by(thread: int, ops: list[Row]) -> list[Row]:
-    """The same done by another thread."""
+    """Assign operations to another thread."""
     return [op._replace(thread=thread) for op in ops]
 
 
 @_program()
 def _threads_before_anything_else() -> list[Row]:
-    """The first thread has the main arena, though it has asked for nothing itself."""
+    """Use another thread first: thread 0 still has the main arena without a request."""
     return [*_start(1), *_by(1, _row(MALLOC, 0, 2, 24)), *_row(MALLOC, 2, 2, 24), *_end(1)]
 
 
 @_program()
 def _stacks_are_kept_and_freed() -> list[Row]:
-    """Five are more than are kept; who joins frees, and starts with what was kept last."""
+    """Cache more stacks than allowed: the joiner frees one, and the latest is reused first."""
     ops = [*_start(1, 2, 3, 4, 5, 6), *_by(1, [Row(MALLOC, 0, 24)])]
     ops += [*_end(3, 2, by=1), *_end(1, 6, 5, 4), Row(MALLOC, 1, 264)]
     return ops + _start(7, 8) + _end(8, 7) + _row(MALLOC, 2, 9, 264)
@@ -349,7 +349,7 @@ def _stacks_are_kept_and_freed() -> list[Row]:
 
 @_program()
 def _threads_that_cannot_start() -> list[Row]:
-    """No room for a stack, none of it may be written, none for what malloc is asked."""
+    """Start threads without memory for a stack, for its pages, or for the vector from malloc."""
     tight = [Row(MALLOC, 2, 4096 - 1008), Row(LIMIT_AS, request=(8 << 20) + _PAGE)]
     return [
         Row(MALLOC, 0, 24),
@@ -359,7 +359,7 @@ def _threads_that_cannot_start() -> list[Row]:
         Row(LIMIT_DATA, request=1 << 20),
         *_start(1),
         Row(LIMIT_DATA, request=-1),
-        # 0x21000 bytes, of which the first three take 0x20ba0 with the tcache.
+        # Of 0x21000 bytes, the first three blocks and the tcache use 0x20ba0.
         Row(MALLOC, 1, 0x20000 - 8),
         *tight,
         *_start(1),
@@ -371,7 +371,7 @@ def _threads_that_cannot_start() -> list[Row]:
 
 @_program()
 def _arenas_are_used_again() -> list[Row]:
-    """An arena that a thread has left is the next one's, the last left first."""
+    """Reuse arenas of ended threads, the most recently left first."""
     ops = [*_start(1, 2, 3), Row(MALLOC, 0, 24)]
     for thread in (1, 2, 3):
         ops += _by(thread, _row(MALLOC, 10 * thread, 9, 3000))
@@ -383,7 +383,7 @@ def _arenas_are_used_again() -> list[Row]:
 
 @_program(_TWO_ARENAS)
 def _arenas_are_shared() -> list[Row]:
-    """Threads beyond the number of arenas take them in turn, and leave them one by one."""
+    """Share arenas among more threads in turn, and end the threads one by one."""
     ops = [Row(MALLOC, 0, 24), *_start(1, 2, 3, 4, 5)]
     for thread in (3, 1, 2, 5, 4):
         ops += _by(thread, _row(MALLOC, 10 * thread, 9, 500))
@@ -394,7 +394,7 @@ def _arenas_are_shared() -> list[Row]:
 
 @_program()
 def _more_threads_than_arenas() -> list[Row]:
-    """Eight for each of two cores."""
+    """Start more threads than the limit of eight arenas per core allows on two cores."""
     ops = [Row(MALLOC, 0, 24)]
     for thread in range(1, 20):
         ops += [*_start(thread), *_by(thread, _row(MALLOC, 10 * thread, 3, 1000))]
@@ -403,22 +403,22 @@ def _more_threads_than_arenas() -> list[Row]:
 
 @_program(_NO_TCACHE)
 def _cores_are_counted_late() -> list[Row]:
-    """Only when there are more arenas than arena_test."""
+    """Apply the core-based limit only above arena_test arenas."""
     return PROGRAMS["more_threads_than_arenas"].ops
 
 
-#: Larger blocks come from the heaps too once a mapping of this size has been freed.
+#: Raises the mmap threshold, so that larger blocks also come from heaps.
 _LARGE = [Row(MALLOC, 0, (32 << 20) - 5000), Row(FREE, 0)]
 
 
 def _fill_heap(first: int, size: int = 100 << 10) -> list[Row]:
-    """Blocks of more than a heap of 64 MiB holds."""
+    """Allocate more blocks than a heap of 64 MiB holds."""
     return _row(MALLOC, first, (66 << 20) // size, size)
 
 
 @_program()
 def _second_heap() -> list[Row]:
-    """Heaps are added, and go when nothing is left in them, in any order of the frees."""
+    """Add heaps, and unmap them when they are empty, with frees in several orders."""
     ops = [Row(MALLOC, 0, 24), *_start(1), *_by(1, _fill_heap(10))]
     ops += _by(1, [Row(FREE, slot) for slot in range(684, 630, -1)])
     ops += _by(1, _row(MALLOC, 631, 54, 100 << 10))
@@ -430,7 +430,7 @@ def _second_heap() -> list[Row]:
 
 @_program()
 def _heaps_of_two_arenas() -> list[Row]:
-    """They lie among each other."""
+    """Interleave the heaps of two arenas in the address space."""
     ops = [*_LARGE, *_start(1, 2)]
     for thread, first in ((1, 100), (2, 200), (1, 300)):
         ops += _by(thread, _fill_heap(first, 1 << 20))
@@ -439,7 +439,7 @@ def _heaps_of_two_arenas() -> list[Row]:
 
 
 def _full_heap(last: int) -> list[Row]:
-    """Thread 1's heap is full to its end but for ``last`` bytes: its top."""
+    """Fill thread 1's heap, leaving a top of ``last`` bytes."""
     room = (64 << 20) - 0xB60 - 60 * ((1 << 20) + 16) - last
     rest = [Row(MALLOC, 70, room - 0x8000 - 8), Row(MALLOC, 71, 0x8000 - 8)]
     return [*_start(1), *_by(1, [*_row(MALLOC, 0, 60, 1 << 20), *rest])]
@@ -447,7 +447,7 @@ def _full_heap(last: int) -> list[Row]:
 
 @_program()
 def _heap_full_to_its_end() -> list[Row]:
-    """A top of 32 bytes has room for the heap's fence only; of 48 and 64, for a chunk less."""
+    """Abandon small tops: 32 bytes hold the heap's fencepost only; 48 and 64 a smaller chunk."""
     ops = _LARGE
     for last in (32, 48, 64, 80):
         ops = ops + _full_heap(last)
@@ -459,7 +459,7 @@ def _heap_full_to_its_end() -> list[Row]:
 
 @_program()
 def _second_heap_for_a_large_block() -> list[Row]:
-    """The first has room, but not enough; the rest of its top is small enough for the tcache."""
+    """Need a second heap although the first has room; its remaining top fits the tcache."""
     ops = [*_LARGE, *_start(1)]
     for slot, size in enumerate(((20 << 20) - 0xB60 - 0x108, (16 << 20) - 8, 31 << 20), 1):
         ops.append(Row(MALLOC, slot, size, thread=1))
@@ -468,7 +468,7 @@ def _second_heap_for_a_large_block() -> list[Row]:
 
 @_program(_NO_PAD)
 def _heap_without_pad() -> list[Row]:
-    """The smallest heaps, whose ends are given back as soon as they are free."""
+    """Use the smallest heaps, whose ends are trimmed as soon as they are free."""
     ops = [
         *_start(1),
         *_by(1, _row(MALLOC, 0, 30, 20_000)),
@@ -486,7 +486,7 @@ def _heap_without_pad() -> list[Row]:
 
 @_program()
 def _heap_that_may_not_grow() -> list[Row]:
-    """The kernel refuses: a mapping of its own, the main arena, nothing."""
+    """Refuse the growth of a heap: malloc tries a mapping, then the main arena, then fails."""
     ops = [
         Row(MALLOC, 0, 24),
         *_start(1),
@@ -509,7 +509,7 @@ def _heap_that_may_not_grow() -> list[Row]:
 
 @_program()
 def _thread_without_room_for_an_arena() -> list[Row]:
-    """None can be reserved, or only where it lies by chance, or it may not be written to."""
+    """Fail to reserve an arena, reserve it only if aligned by chance, or forbid its use."""
     ops = [Row(MALLOC, 0, 24), *_start(1, 2, 3, 4)]
     ops += [Row(LIMIT_AS, request=1 << 20), *_by(1, _row(MALLOC, 10, 3, 24))]
     ops += [Row(LIMIT_AS, request=(64 << 20) + _PAGE), *_by(2, _row(MALLOC, 20, 3, 24))]
@@ -526,7 +526,7 @@ def _thread_without_room_for_an_arena() -> list[Row]:
 
 @_program()
 def _heaps_that_lie_by_chance() -> list[Row]:
-    """Below a heap there is room for one more, below that for what was not taken of two."""
+    """Reserve heaps in the space left by earlier reservations, under varying limits."""
     some = (64 << 20) + (1 << 20)
     ops = [Row(MALLOC, 0, 24), *_start(1, 2, 3, 4, 5, 6), *_by(1, _row(MALLOC, 10, 3, 24))]
     ops += [
@@ -543,7 +543,7 @@ def _heaps_that_lie_by_chance() -> list[Row]:
 
 @_program()
 def _something_lies_where_a_heap_would() -> list[Row]:
-    """The place beside a heap has been taken meanwhile, and no other is aligned."""
+    """Occupy the space next to a heap, so that the next heap needs another aligned place."""
     ops = [Row(MALLOC, 0, 24), *_start(1, 2, 3, 4)]
     for thread in (1, 2):
         ops += _by(thread, _row(MALLOC, 10 * thread, 3, 24))
@@ -555,7 +555,7 @@ def _something_lies_where_a_heap_would() -> list[Row]:
 
 @_program()
 def _moved_to_another_arena() -> list[Row]:
-    """realloc where the block's own arena cannot grow, behind a chunk that becomes free by it."""
+    """Grow a block whose arena cannot grow: realloc moves it to another arena."""
     ops = [
         Row(MALLOC, 0, 125_000),
         Row(MALLOC, 1, 24),
@@ -570,7 +570,7 @@ def _moved_to_another_arena() -> list[Row]:
 
 @_program()
 def _main_arena_that_cannot_serve() -> list[Row]:
-    """The first thread goes over to another arena: one left, a new one, one in turn."""
+    """Move thread 0 to another arena: one without threads, a new one, or a shared one."""
     ops = [
         Row(MALLOC, 0, 24),
         *_start(1, 2),
@@ -600,9 +600,9 @@ def _main_arena_that_cannot_serve_where_two_are_all() -> list[Row]:
 
 @_program()
 def _request_larger_than_a_heap() -> list[Row]:
-    """No heap holds it: the other arena begins without it, and refuses too.
+    """Make requests that no heap can hold: a new arena is created without them and fails too.
 
-    Or its size and an arena's record are little beyond 2**64.
+    For some, the sum of the size and an arena's record slightly exceeds 2**64.
     """
     ops = [Row(MALLOC, 0, 24), *_start(1, 2, 3, 4), Row(LIMIT_DATA, request=700 << 10)]
     ops += [
@@ -623,7 +623,7 @@ def _request_larger_than_a_heap() -> list[Row]:
 
 @_program(_NO_PAD)
 def _tcache_before_the_block() -> list[Row]:
-    """A thread's first free, or realloc, makes its tcache of the free chunk before the block."""
+    """Let a thread's first free or realloc place its tcache in the free chunk before the block."""
     ops: list[Row] = []
     for then in (Row(FREE, 1, thread=2), Row(REALLOC, 1, 9000, thread=2)):
         ops += [*_start(1), Row(MALLOC, 1, 5208, thread=1), *_start(2), *_end(1), then, *_end(2)]
@@ -632,7 +632,7 @@ def _tcache_before_the_block() -> list[Row]:
 
 @_program()
 def _freed_by_another_thread() -> list[Row]:
-    """Into the other's tcache, and from there into the arena it came from."""
+    """Free blocks into another thread's tcache, and from there into their own arena."""
     ops = [Row(MALLOC, 0, 24), *_start(1, 2), *_by(1, _row(MALLOC, 10, 40, 100))]
     ops += [*_by(2, _row(FREE, 10, 30)), *_by(2, _row(MALLOC, 50, 12, 100)), *_row(FREE, 40, 8)]
     ops += [*_row(MALLOC, 70, 9, 100), *_end(2, by=1), *_by(1, _row(MALLOC, 80, 30, 100))]

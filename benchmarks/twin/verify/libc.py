@@ -1,7 +1,7 @@
-"""The real side: a process that has touched nothing of its heap, and does what it is told.
+"""Real side: a process with the C library and an untouched heap, which executes operations.
 
-What its C library needs besides the heap (text, data, its thread's storage) is touched before, so
-that the page faults of an operation are those of the heap.
+The C library's other memory (text, data, thread-local storage) is touched beforehand, so that the
+page faults of an operation are those of the heap.
 """
 
 import os
@@ -62,22 +62,22 @@ FUNCTIONS = (
     "pthread_create",
     "pthread_join",
 )
-#: Behind these in the table: where a thread starts, and where thread 0's handle would be.
+#: Indices after these in the table: a thread's entry point, and the address of thread 0's handle.
 _ENTRY, _HANDLES = len(FUNCTIONS), len(FUNCTIONS) + 1
-#: Operations of the host that one of ours takes at most: the thread, call, first word, other pages,
+#: Maximum number of host operations for one row: switch of threads, call, first word, other pages,
 #: break.
 MOST_STEPS = 5
 #: Columns of OP and RESULT as words.
 _KIND, _NR, _ARGS = 0, 1, 2
 _VALUE, _SIGNAL, _MINFLT = 0, 1, 4
 _PAGE = 4096
-#: The version that the twin is of.
+#: The glibc version that the twin models.
 VERSION = "2.36"
 
 
 @jit
 def _put(ops, n, kind, nr, a, b, c, d, e):
-    """Write operation ``n`` of the host; returns ``n + 1``."""
+    """Write operation ``n`` of the host.  Returns ``n + 1``."""
     ops[n, _KIND] = kind
     ops[n, _NR] = nr
     ops[n, _ARGS] = a
@@ -91,7 +91,7 @@ def _put(ops, n, kind, nr, a, b, c, d, e):
 
 @jit
 def _put_call(functions, op, x, ops, n):
-    """Write the call of one operation."""
+    """Write the host operation for the call of one row.  Returns the next index."""
     kind = op.kind
     if kind == MALLOC:
         return _put(ops, n, OP_CALL, 0, functions[0], x.request, 0, 0, 0)
@@ -129,10 +129,10 @@ def _put_call(functions, op, x, ops, n):
 
 @jit
 def prepare(program, expected, functions, turn, ops, steps, begin, end):
-    """Write what the host does for rows [begin, end) to ``ops``, (m, 8) words of OP.
+    """Write the host operations for rows [begin, end) to ``ops``, (m, 8) words of OP.
 
-    ``steps[i]``: where the call of row ``begin + i`` is, and where its last step, the break's.
-    ``turn[0]``: which thread has the turn, before and afterwards.
+    Returns their number.  ``steps[i]``: indices of the call of row ``begin + i`` and of its last
+    operation, which reads the break.  ``turn[0]``: the thread that acts, updated.
     """
     n = 0
     for i in range(begin, end):
@@ -143,12 +143,12 @@ def prepare(program, expected, functions, turn, ops, steps, begin, end):
         steps[i - begin, 0] = n
         n = _put_call(functions, program[i], x, ops, n)
         if program[i].kind == THREAD_START and x.request and x.value == 0:
-            # It touches its stack before it takes its turn.
+            # The new thread touches its stack before it waits for its turn.
             n = _put(ops, n, OP_SWITCH, 0, x.request, 0, 0, 0, 0)
             turn[0] = x.request
         if x.length:
-            # The word at a multiple of 8 that holds the first byte is the block's, and the first
-            # word of every page that the block reaches into.
+            # The aligned word that contains the first byte belongs to the block, and so does the
+            # first word of every further page that the block extends into.
             word = x.address & -8
             write = program[i].use != READ
             n = _put(ops, n, OP_STORE if write else OP_LOAD, 0, word, 0, 0, 0, 0)
@@ -163,15 +163,16 @@ def prepare(program, expected, functions, turn, ops, steps, begin, end):
 
 @jit(inline=True)
 def has_answer(kind):
-    """Return whether the call's value is compared: it has one, and both sides know it."""
+    """Return True if the call returns a value that both sides know and that is compared."""
     return kind not in (FREE, STRAY, TRIM, USE)
 
 
 @jit
 def answers(program, expected, steps, results, actual, begin, end):
-    """Put what the host answered for rows [begin, end) into ``actual``; the first row that differs.
+    """Write the host's results for rows [begin, end) to ``actual``.
 
-    -1 for none.  ``results``, (m, 6) words of RESULT.  A signal becomes a fault count of -signal.
+    Returns the first row that differs, or -1.  ``results``: (m, 6) words of RESULT.  A signal is
+    stored as a fault count of -signal.
     """
     found = -1
     for i in range(begin, end):
@@ -191,7 +192,7 @@ def answers(program, expected, steps, results, actual, begin, end):
             y.use_minflt += results[n, _MINFLT]
             if results[n, _SIGNAL]:
                 y.use_minflt = -results[n, _SIGNAL]
-        if program[i].kind == THREAD_START:  # what the new thread does belongs to the call
+        if program[i].kind == THREAD_START:  # faults of the new thread belong to the call
             y.minflt += y.use_minflt
             y.use_minflt = 0
         if results[call, _SIGNAL]:
@@ -204,9 +205,9 @@ def answers(program, expected, steps, results, actual, begin, end):
 
 
 class Libc:
-    """A process with the C library, its own memory warm and its heap untouched.
+    """Process with the C library; its memory is touched, except the heap.
 
-    ``tunables``: glibc.malloc tunables by name.  A context manager.  Raises HostError.
+    ``tunables``: glibc.malloc tunables by name.  Raises HostError.
     """
 
     def __init__(self, tunables: Mapping[str, int]) -> None:
@@ -234,7 +235,7 @@ class Libc:
             self._memory = -1
 
     def version(self) -> str:
-        """Return what gnu_get_libc_version says."""
+        """Return the C library's version, from gnu_get_libc_version."""
         op = np.zeros(1, OP)
         op[0] = (OP_CALL, 0, (self.host.function("gnu_get_libc_version"), 0, 0, 0, 0, 0))
         text = self.words(int(self.host.run(op)["value"][0]) & -8, 4).tobytes()
@@ -242,11 +243,11 @@ class Libc:
         return text[start:].split(b"\0")[0].decode()
 
     def writable(self) -> list[tuple[int, int]]:
-        """Start and end of the private writable areas that the process began with."""
+        """Return start and end of the private writable mappings made by the loader."""
         return [(start, end) for start, end, rights in self._areas() if "w" in rights]
 
     def _areas(self) -> list[tuple[int, int, str]]:
-        """Start, end and rights of what the loader mapped."""
+        """Return start, end and permissions of the private mappings made by the loader."""
         areas = []
         for line in self.host.maps.splitlines():
             span, rights, _offset, _device, _inode, *name = line.split(maxsplit=5)
@@ -258,7 +259,7 @@ class Libc:
         return areas
 
     def _warm(self) -> None:
-        """Read every page that the loader mapped, and write the same back to the writable ones."""
+        """Read every page that the loader mapped, and write the value back if it is writable."""
         areas = [area for area in self._areas() if "r" in area[2]]
         pages = [(p, "w" in r) for start, end, r in areas for p in range(start, end, _PAGE)]
         loads = np.zeros(len(pages), OP)
@@ -280,11 +281,11 @@ class Libc:
         *,
         single: bool = False,
     ) -> int:
-        """Do rows [begin, end), in batches; the first that differs from ``expected``, else -1.
+        """Execute rows [begin, end) in batches.  Returns the first that differs, or -1.
 
-        What was observed goes to ``actual``, of whole batches.  ``single``: batches of one row, so
-        that a row that kills the process is known: raises HostError then.  ``self.done``: rows of
-        which the answers are known.
+        The results of whole batches are written to ``actual`` and compared with ``expected``.
+        ``single``: use batches of one row, so that a row that kills the process can be identified;
+        HostError is raised then.  ``self.done``: the row up to which results are known.
         """
         most = 1 if single else CHUNK // MOST_STEPS
         ops = np.zeros(most * MOST_STEPS, OP)
@@ -307,7 +308,7 @@ class Libc:
         return -1
 
     def words(self, address: int, count: int) -> np.ndarray:
-        """``count`` words of the process's memory, i8; shorter where it ends."""
+        """Read up to ``count`` words of memory, i8; fewer if unmapped memory follows."""
         try:
             data = os.pread(self._memory, 8 * count, address)
         except OSError:
@@ -316,7 +317,7 @@ class Libc:
 
 
 def unavailable() -> str:
-    """Say why no process can be held against the model here, in one line; '' where it can."""
+    """Return the reason why this host cannot run the real side, on one line; '' if it can."""
     if reason := host.unavailable() or cannot_serve("off"):
         return reason
     try:
@@ -327,7 +328,7 @@ def unavailable() -> str:
 
 
 def wrong_library() -> str:
-    """Say what this machine's C library is instead of the original; '' where it is that."""
+    """Return a message if this machine's C library has another version than the twin, else ''."""
     with closing(Libc({})) as libc:
         version = libc.version()
     return "" if version == VERSION else f"the C library is glibc {version}, not {VERSION}"

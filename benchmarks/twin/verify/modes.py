@@ -1,13 +1,13 @@
 """Random programs: modes, their phases, and the compiled loop that fills a phase with operations.
 
-A program is a row of phases.  Each has sizes of its own (a range, or few sizes again and again), a
-number of live blocks that it goes for, an order in which it frees, and a way of using blocks::
+A program is a sequence of phases.  Each phase has its own sizes (a range, or a few sizes repeated),
+target number of live blocks, order of frees, and way of using blocks::
 
     grow ▁▃▅▇   steady ▇▆▇▆   drain ▇▅▃▁   burst: grow ▁▇, drain ▇▁, grow ▁▇ with the same sizes
 
-Sizes at which a rule changes, and impossible ones, are mixed in (EDGES).  One program in four is
-hostile: memory between the break and the mappings is taken, limits come and go, and the program
-moves the break itself.  Where there are threads, they start and end between phases.
+Sizes at which a rule of glibc changes (_RULES) and impossible sizes are mixed in.  One program in
+four is hostile: it maps memory between the break and the mappings, sets and lifts limits, and moves
+the break itself.  Threads, if any, start and end between phases.
 """
 
 import random
@@ -22,12 +22,12 @@ from kernel.engine.jit import build_once, jit
 from kernel.engine.record import record
 
 _PAGE = 4096
-#: Slots of blocks; those above hold the areas that are in the heap's way.
+#: Number of slots for blocks; the slots above hold mappings placed in the heap's way.
 SLOTS = 1 << 13
 _OBSTACLES = 4
 TABLE = SLOTS + _OBSTACLES
 
-#: Sizes at which a rule of glibc's changes, for whoever comes near; and sizes that cannot be.
+#: Sizes at which a rule of glibc changes, drawn ± 1; and impossible sizes.
 _RULES = (
     *(0, 1, 8, 9, 23, 24, 25, 40, 41, 56, 88, 104, 120, 121, 128, 136, 152, 160, 168),
     *(1000, 1007, 1008, 1009, 1016, 1023, 1024, 1025, 1032, 1033, 1040, 1048),
@@ -42,21 +42,21 @@ _IMPOSSIBLE = (1 << 47, (1 << 63) - 1, (1 << 63) - 32, (1 << 63) - 4096, -1, -24
 
 @dataclass(frozen=True)
 class Mode:
-    """The ranges of a mode's programs; sizes in bytes, each pair a range with both ends."""
+    """Ranges of a mode's programs; sizes in bytes, each pair an inclusive range."""
 
     name: str
     about: str
     sizes: tuple[int, int]
     phases: tuple[int, int]  # operations of a phase
-    live: tuple[int, int]  # blocks that a phase goes for
+    live: tuple[int, int]  # target number of live blocks of a phase
     length: tuple[int, int]  # operations of a program
-    budget: int  # most bytes that are live
-    used: int  # most bytes of a block that the program writes or reads at a time
-    threads: int = 1  # most that there are at a time
-    tunables: tuple[dict[str, int], ...] = ({},)  # that its programs have in turn
+    budget: int  # maximum of live bytes
+    used: int  # maximum of bytes of a block that the program touches at a time
+    threads: int = 1  # maximum number at a time
+    tunables: tuple[dict[str, int], ...] = ({},)  # used by its programs in turn
 
     def words(self) -> str:
-        """The ranges in one line."""
+        """Describe the ranges on one line."""
         ranges = (("sizes", self.sizes, " bytes"), ("phases", self.phases, " operations"))
         parts = [f"{what} {low:,} to {high:,}{unit}" for what, (low, high), unit in ranges]
         parts.append(f"live {self.live[0]:,} to {self.live[1]:,} blocks")
@@ -78,23 +78,23 @@ _ABOUT = {
     "small": "tcache, fastbins, small bins",
     "mixed": "unsorted list, large bins, consolidation, top, trimming",
     "big": "mappings, dynamic threshold, mremap, trimming",
-    "burst": "many blocks of few sizes freed and taken again: tcache refills",
+    "burst": "many blocks of few sizes freed and allocated again: tcache refills",
     "threads": "arenas of threads, their heaps, frees by other threads",
 }
 MODES = {name: Mode(name, _ABOUT[name], *ranges) for name, ranges in _RANGES.items()}
-# Few arenas for many threads; heaps whose free ends go at once.
+# Fewer arenas than threads; heaps that are trimmed at once.
 _ARENAS = ({}, {"arena_max": 2}, {}, {"arena_max": 3, "top_pad": 0})
 MODES["threads"] = replace(MODES["threads"], threads=6, tunables=_ARENAS)
 
 # --- Filling a phase ----------------------------------------------------------------------------
 
-#: In which order a phase frees: any, the newest, the oldest, every other of those in a row.
+#: Order in which a phase frees blocks: random, newest first, oldest first, every other one by age.
 ANY, NEWEST, OLDEST, ALTERNATE = range(4)
 
-#: Shares are of 1024.
+#: Parameters of a phase; shares are in 1/1024.
 PHASE = np.dtype(
     [
-        ("alloc", "i8"),  # of allocations among these and frees, below the target
+        ("alloc", "i8"),  # of allocations among allocations and frees, below the target
         ("target", "i8"),  # live blocks
         ("budget", "i8"),  # live bytes
         ("order", "i8"),
@@ -104,13 +104,13 @@ PHASE = np.dtype(
         ("usable", "i8"),
         ("use", "i8"),  # of operations that only use a block
         ("null", "i8"),  # free(NULL)
-        ("trim", "i8"),  # of 65536
-        ("write", "i8"),  # of new blocks that are written to
-        ("read", "i8"),  # and read from
-        ("used", "i8"),  # bytes at most
+        ("trim", "i8"),  # in 1/65536
+        ("write", "i8"),  # of new blocks that are written
+        ("read", "i8"),  # of new blocks that are read
+        ("used", "i8"),  # maximum of bytes touched
     ]
 )
-#: The live blocks: ``order`` (4 × SLOTS,) slots in order of age, -1 where one has gone.
+#: The live blocks.  ``order`` (4 × SLOTS,): slots by age, -1 for a freed block.
 LIVE = np.dtype(
     [
         ("count", "i8"),
@@ -121,23 +121,23 @@ LIVE = np.dtype(
         ("spare", "i8"),
         ("order", "i8", (4 * SLOTS,)),
         ("place", "i8", (SLOTS,)),  # of a slot in order
-        ("bytes", "i8", (SLOTS,)),  # asked for
-        ("free", "i8", (SLOTS,)),  # slots that hold nothing, as a stack
+        ("bytes", "i8", (SLOTS,)),  # requested
+        ("free", "i8", (SLOTS,)),  # stack of empty slots
     ]
 )
-#: Random numbers of 32 bits that one operation takes.
+#: Number of 32-bit random numbers that one operation consumes.
 DRAWS = 8
 
 
 @jit(inline=True)
 def _scaled(draw, bound):
-    """A number in [0, bound) from one of 32 random bits; bound < 2**31."""
+    """Scale a 32-bit random number to [0, bound); bound < 2**31."""
     return (draw * bound) >> 32
 
 
 @jit
 def _born(live, size):
-    """Enter a new block; its slot."""
+    """Add a new block.  Returns its slot."""
     if live.tail == 4 * SLOTS:
         _compact(live)
     live.spare -= 1
@@ -153,7 +153,7 @@ def _born(live, size):
 
 @jit
 def _compact(live):
-    """Close the gaps in the order of age."""
+    """Remove the gaps from ``order``."""
     n = 0
     for i in range(live.head, live.tail):
         slot = live.order[i]
@@ -168,7 +168,7 @@ def _compact(live):
 
 @jit
 def _gone(live, slot):
-    """Strike a block off."""
+    """Remove a block."""
     live.order[live.place[slot]] = -1
     live.free[live.spare] = slot
     live.spare += 1
@@ -182,7 +182,7 @@ def _gone(live, slot):
 
 @jit
 def _pick(live, order, draw):
-    """One of the live blocks, of which there are some; its slot."""
+    """Choose a live block, of which there is at least one.  Returns its slot."""
     if order == NEWEST:
         return live.order[live.tail - 1]
     if order == OLDEST:
@@ -205,20 +205,20 @@ def _pick(live, order, draw):
 
 @jit
 def _choose_use(phase, op, size, draw, where, length):
-    """Let the program use a block of ``size`` bytes after the operation, or not."""
+    """Choose whether and how the program touches a block of ``size`` bytes after the operation."""
     kind = _scaled(draw, 1024)
     if size <= 0 or kind >= phase.write + phase.read:
         return
     op.use = ops.WRITE if kind < phase.write else ops.READ
     most = min(size, phase.used)
-    # Half of the time from the start, else anywhere; all that is allowed in one of four.
+    # Half of the uses begin at the start, the others anywhere; one in four has maximum length.
     op.begin = 0 if where & 1 else _scaled(where, min(size, 1 << 30))
     op.length = most if length & 3 == 0 else 1 + _scaled(length, most)
 
 
 @jit
 def _new_size(old, draw, fresh):
-    """Return the size that realloc gives a block of ``old`` bytes."""
+    """Choose the new size for the realloc of a block of ``old`` bytes."""
     way = draw & 7
     step = _scaled(draw, 1 << 16)
     if way == 0:
@@ -236,7 +236,7 @@ def _new_size(old, draw, fresh):
 
 @jit
 def _resize(phase, live, op, d, size):
-    """Make ``op`` a realloc of a live block, to ``size`` bytes or to one near its own."""
+    """Make ``op`` a realloc of a live block, to ``size`` bytes or to a size near its own."""
     op.kind = ops.REALLOC
     op.slot = _pick(live, phase.order if d[2] & 1 else ANY, d[3])
     old = live.bytes[op.slot]
@@ -261,7 +261,7 @@ def _request(phase, live, op, d, size, align):
     op.kind = ops.MALLOC
     if how < phase.calloc:
         op.kind = ops.CALLOC
-        # Members of 8 bytes where that is what comes out: the product is what counts.
+        # Eight members if they divide the size: only the product matters.
         op.extra = 8 if size & 7 == 0 else 1
     elif how < phase.calloc + phase.aligned:
         op.kind = ops.ALIGNED
@@ -272,9 +272,9 @@ def _request(phase, live, op, d, size, align):
 
 @jit
 def fill(phase, live, draws, sizes, aligns, program, begin, end):
-    """Fill rows [begin, end) of ``program``; the first that was not filled.
+    """Fill rows [begin, end) of ``program``.  Returns the first row that was not filled.
 
-    A phase that goes for no blocks ends when there are none.  ``draws`` (n, DRAWS), ``sizes`` and
+    A phase with target 0 ends when no block is live.  ``draws`` (n, DRAWS), ``sizes`` and
     ``aligns`` (n,): random numbers, sizes and log2 of alignments for each row.
     """
     for i in range(begin, end):
@@ -321,7 +321,7 @@ def fill(phase, live, draws, sizes, aligns, program, begin, end):
 
 
 class Generator:
-    """Makes one program."""
+    """Generator of the one random program defined by ``mode`` and ``seed``."""
 
     def __init__(self, mode: Mode, seed: str) -> None:
         self._mode = mode
@@ -336,11 +336,11 @@ class Generator:
         if mode.threads > 1:
             most = self._choice.randint(2, mode.threads)
             self._schedule = Schedule(self._choice, self._random, most, SLOTS)
-        #: Rows of the program, if it may be so long.
+        #: Length of the program in rows, unless it is cut off.
         self.length = self._between(*mode.length)
 
     def program(self, most: int) -> np.ndarray:
-        """The program, (n,) PROGRAM of at most ``most`` rows."""
+        """Generate the program, (n,) PROGRAM, of at most ``most`` rows."""
         choice, length = self._choice, min(self.length, most)
         rows = np.zeros(length, ops.PROGRAM).view(np.recarray)
         n = 0
@@ -360,7 +360,7 @@ class Generator:
         return rows.view(np.ndarray)
 
     def _between(self, low: int, high: int) -> int:
-        """A whole number in [low, high], small ones as likely as large ones by their logarithm."""
+        """Draw an integer in [low, high], log-uniformly."""
         return min(int((low + 1) * ((high + 2) / (low + 1)) ** self._choice.random()) - 1, high)
 
     def _fill_phase(
@@ -374,7 +374,7 @@ class Generator:
         return self._fill(phase, self._live, draws, sizes, aligns, rows, n, end)
 
     def _phases(self, most: int) -> list[tuple[np.record, np.ndarray]]:
-        """The next phases, each with a size for each operation."""
+        """Choose the next phases, each with a size for every operation."""
         choice, mode = self._choice, self._mode
         n = self._between(*mode.phases)
         live = min(self._between(*mode.live), SLOTS // 2)
@@ -398,7 +398,7 @@ class Generator:
         return [(self._phase(alloc=choice.choice((300, 500, 560, 700)), target=live), sizes)]
 
     def _phase(self, *, target: int, alloc: int = 0, pure: bool = False) -> np.record:
-        """A phase's record.  ``pure``: hardly anything but malloc, calloc and free."""
+        """Choose a phase's record.  ``pure``: almost only malloc, calloc and free."""
         choice, mode = self._choice, self._mode
         phase = record(PHASE)
         phase.alloc, phase.target, phase.budget = alloc, target, mode.budget
@@ -415,12 +415,12 @@ class Generator:
         if style > 0.2:
             phase.write = choice.choice((300, 700, 1024))
             phase.read = choice.choice((0, 0, 300)) if phase.write < 1024 else 0
-        # Whole large blocks are rarely used: it is page faults that take time.
+        # Large blocks are rarely touched as a whole, because page faults are slow.
         phase.used = mode.used * 16 if choice.random() < 0.05 else mode.used
         return phase
 
     def _some_sizes(self, *, few: int, n: int) -> np.ndarray:
-        """``n`` sizes: a range drawn from the mode's, or ``few`` of them again and again."""
+        """Draw ``n`` sizes from a range within the mode's, or from only ``few`` sizes if not 0."""
         choice, mode = self._choice, self._mode
         low, high = mode.sizes
         a, b = sorted((self._between(low, high), self._between(low, high)))
@@ -444,7 +444,7 @@ class Generator:
         return sizes
 
     def _hostility(self) -> tuple[int, ...]:
-        """A row of PROGRAM that makes things difficult, or easy again."""
+        """Choose a row of PROGRAM that adds or removes an obstacle or limit, or moves the break."""
         choice = self._choice
         slot = SLOTS + choice.randrange(_OBSTACLES)
         room = choice.choice((0, 1, 2, 33, 64, 300, 1000)) * _PAGE

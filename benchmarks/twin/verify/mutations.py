@@ -1,14 +1,14 @@
-"""``python -m benchmarks.twin.verify.mutations``: break rules of the twin; each must be noticed.
+"""``python -m benchmarks.twin.verify.mutations``: mutate the twin; each mutation must be detected.
 
-Programs run against each broken twin until one shows a difference.  ``--store DIRECTORY`` keeps the
-shortest program found for each, with which the tests do the same quickly.
+Programs run against each mutated twin until one shows a difference.  ``--store DIRECTORY`` stores
+the shortest program found for each mutation, which the tests replay.
 """
 
 import sys
 
 from kernel.differential import mutations
 
-#: By function or constant (:func:`kernel.differential.mutations.read` explains).
+#: Mutations by function or constant; :func:`kernel.differential.mutations.read` defines the format.
 MUTATIONS = mutations.read(
     """
 take_fast: a fastbin fills the tcache to its count
@@ -32,7 +32,7 @@ take_last: small bins are first in, first out
 + a.fd[head] = before
 - set_forward(k, a, before, head)
 + set_backward(k, a, before, head)
-take_unsorted: small requests in a row are cut from the last remainder
+take_unsorted: consecutive small requests are cut from the last remainder
 - and p == a.last_remainder[av]
 + and p == 0
 take_larger: only small requests leave a last remainder
@@ -50,15 +50,15 @@ take_large: a large request takes the second chunk of a size
 take_large: a large request takes the smallest chunk that fits
 - while size < nb:
 + while size < nb + MINSIZE and p != a.fd[head]:
-take_larger: larger bins give their smallest chunk
+take_larger: larger bins return their smallest chunk
 - p = a.bk[head]
 + p = a.fd[head]
-split_chunk: a rest of 32 bytes is a chunk of its own
+split_chunk: a remainder of 32 bytes becomes a chunk
 - if rest < MINSIZE:
 + if rest < 2 * MINSIZE:
-MIN_LARGE: sizes from 1024 on have large bins
+MIN_LARGE: sizes of at least 1024 have large bins
 = 1008
-add_unsorted: a free chunk goes first into the unsorted list
+add_unsorted: a freed chunk becomes first in the unsorted list
 - first = a.fd[unsorted]
 + first = unsorted
 - store(k, p + BK, unsorted)
@@ -75,10 +75,10 @@ CONSOLIDATION_THRESHOLD: a free of 64 KiB consolidates
 int_malloc: a large request consolidates first
 - elif a.have_fastchunks[av]:
 + elif False:
-malloc_consolidate: fastbins consolidate from the smallest on
+malloc_consolidate: fastbins are consolidated from the smallest up
 - range(av * FASTBINS, av * FASTBINS + FASTBINS)
 + range(av * FASTBINS + FASTBINS - 1, av * FASTBINS - 1, -1)
-max_fast: the largest fastbin is of 128 bytes
+max_fast: the largest fastbin holds chunks of 128 bytes
 - (MXFAST + 8) & -ALIGNMENT
 + (MXFAST + 24) & -ALIGNMENT
 grow_main: the break grows by top_pad more
@@ -87,7 +87,7 @@ grow_main: the break grows by top_pad more
 free_normal: trimming leaves top_pad
 - systrim(k, a, TOP_PAD)
 + systrim(k, a, 0)
-systrim: nobody else's break is trimmed
+systrim: a break moved by the program is not trimmed
 - if end != a.top[0] + size:
 + if end < 0:
 free_mapped: freeing a mapping raises the mmap threshold
@@ -102,12 +102,12 @@ free_mapped: the mmap threshold rises to 32 MiB at most
 sysmalloc: the mmap threshold itself is mapped
 - nb >= a.mmap_threshold
 + nb > a.mmap_threshold
-MMAP_AS_MORECORE: a mapping as heap is of whole MiB
+MMAP_AS_MORECORE: a mapping as heap is a multiple of 1 MiB
 = 4096
 grow_main: a mapping as heap ends contiguity
 - a.noncontiguous = 1
 + a.noncontiguous = 0
-grow_main: two fences end an old top
+grow_main: two fenceposts end an old top
 - old_size = (old_size - 2 * HEADER) & -ALIGNMENT
 + old_size = (old_size - 3 * HEADER) & -ALIGNMENT
 int_realloc: realloc grows into the top
@@ -116,19 +116,19 @@ int_realloc: realloc grows into the top
 int_realloc: realloc grows into a free neighbour
 - after != a.top[av]
 + after < 0
-int_realloc: realloc looks at its head again
+int_realloc: realloc reads the head again after malloc
 - head = load(k, p + HEAD)  #
 + head = head  #
 realloc_mapped: realloc remaps a mapping
 - if start >= 0:
 + if start >= 0 and length == 0:
-aligned_alloc: aligned_alloc asks for the alignment and 32 bytes more
+aligned_alloc: aligned_alloc requests the alignment and 32 bytes more
 - nb + alignment + MINSIZE
 + nb + alignment + 2 * MINSIZE
-aligned_alloc: aligned_alloc frees the end that is left
+aligned_alloc: aligned_alloc frees the remaining end
 - if had > nb + MINSIZE:
 + if had > nb + 2 * MINSIZE:
-calloc: calloc does not clear what comes fresh from the kernel
+calloc: calloc does not clear fresh memory from the kernel
 - length = old_size
 + length = length
 calloc: calloc does not take from the tcache
@@ -149,15 +149,15 @@ choose_arena: arena_test is not the limit
 choose_arena: arenas are shared in turn
 - a.next_to_use = a.next_arena[av]
 + a.next_to_use = av
-new_arena: a new arena comes next behind the main one
+new_arena: a new arena is linked after the main arena
 - a.next_arena[av] = a.next_arena[0]
 -     a.next_arena[0] = av
 + a.next_arena[av] = 0
 +     a.next_arena[av - 1] = av
-arena_malloc: another arena is tried when one refuses
+arena_malloc: another arena is tried when one fails
 - if p == 0 and av >= 0
 + if p == 0 and av < -1
-thread_exit: a thread that ends frees what its tcache holds
+thread_exit: a thread that ends frees the chunks of its tcache
 - while q:
 + while q < 0:
 thread_exit: a thread that ends frees its tcache
@@ -172,22 +172,22 @@ new_heap: a heap begins with the pad
 grow_heap: a heap grows without a pad
 - page_align(more)
 + page_align(more + TOP_PAD)
-grow_heap: what was once made usable stays so
+grow_heap: memory once made accessible stays accessible
 - if size > usable:
 + if size > 0:
-reserve_heap: a heap is reserved where room was left
+reserve_heap: a heap is reserved in space left by an earlier one
 - if a.aligned_heap_area:
 + if a.aligned_heap_area < 0:
-grow_arena: the rest of a full heap's top is freed
+grow_arena: the remaining top of a full heap is freed
 - if old_size >= MINSIZE:
 + if old_size > 2 * MINSIZE:
-heap_trim: a heap of nothing but top goes
+heap_trim: a heap that contains only top is unmapped
 - while a.top[av] == heap + HEAP_INFO:
 + while a.top[av] == heap:
-heap_trim: a heap's end is trimmed from the trim threshold on
+heap_trim: a heap is trimmed at the trim threshold
 - size < a.trim_threshold
 + size <= 2 * a.trim_threshold
-realloc: realloc looks in other arenas
+realloc: realloc tries other arenas
 - if q == 0 and a.multiple < 0:
 + if q < 0:
 """,
@@ -196,7 +196,7 @@ realloc: realloc looks in other arenas
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command.  Returns its exit code."""
     from benchmarks.twin.verify.subject import COMMAND, Glibc
 
     return mutations.main(

@@ -1,8 +1,7 @@
-"""An operation of a program: a row of numbers for both sides, words for people, text in a file.
+"""Operations of a program: as rows of numbers for both sides, as printed text, and as JSON.
 
-Blocks are named by slots, as in benchmarks.events.events.  Any part of a program is a program: a
-slot that holds nothing makes free a free(NULL) and realloc a malloc, and one that is filled again
-has leaked what it held.
+Slots identify blocks, as in benchmarks.events.events.  Any part of a program is a valid program: on
+an empty slot, free is free(NULL) and realloc is malloc; filling a slot again leaks its old block.
 """
 
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ from allocators.base.operation import (
 )
 from kernel.linux.host.code import MAX_THREADS
 
-#: Compiled code may name this module as a whole (kernel.engine.jit).
+#: Allows compiled code to refer to this module as a whole (kernel.engine.jit).
 HEADER = True
 
-#: What the program does beside the operations of allocators.base.operation.
+#: Kinds of operations in addition to those of allocators.base.operation.
 USE, SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, THREAD_START = range(16, 23)
-#: By number, the names that stored programs have.
+#: Names of the kinds in stored programs.
 NAMES = {
     MALLOC: "malloc",
     CALLOC: "calloc",
@@ -50,9 +49,9 @@ NAMES = {
 }
 KINDS = {name: kind for kind, name in NAMES.items()}
 
-#: What the program does with a block afterwards.
+#: Use of the block after the operation.
 LEAVE, WRITE, READ = range(3)
-#: ``begin`` of a use that starts where the block ended before it was made larger.
+#: ``begin`` of a use that starts at the block's old end, before a realloc.
 GROWN = -1
 
 
@@ -69,8 +68,8 @@ class Row(NamedTuple):
     thread: int = 0
 
     def words(self) -> str:
-        """The operation as a C program would spell it, the block of slot 3 being ``b3``."""
-        call = _CALLS[self.kind].format_map(self._spelled())
+        """Format the operation as C code; the block of slot 3 is ``b3``."""
+        call = _CALLS[self.kind].format_map(self._parts())
         if self.use != LEAVE:
             verb = "write" if self.use == WRITE else "read"
             begin = "old size" if self.begin == GROWN else str(self.begin)
@@ -79,8 +78,8 @@ class Row(NamedTuple):
         by = f"[thread {self.thread}] " if self.thread else ""
         return by + (call or "nothing")
 
-    def _spelled(self) -> dict[str, object]:
-        """The parts of a call in words."""
+    def _parts(self) -> dict[str, object]:
+        """Return the values for the placeholders in _CALLS."""
         request, members = self.request, self.extra or 1
         size = str(request) if request >= 0 else hex(request % (1 << 64))
         return {
@@ -91,12 +90,12 @@ class Row(NamedTuple):
             "members": members,
             "each": size if request < 0 else request // members,
             "alignment": 1 << min(self.extra, 63),
-            "limit": "RLIM_INFINITY" if request < 0 else f"what there is + {request}",
+            "limit": "RLIM_INFINITY" if request < 0 else f"current + {request}",
             "plus": f" + {request}" if request else "",
         }
 
 
-#: The calls, by kind.
+#: Format of the calls, by kind.
 _CALLS = {
     MALLOC: "{b} = malloc({size})",
     CALLOC: "{b} = calloc({members}, {each})",
@@ -108,49 +107,49 @@ _CALLS = {
     USE: "",
     SBRK: "sbrk({n})",
     BLOCK: "mmap({extra} bytes, {n} above the break)",
-    UNBLOCK: "munmap(what lies above the break)",
+    UNBLOCK: "munmap(mapping above the break)",
     LIMIT_DATA: "setrlimit(RLIMIT_DATA, {limit})",
     LIMIT_AS: "setrlimit(RLIMIT_AS, {limit})",
-    STRAY: "free(what {b} was last{plus})",
+    STRAY: "free(last address of {b}{plus})",
     THREAD_START: "pthread_create(thread {n})",
     THREAD_END: "pthread_join(thread {n}, which returns)",
 }
-#: One operation.  ``request``: bytes asked for, above PTRDIFF_MAX where negative (a C program's
-#: size_t has no sign).  ``extra``: log2 of an alignment; the members of a calloc; the length of a
-#: blocking area.  ``use``: LEAVE, WRITE or READ the bytes [begin, begin + length) of the block.
+#: One operation.  ``request``: requested bytes; negative means above PTRDIFF_MAX (size_t is
+#: unsigned).  ``extra``: log2 of an alignment, number of members of a calloc, or length of a
+#: blocking mapping.  ``use``: LEAVE, WRITE or READ bytes [begin, begin + length) of the block.
 #:
-#: sbrk: the program itself moves the break by ``request``.  block: a mapping comes into being that
-#: many bytes above the break, in the heap's way; unblock: it goes.  limit_data, limit_as: the
-#: process may grow by that many bytes more; without limit where negative.  stray: a free that no
-#: program may do, of the address that many bytes from the block that the slot held last.
+#: sbrk: the program itself moves the break by ``request``.  block: map memory ``request`` bytes
+#: above the break, in the heap's way; unblock: unmap it.  limit_data, limit_as: limit the process
+#: to its current size + ``request`` bytes; a negative value removes the limit.  stray: an invalid
+#: free, of the address ``request`` bytes after the last block of the slot.
 #:
-#: ``thread``: by which thread; by the first, 0, where there is no such thread.  thread_start,
-#: thread_end: that thread starts thread ``request``, or waits for its end: nothing where there is
-#: one already, or none, or it is the thread itself.
+#: ``thread``: the thread that acts; 0 (the first) if that thread does not exist.  thread_start,
+#: thread_end: start thread ``request``, or let it return and join it; no effect if it already
+#: exists, does not exist, or is the acting thread.
 PROGRAM = np.dtype([(name, "i8") for name in Row._fields])
 
 
 def to_rows(ops: list[Row]) -> np.ndarray:
-    """Operations as an array of PROGRAM."""
+    """Convert operations to an array of PROGRAM."""
     return np.array([tuple(op) for op in ops], PROGRAM)
 
 
 def to_ops(rows: np.ndarray) -> list[Row]:
-    """The rows of an array of PROGRAM as operations."""
+    """Convert an array of PROGRAM to operations."""
     return [Row(*row) for row in rows.tolist()]
 
 
 def encode(row: Row) -> list[Any]:
-    """The operation as a row of JSON."""
-    # The first thread goes without saying.
+    """Convert an operation to a row of JSON."""
+    # Thread 0 is the default and is not stored.
     return [NAMES[row.kind], *row[1 : None if row.thread else -1]]
 
 
 def decode(stored: list[Any]) -> Row:
-    """An operation from a row of JSON.  Raises ValueError."""
+    """Convert a row of JSON to an operation.  Raises ValueError."""
     name, *numbers = stored
     if name not in KINDS or len(PROGRAM.names) - len(numbers) not in (1, 2):
-        raise ValueError("is not one")
+        raise ValueError("is not an operation")
     if not all(isinstance(x, int) and -(1 << 63) <= x < 1 << 63 for x in numbers):
         raise ValueError("has impossible numbers")
     row = Row(KINDS[name], *numbers)
@@ -162,7 +161,7 @@ def decode(stored: list[Any]) -> Row:
 
 
 def variants(op: Row) -> Iterator[Row]:
-    """Simpler forms of an operation, the simplest first.  Each is strictly simpler."""
+    """Yield strictly simpler forms of an operation, the simplest first."""
     if op.use != LEAVE and op.kind != USE:
         yield op._replace(use=LEAVE, begin=0, length=0)
     if op.use != LEAVE and op.length > 8:

@@ -1,16 +1,16 @@
-"""Branches of the twin that no program here can reach, and why: the one table of them."""
+"""Table of the twin's branches that no generated program can reach, with the reasons."""
 
 from kernel.differential.reach import Rule
 
-_CORRUPT = "programs do not write into malloc's own words"
-_KEY = "a block's words are the tcache's mark by chance only"
-_LIMITS = "the kernel refuses no shrinking"
-_ALIGNED = "a mapped block begins 16 bytes into a page: never aligned by itself"
-_OVERFLOW = "requests beyond all memory have been refused before"
+_CORRUPT = "programs do not overwrite malloc's metadata"
+_KEY = "a block contains the tcache key only by accident"
+_LIMITS = "the kernel never refuses to shrink the break"
+_ALIGNED = "a mapped block begins 16 bytes into a page and is never page-aligned"
+_OVERFLOW = "requests larger than all memory are refused earlier"
 _FITS = "a mapping that need not grow is not remapped"
-_FEW = "programs have fewer threads than there is room for"
+_FEW = "programs have fewer threads than the maximum"
 
-#: The first that fits a branch counts.
+#: The first rule that matches a branch applies.
 RULES = (
     Rule(_CORRUPT, r"if .*(!=|&).*", "unlink_chunk|merge|take_unsorted|take_fast|munmap_chunk"),
     Rule(_CORRUPT, r"if load\(k, p \+ size \+ HEAD\) <= HEADER:", "free_chunk"),

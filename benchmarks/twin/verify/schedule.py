@@ -1,4 +1,4 @@
-"""The threads of a random program: they come and go, and take turns in fixed runs."""
+"""Thread schedule of a random program: when threads start and end, and which one acts."""
 
 import random
 
@@ -15,14 +15,14 @@ from benchmarks.twin.verify.operation import (
 )
 from benchmarks.workloads.base.prng import Random
 
-#: Rows that a thread does in a row, on average.
+#: Choices for the mean number of consecutive rows of one thread.
 _RUNS = (1, 4, 30, 300)
-#: What is done to a block that is there.
+#: Kinds of operations on an existing block.
 _TO_A_BLOCK = (REALLOC, FREE, USABLE, USE)
 
 
 class Schedule:
-    """The threads of one program with ``slots`` slots; ``most`` at a time, with the first."""
+    """Threads of one program with ``slots`` slots; at most ``most`` exist at a time."""
 
     def __init__(self, choice: random.Random, numbers: Random, most: int, slots: int) -> None:
         self._choice = choice
@@ -32,7 +32,7 @@ class Schedule:
         self._owner = [0] * slots
 
     def changes(self) -> list[tuple[int, ...]]:
-        """Rows of PROGRAM that start and end threads: what happens between two phases."""
+        """Choose rows of PROGRAM that start and end threads between two phases."""
         choice = self._choice
         rows = []
         for _ in range(choice.choice((0, 1, 1, 2))):
@@ -50,13 +50,13 @@ class Schedule:
         return rows
 
     def assign(self, rows: np.recarray) -> None:
-        """Say which thread does each of ``rows``, (n,) PROGRAM."""
+        """Assign a thread to each of ``rows``, (n,) PROGRAM."""
         choice, n = self._choice, len(rows)
         threads = choice.sample(self._alive, choice.randint(1, len(self._alive)))
-        # Each run is somebody's, perhaps the same's as the one before.
+        # Consecutive runs may belong to the same thread.
         run = np.cumsum(self._numbers.below(n, choice.choice(_RUNS)) == 0)
         who = np.array(threads)[self._numbers.below(n + 1, len(threads))[run]]
-        # A block is used and freed by whom the turn finds, or by whom it was made.
+        # A block is used and freed by the current thread, or by the thread that allocated it.
         own = choice.random() < 0.5
         kinds, slots = rows["kind"].tolist(), rows["slot"].tolist()
         for i, (kind, slot) in enumerate(zip(kinds, slots, strict=True)):

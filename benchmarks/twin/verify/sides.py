@@ -1,4 +1,4 @@
-"""The C library and the twin under one program after another, as the engine asks for them."""
+"""Execution of programs on the C library and the twin, for the engine of differential testing."""
 
 from typing import Any
 
@@ -21,20 +21,18 @@ from kernel.differential.pool import Place
 from kernel.differential.subject import Outcome, Program
 from kernel.differential.tally import Tally
 
-#: Rows before the one that differs which are shown, at most.
-_SHOWN = 40
-#: The same, of a trace.
-_SHOWN_OF_TRACE = 12
-#: Rows of a trace up to a difference from which a shorter program is made.
+#: Maximum number of rows shown before the one that differs, in a program and in a trace.
+_SHOWN, _SHOWN_OF_TRACE = 40, 12
+#: A difference within this many events of a trace is reduced to a shorter program.
 _SHRINKABLE = 60_000
-#: Seconds that the twin may take over one operation while programs are shrunk.
+#: Timeout of the twin for one operation while programs are shrunk, in seconds.
 _PATIENCE = 5.0
 
 
 class HeapSides:
-    """Both sides, in one process.
+    """Both sides, in one worker process.
 
-    ``touch`` and ``threads``: what becomes of a trace's new blocks, and whether its threads are
+    ``touch`` and ``threads``: how a trace's new blocks are touched, and whether its threads run as
     threads (:mod:`benchmarks.twin.verify.trace`).
     """
 
@@ -47,7 +45,7 @@ class HeapSides:
         self._threads = threads
 
     def run(self, program: Program) -> Outcome:
-        """Run a program: all of it is made before."""
+        """Run a program, after generating all of its operations."""
         setting = program.setting
         if setting.mode == trace.MODE:
             return self._trace(setting)
@@ -64,13 +62,13 @@ class HeapSides:
         return Generator(MODES[setting.mode], setting.seed).program(program.most)
 
     def operations(self, program: Program, count: int) -> list[Row]:
-        """The first ``count`` operations of a program."""
+        """Return the first ``count`` operations of a program."""
         return to_ops(self._rows(program)[:count])
 
     def _compared(
         self, setting: HeapSetting, rows: np.ndarray, tally: Tally | None = None, **how: Any
     ) -> Played:
-        """Run ``rows`` on both sides; add the branches taken to ``tally``."""
+        """Run ``rows`` on both sides; add the branch counts to ``tally``."""
         with self._pair(setting) as pair:
             found = pair.run(rows, empty_blocks(rows, TABLE), **how)
             self._take_hits(pair, tally)
@@ -101,7 +99,7 @@ class HeapSides:
             found.row,
             length,
             [f"  {found.what}"],
-            # A page of the C library may have been taken away: that does not come again.
+            # The host may have reclaimed a page of the C library: such a difference is not stable.
             suspect="faults" in found.what,
         )
 
@@ -113,18 +111,18 @@ class HeapSides:
         *,
         told: bool = False,
     ) -> Outcome:
-        """Run given operations; the state at their end only counts where ``like`` shows it."""
+        """Run given operations; compare the final states only if ``like`` differs in them."""
         at_end = like is None or like.at < 0
         rows = to_rows(ops)
         if told:
-            return self._told(setting, rows, ops, at_end=at_end)
+            return self._described(setting, rows, ops, at_end=at_end)
         found = self._compared(setting, rows, patience=_PATIENCE, at_end=at_end)
         return self._outcome(Tally(), rows, found)
 
-    def _told(
+    def _described(
         self, setting: HeapSetting, rows: np.ndarray, ops: list[Row], *, at_end: bool
     ) -> Outcome:
-        """The same, in words: what was done up to a difference, and both states."""
+        """Run operations and list those up to a difference, and both states."""
         with self._pair(setting) as pair:
             found = pair.run(rows, empty_blocks(rows, TABLE), careful=0, at_end=at_end)
             row = found.row
@@ -138,7 +136,7 @@ class HeapSides:
             elif row >= 0:
                 x, y = found.expected[row], found.actual[row]
                 lines += [f"! {line}" for line in row_lines(ops[row], x, y)]
-                # Only without operations behind it is the twin where the process is.
+                # The states belong to this row only if no operations follow it.
                 lines += pair.states() if row == len(ops) - 1 else []
             lines += found.lines
         outcome = self._outcome(Tally(), rows, found)
@@ -148,7 +146,7 @@ class HeapSides:
     # --- traces ---------------------------------------------------------------------------------
 
     def _trace(self, setting: HeapSetting) -> Outcome:
-        """Run a trace, piece by piece.  Raises Mistake for one that cannot be run."""
+        """Run a trace, piece by piece.  Raises Mistake if it cannot be run."""
         pieces = trace.Pieces(setting.seed, self._touch, threads=self._threads)
         tally = Tally(programs=1)
         outcome = Outcome(tally)
@@ -173,9 +171,10 @@ class HeapSides:
     def _of_trace(
         self, tally: Tally, kept: list[np.ndarray] | None, piece: trace.Piece, found: Played
     ) -> Outcome:
-        """A difference in a piece; ``kept``: the pieces before, where it is not too far for that.
+        """Report a difference in a piece of a trace.
 
-        There a shorter program can be made; else only its surroundings are told.
+        ``kept``: the pieces before, from which a shorter program can be made; None if there are too
+        many events, and only the operations just before the difference are listed.
         """
         row = found.row if found.row >= 0 else len(piece.rows) - 1
         event = piece.before + int(piece.event[row])
@@ -199,7 +198,7 @@ class HeapSides:
 
 
 def _count(tally: Tally, mode: str, rows: np.ndarray, found: Played) -> None:
-    """Count a program, or a piece of one."""
+    """Add the counts of a program, or of a piece of a trace, to ``tally``."""
     n = found.done + (found.row >= 0)
     tally.operations += n
     tally.numbers["programs_equal"] = int(not found.what)

@@ -1,4 +1,4 @@
-"""The C library of this machine and its twin as a subject of the engine."""
+"""Subject for the engine of differential testing: this machine's C library and its twin."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,13 @@ from kernel.differential.subject import Program, Subject
 from kernel.differential.tally import Tally
 from kernel.engine.branches import Branch
 
-#: The module whose command this is.
+#: Module of the command.
 COMMAND = "benchmarks.twin.verify"
-#: Combinations of tunables that one run with ``random`` draws from: each is compiled.
+#: Number of random combinations of tunables in one run; each is compiled.
 COMBINATIONS = 6
-#: Operations of a random program against a broken rule: most are noticed early.
+#: Operations of a random program against a mutation: most are detected early.
 _HUNTED = 12_000
-#: The modes in the order in which they find most.
+#: The modes, those that find most mutations first.
 _HUNTING = ("small", "burst", "mixed", "big", "threads")
 _TUNABLES = {
     "tcache_count": (0, 1, 2, 3, 7, 20, 127),
@@ -36,18 +36,18 @@ _TUNABLES = {
     "top_pad": (0, 1, 4096, 65536, 1 << 20),
     "mmap_max": (0, 1, 3, 65536),
 }
-#: And where there are threads.
+#: Tunables drawn in addition for modes with threads.
 _OF_THREADS = {"arena_max": (1, 2, 3, 4), "arena_test": (1, 2, 8)}
 
 
 @dataclass
 class Glibc(Subject):
-    """A run: programs written by hand, then ``operations`` of each mode; or traces.
+    """Configuration of a run: directed programs, then ``operations`` of each mode; or traces.
 
-    ``tunables``: fixed ones, before those of the modes; with ``vary`` others are drawn in every
-    other program.  ``traces``: files, which run instead; ``touch`` and ``threads`` are theirs
+    ``tunables``: fixed, and overriding those of the modes; with ``vary``, further ones are drawn in
+    every other program.  ``traces``: files to run instead; ``touch`` and ``threads`` apply to them
     (:mod:`benchmarks.twin.verify.trace`).  ``bindings`` replace functions and constants of the
-    allocator.  Raises Mistake for what cannot be.
+    allocator.  Raises Mistake for invalid values.
     """
 
     allocator: str = "ptmalloc"
@@ -67,7 +67,7 @@ class Glibc(Subject):
     variants = staticmethod(operation.variants)
     encode = staticmethod(operation.encode)
     decode = staticmethod(operation.decode)
-    #: Percent, over all modes.
+    #: Percent of branches to reach, over all modes.
     target = 95
     tables: ClassVar = {"modes": "operations by mode", "kinds": "operations by kind"}
 
@@ -81,7 +81,7 @@ class Glibc(Subject):
             raise Mistake(str(error)) from None
         for mode in self.modes:
             if mode not in MODES:
-                raise Mistake(f"no mode {mode!r}; choose of {', '.join(MODES)}")
+                raise Mistake(f"--mode {mode}: unknown; choose one of {', '.join(MODES)}")
         for name in self.tunables:
             if name not in settings:
                 raise Mistake(f"--tunable {name}: {self.allocator} has no such setting")
@@ -90,15 +90,15 @@ class Glibc(Subject):
         )
 
     def unavailable(self) -> str:
-        """Say why no process with the C library can serve."""
+        """Return the reason why this host cannot run the C library's side, or ''."""
         return libc.unavailable()
 
     def wrong(self) -> str:
-        """Say what the C library is instead of the twin's original."""
+        """Return a message if the C library is not the version that the twin models, or ''."""
         return libc.wrong_library()
 
     def scope(self) -> dict[str, Any]:
-        """The allocator, its tunables, and the ranges of the modes."""
+        """Return the allocator, its tunables and the ranges of the modes, for JSON."""
         return {
             "allocator": self.allocator,
             "tunables": dict(self.tunables),
@@ -106,7 +106,7 @@ class Glibc(Subject):
         }
 
     def heading(self) -> list[str]:
-        """The same for people."""
+        """Return the scope as lines of text."""
         names = [f"{name}={value}" for name, value in self.tunables.items()]
         names += ["drawn in every other program"] * self.vary
         lines = [f"{self.allocator} against the C library, tunables: {', '.join(names) or 'none'}"]
@@ -116,7 +116,7 @@ class Glibc(Subject):
         return lines
 
     def prepare(self) -> None:
-        """Compile what the programs use, but for tunables that are drawn."""
+        """Compile the twins for all programs, except those with randomly drawn tunables."""
         own = [] if self.traces else [t for mode in self.modes for t in MODES[mode].tunables]
         own += [] if self.traces else [program.tunables for program in directed.PROGRAMS.values()]
         sets = [{**tunables, **self.tunables} for tunables in own] or [dict(self.tunables)]
@@ -128,7 +128,7 @@ class Glibc(Subject):
     # --- programs -------------------------------------------------------------------------------
 
     def setting(self, mode: str, number: int) -> HeapSetting:
-        """Return what program ``number`` of a mode runs under."""
+        """Return the setting of program ``number`` of a mode."""
         own = MODES[mode].tunables
         tunables = {**own[number % len(own)], **self.tunables}
         if self.vary and number % 2:
@@ -140,13 +140,13 @@ class Glibc(Subject):
         return HeapSetting(f"{self.seed}/{number}", mode, tunables)
 
     def by_hand(self, name: str) -> Program:
-        """The program of that name in :mod:`benchmarks.twin.verify.directed`."""
+        """Return the program of that name in :mod:`benchmarks.twin.verify.directed`."""
         program = directed.PROGRAMS[name]
         tunables = {**program.tunables, **self.tunables}
         return Program(HeapSetting(name, directed.MODE, tunables), len(program.ops))
 
     def programs(self) -> Iterator[Program]:
-        """Yield the traces, or the programs written by hand and the random ones."""
+        """Yield the traces, or the directed and then the random programs."""
         if self.traces:
             for path in self.traces:
                 yield Program(HeapSetting(path, trace.MODE, self.tunables), 0)
@@ -162,7 +162,7 @@ class Glibc(Subject):
                 number += 1
 
     def hunting(self, programs: int) -> Iterator[Program]:
-        """Yield programs, those first that find most; those that need builds of their own last."""
+        """Yield programs for mutations: the most effective first, those with tunables last."""
         by_hand = list(map(self.by_hand, directed.PROGRAMS))
         yield from (program for program in by_hand if not program.setting.tunables)
         for number in range(programs):
@@ -171,32 +171,32 @@ class Glibc(Subject):
         yield from (program for program in by_hand if program.setting.tunables)
 
     def kind(self, program: Program) -> str:
-        """A program's mode; a trace's name."""
+        """Return a program's mode, or a trace's name."""
         setting = program.setting
         return setting.seed if setting.mode == trace.MODE else setting.mode
 
     @contextmanager
     def sides(self, place: Place | None = None) -> Iterator[HeapSides]:
-        """Both sides; each program starts a process of its own."""
+        """Create both sides, which start a new real process for each program."""
         yield HeapSides(self.twins, place or Place(), touch=self.touch, threads=self.threads)
 
     def broken(self, bindings: Mapping[str, Any]) -> "Glibc":
-        """A twin with functions and constants replaced."""
+        """Return a subject whose twin has functions and constants replaced."""
         return replace(self, bindings=bindings, count_branches=False)
 
-    # --- telling --------------------------------------------------------------------------------
+    # --- reports --------------------------------------------------------------------------------
 
     def branches(self) -> list[Branch]:
-        """The branches of the allocator's file, but for what only a switch lets be compiled."""
+        """Return the branches of the allocator's file, except those compiled only by a switch."""
         own = registry.load(self.allocator).module.__name__
         return [b for b in self.twins.branches() if b.module == own and not b.under]
 
     def rules(self) -> tuple[Rule, ...]:
-        """Branches that no program here can reach."""
+        """Return the rules for branches that no program can reach."""
         return reach.RULES
 
     def summary(self, tally: Tally, findings: list[Any]) -> list[str]:
-        """Traces one by one; page faults, and what became of the break and of requests."""
+        """Return lines for each trace, and counts of page faults, break moves and refusals."""
         numbers = tally.numbers
         lines = [
             f"  {name}: {found['operations']:,} operations, {found['mismatches']} mismatches"
@@ -209,7 +209,7 @@ class Glibc(Subject):
         ]
 
     def summary_json(self, tally: Tally, findings: list[Any]) -> dict[str, Any]:
-        """Traces one by one."""
+        """Return the counts of each trace, for JSON."""
         return {"traces": self._traces(tally, findings)}
 
     def _traces(self, tally: Tally, findings: list[Any]) -> dict[str, dict[str, int]]:

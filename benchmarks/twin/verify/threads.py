@@ -1,18 +1,18 @@
-"""The C library's threads beside malloc: their stacks, and what they take from the heap.
+"""Model of the C library's threads: their stacks, and the memory they take from the heap.
 
 ::
 
-    stack of a thread, 8 MiB and a guard page, mapped as a whole before its rights change
+    stack of a thread, 8 MiB and a guard page, mapped PROT_NONE as a whole, then made accessible
 
     base │ guard │ … untouched … │ touched │ kept when it ends │ start │ descriptor │ end
 
-pthread_create takes the stack that was given back last, else maps one, writes the descriptor at its
-end and takes the thread's vector (of pointers to its thread-local storage) by calloc; a stack that
-is used again has kept its vector.  A thread that ends gives malloc what its cache held, and the
-kernel all pages of its stack but the last.  pthread_join keeps the stack for the next thread;
-beyond 40 MiB of kept stacks the oldest are freed by whoever joins.
+pthread_create reuses the most recently cached stack.  If there is none, it maps one, writes the
+descriptor at its end and allocates the thread's vector of pointers to thread-local storage by
+calloc; a cached stack keeps its vector.  A thread that ends returns its tcache's chunks to malloc,
+and all pages of its stack except the last ones to the kernel.  pthread_join caches the stack; if
+more than 40 MiB of stacks are cached, the joining thread frees the oldest.
 
-Observed of glibc 2.36 on x86-64 by its address space, as all of the twin.
+Observed on glibc 2.36 on x86-64 through its address space, like the rest of the twin.
 """
 
 import numpy as np
@@ -27,21 +27,21 @@ from kernel.mmap import mmap, munmap
 from kernel.mprotect import mprotect
 
 _PAGE = 4096
-#: Bytes of a stack with its guard: RLIMIT_STACK is what kernel.linux.host.process sets.
+#: Bytes of a stack with its guard; kernel.linux.host.process sets RLIMIT_STACK.
 _GUARD = _PAGE
 _STACK = (8 << 20) + _GUARD
-#: The vector: its length, a counter, the one library that has such storage, and 14 to spare.
+#: Bytes of the vector: its length, a counter, one library with thread-local storage, 14 spare.
 _VECTOR = 17 * 16
-#: The descriptor is in the last page; the thread starts in the page before, and touches what is
-#: below (kernel.linux.host.code).
+#: The descriptor is in the last page; the thread starts in the page before it and touches the
+#: bytes below (kernel.linux.host.code).
 _START = 2 * _PAGE
 _TOUCHED = _START + THREAD_STACK
-#: What a thread keeps of its stack when it ends.
+#: Bytes of its stack that a thread keeps when it ends.
 _KEPT = _START + (16 << 10)
-#: Most bytes of stacks that are kept for others.
+#: Maximum bytes of cached stacks.
 _CACHE = 40 << 20
 
-#: The threads by number, and the stacks that are kept, the oldest first.
+#: The threads by number, and the cached stacks, oldest first.
 THREADS = np.dtype(
     [
         ("alive", "i8", (MAX_THREADS,)),
@@ -56,12 +56,12 @@ THREADS = np.dtype(
 
 @jit
 def first_thread(k, a):
-    """The process has a second thread; bound to the twin's where that must know, as glibc."""
+    """Note that the process has a second thread; bound to the twin's function if it has one."""
 
 
 @jit(cold=True)
 def _new_stack(k, a, threads, number):
-    """A stack that nobody has had; 0, or an error number."""
+    """Map a new stack for thread ``number``.  Returns 0 or an error number."""
     stack = mmap(
         k, 0, _STACK, uapi.PROT_NONE, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_STACK
     )
@@ -83,7 +83,7 @@ def _new_stack(k, a, threads, number):
 
 @jit(cold=True)
 def start_thread(k, a, threads, number):
-    """pthread_create on the running thread; 0, or an error number."""
+    """Do pthread_create on the current thread.  Returns 0 or an error number."""
     first_thread(k, a)
     if threads.cached:
         threads.cached -= 1
@@ -100,7 +100,7 @@ def start_thread(k, a, threads, number):
 
 @jit(cold=True)
 def end_thread(k, a, threads, number):
-    """Thread ``number`` returns, and the running thread joins it; 0."""
+    """Let thread ``number`` return, and join it from the current thread.  Returns 0."""
     joiner = k.task.tid
     k.task.tid = number
     thread_exit(k, a)

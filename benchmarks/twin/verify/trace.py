@@ -1,8 +1,8 @@
-"""Traces of real programs on both sides: every event, compared like any other operation.
+"""Conversion of traces of real programs to programs for both sides, in pieces.
 
-The thread is held at one, all events being one thread's, or the trace's threads are threads of the
-process, which take turns as they were recorded.  A trace goes through in pieces, so that its length
-does not matter.
+Every event is compared like any other operation.  Either all events run in one thread, or the
+trace's threads run as threads of the process, in the recorded order.  A trace is processed in
+pieces, so that its length is unlimited.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,18 +21,18 @@ from benchmarks.workloads import load as load_workload
 from kernel.differential.pool import Mistake
 from kernel.linux.host.code import MAX_THREADS
 
-#: Events that are played at a time.
+#: Events in a piece.
 PIECE = 1 << 16
-#: What takes the place of a mode's name for these.
+#: Name used as the mode of traces.
 MODE = "trace"
 
 _EVERYTHING = 1 << 62
 
 
 def to_program(events: Events, touch: str) -> np.ndarray:
-    """Events as rows of PROGRAM; ``touch``: what becomes of a new block (TOUCH_NAMES)."""
+    """Convert events to rows of PROGRAM; ``touch``: how new blocks are touched (TOUCH_NAMES)."""
     rows = np.zeros(len(events.op), ops.PROGRAM)
-    # The end of a thread is nothing here.
+    # The end of a thread becomes an operation without effect.
     rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, ops.USE)
     rows["slot"] = events.slot
     rows["request"] = events.size
@@ -44,7 +44,7 @@ def to_program(events: Events, touch: str) -> np.ndarray:
     if touch != "nothing":
         rows["use"][makes] = ops.READ if touch == "read" else ops.WRITE
         rows["length"][makes] = 8 if touch == "first" else _EVERYTHING
-        # calloc has written its block already; realloc's is new beyond what it was.
+        # calloc has already written its block; only the bytes added by realloc are new.
         rows["use"][events.op == ev.CALLOC] = ops.LEAVE
         rows["begin"][events.op == ev.REALLOC] = ops.GROWN
         if touch == "first":
@@ -61,24 +61,24 @@ def to_program(events: Events, touch: str) -> np.ndarray:
 
 
 class Threads:
-    """The threads of a trace, as its pieces go by: the first event of one starts it.
+    """Threads of a trace, tracked from piece to piece; the first event of a thread starts it.
 
-    Numbers of threads that have ended are used again.
+    The numbers of threads that have ended are reused.
     """
 
     def __init__(self) -> None:
         self._numbers = {0: 0}
 
     def in_turn(self, rows: np.ndarray, events: Events) -> tuple[np.ndarray, np.ndarray]:
-        """``rows``, one for each event, with who does each, and with those that start threads.
+        """Assign threads to ``rows``, one for each event, and insert rows that start threads.
 
-        Returns them, and which event each row belongs to.  Raises Mistake for more threads at a
-        time than a program may have.
+        Returns the rows and the index of the event of each.  Raises Mistake if more threads exist
+        at a time than a program may have.
         """
         if not len(events.thread):
             return rows, np.arange(len(rows))
         ends = events.op == ev.THREAD_END
-        # Between these rows nothing changes.
+        # Rows at which the thread changes or may change.
         change = np.flatnonzero(np.diff(events.thread, prepend=-1) | ends | np.roll(ends, 1))
         starts = []
         for i, end in zip(change, [*change[1:], len(rows)], strict=True):
@@ -86,7 +86,7 @@ class Threads:
             if thread not in self._numbers:
                 unused = set(range(1, MAX_THREADS)) - set(self._numbers.values())
                 if not unused:
-                    raise Mistake(f"more than {MAX_THREADS} threads at a time")
+                    raise Mistake(f"trace has more than {MAX_THREADS} threads at a time")
                 self._numbers[thread] = min(unused)
                 starts.append((i, self._numbers[thread]))
             rows["thread"][i:end] = self._numbers[thread]
@@ -104,7 +104,7 @@ class Threads:
 
 @dataclass
 class Piece:
-    """Rows of PROGRAM of some events, with ``event``, (n,): which each belongs to."""
+    """Rows of PROGRAM for consecutive events; ``event``, (n,): index of the event of each row."""
 
     rows: np.ndarray
     event: np.ndarray
@@ -113,9 +113,10 @@ class Piece:
 
 
 class Pieces:
-    """The pieces of a trace; ``touch`` as :func:`to_program`, ``threads``: its threads are threads.
+    """Iterable over the pieces of a trace.
 
-    Raises Mistake for a trace that cannot be read, or has too many threads at a time.
+    ``touch``: see :func:`to_program`.  ``threads``: run the trace's threads as threads.  Raises
+    Mistake if the trace cannot be read or has too many threads at a time.
     """
 
     def __init__(self, path: str, touch: str, *, threads: bool) -> None:
@@ -130,7 +131,7 @@ class Pieces:
         self._threads = Threads() if threads else None
 
     def blocks(self) -> np.ndarray:
-        """A table of blocks for the whole trace, all empty."""
+        """Create an empty table of blocks for the whole trace."""
         return np.zeros((max(self._workload.slots, 1), BLOCK_COLUMNS), "i8")
 
     def __iter__(self) -> Iterator[Piece]:
@@ -148,7 +149,7 @@ class Pieces:
             raise Mistake(str(error)) from None
 
     def _events(self) -> Iterator[Events]:
-        """The events, some at a time."""
+        """Yield the events, at most PIECE at a time."""
         workload = self._workload
         wholes = [workload.events] if workload.stream is None else workload.stream.pieces()
         for whole in wholes:
@@ -157,9 +158,9 @@ class Pieces:
 
 
 def paths(files: Iterable[str]) -> Iterator[str]:
-    """Yield the traces that ``files`` stand for: ``shipped:`` is all that are shipped.
+    """Yield the traces in ``files``, replacing ``shipped:`` with all shipped traces.
 
-    Raises Mistake for one that is not there.
+    Raises Mistake for a missing trace.
     """
     for file in files:
         name = file.removeprefix(shipped.PREFIX)

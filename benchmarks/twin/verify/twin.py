@@ -1,4 +1,4 @@
-"""The twin's side: play a program on the kernel model, and write down what should be observed."""
+"""Twin's side: plays a program on the kernel model and records the expected results."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,33 +23,33 @@ from kernel.linux.host.code import MAX_THREADS
 from kernel.mmap import mmap, munmap
 from kernel.page import page_align
 
-#: What is expected of one operation, and the arguments that make the real process do it.
+#: Expected results of one operation, and the arguments for the real process.
 EXPECTED = np.dtype(
     [
-        ("p", "i8"),  # the block before, or the address that the operation is about
-        ("thread", "i8"),  # by which the operation is done
-        ("request", "i8"),  # as the operation says; a limit in full; no thread where there is none
-        ("value", "i8"),  # what the call returns
+        ("p", "i8"),  # address of the block before the call, or argument of the call
+        ("thread", "i8"),  # that executes the operation
+        ("request", "i8"),  # of the operation; an absolute limit; 0 for a thread without effect
+        ("value", "i8"),  # return value of the call
         ("brk", "i8"),  # the break afterwards
         ("minflt", "i8"),  # page faults of the call
-        ("address", "i8"),  # use of the block: its first byte, and how many; 0 for none
-        ("length", "i8"),
+        ("address", "i8"),  # first byte of the block that is used; 0 if none
+        ("length", "i8"),  # bytes that are used
         ("use_minflt", "i8"),  # page faults of the use
     ]
 )
-#: Columns of the table of blocks: the address, 0 for none; the bytes asked for; the last address.
+#: Columns of the table of blocks: address (0: none), requested bytes, last address of the slot.
 BLOCK_COLUMNS = 3
 
 
 @jit
 def morecore(k, a, increment):
-    """libc's sbrk, or -1; bound to the twin's where that keeps a record of the break, as libc."""
+    """Do sbrk as the C library does, -1 on failure; bound to the twin's function if it has one."""
     return max(sbrk(k, increment), -1)
 
 
 @jit(cold=True)
 def _change_world(k, a, op, x, blocks):
-    """Do what is not the allocator's: the program's own break, areas in the way, limits."""
+    """Execute an operation outside the allocator: sbrk, a blocking mapping, or a limit."""
     mm = k.mm
     if op.kind == ops.SBRK:
         return morecore(k, a, x.request)
@@ -79,7 +79,7 @@ def _change_world(k, a, op, x, blocks):
 
 @jit(cold=True)
 def _start_or_end(k, a, op, x, threads):
-    """Start or end thread ``x.request``, which becomes 0 where there is nothing to be done."""
+    """Start or end thread ``x.request``; set that to 0 if the operation has no effect."""
     number = x.request
     ends = op.kind == ops.THREAD_END
     if number <= 0 or number >= MAX_THREADS or number == x.thread or threads.alive[number] != ends:
@@ -92,11 +92,11 @@ def _start_or_end(k, a, op, x, threads):
 
 @jit
 def _call(k, a, op, x, blocks, threads):
-    """Do an operation's call and keep the table of blocks; what it returns."""
+    """Execute an operation's call and update the table of blocks.  Returns the call's value."""
     kind, slot = op.kind, op.slot
     if kind in ALLOCATING:
         value = perform(k, a, kind, x.p, x.request, 1 << op.extra if kind == ops.ALIGNED else 0)
-        if value or kind != ops.REALLOC or x.request == 0:  # else refused: the block stays as it is
+        if value or kind != ops.REALLOC or x.request == 0:  # a failed realloc keeps the block
             blocks[slot, 0] = value
             blocks[slot, 1] = x.request
             blocks[slot, 2] = value if value or kind != ops.REALLOC else x.p
@@ -117,7 +117,7 @@ def _call(k, a, op, x, blocks, threads):
 
 @jit
 def _use(k, op, x, p, old, size):
-    """The program uses its block of ``size`` bytes at ``p``, which had ``old`` before."""
+    """Touch the block of ``size`` bytes at ``p`` (``old`` bytes before a realloc) as in ``op``."""
     begin = min(old if op.begin == ops.GROWN else op.begin, size)
     length = min(op.length, size - begin)
     if length > 0:
@@ -128,10 +128,10 @@ def _use(k, op, x, p, old, size):
 
 @jit
 def play(k, a, program, expected, blocks, threads, begin, end):
-    """Play rows [begin, end) of ``program``, writing the same rows of ``expected``.
+    """Play rows [begin, end) of ``program`` and fill the same rows of ``expected``.
 
-    ``blocks``, (n, BLOCK_COLUMNS), and ``threads``, a THREADS, are what the rows before have left.
-    ``k.task.now`` is the row that runs, where a signal left it too.
+    ``blocks``, (n, BLOCK_COLUMNS), and ``threads``, a THREADS, hold the state left by earlier rows.
+    ``k.task.now`` is the current row, also after a signal.
     """
     mm = k.mm
     for i in range(begin, end):
@@ -158,10 +158,10 @@ def play(k, a, program, expected, blocks, threads, begin, end):
 
 
 class Twin:
-    """A plugin compiled for playing programs.
+    """Plugin compiled for playing programs.
 
-    ``count_branches``: count those of everything reached in ``k.hits``.  ``bindings``: replace
-    functions or constants of the plugin (mutation checks).
+    ``count_branches``: count the branches of all functions reached in ``k.hits``.  ``bindings``
+    replace functions or constants of the plugin (mutations).
     """
 
     def __init__(
@@ -186,13 +186,13 @@ class Twin:
         self.init = _built(initialise, everything)
 
 
-#: What was compiled in this process, by the hash of all that it depends on.
+#: Functions compiled in this process, by the hash of their sources and bindings.
 _compiled: dict[str, Callable] = {}
 _instrumented: dict[str, tuple[Callable, list[Branch]]] = {}
 
 
 def _built(function: Callable, bindings: Mapping[str, Any]) -> Callable:
-    """``build``, remembered by what is compiled: most settings do not change the loop."""
+    """Build ``function``, or reuse an identical build: most settings do not change the loop."""
     key = source_hash(function, **bindings)
     if key not in _compiled:
         _compiled[key] = build(function, **bindings)
@@ -200,7 +200,7 @@ def _built(function: Callable, bindings: Mapping[str, Any]) -> Callable:
 
 
 def _counting(function: Callable, bindings: Mapping[str, Any]) -> tuple[Callable, list[Branch]]:
-    """A copy of ``function`` that counts branches, and these."""
+    """Build a copy of ``function`` that counts branches.  Returns it and the list of branches."""
     key = source_hash(function, **bindings)
     if key not in _instrumented:
         counting, branches = instrument(function, **bindings)

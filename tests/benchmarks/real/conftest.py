@@ -1,4 +1,4 @@
-"""What tests of real libraries share."""
+"""Helpers and fixtures for tests of real libraries."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from kernel.linux.host import unavailable
 
 
 def library(name: str, **settings: object) -> Library:
-    """A real library; the test is skipped where it is missing or no process can be made."""
+    """Find a real library; skip the test if it is missing or no process can be created."""
     if reason := unavailable():
         pytest.skip(reason)
     try:
@@ -31,7 +31,7 @@ def glibc() -> Library:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Callable[[str], Path]:
-    """Compile C into a shared library; skipped where there is no compiler."""
+    """Function that compiles C into a shared library; the test is skipped without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

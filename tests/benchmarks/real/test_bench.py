@@ -1,4 +1,4 @@
-"""``bench.py allocator=native/…``: the same files, the same figures, beside the model."""
+"""``bench.py allocator=native/…`` writes the same files and figures as for simulated allocators."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def python(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """The directory of a sweep over real and simulated allocators, and its standard output."""
+    """Run a sweep over real and simulated allocators; return its directory and standard output."""
     from .conftest import library as needed
 
     needed("native/glibc")
@@ -51,11 +51,11 @@ def test_a_run_leaves_the_same_files(sweep):
     run = directory / "0-native-glibc-churn"
     names = {path.name for path in (directory / "1-bump-churn").iterdir()}
     assert {path.name for path in run.iterdir()} == names
-    told = json.loads((run / "run.json").read_text())
-    assert (told["label"], told["status"]) == ("native/glibc", "ok")
-    assert told["library"]["file"] == "libc.so.6"
-    assert told["library"]["threads"] == "one"
-    assert "/" not in json.dumps(told["library"]["file"])
+    stored = json.loads((run / "run.json").read_text())
+    assert (stored["label"], stored["status"]) == ("native/glibc", "ok")
+    assert stored["library"]["file"] == "libc.so.6"
+    assert stored["library"]["threads"] == "one"
+    assert "/" not in json.dumps(stored["library"]["file"])
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) == {name for name in OF_NATIVE_RUNS if name != "ns_per_op"}
     (benchmark,) = pyperf.BenchmarkSuite.load(str(run / "bench.json")).get_benchmarks()
@@ -76,7 +76,7 @@ def test_figures_show_both(sweep, tmp_path):
     assert "native/glibc" in table
 
 
-def test_one_run_is_summed_up(tmp_path, glibc):
+def test_summary_of_one_run(tmp_path, glibc):
     done = python(tmp_path, ROOT / "bench.py", "allocator=native/glibc", *SMALL, "measure=counters")
     assert done.returncode == 0, done.stderr
     assert "peak_rss" in done.stdout
@@ -84,7 +84,7 @@ def test_one_run_is_summed_up(tmp_path, glibc):
 
 
 @pytest.mark.parametrize("name", ["glibc", "jemalloc", "mimalloc", "tcmalloc", "lib"])
-def test_a_yaml_spells_every_setting(name, monkeypatch, glibc):
+def test_each_yaml_lists_every_setting(name, monkeypatch, glibc):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", [f"allocator=native/{name}"]))
     settings = config["allocator"]
@@ -106,7 +106,7 @@ def test_settings_on_the_command_line(tmp_path, glibc):
     assert "threads=two: choose one of one, real" in done.stderr
 
 
-def test_a_kernel_that_is_not_this_one_is_refused(glibc):
+def test_settings_of_a_simulated_kernel_are_refused(glibc):
     config = {
         "allocator": {"name": "native/glibc"},
         "workload": {"name": "churn"},

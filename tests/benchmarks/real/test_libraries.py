@@ -1,4 +1,4 @@
-"""Libraries that are not there, not what they should be, or misbehave: one line that says so."""
+"""Libraries that are missing, wrong or misbehave are reported on one line."""
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_settings_reach_the_library_and_its_label(glibc):
     assert RealRun(without, churn).r.checksum != RealRun(glibc, churn).r.checksum
 
 
-def test_a_library_by_path_runs_and_is_told_apart(built):
+def test_a_library_by_path_runs_and_is_identified_by_its_hash(built):
     path = built(BUMP.replace("WRONG", ""))
     found = find("native/lib", {"path": str(path)})
     assert found.label == "native/lib(libit.so)"
@@ -99,7 +99,7 @@ def test_a_library_by_path_runs_and_is_told_apart(built):
         ("for (;;) ;", "has not ended after"),
     ],
 )
-def test_a_library_that_misbehaves_names_the_event(built, monkeypatch, wrong, message):
+def test_the_error_of_a_misbehaving_library_names_the_event(built, monkeypatch, wrong, message):
     monkeypatch.setattr(process, "PATIENCE", 0.3)
     found = find("native/lib", {"path": str(built(BUMP.replace("WRONG", wrong)))})
     with pytest.raises(LibraryError, match=rf"event \d+.*{message}"):

@@ -1,4 +1,4 @@
-"""What a real process did is what is reported of it."""
+"""The reported metrics of a real process are what it did."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 def workload(*rows, touch="all"):
-    """Events (op, slot, size, align log2, offset) as a workload."""
+    """Build a workload from events (op, slot, size, align log2, offset)."""
     padded = np.array([(*row, *(0,) * (5 - len(row))) for row in rows], "i8")
     op, slot, size, align, offset = padded.T
     events = make_events(op, slot, size, align=align, offset=offset)
@@ -47,7 +47,7 @@ def workload(*rows, touch="all"):
     )
 
 
-def test_addresses_go_from_malloc_to_free(glibc):
+def test_free_gets_the_address_that_malloc_returned(glibc):
     rows = [(MALLOC, 0, 24), (MALLOC, 1, 24), (FREE, 0, 0), (MALLOC, 2, 20), (FREE, -1, 0)]
     rows += [(ALIGNED, 3, 100, 12), (REALLOC, 4, 40), (REALLOC, 4, 0), (CALLOC, 5, 40)]
     events = workload(*rows).events
@@ -66,9 +66,9 @@ def test_addresses_go_from_malloc_to_free(glibc):
     ("touch", "faults", "resident"),
     [("all", 257, 257), ("read", 257, 1), ("first", 1, 1), ("nothing", 1, 1)],
 )
-def test_a_mapped_block_costs_what_it_must(glibc, touch, faults, resident):
-    # A first small block has the C library make its heap; the large one is mapped: 257 pages with
-    # its header, which is written whatever the program does.
+def test_faults_and_memory_of_a_mapped_block(glibc, touch, faults, resident):
+    # A first small block makes the C library create its heap; the large one is mapped: 257 pages
+    # including its header, which malloc always writes.
     rows = [(MALLOC, 0, 24), (MALLOC, 1, MIB), (FREE, 1, 0)]
     before = RealRun(glibc, workload(*rows[:1], touch=touch)).metrics()
     after = RealRun(glibc, workload(*rows, touch=touch)).metrics()
@@ -83,14 +83,14 @@ def test_a_mapped_block_costs_what_it_must(glibc, touch, faults, resident):
 
 
 def test_touch_events_touch(glibc):
-    # The byte before page 3 of the block, and the first one of it.
+    # The last byte before page 3 of the mapping, and the first byte of that page.
     rows = [(MALLOC, 0, MIB), (TOUCH_WRITE, 0, 2, 0, 3 * PAGE - 17)]
     before = RealRun(glibc, workload(*rows[:1], touch="nothing")).metrics()
     after = RealRun(glibc, workload(*rows, touch="nothing")).metrics()
     assert after["faults"] - before["faults"] == 2
 
 
-def test_what_is_counted_from_events_is_what_any_allocator_has(glibc):
+def test_metrics_derived_from_events_do_not_depend_on_the_allocator(glibc):
     churn = workloads.load(SMALL)
     run = RealRun(glibc, churn)
     found = run.metrics()
@@ -114,14 +114,14 @@ def test_what_is_counted_from_events_is_what_any_allocator_has(glibc):
     assert (np.diff(timeline["minor_faults"]) >= 0).all()
 
 
-def test_glibc_does_the_same_twice(glibc):
+def test_glibc_is_deterministic(glibc):
     churn = workloads.load(SMALL)
     first, second = RealRun(glibc, churn), RealRun(glibc, churn)
     assert first.metrics() == second.metrics()
     assert first.r.checksum == second.r.checksum
 
 
-def test_without_sight_of_calls_only_they_are_missing(glibc, monkeypatch):
+def test_if_calls_cannot_be_trapped_only_their_counts_are_missing(glibc, monkeypatch):
     grow = workloads.load({"name": "realloc_growth", "operations": 20_000, "seed": 1})
     seen = RealRun(glibc, grow)
     monkeypatch.setattr(RealProcess, "_trap_calls", lambda self: False)
@@ -142,18 +142,18 @@ def test_batches_and_full_logs_change_nothing(glibc, monkeypatch):
     assert RealRun(glibc, grow).metrics() == whole
 
 
-def test_a_program_sees_the_addresses_that_it_got(glibc, monkeypatch):
+def test_a_program_sees_the_addresses_it_gets(glibc, monkeypatch):
     robson = workloads.load({"name": "robson", "budget": 65536, "doublings": 4})
     found = RealRun(glibc, robson).metrics()
-    assert found["fragmentation_peaks"] > 50  # no fixed trace does that to glibc
+    assert found["fragmentation_peaks"] > 50  # impossible for glibc under a fixed trace
     monkeypatch.setattr(memory, "_COLLECTED", 7)
     assert RealRun(glibc, robson).metrics() == found
 
 
-def test_nothing_is_written_down_in_a_clean_process(glibc):
+def test_a_process_that_is_not_observed_records_nothing(glibc):
     churn = workloads.load(SMALL)
     with RealProcess(glibc, slots=churn.slots, touch="all", observe=False) as real:
-        pieces = list(memory.played(real, churn))
+        pieces = list(memory.play_workload(real, churn))
         assert sum(len(log) for _, _, log in pieces) == 0
     assert clean_seconds(glibc, churn) > 0
 

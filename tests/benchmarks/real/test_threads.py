@@ -1,4 +1,4 @@
-"""Traces with threads on real threads: order within a thread and an object, nothing else."""
+"""Replay of traces on real threads: order is kept within a thread and within an object only."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from benchmarks.real import machine_code
 from benchmarks.real.loop import LoopError, compare
 from benchmarks.real.memory import RealRun
 from benchmarks.real.threads import Naming, ThreadedProcess
-from benchmarks.real.timed import ThreadedTimed, Timed, timed
+from benchmarks.real.timed import ThreadedTimed, Timed, make_timed
 
 from .conftest import library
 
@@ -21,12 +21,12 @@ LARSON = {"name": "larson", "operations": 20_000, "blocks": 100, "lifetime": 150
 
 @pytest.fixture
 def threaded():
-    """The C library of this machine, asked for real threads."""
+    """The C library of this machine, with real threads."""
     return library("native/glibc", threads="real")
 
 
-def test_naming_keeps_strangers_apart():
-    # Slot 0 is filled twice; the number of its first object is not given again before reuse().
+def test_naming_gives_each_object_its_own_number():
+    # Slot 0 is filled twice; the number of its first object is not reused before reuse().
     naming = Naming(2, 8)
     op = [MALLOC, MALLOC, FREE, REALLOC, REALLOC, FREE, THREAD_END]
     slot = [0, 1, 0, 0, 0, -1, -1]
@@ -61,17 +61,17 @@ def test_threads_and_objects_keep_their_order(threaded):
                     held.remove(slot)
             assert (np.diff(log["event"]) >= 0).all()
             assert (answers["address"][moved.op == MALLOC] > 0).all()
-    assert (np.concatenate(seen) != larson.thread).any()  # they did run side by side
+    assert (np.concatenate(seen) != larson.thread).any()  # the threads ran in parallel
     assert len(process.threads_seen) > 1
 
 
-def test_what_does_not_depend_on_the_interleaving(glibc, threaded):
+def test_some_metrics_do_not_depend_on_the_interleaving(glibc, threaded):
     larson = workloads.load(LARSON)
     one, real = RealRun(glibc, larson), RealRun(threaded, larson)
     for name in ("operations", "failed", "skipped", "allocated", "end_live"):
         assert one.metrics()[name] == real.metrics()[name], name
     assert (one.thread_count, real.thread_count) == (1, len(np.unique(larson.events.thread)))
-    # Each thread has an arena, which grows by mprotect.
+    # Each thread has its own arena, which grows by mprotect.
     assert one.metrics()["syscalls_mprotect"] == 0
     assert real.metrics()["syscalls_mprotect"] > 0
     assert real.metrics()["end_rss"] == (real.end.private - real.start.private) * 4096
@@ -86,7 +86,7 @@ def test_full_logs_stop_all_threads_and_lose_nothing(threaded, monkeypatch):
     assert found["failed"] == 0
 
 
-def test_a_thread_that_ended_may_come_again(threaded):
+def test_a_thread_number_may_be_used_again_after_its_end(threaded):
     op = [MALLOC, MALLOC, THREAD_END, FREE, MALLOC]
     columns = {"thread": [0, 1, 1, 0, 1], "align": [0] * 5}
     events = make_events(op, [0, 1, -1, 1, 2], [8, 8, 0, 0, 8], **columns)
@@ -99,17 +99,17 @@ def test_a_thread_that_ended_may_come_again(threaded):
 
 def test_timed_on_threads(threaded, glibc):
     larson = workloads.load(LARSON)
-    timing = timed(threaded, larson)
+    timing = make_timed(threaded, larson)
     assert isinstance(timing, ThreadedTimed)
     assert timing.replay() > 0
     assert timing.replay() > 0
     robson = workloads.load({"name": "robson", "budget": 65536, "doublings": 4})
-    assert isinstance(timed(threaded, robson), Timed)
+    assert isinstance(make_timed(threaded, robson), Timed)
     with pytest.raises(LibraryError, match=r"workload\.stream=never"):
-        timed(threaded, dataclasses.replace(larson, events=None, stream=object()))
+        make_timed(threaded, dataclasses.replace(larson, events=None, stream=object()))
 
 
-def test_the_compiled_loop_beside_the_loop_in_c():
+def test_the_compiled_loop_is_compared_with_the_loop_in_c():
     churn = workloads.load({"name": "churn", "operations": 5000, "live": 100})
     try:
         found = compare(churn, rounds=2)

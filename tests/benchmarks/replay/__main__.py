@@ -1,7 +1,7 @@
 """Print the table of golden counters: ``python -m tests.benchmarks.replay``.
 
 Commit a changed table only with the reason for the change, and raise benchmarks.run.results.MODEL
-when published numbers move with it.
+if published numbers change with it.
 """
 
 import json
@@ -15,13 +15,12 @@ from kernel.config import KernelConfig
 from kernel.cost import COSTS
 
 TABLE = Path(__file__).with_name("counters.json")
-#: Pinned by their hashes in tests/benchmarks/workloads; they differ in what they ask of an
-#: allocator.
+#: Pinned by their hashes in tests/benchmarks/workloads; they put different demands on an allocator.
 WORKLOADS = (
     {"name": "churn", "operations": 60_000, "live": 2_000},
     {"name": "realloc_growth", "operations": 20_000},
 )
-#: What any change of a policy or of the kernel model would move.
+#: Metrics sensitive to any change of a policy or of the kernel model.
 METRICS = (
     "operations",
     "peak_live",
@@ -42,7 +41,7 @@ METRICS = (
 
 
 def counters(name: str) -> dict[str, dict[str, int]]:
-    """The counters of allocator ``name`` with its defaults, by workload."""
+    """Replay allocator ``name`` with its default settings; return its counters by workload."""
     table = {}
     for settings in WORKLOADS:
         workload = workloads.load(settings)

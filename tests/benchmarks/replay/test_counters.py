@@ -1,4 +1,4 @@
-"""Did anything move that a referee would see?  Exact counters of every allocator, pinned."""
+"""Regression test: exact counters of every allocator on pinned workloads."""
 
 import json
 
@@ -15,5 +15,5 @@ def test_every_allocator_is_in_the_table():
 @pytest.mark.parametrize("name", registry.names())
 def test_the_counters_are_those_of_the_table(name):
     assert counters(name) == json.loads(TABLE.read_text())[name], (
-        "counters moved: if that is meant, python -m tests.benchmarks.replay prints the new table"
+        "counters changed: if intended, print the new table: python -m tests.benchmarks.replay"
     )

@@ -1,7 +1,7 @@
-"""bench.py as a user starts it, and the run that it starts within the test's own process.
+"""Fixtures that run bench.py in a child process, or its untimed run inside the test process.
 
-A child compiles all anew; what is compiled here for one allocator or kernel serves the next.  So a
-test that is about what comes of a run takes ``observed``, one about bench.py itself ``bench``.
+A child process compiles everything again, while the test process reuses compiled code.  A test of
+the result of a run therefore uses ``observed``; a test of bench.py itself uses ``bench``.
 """
 
 import os
@@ -15,17 +15,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import bench as _resolvers  # noqa: F401 - those that conf/ uses
+import bench as _resolvers  # noqa: F401 - registers the resolvers that conf/ uses
 from benchmarks.run import observe, results
 from tests.conftest import ROOT
 
-#: Small enough for a second, large enough for every branch of an allocator.
+#: Small enough to run in a second, large enough to reach every branch of an allocator.
 SMALL = ("workload.operations=20000", "workload.live=500")
 
 
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Run ``python ARGUMENTS`` in an empty directory; standard output and error as text."""
+    """Function that runs ``python ARGUMENTS`` in an empty directory and captures its output."""
 
     def run(*arguments: object, input: str = "", **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -44,7 +44,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def bench(python: Callable) -> Callable[..., subprocess.CompletedProcess]:
-    """Run ``bench.py`` with counters only unless told otherwise."""
+    """Function that runs ``bench.py``, with measure=counters unless the arguments set measure."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         measure = () if any(a.startswith("measure=") for a in arguments) else ("measure=counters",)
@@ -54,7 +54,7 @@ def bench(python: Callable) -> Callable[..., subprocess.CompletedProcess]:
 
 
 def composed(*overrides: str) -> dict:
-    """The configuration that bench.py makes of these arguments."""
+    """Compose the configuration that bench.py builds from these arguments."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     config.pop("experiment", None)
@@ -64,7 +64,7 @@ def composed(*overrides: str) -> dict:
 
 @pytest.fixture
 def observed(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
-    """The untimed run of bench.py with some arguments: its exit code and directory."""
+    """Function that does bench.py's untimed run and returns its exit code and directory."""
 
     def run(*overrides: str) -> tuple[int, Path]:
         directory = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
@@ -77,7 +77,7 @@ def observed(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
 
 
 def result_directory(done: subprocess.CompletedProcess) -> Path:
-    """The directory that the last line of the output names."""
+    """Return the directory named in the last line of the output."""
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("results: "), done.stdout + done.stderr
     return Path(last.removeprefix("results: "))

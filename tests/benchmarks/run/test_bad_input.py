@@ -1,4 +1,4 @@
-"""Does every mistake get one clear message, early, without harm?"""
+"""Every mistake is reported early, in one clear message, without side effects."""
 
 import json
 import time
@@ -24,7 +24,7 @@ BUMP = (ROOT / "allocators" / "bump.py").read_text()
         ("workload.live=-1", "live=-1"),
     ],
 )
-def test_a_wrong_setting_is_named_at_once(bench, tmp_path, argument, message):
+def test_a_wrong_setting_is_reported_before_the_run(bench, tmp_path, argument, message):
     begin = time.monotonic()
     done = bench("allocator=buddy", argument)
     assert done.returncode == 1
@@ -76,7 +76,7 @@ def test_every_wrong_setting_has_a_message(argument, message):
 
 
 def plugin(tmp_path: Path, old: str, new: str) -> Path:
-    """bump with one piece of its source replaced."""
+    """Write a copy of bump with one piece of its source replaced."""
     assert BUMP.count(old) == 1
     path = tmp_path / "mine.py"
     path.write_text(BUMP.replace(old, new))
@@ -127,7 +127,7 @@ def test_a_function_that_the_loop_does_not_reach_is_inspected_too(tmp_path):
         ("def check_settings(s):\n    raise RuntimeError('why')\n", ":2: RuntimeError: why"),
     ],
 )
-def test_whatever_a_module_raises_is_told_with_its_line(tmp_path, text, message):
+def test_an_exception_of_a_module_is_located(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text + BUMP)
     with pytest.raises(PluginError, match=f"^allocator mine: {path}{message}$"):
@@ -156,7 +156,7 @@ CARVE = "    p = a.top + HEADER\n"
         *("type error", "corrupt heap"),
     ],
 )
-def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old, new, message):
+def test_the_failure_of_a_broken_plugin_is_recorded(observed, tmp_path, capsys, old, new, message):
     path = plugin(tmp_path, old, new)
     if "a.tab" in new:
         path.write_text(
@@ -170,7 +170,7 @@ def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old,
     assert message in run["reason"]
 
 
-def test_what_is_wrong_with_a_plugin_is_told_to_the_user(bench, tmp_path):
+def test_the_failure_of_a_broken_plugin_is_printed(bench, tmp_path):
     path = plugin(tmp_path, CARVE, CARVE + LATE + "        p += p // (p - p)\n")
     done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
     assert done.returncode == 1
@@ -182,23 +182,23 @@ def test_what_is_wrong_with_a_plugin_is_told_to_the_user(bench, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_plugin_that_does_not_import_is_told_with_its_line(bench, tmp_path):
+def test_the_error_of_a_plugin_that_cannot_be_imported_names_the_line(bench, tmp_path):
     path = plugin(tmp_path, "def free(k, a, p):", "def free(k, a, p:")
     done = bench("allocator=bump", f"allocator.name={path}")
     assert done.returncode == 1
     assert f"{path}:{BUMP[: BUMP.index('def free')].count(chr(10)) + 1}" in done.stderr
 
 
-def test_a_plugin_without_a_part_of_the_contract(bench, tmp_path):
+def test_a_plugin_that_lacks_a_function_of_the_contract(bench, tmp_path):
     path = plugin(tmp_path, "def usable_size(", "def useful_size(")
     done = bench("allocator=bump", f"allocator.name={path}")
     assert done.returncode == 1
     assert "does not define usable_size" in done.stderr
 
 
-def test_an_endless_loop_is_ended_with_its_event(python, tmp_path):
+def test_the_watchdog_ends_an_endless_loop_and_names_the_event(python, tmp_path):
     path = plugin(tmp_path, CARVE, LATE + "        while True:\n            a.end += 1\n" + CARVE)
-    # bench.py waits as long as an honest event could take; here one second is enough.
+    # The timeout of bench.py is longer than any correct event; here one second is enough.
     script = f"""
 from kernel.engine import watchdog
 from kernel.config import KernelConfig
@@ -217,7 +217,7 @@ simulation.replay()
     assert "malloc() has not ended after 1 s" in done.stderr
 
 
-def test_two_homes_of_one_name_are_refused(bench, tmp_path):
+def test_two_files_for_one_name_are_refused(bench, tmp_path):
     home = tmp_path / "conf" / "allocator"
     home.mkdir(parents=True)
     (home / "bump.yaml").write_text("name: bump\n")
@@ -227,7 +227,7 @@ def test_two_homes_of_one_name_are_refused(bench, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.txt"])
-def test_a_missing_trace_is_told(bench, tmp_path, path):
+def test_a_missing_trace_is_reported(bench, tmp_path, path):
     done = bench("workload=trace", f"workload.path={path}")
     assert done.returncode == 1
     assert "path" in done.stderr or "nowhere.txt" in done.stderr

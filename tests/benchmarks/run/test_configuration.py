@@ -1,4 +1,4 @@
-"""Is every YAML file complete, true to its plugin, and fit to run?"""
+"""Every YAML file is complete, agrees with its plugin and can be run."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def choices(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", choices("allocator"))
-def test_an_allocator_yaml_spells_every_default(name):
+def test_an_allocator_yaml_lists_every_default(name):
     config = composed(f"allocator={name}")
     job = check_job(config)
     assert job.plugin.name == name
@@ -62,7 +62,7 @@ def test_an_experiment_begins_with_its_command(name):
     check_job(composed(f"experiment={name}"))
 
 
-def test_metrics_are_declared_once_and_well():
+def test_metrics_are_declared_once_and_completely():
     assert len(BY_NAME) == len(METRICS)
     assert {m.better for m in METRICS} <= {"", "lower", "higher"}
     assert all(m.meaning and m.unit for m in METRICS)

@@ -1,4 +1,4 @@
-"""Do the experiments on physical memory show what they promise?  The same settings, shrunk."""
+"""The experiments on physical memory, with smaller settings, show the effects they are made for."""
 
 import json
 
@@ -6,13 +6,13 @@ import pytest
 
 MIB = 1 << 20
 SMALLER = ("workload.live=3000", "workload.operations=6500", f"kernel.memory={4 * MIB}")
-#: The allocator and the instruments of `fragmentation`, so that all run the same compiled loop.
+#: The allocator and the instruments of `fragmentation`, so that all tests share a compiled loop.
 SAME = ("allocator=buddy", "allocator.growth=mmap", "allocator.max_order=22", "kernel.tlb=true")
 
 
 @pytest.fixture
 def experiment(observed):
-    """Run an experiment; its exit code, run.json and metrics.json."""
+    """Function that runs an experiment and returns its exit code, run.json and metrics.json."""
 
     def run(name, *arguments):
         code, directory = observed(f"experiment={name}", *SMALLER, *SAME, *arguments)
@@ -31,7 +31,7 @@ def test_exhaustion_is_served_from_the_swap_area(experiment):
     assert found["frames_checks"] == 6500
 
 
-def test_fragmentation_fails_huge_pages_and_no_others(experiment):
+def test_fragmentation_makes_only_huge_pages_fail(experiment):
     rows = []
     for percent in (0, 100):
         code, run, found = experiment(
@@ -46,7 +46,7 @@ def test_fragmentation_fails_huge_pages_and_no_others(experiment):
     assert fragmented["faults_huge"] == 0 < fragmented["huge_failures"]
     assert whole["unusable_free_huge"] < fragmented["unusable_free_huge"] == 1.0
     assert fragmented["frames_checks"] == 6500
-    # What huge pages are for.
+    # Huge pages reduce the number of page walks.
     assert 0 < whole["page_walks"] < fragmented["page_walks"]
     assert fragmented["page_walks"] == fragmented["tlb_l2_misses"] <= fragmented["tlb_l1_misses"]
 
@@ -56,11 +56,11 @@ def test_an_oom_kill_is_a_result_with_all_its_data(experiment):
     assert (code, run["status"]) == (3, "oom")
     assert "out of memory on a page fault" in run["reason"]
     assert found["peak_swap"] == MIB
-    # After every event that ended, and once after the kill.
+    # One check after every completed event, and one after the kill.
     assert found["frames_checks"] == run["events"] + 1
 
 
-def test_frames_that_are_not_conserved_end_the_run(python):
+def test_a_lost_frame_aborts_the_run(python):
     script = """
 from allocators.base import registry
 from benchmarks import workloads

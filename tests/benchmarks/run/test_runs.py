@@ -1,4 +1,4 @@
-"""Does bench.py do what it says, alone and in a sweep?"""
+"""Tests of bench.py: single runs and sweeps."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_a_timed_run_leaves_a_complete_directory(bench, python):
     assert config["workload"]["operations"] == 20000
 
 
-def test_metrics_are_the_same_to_the_last_digit(bench):
+def test_metrics_are_deterministic(bench):
     first, second = (result_directory(bench("allocator=buddy", *SMALL)) for _ in range(2))
     assert first != second
     assert metrics(first) == metrics(second)
@@ -84,7 +84,7 @@ def test_a_sweep_survives_its_failures_and_names_them(bench, tmp_path):
     assert done.stdout.count("which is not aligned") == 2
 
 
-def test_a_sweep_goes_on_where_it_was_left(bench, tmp_path):
+def test_a_sweep_resumes_after_an_interruption(bench, tmp_path):
     arguments = (
         "-m",
         "allocator=bump",
@@ -117,7 +117,7 @@ def test_out_of_memory_is_a_result(bench):
     assert sweep.returncode == 0, sweep.stderr
 
 
-def test_death_on_a_page_fault_is_a_result_too(bench):
+def test_an_oom_kill_on_a_page_fault_is_a_result(bench):
     limits = ("kernel.memory=1048576", "kernel.overcommit=1")
     done = bench("allocator=bump", "measure=quick", *limits, *SMALL)
     assert done.returncode == 3, done.stderr
@@ -131,7 +131,7 @@ def test_death_on_a_page_fault_is_a_result_too(bench):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_ctrl_c_ends_it_and_leaves_finished_runs(bench, tmp_path):
+def test_ctrl_c_stops_a_sweep_and_keeps_finished_runs(bench, tmp_path):
     sweep = tmp_path / "sweep"
     arguments = [
         *(sys.executable, str(ROOT / "bench.py"), "-m", "allocator=bump", "measure=counters"),

@@ -1,4 +1,4 @@
-"""The marathon's two sides replay the same events, and its table tells of both."""
+"""Tests of the marathon: both sides replay the same events, and the table shows both."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from allocators import bump
 from benchmarks.events import parquet
 from benchmarks.speed import marathon
-from benchmarks.speed.marathon import compared, main, run_side, write_parts
+from benchmarks.speed.marathon import main, run_side, summarise, write_parts
 
 
 def test_both_sides_get_the_same_addresses(tmp_path, monkeypatch):
@@ -51,7 +51,7 @@ def test_bad_input(capsys):
         (OSError(28, "No space left on device"), 1, "No space left on device"),
     ],
 )
-def test_what_ends_it_is_told_in_a_line(monkeypatch, capsys, raised, code, said):
+def test_interruption_and_errors_print_one_line(monkeypatch, capsys, raised, code, said):
     def fail(*_):
         raise raised
 
@@ -68,18 +68,18 @@ def test_medians_and_ratios():
         "memory": [run(1.0, 0.0, 10), run(4.0, 0.0, 30), run(2.0, 0.0, 20)],
         "stream": [run(1.0, 0.5, 5), run(4.0, 0.0, 6), run(2.0, 0.4, 7)],
     }
-    result = compared(found, 10**9)
+    result = summarise(found, 10**9)
     assert result["memory"] == {"ns_per_event": 2.0, "loop_ns_per_event": 2.0, "peak_memory": 30}
     assert result["stream"] == {"ns_per_event": 2.4, "loop_ns_per_event": 2.0, "peak_memory": 7}
     assert result["ratio"] == pytest.approx(1.2)
     found["stream"][1]["checksum"] = 2
-    with pytest.raises(RuntimeError, match="did not get the same addresses"):
-        compared(found, 10**9)
+    with pytest.raises(RuntimeError, match="returned different addresses"):
+        summarise(found, 10**9)
 
 
 def test_an_allocator_that_fails(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(marathon, "PERIOD", 40_000)
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # it fails all the same, and sooner
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # the failure is the same, without compiling
     path = tmp_path / "broken.py"
     text = Path(bump.__file__).read_text()
     path.write_text(

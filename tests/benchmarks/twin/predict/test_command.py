@@ -1,4 +1,4 @@
-"""``benchmarks.twin.predict``: small programs, as plain Python, against the real glibc."""
+"""``benchmarks.twin.predict`` on small programs against the real glibc, without compilation."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("plain")
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Few and short programs, quick prices, and a trace of malloc-lab's."""
+    """Few short programs, quickly measured prices, and the path of a small malloc-lab trace."""
     few = {
         f"live {live}": {"name": "churn", "operations": 600, "live": live} for live in (5, 40, 150)
     }
@@ -42,7 +42,7 @@ def test_memory_agrees_and_time_is_predicted(small, tmp_path, capsys):
     out = tmp_path / "deep" / "validation.json"
     assert main([str(small), "--repeats", "2", "-o", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "memory: 1 of 1 traces are the same in every metric" in printed
+    assert "memory: 1 of 1 traces agree in every metric" in printed
     found = json.loads(out.read_text())
     (trace,) = found["traces"].values()
     assert trace["differing"] == []
@@ -54,7 +54,7 @@ def test_memory_agrees_and_time_is_predicted(small, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_scipy_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
+def test_without_scipy_the_error_names_the_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.twin.predict.__main__.find_spec", lambda name: None)
     assert main(["-o", str(tmp_path / "validation.json")]) == 1
     said = capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_without_scipy_the_command_says_what_to_install(tmp_path, capsys, monkey
     assert "pip install -e '.[predict]'" in said
 
 
-def test_what_measures_loads_no_scipy():
+def test_modules_that_measure_do_not_import_scipy():
     code = (
         "import sys, benchmarks.run.worker, benchmarks.run.observe, benchmarks.replay.simulation, "
         "benchmarks.real.timed, benchmarks.twin.predict.prices; "
@@ -72,13 +72,13 @@ def test_what_measures_loads_no_scipy():
 
 
 @needs_glibc
-def test_another_twin_is_noticed(small, tmp_path, capsys, monkeypatch):
+def test_a_wrong_twin_is_noticed(small, tmp_path, capsys, monkeypatch):
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda name: load(name, {"top_pad": 0}))
     out = tmp_path / "validation.json"
     assert main([str(small), "--repeats", "1", "-o", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert "memory: 0 of 1 traces are the same" in printed
+    assert "memory: 0 of 1 traces agree" in printed
     assert "small.rep: syscalls_brk: twin" in printed
     (trace,) = json.loads(out.read_text())["traces"].values()
     assert "syscalls_brk" in trace["differing"]
@@ -96,7 +96,7 @@ def test_another_twin_is_noticed(small, tmp_path, capsys, monkeypatch):
     ],
 )
 @needs_glibc
-def test_mistakes_answer_in_one_line(arguments, complaint, capsys):
+def test_mistakes_are_reported_on_one_line(arguments, complaint, capsys):
     try:
         code = main(arguments)
     except SystemExit as end:
@@ -107,12 +107,12 @@ def test_mistakes_answer_in_one_line(arguments, complaint, capsys):
     assert said.count("\n") == 1
 
 
-def test_steps_are_those_of_the_model():
+def test_counted_steps_agree_with_the_metrics():
     workload = programs.load({"name": "churn", "operations": 500, "live": 40})
     found, work = count_steps(workload, 200, geometry())
     assert found.shape == (3, len(KINDS))
     count = dict(zip(KINDS, found.sum(axis=0).tolist(), strict=True))
-    twin = steps.memory_of_twin(workload)
+    twin = steps.metrics_of_twin(workload)
     assert count["event"] == 500
     assert count["access"] == round((twin["loads_per_op"] + twin["stores_per_op"]) * 500)
     assert count["entry"] == twin["faults"] + twin["syscalls"]
@@ -121,7 +121,7 @@ def test_steps_are_those_of_the_model():
     assert 0 < count["wrong"] < 500
 
 
-def test_one_thread_has_no_ends_of_others():
+def test_one_thread_drops_ends_of_threads():
     workload = workloads.load({"name": "larson", "operations": 4000, "blocks": 50, "lifetime": 100})
     assert (workload.events.op == THREAD_END).any()
     alone = programs.one_thread(workload).events
@@ -130,11 +130,11 @@ def test_one_thread_has_no_ends_of_others():
     assert len(alone.op) == (workload.events.op != THREAD_END).sum()
 
 
-def test_every_program_can_be_made():
+def test_every_program_is_valid():
     for config in programs.PROGRAMS.values():
         workloads.validate(config)
 
 
-def test_a_program_that_looks_at_addresses_is_refused():
+def test_a_program_that_reacts_to_addresses_is_refused():
     with pytest.raises(workloads.WorkloadError, match="only stored events"):
         programs.load({"name": "robson"})

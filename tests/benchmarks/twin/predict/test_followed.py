@@ -1,4 +1,4 @@
-"""engine.branches.followed: each conditional is told with the way it went, constants are not."""
+"""engine.branches.followed reports each conditional and its outcome, except constant ones."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ ON = True
 
 @jit
 def inner(k, n):
-    """A callee."""
+    """Count down to zero."""
     while n > 0:
         n -= 1
     return n
@@ -22,7 +22,7 @@ def inner(k, n):
 
 @jit
 def outer(k, n):
-    """Branches of all kinds."""
+    """Use every kind of branch."""
     if ON:
         k.seen += 1
     if n > 2:
@@ -37,34 +37,34 @@ def outer(k, n):
 
 @jit
 def note(k, branch, taken):
-    """What follows."""
-    k.told.append((branch, taken))
+    """Append a branch and its outcome."""
+    k.branches.append((branch, taken))
 
 
-def told(n, within="", **bindings):
-    k = SimpleNamespace(seen=0, told=[])
+def branches(n, within="", **bindings):
+    k = SimpleNamespace(seen=0, branches=[])
     result = build(followed(outer, note, within, **bindings))(k, n)
     assert result == build(outer, **bindings)(SimpleNamespace(seen=0), n)
-    return k.told
+    return k.branches
 
 
-def test_each_conditional_is_told_with_its_way():
-    first, *rounds = told(3)
+def test_each_conditional_is_reported_with_its_outcome():
+    first, *rounds = branches(3)
     assert first[1] == 1  # the elif is not reached
     assert [taken for _, taken in rounds] == [1, 1, 1, 0, 1, 1, 1, 0]  # for, then while
     assert len({branch for branch, _ in [first, *rounds]}) == 3
 
 
-def test_an_else_is_told_of_the_same_conditional():
-    (first, no), (second, yes), *_ = told(2)
+def test_both_outcomes_are_reported_for_the_same_conditional():
+    (first, no), (second, yes), *_ = branches(2)
     assert (no, yes) == (0, 1)
-    assert told(3)[0] == (first, 1)
-    assert told(1)[1] == (second, 0)
+    assert branches(3)[0] == (first, 1)
+    assert branches(1)[1] == (second, 0)
 
 
-def test_constants_are_no_branches():
-    assert told(1) == told(1, ON=False)
+def test_constants_are_not_branches():
+    assert branches(1) == branches(1, ON=False)
 
 
 def test_only_chosen_modules_are_followed():
-    assert told(3, within="nowhere") == []
+    assert branches(3, within="nowhere") == []

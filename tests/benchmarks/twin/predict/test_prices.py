@@ -1,11 +1,11 @@
-"""benchmarks.twin.predict.prices: planted prices are found, and errors are those of the time."""
+"""Tests of benchmarks.twin.predict.prices: known prices are recovered from synthetic samples."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.twin.predict.prices import PARTS, Sample, fit, median_error, predict, without_each
+from benchmarks.twin.predict.prices import PARTS, Sample, ablate, fit, median_error, predict
 from benchmarks.twin.predict.steps import KINDS
 
 PLANTED = np.array([4.0, 0.5, 2.0, 10.0, 60.0, 3.0, 30.0, 1.0, 6.0, 300.0])
@@ -22,21 +22,21 @@ def samples(count, seed, prices=PLANTED, noise=0.0):
     return found
 
 
-def test_planted_prices_are_found():
+def test_known_prices_are_recovered():
     assert fit(samples(6, 1)) == pytest.approx(PLANTED)
 
 
-def test_others_are_predicted_from_them():
+def test_fitted_prices_predict_other_samples():
     prices = fit(samples(12, 1, noise=0.02))
     assert median_error([predict(sample, prices) for sample in samples(5, 2)]) < 0.02
 
 
-def test_other_prices_are_noticed():
+def test_wrong_prices_give_large_errors():
     prices = fit(samples(6, 1, PLANTED * 2))
     assert median_error([predict(sample, prices) for sample in samples(5, 2)]) > 0.5
 
 
-def test_no_step_costs_less_than_nothing():
+def test_no_price_is_negative():
     planted = PLANTED.copy()
     planted[KINDS.index("wrong")] = -3
     prices = fit(samples(6, 1, planted))
@@ -56,7 +56,7 @@ def test_a_kind_that_was_dropped_can_come_back():
     assert misfit < np.linalg.norm(rows[:, 2] * 0.33301 / measured - 1) - 0.1
 
 
-def test_no_other_prices_fit_better():
+def test_the_fit_is_a_minimum():
     planted = PLANTED * np.random.default_rng(3).choice([-1, 1], len(KINDS))
     some = samples(6, 4, planted)
     some = [replace(s, measured=np.abs(s.measured) + 1) for s in some]
@@ -75,7 +75,7 @@ def test_no_other_prices_fit_better():
             assert misfit(moved) >= misfit(prices) * (1 - 1e-9)
 
 
-def test_what_never_happens_has_no_price():
+def test_a_kind_that_never_occurs_has_price_zero():
     fitted = [
         Sample(s.steps * (np.arange(len(KINDS)) != 4), s.kernel, s.measured) for s in samples(6, 1)
     ]
@@ -83,8 +83,8 @@ def test_what_never_happens_has_no_price():
     assert not fit(fitted, KINDS).any()
 
 
-def test_a_part_that_matters_is_missed():
-    errors = without_each(samples(6, 1), samples(5, 2))
+def test_leaving_out_a_part_increases_the_error():
+    errors = ablate(samples(6, 1), samples(5, 2))
     assert list(errors) == [*PARTS, "all of these"]
     assert errors["kernel"] > errors["copying"] > 1e-6
     assert errors["all of these"] == max(errors.values())

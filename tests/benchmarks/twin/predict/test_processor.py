@@ -1,4 +1,4 @@
-"""twin.predict.processor: caches against a slow oracle, and what a predictor can learn."""
+"""Tests of twin.predict.processor: caches against an oracle, branches against known patterns."""
 
 import random
 from collections import OrderedDict
@@ -23,7 +23,7 @@ SIZES = {
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A kernel of which nothing is used but who watches it, and its counts by name."""
+    """Stand-in for the kernel that has only a processor, and a function for its counts by name."""
     for name, value in SIZES.items():
         monkeypatch.setattr(processor, name, value)
     watcher = Processor(SIZES)
@@ -34,7 +34,7 @@ def kernel(monkeypatch):
 
 
 class Oracle:
-    """Caches of lines in order of use, filled at every level that misses."""
+    """LRU caches, filled at every level that misses."""
 
     def __init__(self):
         self.levels = [
@@ -56,7 +56,7 @@ class Oracle:
         self.counts["memory"] += 1
 
 
-def test_caches_are_those_of_the_oracle(kernel):
+def test_caches_agree_with_the_oracle(kernel):
     choice, oracle = random.Random(1), Oracle()
     for _ in range(3000):
         line = int(choice.paretovariate(0.7)) % 64
@@ -67,7 +67,7 @@ def test_caches_are_those_of_the_oracle(kernel):
     assert min(oracle.counts.values()) > 20
 
 
-def test_what_passes_by_takes_room_and_is_not_counted(kernel):
+def test_prefetched_accesses_evict_lines_and_are_not_counted(kernel):
     reach(kernel, 0)
     for line in range(1, 200):
         pass_by(kernel, line << LINE_SHIFT)
@@ -81,10 +81,10 @@ def test_what_passes_by_takes_room_and_is_not_counted(kernel):
     [
         (lambda i, choice: 1, 2),
         (lambda i, choice: i % 2, 12),
-        (lambda i, choice: i % 7 == 0, 60),  # a loop of seven rounds
+        (lambda i, choice: i % 7 == 0, 60),  # a loop of seven iterations
     ],
 )
-def test_what_repeats_is_learnt(kernel, outcomes, most):
+def test_repeating_patterns_are_learnt(kernel, outcomes, most):
     for i in range(2000):
         follow(kernel, 5, int(outcomes(i, None)))
     found = kernel.count()
@@ -92,23 +92,23 @@ def test_what_repeats_is_learnt(kernel, outcomes, most):
     assert found["wrong"] <= most
 
 
-def test_what_is_random_is_not(kernel):
+def test_random_branches_are_not_learnt(kernel):
     choice = random.Random(1)
     for _ in range(2000):
         follow(kernel, 5, choice.randrange(2))
     assert 800 < kernel.count()["wrong"] < 1200
 
 
-def test_a_branch_can_depend_on_another(kernel):
+def test_a_branch_is_predicted_from_another(kernel):
     choice = random.Random(1)
     for _ in range(2000):
         first = choice.randrange(2)
         follow(kernel, 5, first)
         follow(kernel, 6, 1 - first)
-    assert kernel.count()["wrong"] < 1250  # of the first half are wrong, of the second few
+    assert kernel.count()["wrong"] < 1250  # half of the first branch, few of the second
 
 
-def test_geometry_is_the_machines_or_the_usual(tmp_path):
+def test_geometry_is_that_of_the_machine_or_the_default(tmp_path):
     assert processor.geometry(tmp_path)["L1_SETS"] == processor.L1_SETS
     folder = tmp_path / "index0"
     folder.mkdir()
@@ -122,5 +122,5 @@ def test_geometry_is_the_machines_or_the_usual(tmp_path):
         (folder / name).write_text(text + "\n")
     found = processor.geometry(tmp_path)
     assert (found["L1_SETS"], found["L1_WAYS"]) == (128, 12)
-    (folder / "number_of_sets").write_text("96\n")  # not a power of two: no set by bits
+    (folder / "number_of_sets").write_text("96\n")  # not a power of two
     assert processor.geometry(tmp_path)["L1_SETS"] == processor.L1_SETS

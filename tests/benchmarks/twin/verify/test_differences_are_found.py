@@ -1,4 +1,4 @@
-"""A broken twin is objected to, and the objection is short and can be repeated."""
+"""Mutations of the twin are detected, and the reported programs are short and reproducible."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,7 @@ from kernel.differential.program import dump, load
 from kernel.linux import host
 from tests.benchmarks.twin.verify.conftest import needs_glibc
 
-#: For each broken rule the shortest program that was found (benchmarks.twin.verify.mutations
-#: --store).
+#: The shortest program found for each mutation (benchmarks.twin.verify.mutations --store).
 PROGRAMS = Path(__file__).with_name("programs")
 
 
@@ -52,12 +51,12 @@ def test_another_allocator_differs_at_once(plain, capsys, tmp_path):
 
 
 @needs_glibc
-def test_json_tells_the_same(plain, capsys):
+def test_json_output(plain, capsys):
     assert main(["bump", "--ops", "50", "--mode", "big", "--no-branches", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["status"] == "mismatch"
-    assert told["mismatches"] == len(told["findings"]) == 1
-    assert "phases 10 to 400 operations" in told["ranges"]["big"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["status"] == "mismatch"
+    assert printed["mismatches"] == len(printed["findings"]) == 1
+    assert "phases 10 to 400 operations" in printed["ranges"]["big"]
 
 
 @needs_glibc
@@ -92,18 +91,18 @@ def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
         (["--replay", "no/such/file.json"], "no/such/file.json"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments, said, capsys, plain):
+def test_bad_arguments_are_reported_on_one_line(arguments, said, capsys, plain):
     try:
         code = main(["ptmalloc", *arguments])
     except SystemExit as end:
         code = end.code
-    assert code in (2, 77)  # 77: no file is looked at where there is no truth
+    assert code in (2, 77)  # 77: without a reference, files are not read
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert code == 77 or said in errors[0]
 
 
-def test_programs_are_stored_whole(tmp_path):
+def test_programs_are_stored_and_loaded_unchanged(tmp_path):
     ops = [Row(MALLOC, 3, -1), Row(MALLOC, 1, 24, use=1, length=9), Row(FREE, 3, thread=2)]
     path = tmp_path / "program.json"
     subject, setting = Glibc(count_branches=False), HeapSetting("x", "small", {"mxfast": 0})

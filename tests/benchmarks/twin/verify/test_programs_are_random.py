@@ -1,4 +1,4 @@
-"""Random programs: the same for the same seed, within their mode's ranges, with every edge."""
+"""Random programs depend on the seed only, keep their mode's ranges and contain edge cases."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from kernel.engine.record import record
 
 @pytest.fixture(scope="module")
 def programs():
-    """Some whole programs of each mode."""
+    """Complete programs of each mode."""
     return {
         name: [Generator(mode, f"9/{n}").program(mode.length[1]) for n in range(30)]
         for name, mode in MODES.items()
@@ -31,7 +31,7 @@ def programs():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_seed_decides(mode):
+def test_programs_depend_on_the_seed_only(mode):
     first, again, other = (Generator(MODES[mode], s).program(900) for s in ("1/1", "1/1", "1/2"))
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
@@ -46,7 +46,7 @@ def test_ranges_are_kept(mode, programs):
         sizes = rows["request"][np.isin(rows["kind"], (MALLOC, CALLOC, ALIGNED))]
         possible = sizes[(sizes >= 0) & (sizes < 1 << 40)]
         assert possible.max(initial=0) <= high + 65
-        # Edges reach to half of the smallest size.
+        # Edge sizes go down to half of the smallest size.
         assert possible.min(initial=high) >= low // 2 - 1
 
 
@@ -55,8 +55,8 @@ def test_every_kind_occurs(programs):
     assert {NAMES[kind] for kind in np.unique(rows["kind"])} == set(NAMES.values()) - {"stray"}
 
 
-def test_only_threads_that_live_act(programs):
-    """The first never ends, and nobody ends himself."""
+def test_only_existing_threads_act(programs):
+    """The first thread never ends, and no thread ends itself."""
     most = set()
     for rows in programs["threads"]:
         alive = {0}
@@ -75,7 +75,7 @@ def test_only_threads_that_live_act(programs):
     )
 
 
-def test_blocks_are_freed_by_others_and_by_their_own(programs):
+def test_blocks_are_freed_by_their_own_and_by_other_threads(programs):
     freed = [0, 0]
     for rows in programs["threads"]:
         maker: dict[int, int] = {}
@@ -89,7 +89,7 @@ def test_blocks_are_freed_by_others_and_by_their_own(programs):
     assert min(freed) > sum(freed) / 10
 
 
-def test_edges_occur(programs):
+def test_edge_sizes_occur(programs):
     rows = np.concatenate([p for mode in programs.values() for p in mode])
     sizes = set(rows["request"][rows["kind"] <= REALLOC].tolist())
     around = (0, 1, 24, 25, 1032, 1033, 131048, 131056, 131072, 65512, 65528, 1 << 20, -1)
@@ -102,6 +102,6 @@ def test_a_program_may_be_short():
 
 
 @pytest.mark.parametrize("dtype", [PROGRAM, EXPECTED, THREADS])
-def test_fields_mean_the_same_compiled_or_not(dtype):
-    """NumPy's records have attributes of their own: a field of that name would be two things."""
+def test_fields_do_not_clash_with_attributes_of_records(dtype):
+    """A field named like an attribute of NumPy's records would differ without compilation."""
     assert record(dtype).dtype.names == dtype.names

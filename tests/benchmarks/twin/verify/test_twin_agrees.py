@@ -1,4 +1,4 @@
-"""The twin does what glibc does: random programs, programs by hand, a recorded trace."""
+"""The twin agrees with glibc on random programs, directed programs and traces."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ from tests.benchmarks.twin.verify.conftest import needs_glibc
 
 pytestmark = needs_glibc
 
-#: Too long for plain Python.
+#: Too slow without compilation.
 LONG = {"ten_thousand_unsorted"}
 
 
 def check(program, subject=None, shrink_seconds=0, place=None):
-    """Run a program; its report."""
+    """Run a program.  Returns its report."""
     subject = subject or Glibc(count_branches=False)
     with subject.sides(place) as sides:
         return Runner(subject, sides, shrink_seconds).check(program)
@@ -53,14 +53,14 @@ def test_threads_agree(number):
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", [n for n in directed.PROGRAMS if n not in LONG])
-def test_programs_by_hand_agree(name):
+def test_directed_programs_agree(name):
     finding = check(Glibc(count_branches=False).by_hand(name)).finding
     assert finding is None, finding.lines
 
 
 @pytest.mark.usefixtures("plain")
-def test_both_sides_may_end():
-    """A block freed twice ends both processes, in the same operation."""
+def test_both_sides_may_abort():
+    """A double free ends both processes in the same operation."""
     name = "freed_twice_in_a_list"
     report = check(Glibc(count_branches=False).by_hand(name))
     assert report.finding is None
@@ -69,7 +69,7 @@ def test_both_sides_may_end():
 
 @pytest.fixture
 def small_trace(tmp_path):
-    """The beginning of a shipped trace in a file of its own."""
+    """Write the beginning of a shipped trace to a file; return its path."""
     with parquet.Reader(shipped.path_of("jq")) as reader:
         events = next(iter(reader.groups()))
         path = tmp_path / "small.parquet"
@@ -77,33 +77,33 @@ def small_trace(tmp_path):
     return path
 
 
-class Told(Place):
-    """Remembers where it was told."""
+class RecordingPlace(Place):
+    """Place that records all reported positions."""
 
     def __init__(self):
         super().__init__()
-        self.heard = []
+        self.positions = []
 
     def at(self, n):
-        self.heard.append(n)
+        self.positions.append(n)
 
 
 @pytest.mark.parametrize("touch", ["all", "first", "nothing", "read"])
-def test_a_trace_agrees_in_any_pieces(touch, small_trace, plain, monkeypatch):
+def test_a_trace_agrees_in_several_pieces(touch, small_trace, plain, monkeypatch):
     monkeypatch.setattr(trace, "PIECE", 700)
     subject = Glibc(traces=(str(small_trace),), touch=touch, count_branches=False)
-    place = Told()
+    place = RecordingPlace()
     (program,) = subject.programs()
     report = check(program, subject, place=place)
     assert report.finding is None
     assert report.tally.operations == report.tally.asked == 1500
     assert report.tally.tables["traces"] == {str(small_trace): 1500}
-    assert place.heard == [0, 700, 1400]
+    assert place.positions == [0, 700, 1400]
 
 
 @pytest.fixture
 def threaded_trace(tmp_path):
-    """Four threads after another and beside another, who free each other's blocks."""
+    """Write a trace of four threads, sequential and parallel, that free each other's blocks."""
     rows = []
     for thread, first in ((0, 0), (1, 20), (2, 40), (1, 60), (3, 80), (0, 100)):
         rows += [(ev.MALLOC, first + i, 90 * i, thread) for i in range(20)]
@@ -116,7 +116,7 @@ def threaded_trace(tmp_path):
     return path
 
 
-def test_a_trace_of_threads_agrees_on_threads(threaded_trace, plain, monkeypatch):
+def test_a_trace_with_threads_agrees_on_real_threads(threaded_trace, plain, monkeypatch):
     monkeypatch.setattr(trace, "PIECE", 50)
     path = (str(threaded_trace),)
     subject = Glibc(traces=path, touch="first", threads=True, count_branches=False)
@@ -138,7 +138,7 @@ def test_a_trace_of_another_allocator_differs(small_trace, plain):
 
 
 def test_tunables_reach_both_sides(plain):
-    """Without them the two would differ at once."""
+    """A twin without the tunables differs."""
     tunables = {"tcache_count": 0, "mxfast": 0, "top_pad": 0}
     subject = Glibc(tunables=tunables, count_branches=False)
     program = random_program("small", 0, 300, subject)

@@ -1,4 +1,4 @@
-"""An operation in words: each kind as a C program would spell it."""
+"""Operations are formatted as C code."""
 
 import pytest
 
@@ -16,10 +16,10 @@ WORDS = {
     "use": "nothing",
     "sbrk": "sbrk(48)",
     "block": "mmap(4 bytes, 48 above the break)",
-    "unblock": "munmap(what lies above the break)",
-    "limit_data": "setrlimit(RLIMIT_DATA, what there is + 48)",
-    "limit_as": "setrlimit(RLIMIT_AS, what there is + 48)",
-    "stray": "free(what b3 was last + 48)",
+    "unblock": "munmap(mapping above the break)",
+    "limit_data": "setrlimit(RLIMIT_DATA, current + 48)",
+    "limit_as": "setrlimit(RLIMIT_AS, current + 48)",
+    "stray": "free(last address of b3 + 48)",
     "thread_start": "pthread_create(thread 48)",
     "thread_end": "pthread_join(thread 48, which returns)",
 }
@@ -30,10 +30,10 @@ def test_every_kind_has_words():
 
 
 @pytest.mark.parametrize("kind", NAMES, ids=NAMES.get)
-def test_a_kind_in_words(kind):
+def test_format_of_each_kind(kind):
     assert Row(kind, slot=3, request=48, extra=4).words() == WORDS[NAMES[kind]]
 
 
-def test_use_and_thread_are_told():
+def test_use_and_thread_are_shown():
     row = Row(ops.MALLOC, 3, 48, use=ops.WRITE, begin=8, length=16, thread=2)
     assert row.words() == "[thread 2] b3 = malloc(48); write b3[8 … +16]"
