@@ -135,4 +135,4 @@ def test_a_list_in_another_order_is_noticed():
     bindings = load("first_fit", {"order": "address"}).bindings()
     assert patient.examine() == 0
     check = build(bindings["check"], **bindings, **KernelConfig().switches())
-    assert patient.checks[check(patient.k, patient.a)] == "the free list is not in order of address"
+    assert patient.checks[check(patient.k, patient.a)] == "the free list is not in address order"

@@ -194,7 +194,7 @@ BUGS = [
         "life",
         "walk",
         ("BLOCK_FREE if word & GAP else", "BLOCK_FREE if word == 64 else"),
-        what="does not show",
+        what="does not list",
     ),
     buddy(
         "walk_shows_a_dead_block",
@@ -208,14 +208,14 @@ BUGS = [
         "life",
         "walk",
         ("emit(rows, n, p, HEADER, BLOCK_HEADER)", "emit(rows, n, p, HEADER + 8, BLOCK_HEADER)"),
-        what="reaches over",
+        what="overlaps",
     ),
     bump(
         "walk_shows_what_is_not_mapped",
         "life",
         "walk",
         ("    return n\n", "    return emit(rows, n, 1 << 20, 16, BLOCK_FREE)\n"),
-        what="not all in writable",
+        what="not entirely in writable",
     ),
     bump(
         "walk_knows_another_kind",
