@@ -206,7 +206,7 @@ def test_no_finished_run(
 ) -> None:
     make(tmp_path / "r" / "a", status="failed")
     make(tmp_path / "r" / "b", "kr", status="running")
-    assert f"{tmp_path / 'r'}: none of its 2 runs is finished" in refuse(tmp_path / "r")
+    assert f"{tmp_path / 'r'}: none of the 2 runs is finished" in refuse(tmp_path / "r")
 
 
 def test_a_missing_series_unless_gaps_are_wanted(
@@ -257,7 +257,7 @@ def test_an_unknown_figure(small: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as error:
         main([str(small), "-o", "x", "--figures", "time,pie"])
     assert error.value.code == 2
-    assert "no figure 'pie'; there are time, memory, pareto, faults" in capsys.readouterr().err
+    assert "no figure 'pie'; choose from time, memory, pareto, faults" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file(

@@ -1,4 +1,4 @@
-"""analysis.fig_synth draws the ratios of models to their trace, or says what is missing."""
+"""analysis.fig_synth draws the ratios of models to their trace, or names the missing result."""
 
 import json
 import shutil
@@ -57,9 +57,9 @@ def test_drawing(results, capsys):
 @pytest.mark.parametrize(
     ("pattern", "complaint"),
     [
-        ("*shuffle*", "no run of synth of a.txt with shuffle=true"),
-        ("*synth(git)*", "no run of synth of git with its default settings"),
-        ("buddy-git*", "no run of buddy on the trace git itself"),
+        ("*shuffle*", "no run of workload synth for a.txt with shuffle=true"),
+        ("*synth(git)*", "no run of workload synth for git with its default settings"),
+        ("buddy-git*", "no run of buddy on the original trace git"),
     ],
 )
 def test_what_is_missing_is_told(results, capsys, pattern, complaint):
@@ -73,7 +73,7 @@ def test_what_is_missing_is_told(results, capsys, pattern, complaint):
 def test_other_workloads_are_refused(results, make, capsys):
     make(results / "other", "buddy", "churn", 1)
     assert drawn(results) == 1
-    assert "churn is no trace and no model of one" in capsys.readouterr().err
+    assert "churn is neither a trace nor a synthetic trace" in capsys.readouterr().err
 
 
 def test_nothing_to_divide_by(results, capsys):
