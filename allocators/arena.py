@@ -310,7 +310,7 @@ def malloc(k, a, size):
 
 
 @jit(cold=True)
-def complain(k, p, live):
+def abort_bad_free(k, p, live):
     """End the process: ``p`` is no live object.  ``live``: the first word of its region."""
     if is_count(live) and p & 15 == 0 and load(k, edge_word(p)) & bit_of(p):
         abort(k, ABORT_DOUBLE_FREE, p)
@@ -328,7 +328,7 @@ def free(k, a, p):
     alive = load(k, alive_word(p))
     bit = bit_of(p)
     if not alive & bit or not is_count(live) or p & 15:
-        complain(k, p, live)
+        abort_bad_free(k, p, live)
     store(k, alive_word(p), alive - bit)
     store(k, region, live - 1)
     if live - 1 == NONE_LIVE:
@@ -360,7 +360,7 @@ def realloc(k, a, p, size):
     old = usable_size(k, a, p)
     if p + old == a.carve and size <= MMAP_THRESHOLD and p + rounded(size) <= a.limit:
         if not load(k, alive_word(p)) & bit_of(p):
-            complain(k, p, load(k, a.region))
+            abort_bad_free(k, p, load(k, a.region))
         resize_last(k, a, p, rounded(size))
         return p
     if old // 2 <= size <= old:

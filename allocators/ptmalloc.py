@@ -179,7 +179,7 @@ CHECKS = {
 
 
 def promises(settings):
-    """Promise no detection of bad frees: what glibc detects depends on where the chunk is by then.
+    """Promise no detection of bad frees: whether glibc detects one depends on the chunk's state.
 
     The heap does not settle while the mmap threshold is dynamic: a block that was mapped in one
     round comes from the heap in the next, and the trim threshold rises as well.

@@ -136,8 +136,8 @@ def _no_reuse(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> Non
         _line(ax, _setting(mine, "rounds"), ratio, look.color, look.marker, label)
         threshold = mine["allocator_settings"].iloc[0].get("mmap_threshold", 0)
         if threshold:  # a line after the last round whose blocks do not exceed it
-            behind = math.floor(math.log2(threshold / smallest)) + 1.5
-            ax.vlines(behind, 0, theory[-1] / 1.3, color=look.color, lw=0.9, ls=":", zorder=1)
+            last = math.floor(math.log2(threshold / smallest)) + 1.5
+            ax.vlines(last, 0, theory[-1] / 1.3, color=look.color, lw=0.9, ls=":", zorder=1)
     ax.plot(every, theory, **THEORY | {"zorder": 5})
     _note(ax, "no reuse: k / (2 − 2$^{1−k}$)", (every[-1], theory[-1]), (-2, 9))
     _legend(ax)

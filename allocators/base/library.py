@@ -126,7 +126,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     changed += [f"threads={threads}"] if threads != ONE else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)
-    _try(library)
+    _check_starts(library)
     return library
 
 
@@ -150,7 +150,7 @@ def _file_at(name: str, path: object) -> Path:
         )
     file = Path(os.path.realpath(path))
     if not file.is_file():
-        raise LibraryError(f"allocator {name}: path={path}: there is no such file")
+        raise LibraryError(f"allocator {name}: path={path}: there is no such file; check the path")
     if re.search(r"[:\s]", str(file)):
         raise LibraryError(
             f"allocator {name}: path={path}: LD_PRELOAD takes no path with spaces or colons"
@@ -200,7 +200,7 @@ def _places(soname: str) -> Iterator[Path]:
         yield Path(folder, soname)
 
 
-def _try(library: Library) -> None:
+def _check_starts(library: Library) -> None:
     """Start ``true`` on the library.  Raises LibraryError if the loader or the library objects."""
     command = shutil.which("true")
     if command is None:

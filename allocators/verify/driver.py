@@ -116,7 +116,7 @@ def check_contents(k, d, objects, slot):
 
 @jit
 def check_copied(k, d, objects, slot, q, size):
-    """Check that realloc to ``size`` bytes at ``q`` brought along what the object held."""
+    """Check that realloc to ``size`` bytes at ``q`` copied the object's contents."""
     words = int(objects[slot, OBJECT_USABLE]) >> 3
     seed = int(objects[slot, OBJECT_SEED])
     kept = min(size, int(objects[slot, OBJECT_SIZE]))

@@ -11,13 +11,13 @@ NULL = ", shuffle=true"
 
 
 def change(path, **values):
-    """Set entries of a JSON file."""
+    """Set keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture
 def results(make, tmp_path):
-    """Two traces, one of them shipped: each model is off by a known factor, growing with seeds."""
+    """Results for two traces, one shipped; each model is off by a factor known for each seed."""
     for trace, original in (("git", "git"), ("a.txt", "trace(a.txt)")):
         workloads = [(original, 1.0), (f"synth({trace})", 1.05), (f"synth({trace}{NULL})", 2.0)]
         for label in ("buddy", "first_fit(fit=best)"):
@@ -62,7 +62,7 @@ def test_drawing(results, capsys):
         ("buddy-git*", "no run of buddy on the original trace git"),
     ],
 )
-def test_what_is_missing_is_told(results, capsys, pattern, complaint):
+def test_a_missing_run_is_named(results, capsys, pattern, complaint):
     for run in list(results.glob(pattern)):
         shutil.rmtree(run)
     assert drawn(results) == 1

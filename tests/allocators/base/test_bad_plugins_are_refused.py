@@ -1,4 +1,4 @@
-"""A plugin or setting that cannot be used gives one message that says where and why."""
+"""A plugin or setting that cannot be used is refused with one line that says where and why."""
 
 import re
 
@@ -160,7 +160,7 @@ def test_kinds_of_settings():
     assert settings.number(3).spell(7) == 7
 
 
-# --- What a loaded plugin gives -------------------------------------------------------------------
+# --- Loaded plugins -------------------------------------------------------------------------------
 
 
 def test_bindings_are_the_contract_and_the_constants(files):
