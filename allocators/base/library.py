@@ -126,7 +126,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     changed += [f"threads={threads}"] if threads != ONE else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)
-    _check_starts(library)
+    _try(library)
     return library
 
 
@@ -200,7 +200,7 @@ def _places(soname: str) -> Iterator[Path]:
         yield Path(folder, soname)
 
 
-def _check_starts(library: Library) -> None:
+def _try(library: Library) -> None:
     """Start ``true`` on the library.  Raises LibraryError if the loader or the library objects."""
     command = shutil.which("true")
     if command is None:
