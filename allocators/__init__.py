@@ -1,4 +1,4 @@
-"""The allocators: every module here is one, with ``conf/allocator/NAME.yaml`` beside it.
+"""Simulated allocators: one per module, configured by ``conf/allocator/NAME.yaml``.
 
 An allocator imports allocators.base (the contract) and the kernel model, never another allocator.
 """

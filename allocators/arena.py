@@ -1,4 +1,4 @@
-"""Arena: carve objects out of regions; a region goes as a whole when its last object dies.
+"""Arena: carve objects out of regions; release a region as a whole when its last object dies.
 
     alignment 16 · no overhead a block, region_size / 32 + 64 bytes a region · smallest block 16
     requests above mmap_threshold are mapped · malloc: 2 loads, 2 stores · free: 2 loads, 2 stores
@@ -9,23 +9,23 @@
     │ live │ next │ prev │ … │ edges │ alive │ object │ object │ object …  │ not carved │
     0      8      16     24  64              first                         ▲ carve
 
-    edges, alive: a bit for each 16 bytes of the region, 32 bits to a word
-    ┌──object──┬object┬────object────┬────────     edges: where an object starts or the last ends
+    edges, alive: one bit per 16 bytes of the region, 32 bits per word
+    ┌──object──┬object┬────object────┬────────     edges: starts of objects, and end of the last
     1 0 0 0 0 0 1 0 0 0 1 0 0 0 0 0 0 0 1 0 0 0
-    1 0 0 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0 0 0 0 0     alive: where a live object starts (one is dead)
+    1 0 0 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0 0 0 0 0     alive: starts of live objects (one is dead)
 
-An object belongs to the region that was *current* at its birth: malloc moves the carve pointer and
-counts ``born`` in a static variable.  free clears the alive bit and takes one off the region's
-``live``, which starts at 0 and is negative while the region is current; when the region is full its
-``born`` is added, and from then on 0 says that all its objects are dead.  A dead region is kept to
-be carved anew, or unmapped when ``keep`` are.  A current region that is full and dead is carved
-anew at once.  ``reset`` drops every object, alive or not, and with them all dead regions but
-``keep``: the program must have forgotten all addresses.  Large objects are mapped at multiples of
-region_size, where no object of a region lies.
+An object belongs to the region that was *current* when it was allocated: malloc advances the carve
+pointer and counts ``born`` in a static variable.  free clears the alive bit and decrements the
+region's ``live``, which starts at 0 and so is negative while the region is current; when the region
+is full, its ``born`` is added, and from then on 0 means that all its objects are dead.  A dead
+region is kept for reuse, or unmapped if ``keep`` regions are kept already.  A current region that
+is full and dead is reused at once.  ``reset`` drops every object, alive or not, and unmaps all dead
+regions except ``keep``: the program must not use any address from before.  Large objects are mapped
+at multiples of region_size, an address that no object in a region has.
 
-Invariants: alive is a part of edges; live of a full region = its alive bits > 0; live + born of
+Invariants: alive is a subset of edges; live of a full region = its alive bits > 0; live + born of
 the current region = its alive bits; the last edge of the current region is carve.  ("live" is
-counted from NONE_LIVE, so that a word that is no count shows.)
+stored as NONE_LIVE + count, so that a word that is not a count is recognised.)
 Ross, "The AED free storage package", CACM 10(8), 1967; Hanson, "Fast allocation and deallocation of
 memory based on object lifetimes", SP&E 20(1), 1990; counting a region's survivors: Barrett & Zorn,
 "Using lifetime predictors to improve memory allocation performance", PLDI 1993.
@@ -65,99 +65,99 @@ from kernel.uapi import PROT_READ, PROT_WRITE
 REGION_SIZE = size_setting(
     64 << 10, low=4096, high=256 << 20, text="bytes of a region, a power of two; at least a page"
 )
-KEEP = number(16, text="dead regions kept before one is given back")
+KEEP = number(16, text="dead regions kept for reuse; more are unmapped")
 MMAP_THRESHOLD = size_setting(
-    16 << 10, low=16, high=128 << 20, text="larger requests are mapped, bytes"
+    16 << 10, low=16, high=128 << 20, text="requests above this many bytes are mapped"
 )
 
 NEXT, PREV = 8, 16
 HEADER = 64
-#: In a region's first word when no object lives, and in front of a large object.
+#: A region's first word when it has no live object; also the tag before a large object.
 NONE_LIVE = 0x5BD1 << 48 | 1 << 40
-#: What it has in common with every count of live objects.
+#: Bits that NONE_LIVE shares with every count of live objects.
 MAGIC_MASK = 0x7FFF << 48
 
 STATE = np.dtype(
     [
         ("carve", "i8"),  # address of the next object, if it fits
-        ("limit", "i8"),  # where the last object of the current region must end
+        ("limit", "i8"),  # highest address at which an object of the current region may end
         ("born", "i8"),  # objects carved from the current region
         ("region", "i8"),  # the current region, 0 if none
-        ("clean", "i8"),  # 1: what the current region has not carved is zero
-        ("full", "i8"),  # first of the regions that hold objects, the current one apart
-        ("dead", "i8"),  # first of the dead regions kept
-        ("dead_regions", "i8"),  # how many these are
+        ("clean", "i8"),  # 1: the part of the current region not carved yet is zero
+        ("full", "i8"),  # first region that holds objects, except the current one
+        ("dead", "i8"),  # first dead region kept
+        ("dead_regions", "i8"),  # number of dead regions kept
         ("mapped", "i8"),  # first large object
     ]
 )
 CHECKS = {
-    1: "a list of regions has a broken backward link",
-    2: "an object is alive where none starts",
-    3: "a region's live count is not that of its alive bits",
-    4: "carving did not end at the current region's last edge",
-    5: "a region without live objects is not among the dead ones",
+    1: "a backward link in a list of regions is broken",
+    2: "an alive bit is set where no object starts",
+    3: "a region's live count differs from its alive bits",
+    4: "carve is not the current region's last edge",
+    5: "a region without live objects is not on the list of dead ones",
     6: "the count of dead regions is wrong",
 }
 
 
 def check_settings(s):
-    """A region is a power of two and has room for the largest object."""
+    """Refuse a region size that is no power of two or has no room for the largest object."""
     if s["region_size"] & (s["region_size"] - 1):
         raise ValueError(f"region_size ({s['region_size']}) is not a power of two")
     room = s["region_size"] - s["region_size"] // 32 - HEADER - ALIGNMENT
     if s["mmap_threshold"] > room:
         raise ValueError(
-            f"mmap_threshold ({s['mmap_threshold']}) is more than the {room} bytes that a region "
-            f"of {s['region_size']} has for objects"
+            f"mmap_threshold ({s['mmap_threshold']}) exceeds the {room} bytes for objects in a "
+            f"region of {s['region_size']}"
         )
 
 
 def promises(settings):
-    """Bad frees are seen by the alive bits; trim gives back all regions without objects."""
+    """Promise to detect bad frees (by the alive bits) and to unmap all dead regions in trim."""
     return Promises(double_free=True, wild_free=True, retains=0)
 
 
 @jit
 def init(k, a):
-    """Have no region: the first comes with the first request."""
+    """Do nothing: the first request maps the first region."""
 
 
-# --- Where things are -----------------------------------------------------------------------------
+# --- Addresses ------------------------------------------------------------------------------------
 
 
 @jit(inline=True)
 def region_size():
-    """Bytes of a region, at least a page."""
+    """Return the size of a region in bytes, at least a page."""
     return max(REGION_SIZE, page_size())
 
 
 @jit(inline=True)
 def map_size():
-    """Bytes of one of a region's two maps."""
+    """Return the size of each of a region's two bit maps, bytes."""
     return region_size() >> 6
 
 
 @jit(inline=True)
 def region_of(p):
-    """The region that holds the object ``p``."""
+    """Return the region that holds the object ``p``."""
     return p & -region_size()
 
 
 @jit(inline=True)
 def edge_word(p):
-    """Address of the word of the edge map that has the bit for ``p``."""
+    """Return the address of the edge-map word that has the bit for ``p``."""
     return region_of(p) + HEADER + ((p & (region_size() - 1)) >> 9 << 3)
 
 
 @jit(inline=True)
 def alive_word(p):
-    """Address of the word of the alive map that has the bit for ``p``."""
+    """Return the address of the alive-map word that has the bit for ``p``."""
     return edge_word(p) + map_size()
 
 
 @jit(inline=True)
 def bit_of(p):
-    """The bit for ``p`` in its word of either map."""
+    """Return the bit for ``p`` in its word of either map."""
     return 1 << ((p >> 4) & 31)
 
 
@@ -175,25 +175,25 @@ def clear_bit(k, word, p):
 
 @jit(inline=True)
 def is_count(live):
-    """Whether a word may be a region's count of live objects."""
+    """Return True if a word can be a region's count of live objects."""
     return live & MAGIC_MASK == NONE_LIVE & MAGIC_MASK
 
 
 @jit(inline=True)
 def first_object(region):
-    """Where carving starts."""
+    """Return the address at which carving starts."""
     return region + HEADER + 2 * map_size()
 
 
 @jit(inline=True)
 def rounded(size):
-    """Bytes of an object for a request."""
+    """Return the size of the object for a request of ``size`` bytes."""
     return align_up(max(size, 1), ALIGNMENT)
 
 
 @jit
 def next_edge(k, p):
-    """The first edge above ``p`` in its region, 0 if there is none."""
+    """Return the first edge above ``p`` in its region, or 0 if there is none."""
     end = region_of(p) + region_size()
     p += ALIGNMENT
     while p < end:
@@ -209,7 +209,7 @@ def next_edge(k, p):
 
 @jit
 def link(k, head, region):
-    """Put ``region`` in front of the list that starts at ``head``; returns the new head."""
+    """Put ``region`` at the front of the list that starts at ``head``; return the new head."""
     store(k, region + NEXT, head)
     store(k, region + PREV, 0)
     if head:
@@ -219,7 +219,7 @@ def link(k, head, region):
 
 @jit
 def unlink(k, head, region):
-    """Take ``region`` out of the list that starts at ``head``; returns the new head."""
+    """Take ``region`` out of the list that starts at ``head``; return the new head."""
     after = load(k, region + NEXT)
     before = load(k, region + PREV)
     if after:
@@ -232,7 +232,7 @@ def unlink(k, head, region):
 
 @jit(cold=True)
 def bury(k, a, region):
-    """Keep a region whose objects are all dead, or unmap it."""
+    """Keep a dead region for reuse, or unmap it if enough are kept."""
     if a.dead_regions < KEEP or munmap(k, region, region_size()) < 0:
         a.dead = link(k, a.dead, region)
         a.dead_regions += 1
@@ -240,14 +240,14 @@ def bury(k, a, region):
 
 @jit(cold=True)
 def region_died(k, a, region):
-    """The last object of a full region was freed."""
+    """Move a full region whose last object was freed to the dead ones."""
     a.full = unlink(k, a.full, region)
     bury(k, a, region)
 
 
 @jit(cold=True)
 def enter(k, a, region, clean):
-    """Make ``region`` the current one, nothing of it carved."""
+    """Make ``region`` the current one, with nothing carved."""
     first = first_object(region)
     if not clean:
         for word in range(region + HEADER, first, 8):
@@ -263,7 +263,10 @@ def enter(k, a, region, clean):
 
 @jit(cold=True)
 def next_region(k, a):
-    """Retire the current region and start another; False, with the old one in force, if refused."""
+    """Retire the current region and start another.
+
+    Return False, and keep the old one, if the kernel refuses memory.
+    """
     old = a.region
     live = load(k, old) + a.born if old else 0
     if live == NONE_LIVE:
@@ -291,7 +294,7 @@ def next_region(k, a):
 
 @jit
 def malloc(k, a, size):
-    """Take the next bytes of the current region."""
+    """Carve an object off the current region; map a large one."""
     if size > MMAP_THRESHOLD:
         return mapped_alloc(k, a, region_size(), size, NONE_LIVE)
     need = rounded(size)
@@ -307,8 +310,8 @@ def malloc(k, a, size):
 
 
 @jit(cold=True)
-def complain(k, p, live):
-    """End the process: ``p`` is no live object.  ``live`` is the first word of its region."""
+def abort_bad_free(k, p, live):
+    """End the process: ``p`` is no live object.  ``live``: the first word of its region."""
     if is_count(live) and p & 15 == 0 and load(k, edge_word(p)) & bit_of(p):
         abort(k, ABORT_DOUBLE_FREE, p)
     abort(k, ABORT_BAD_POINTER, p)
@@ -316,7 +319,7 @@ def complain(k, p, live):
 
 @jit
 def free(k, a, p):
-    """Clear the object's alive bit and count it off; the last one takes its region along."""
+    """Clear the alive bit, decrement the region's count, and retire the region at zero."""
     if p & (region_size() - 1) == 0:
         mapped_free_checked(k, a, p, NONE_LIVE)
         return
@@ -325,7 +328,7 @@ def free(k, a, p):
     alive = load(k, alive_word(p))
     bit = bit_of(p)
     if not alive & bit or not is_count(live) or p & 15:
-        complain(k, p, live)
+        abort_bad_free(k, p, live)
     store(k, alive_word(p), alive - bit)
     store(k, region, live - 1)
     if live - 1 == NONE_LIVE:
@@ -334,7 +337,7 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """The bytes to the next edge."""
+    """Return the bytes from ``p`` to the next edge."""
     if p & (region_size() - 1) == 0:
         return mapped_usable(k, p)
     return next_edge(k, p) - p
@@ -342,7 +345,7 @@ def usable_size(k, a, p):
 
 @jit
 def resize_last(k, a, p, need):
-    """Move the carve pointer, and with it the end of the object carved last, to ``p + need``."""
+    """Resize the object carved last, ``p``: move its end and the carve pointer to ``p + need``."""
     q = p + need
     if q < a.carve:
         a.clean = 0
@@ -353,11 +356,11 @@ def resize_last(k, a, p, need):
 
 @jit
 def realloc(k, a, p, size):
-    """Resize the object carved last; keep one that fits and is not twice too large; else move."""
+    """Resize the object carved last in place; keep an object at most twice too large; else move."""
     old = usable_size(k, a, p)
     if p + old == a.carve and size <= MMAP_THRESHOLD and p + rounded(size) <= a.limit:
         if not load(k, alive_word(p)) & bit_of(p):
-            complain(k, p, load(k, a.region))
+            abort_bad_free(k, p, load(k, a.region))
         resize_last(k, a, p, rounded(size))
         return p
     if old // 2 <= size <= old:
@@ -367,7 +370,7 @@ def realloc(k, a, p, size):
 
 @jit
 def calloc(k, a, size):
-    """Clear what is not fresh from the kernel."""
+    """Allocate, and clear unless the memory is fresh from the kernel."""
     p = malloc(k, a, size)
     if p and size <= MMAP_THRESHOLD and not a.clean:
         clear(k, p, size)
@@ -376,7 +379,7 @@ def calloc(k, a, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Carve a gap up to the alignment, a dead object from birth; map what no region holds."""
+    """Carve a gap up to the alignment, as a dead object; map a request that no region can hold."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     lead = align_up(first_object(0), alignment)
@@ -392,7 +395,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def trim(k, a):
-    """Unmap the dead regions, and the current one when nothing in it lives."""
+    """Unmap the dead regions, and the current one if it has no live object."""
     while a.dead:
         region = a.dead
         a.dead = unlink(k, a.dead, region)
@@ -411,7 +414,7 @@ def trim(k, a):
 
 @jit
 def reset(k, a):
-    """Drop all objects: the current region is carved anew, the full ones are dead."""
+    """Drop all objects: restart the current region, bury the full ones, unmap large objects."""
     while a.mapped:
         mapped_free(k, a, a.mapped)
     if a.region:
@@ -424,12 +427,12 @@ def reset(k, a):
         bury(k, a, region)
 
 
-# --- What the heap holds --------------------------------------------------------------------------
+# --- Walk and check -------------------------------------------------------------------------------
 
 
 @jit
 def walk_region(k, a, rows, n, region):
-    """List the header and the objects of a region; the rest is free."""
+    """List a region's header and objects; list the rest as free."""
     p = first_object(region)
     n = emit(rows, n, region, p - region, BLOCK_HEADER)
     q = next_edge(k, p)
@@ -443,7 +446,7 @@ def walk_region(k, a, rows, n, region):
 
 @jit
 def walk(k, a, rows):
-    """List the regions that hold objects, the dead ones whole, and the large objects."""
+    """List the regions that hold objects, each dead region as one free block, the large objects."""
     n = 0
     if a.region:
         n = walk_region(k, a, rows, n, a.region)
@@ -460,7 +463,7 @@ def walk(k, a, rows):
 
 @jit
 def list_length(k, region):
-    """Count the regions of a list; -1 for a broken link."""
+    """Return the number of regions on a list, or -1 if a link is broken."""
     count = 0
     before = 0
     while region:
@@ -474,7 +477,7 @@ def list_length(k, region):
 
 @jit
 def check_region(k, a, region, live):
-    """Compare a region's maps with each other and with its count of live objects."""
+    """Compare a region's maps with each other and with ``live``; return 0 or a CHECKS key."""
     alive = 0
     for word in range(region + HEADER, region + HEADER + map_size(), 8):
         bits = load(k, word + map_size())
@@ -488,7 +491,7 @@ def check_region(k, a, region, live):
 
 @jit
 def check(k, a):
-    """Lists are whole, counts are those of the maps, and no dead region is among the full ones."""
+    """Check the lists, the counts against the bit maps, and that no full region is dead."""
     if list_length(k, a.full) < 0:
         return 1
     dead = list_length(k, a.dead)

@@ -1,7 +1,7 @@
 """Binary buddy: power-of-two blocks; a free block merges only with its buddy.
 
     alignment 16 · overhead 16 bytes a block, and the rounding to a power of two · smallest block
-    2**min_order · larger requests than 2**max_order - 16 are mapped · malloc and free O(orders)
+    2**min_order · requests above 2**max_order - 16 are mapped · malloc and free O(orders)
 
     chunk of 2**max_order bytes, aligned to its size relative to ``origin``
 
@@ -10,10 +10,10 @@
     │ tag │ payload (used)      │      tag at block + 8: payload offset << 8 | order << 1 | used
     │ tag │ next │ prev  (free) │      links at block + 16, + 24
 
-With growth=mmap each chunk has one page of links to the other chunks below it.  An aligned block
-has a second tag in front of its payload, whose offset leads back to the block.
+With growth=mmap, the page below each chunk holds its links to the other chunks.  An aligned block
+has a second tag before its payload, whose offset leads back to the block.
 
-Invariants: every address at which a buddy may start holds a tag; a free block's buddy is never a
+Invariants: every address at which a buddy can start holds a tag; a free block's buddy is never a
 free block of the same order (below max_order); sum of blocks = chunks * 2**max_order.
 Knowlton, "A fast storage allocator", CACM 8(10), 1965; Knuth, TAOCP 1, section 2.5, R and S.
 """
@@ -44,14 +44,14 @@ from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 MIN_ORDER = number(5, low=5, high=30, text="log2 of the smallest block, bytes")
 MAX_ORDER = number(20, low=12, high=34, text="log2 of the largest block and of a chunk, bytes")
 GROWTH = choice("brk", "mmap", text="where chunks come from")
-KEEP = number(1, low=0, high=1 << 20, text="wholly free chunks kept before one is given back")
+KEEP = number(1, low=0, high=1 << 20, text="wholly free chunks kept; more are returned")
 
 BRK = 0
 HEADER = 16
 USED = 1
-#: Order of a tag that stands for a mapping of its own (allocators.base.mapped).
+#: Order in the tag of a block that is a mapping (allocators.base.mapped).
 MAPPED = 127
-#: Multiplier of a tag's check: a word that is no tag does not look like one.
+#: Upper bits of a tag, which tell it from any other word.
 MAGIC = 0x5BD1 << 40
 MAGIC_MASK = 0xFFFF << 40
 LINK_NEXT, LINK_PREV = 16, 24
@@ -63,7 +63,7 @@ STATE = np.dtype(
     [
         ("origin", "i8"),  # address that block offsets are relative to
         ("chunks", "i8"),  # chunks held
-        ("free_chunks", "i8"),  # of these, wholly free
+        ("free_chunks", "i8"),  # wholly free chunks among them
         ("top", "i8"),  # growth=brk: end of the last chunk; growth=mmap: newest chunk
         ("mapped", "i8"),  # first large object
         ("orders", "i8"),  # bit k: free list k is not empty
@@ -71,8 +71,8 @@ STATE = np.dtype(
     ]
 )
 CHECKS = {
-    1: "a free-list entry is not tagged free with the order of its list",
-    2: "a free list's backward link is broken",
+    1: "a block on a free list is not tagged free with the order of that list",
+    2: "a backward link of a free list is broken",
     3: "two free buddies were not merged",
     4: "the bit map of orders disagrees with the lists",
     5: "the count of free chunks is wrong",
@@ -80,21 +80,21 @@ CHECKS = {
 
 
 def check_settings(s):
-    """The orders must be ordered."""
+    """Refuse a min_order above max_order."""
     if s["min_order"] > s["max_order"]:
         raise ValueError(f"min_order ({s['min_order']}) is above max_order ({s['max_order']})")
 
 
 def promises(s):
-    """Bad frees are seen by their tag; all chunks but ``keep`` go back (from the top with brk)."""
-    # A chunk and its page of links, each rounded up to whole pages; the break is rounded, too.
+    """Promise to detect bad frees (by the tag) and to return all but ``keep`` free chunks."""
+    # A chunk and its page of links, each rounded up to whole pages, and the break rounded likewise.
     retains = s["keep"] * ((1 << s["max_order"]) + 2 * LARGEST_PAGE) + LARGEST_PAGE
     return Promises(double_free=True, wild_free=True, retains=retains)
 
 
 @jit
 def init(k, a):
-    """Remember where the heap starts; chunks come with the first request."""
+    """Set the heap's origin; the first request adds the first chunk."""
     a.origin = 0
     if GROWTH == BRK:
         a.origin = align_up(sbrk(k, 0), HEADER)
@@ -104,31 +104,31 @@ def init(k, a):
 
 @jit(inline=True)
 def make_tag(offset, order, used):
-    """The word in front of a payload."""
+    """Return the tag for a payload at ``offset`` in a block of ``order``; ``used``: USED or 0."""
     return MAGIC | offset << 8 | order << 1 | used
 
 
 @jit(inline=True)
 def tag_order(tag):
-    """Order of the tagged block."""
+    """Return the order of the tagged block."""
     return (tag >> 1) & 127
 
 
 @jit(inline=True)
 def tag_offset(tag):
-    """Bytes from the block's start to the payload."""
+    """Return the bytes from the block's start to the payload."""
     return (tag >> 8) & 0xFFFFFFFF
 
 
 @jit(inline=True)
 def buddy_of(a, block, order):
-    """Address of the block's buddy."""
+    """Return the address of the block's buddy."""
     return a.origin + ((block - a.origin) ^ (1 << order))
 
 
 @jit
 def list_push(k, a, block, order):
-    """Tag ``block`` free and put it first in its list."""
+    """Tag ``block`` free and put it at the front of the list of its order."""
     head = a.heads[order]
     store(k, block + 8, make_tag(HEADER, order, 0))
     store(k, block + LINK_NEXT, head)
@@ -169,7 +169,7 @@ def list_pop(k, a, order):
 
 @jit(cold=True)
 def map_chunk(k, length):
-    """Map ``length`` bytes aligned to their length, and the page of links below; 0 if refused."""
+    """Map ``length`` bytes aligned to ``length``, and a page of links below; 0 if refused."""
     page = page_size()
     room = 2 * length + page
     raw = mmap(k, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
@@ -200,7 +200,7 @@ def unmap_chunk(k, a, chunk):
 
 @jit(cold=True)
 def grow(k, a):
-    """Add one free chunk; False when the kernel refuses."""
+    """Add one free chunk; return False if the kernel refuses."""
     length = 1 << MAX_ORDER
     if GROWTH == BRK:
         if sbrk(k, length) < 0:
@@ -225,7 +225,7 @@ def grow(k, a):
 
 @jit(cold=True)
 def release(k, a):
-    """Give wholly free chunks beyond KEEP back; with brk only from the top."""
+    """Return free chunks beyond KEEP to the kernel; with growth=brk, only from the top."""
     length = 1 << MAX_ORDER
     while a.free_chunks > KEEP:
         if GROWTH == BRK:
@@ -245,13 +245,13 @@ def release(k, a):
 
 @jit
 def order_for(size):
-    """Smallest order whose block holds a header and ``size`` bytes."""
+    """Return the smallest order whose block holds a header and ``size`` bytes."""
     return max(bit_length(size + HEADER - 1), MIN_ORDER)
 
 
 @jit
 def take_block(k, a, order):
-    """Return a block of ``order`` tagged used, splitting a larger one; 0 when there is none."""
+    """Return a block of ``order``, tagged used, splitting a larger one; 0 if there is none."""
     fits = a.orders >> order
     if fits == 0:
         if not grow(k, a):
@@ -270,13 +270,13 @@ def take_block(k, a, order):
 
 @jit
 def give_block(k, a, block, order):
-    """Free ``block``, merging it with its buddy as long as that is free and whole."""
+    """Free ``block`` and merge it with its buddy as long as the buddy is free and not split."""
     while order < MAX_ORDER:
         buddy = buddy_of(a, block, order)
         if load(k, buddy + 8) != make_tag(HEADER, order, 0):
             break
         list_remove(k, a, buddy, order)
-        # The upper half's tag outlives the merge: not USED, and no order to merge with.
+        # The upper half keeps a tag that is neither USED nor mergeable: it shows double frees.
         store(k, max(block, buddy) + 8, MAGIC)
         block = min(block, buddy)
         order += 1
@@ -289,7 +289,7 @@ def give_block(k, a, block, order):
 
 @jit
 def malloc(k, a, size):
-    """Take the smallest block that fits, splitting on the way down."""
+    """Take a block of the smallest order that fits, splitting a larger one; map a large one."""
     if size > (1 << MAX_ORDER) - HEADER:
         return mapped_alloc(k, a, HEADER, size, make_tag(0, MAPPED, USED))
     block = take_block(k, a, order_for(size))
@@ -311,7 +311,7 @@ def used_tag(k, a, p):
 
 @jit
 def free(k, a, p):
-    """Find the block by its tag and merge it with free buddies."""
+    """Find the block by its tag and merge it with its free buddies, or unmap it."""
     tag = used_tag(k, a, p)
     order = tag_order(tag)
     if order == MAPPED:
@@ -325,7 +325,7 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """What the block holds behind ``p``."""
+    """Return the bytes from ``p`` to the end of the block."""
     tag = used_tag(k, a, p)
     if tag_order(tag) == MAPPED:
         return mapped_usable(k, p)
@@ -334,7 +334,7 @@ def usable_size(k, a, p):
 
 @jit
 def realloc(k, a, p, size):
-    """Stay when the block's order still is the right one; else move."""
+    """Keep the block if ``size`` fits and is not too small for its order; else move it."""
     old = usable_size(k, a, p)
     if old // 2 - HEADER < size <= old:
         return p
@@ -343,7 +343,7 @@ def realloc(k, a, p, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Take a block with room to move the payload up to the alignment, behind a second tag."""
+    """Take a block with room for the alignment, and put a second tag before the payload."""
     if alignment <= HEADER:
         return malloc(k, a, size)
     if size > (1 << MAX_ORDER) - HEADER - alignment:
@@ -377,7 +377,7 @@ def walk_chunk(k, rows, n, chunk):
 
 @jit
 def walk(k, a, rows):
-    """List every chunk's blocks and the large objects."""
+    """List the blocks of every chunk, then the large objects."""
     n = 0
     if GROWTH == BRK:
         for chunk in range(a.origin, a.top, 1 << MAX_ORDER):
@@ -393,7 +393,7 @@ def walk(k, a, rows):
 
 @jit
 def check(k, a):
-    """The lists agree with the tags, the bit map and the counts, and no two free buddies remain."""
+    """Check the lists against tags, bit map and counts, and that no two free buddies remain."""
     for order in range(MIN_ORDER, MAX_ORDER + 1):
         if (a.heads[order] != 0) != (a.orders >> order & 1 != 0):
             return 4

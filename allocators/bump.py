@@ -1,4 +1,4 @@
-"""Bump: hand out addresses in order, take nothing back.  The baseline, and the file to copy.
+"""Bump: hand out ascending addresses, reuse nothing.  The baseline, and the file to copy.
 
     alignment 16 · overhead 16 bytes a block · malloc and free O(1) · never returns memory
 
@@ -6,9 +6,9 @@
     ├ pad │ size │ payload … ├ pad │ size │ …├────────────┤
                  ▲ returned
 
-Invariant: start <= top <= end, and the blocks from start tile the heap up to top.  It is what
-region allocators degenerate to when nothing dies, and the lower bound on an allocator's work
-(Wilson et al. 1995, section 3.1).
+Invariant: start <= top <= end, and the blocks from start tile the heap up to top.  Region
+allocators degenerate to this when nothing dies; it is a lower bound on an allocator's work (Wilson
+et al. 1995, section 3.1).
 """
 
 import numpy as np
@@ -28,10 +28,10 @@ from kernel.access import load, prefetch, store
 from kernel.brk import sbrk
 from kernel.engine.jit import jit
 
-GROWTH = size_setting(128 << 10, low=4096, text="bytes asked from the kernel at a time")
+GROWTH = size_setting(128 << 10, low=4096, text="bytes requested from the kernel at a time")
 
 HEADER = 16
-#: Headers go to memory that the host's caches do not hold yet: fetch this many bytes ahead.
+#: Bytes ahead of the top to prefetch: the next headers are in memory that no host cache holds yet.
 AHEAD = 2048
 #: Set in the size word of the gap before an aligned block.
 GAP = 1
@@ -41,13 +41,13 @@ CHECKS = {1: "start <= top <= end does not hold", 2: "the blocks do not end at t
 
 
 def promises(settings):
-    """Nothing is detected and nothing given back."""
+    """Promise nothing: no misuse is detected, no memory is returned."""
     return Promises()
 
 
 @jit
 def init(k, a):
-    """Take the heap's start from the break, rounded up for alignment."""
+    """Start the heap at the break, rounded up to the alignment."""
     a.start = align_up(sbrk(k, 0), ALIGNMENT)
     a.top = a.start
     a.end = a.start
@@ -55,7 +55,7 @@ def init(k, a):
 
 @jit(cold=True)
 def grow(k, a, need):
-    """Move the break so that ``need`` bytes fit behind top; False when the kernel refuses."""
+    """Move the break so that ``need`` bytes fit above top; return False if the kernel refuses."""
     increment = align_up(a.top + need - a.end, GROWTH)
     if sbrk(k, increment) < 0:
         return False
@@ -65,7 +65,7 @@ def grow(k, a, need):
 
 @jit
 def malloc(k, a, size):
-    """Take the next bytes."""
+    """Write a header at top and return the bytes after it; 0 when memory is exhausted."""
     need = HEADER + align_up(max(size, 1), ALIGNMENT)
     if size > MAX_REQUEST or (a.top + need > a.end and not grow(k, a, need)):
         return 0
@@ -83,13 +83,13 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """Read the size word."""
+    """Return the size word before ``p``."""
     return load(k, p - 8)
 
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Skip to the alignment; the gap becomes a block of its own so that walk can step over it."""
+    """Skip to the alignment; the gap gets a header so that walk can step over it."""
     gap = align_up(a.top + HEADER, alignment) - HEADER - a.top
     if gap:
         if a.top + gap > a.end and not grow(k, a, gap):
@@ -101,7 +101,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def walk(k, a, rows):
-    """Step from header to header."""
+    """List the blocks, stepping from header to header."""
     n = 0
     p = a.start
     while p < a.top:
@@ -115,7 +115,7 @@ def walk(k, a, rows):
 
 @jit
 def check(k, a):
-    """The pointers are ordered and the blocks tile the heap."""
+    """Check that the pointers are ordered and that the blocks tile the heap."""
     if not a.start <= a.top <= a.end:
         return 1
     p = a.start

@@ -10,17 +10,18 @@
 
     tag: magic << 48 | bytes of the block | MAPPED | PREV_USED | USED        payload at block + 8
 
-A free block repeats its size in its last word, and the tag behind it lacks PREV_USED: so free finds
-both neighbours in constant time and merges with those that are free.  malloc searches the list,
-takes the upper end of the block that ``fit`` chooses, and takes from the top what no block can
-serve; the top grows by ``growth`` bytes more than needed and is given back, down to that, when it
-reaches trim_threshold.  ``order`` says where a block enters the list: last, first, or by address.
+A free block repeats its size in its last word, and the tag of the next block has PREV_USED clear:
+free finds both neighbours in constant time and merges with those that are free.  malloc searches
+the list and takes the upper end of the block that ``fit`` chooses; if no block fits, it cuts one
+off the top.  The top grows by ``growth`` bytes more than needed; when it reaches trim_threshold, it
+is returned to the kernel down to ``growth``.  ``order`` decides where a block enters the list: at
+the end, at the front, or by address.
 
-Invariants: blocks tile [start, top) and none is free next to another or to top; the list holds
-exactly the free ones; PREV_USED of a block = USED of the block before it; memory from the higher
-of top and ``fresh`` on is as the kernel gave it.
+Invariants: blocks tile [start, top) and no free block is adjacent to another or to top; the list
+holds exactly the free blocks; PREV_USED of a block = USED of the block before it; memory above both
+top and ``fresh`` is still zero, as the kernel mapped it.
 Knuth, TAOCP 1, section 2.5, algorithms A and C (boundary tags, splitting from the end), exercise 6
-(next fit); Wilson et al. 1995, section 3.4; the last word in free blocks only, and the top: Lea, "A
+(next fit); Wilson et al. 1995, section 3.4; the size word in free blocks only, and the top: Lea, "A
 memory allocator", 1996.
 """
 
@@ -60,12 +61,16 @@ from kernel.brk import sbrk
 from kernel.engine.jit import jit
 from kernel.page import page_align
 
-FIT = choice("first", "next", "best", "worst", text="which of the blocks that fit is taken")
+FIT = choice("first", "next", "best", "worst", text="block to take among those that fit")
 ORDER = choice("fifo", "lifo", "address", text="order of the free list")
-MMAP_THRESHOLD = size_setting(128 << 10, low=0, text="larger requests are mapped, bytes; 0: none")
-GROWTH = size_setting(128 << 10, low=0, high=1 << 40, text="bytes asked beyond what is needed")
+MMAP_THRESHOLD = size_setting(
+    128 << 10, low=0, text="requests above this many bytes are mapped; 0: never"
+)
+GROWTH = size_setting(
+    128 << 10, low=0, high=1 << 40, text="bytes requested from the kernel beyond the need"
+)
 TRIM_THRESHOLD = size_setting(
-    256 << 10, low=0, text="bytes of the top at which all but growth is given back; 0: never"
+    256 << 10, low=0, text="size of the top, bytes, at which it is trimmed to growth; 0: never"
 )
 
 FIRST, NEXT_FIT, BEST, WORST = 0, 1, 2, 3
@@ -76,9 +81,9 @@ SMALLEST = 32
 STATE = np.dtype(
     [
         ("start", "i8"),  # first block
-        ("top", "i8"),  # where the next block from the top would be: 8 above a multiple of 16
+        ("top", "i8"),  # start of the next block cut off the top: 8 above a multiple of 16
         ("end", "i8"),  # the break
-        ("fresh", "i8"),  # top may have been as high as this since its memory came
+        ("fresh", "i8"),  # memory below this may have been written since the kernel mapped it
         ("first", "i8"),  # ends of the free list, 0 when it is empty
         ("last", "i8"),
         ("rover", "i8"),  # fit=next: free block at which the next search starts; 0: the first
@@ -87,19 +92,19 @@ STATE = np.dtype(
 )
 CHECKS = {
     1: "the blocks do not tile the heap up to top",
-    2: "a tag's PREV_USED is not what the block before says",
-    3: "two free blocks touch, or one touches top",
+    2: "a tag's PREV_USED disagrees with the block before it",
+    3: "two free blocks are adjacent, or one is adjacent to top",
     4: "a free block's last word is not its size",
-    5: "the free list does not hold the free blocks",
-    6: "the free list's backward link is broken",
-    7: "the free list is not in order of address",
+    5: "the free list does not hold exactly the free blocks",
+    6: "a backward link of the free list is broken",
+    7: "the free list is not in address order",
     8: "the rover is not on the free list",
     9: "start <= top, end <= the break does not hold",
 }
 
 
 def check_settings(s):
-    """Trimming must leave what growth asks for, or each would undo the other."""
+    """Refuse a trim_threshold not above growth: trimming and growing would undo each other."""
     if 0 < s["trim_threshold"] <= s["growth"]:
         raise ValueError(
             f"trim_threshold ({s['trim_threshold']}) must be above growth ({s['growth']}), or 0"
@@ -107,24 +112,24 @@ def check_settings(s):
 
 
 def promises(settings):
-    """Bad frees are seen by their tag; trim gives back the whole top."""
+    """Promise to detect bad frees (by the tag) and to return the whole top in trim."""
     return Promises(double_free=True, wild_free=True, retains=0)
 
 
 @jit
 def init(k, a):
-    """Put the first block where its payload is aligned."""
+    """Place the first block so that its payload is aligned."""
     a.start = align_up(sbrk(k, 0), ALIGNMENT) + TAG
     a.top = a.start
     a.end = sbrk(k, 0)
 
 
-# --- Blocks and their tags ------------------------------------------------------------------------
+# --- Blocks ---------------------------------------------------------------------------------------
 
 
 @jit(inline=True)
 def block_for(size):
-    """Bytes of a block for a request."""
+    """Return the size of the block for a request of ``size`` bytes."""
     return max(align_up(size + TAG, ALIGNMENT), SMALLEST)
 
 
@@ -133,7 +138,7 @@ def block_for(size):
 
 @jit
 def list_insert(k, a, block, before):
-    """Enter ``block`` into the free list behind ``before``; 0: first."""
+    """Insert ``block`` into the free list after ``before``; 0: at the front."""
     after = load(k, before + NEXT) if before else a.first
     store(k, block + NEXT, after)
     store(k, block + PREV, before)
@@ -166,10 +171,10 @@ def list_remove(k, a, block):
 
 @jit
 def list_place(k, a, end):
-    """The free block behind which one that ends at ``end`` belongs, by ``order``; 0: first.
+    """Return the free block after which a block that ends at ``end`` belongs, by ``order``.
 
-    By address: one step up the list and one up the heap at a time, as either may be the shorter
-    way to the next free block.
+    0: the front.  By address: step up the list and up the heap in turn, as either may be the
+    shorter way to a free neighbour in the list.
     """
     if ORDER == LIFO:
         return 0
@@ -192,7 +197,7 @@ def list_place(k, a, end):
 
 @jit
 def find_fit(k, a, need):
-    """The free block that ``fit`` chooses of those with ``need`` bytes; 0 if there is none."""
+    """Return the block that ``fit`` chooses among those of ``need`` bytes or more; 0 if none."""
     chosen = 0
     chosen_size = 0
     first = a.first
@@ -221,7 +226,7 @@ def find_fit(k, a, need):
 
 @jit(cold=True)
 def grow(k, a, need):
-    """Move the break so that ``need`` bytes fit above top; False when the kernel refuses."""
+    """Move the break so that ``need`` bytes fit above top; return False if the kernel refuses."""
     least = page_align(a.top + need) - a.end
     for extra in (page_align(GROWTH), 0):
         if sbrk(k, least + extra) >= 0:
@@ -232,10 +237,10 @@ def grow(k, a, need):
 
 @jit(cold=True)
 def shrink(k, a, end):
-    """Move the break down to ``end``, if that is down."""
+    """Move the break down to ``end``; do nothing if the break is not above ``end``."""
     if end < a.end and sbrk(k, end - a.end) >= 0:
         a.end = end
-        # Pages came off as a whole: what is left of the last one keeps its contents.
+        # Only whole pages are unmapped: the rest of the last page keeps its contents.
         a.fresh = min(a.fresh, page_align(end))
 
 
@@ -252,7 +257,7 @@ def take_top(k, a, need):
 
 @jit
 def give_top(k, a, block):
-    """Make everything from ``block`` on part of the top."""
+    """Move the top down to ``block``, and trim it if it reached the threshold."""
     a.fresh = max(a.fresh, a.top)
     a.top = block
     if TRIM_THRESHOLD and a.end - block >= TRIM_THRESHOLD:
@@ -264,7 +269,7 @@ def give_top(k, a, block):
 
 @jit
 def take_from(k, a, block, need):
-    """Use ``need`` bytes at the end of a free block, or all when the rest would be too small."""
+    """Use the last ``need`` bytes of a free block, or all of it if the rest is too small."""
     size = block_size(k, block)
     rest = size - need
     if rest < SMALLEST:
@@ -291,10 +296,10 @@ def take_block(k, a, need):
 
 @jit
 def give_block(k, a, block):
-    """Free a used block, merged with its free neighbours."""
+    """Free a used block and merge it with its free neighbours."""
     tag = load(k, block)
     size = tag & SIZE_MASK
-    # The tag outlives a merge, for the sake of a second free.
+    # The tag survives a merge, so that a second free of this block is detected.
     store(k, block, tag & ~USED)
     place = -1
     if not tag & PREV_USED:
@@ -323,7 +328,7 @@ def give_block(k, a, block):
 
 @jit
 def trim_block(k, a, block, need):
-    """Free what a used block has beyond ``need`` bytes, if that makes a block."""
+    """Cut a used block to ``need`` bytes and free the rest, if that is large enough for a block."""
     tag = load(k, block)
     rest = (tag & SIZE_MASK) - need
     if rest >= SMALLEST:
@@ -334,7 +339,7 @@ def trim_block(k, a, block, need):
 
 @jit
 def extend_block(k, a, block, need):
-    """Grow a used block to ``need`` bytes into what is free behind it, or return False."""
+    """Grow a used block to ``need`` bytes into free space after it; return False if it fails."""
     tag = load(k, block)
     size = tag & SIZE_MASK
     after = block + size
@@ -359,13 +364,13 @@ def extend_block(k, a, block, need):
 
 @jit(inline=True)
 def is_large(size):
-    """Whether a request is not for the heap: to be mapped, or impossible."""
+    """Return True if the heap does not serve a request: it is to be mapped, or impossible."""
     return size > (MMAP_THRESHOLD if MMAP_THRESHOLD else MAX_REQUEST)
 
 
 @jit(cold=True)
 def large_alloc(k, a, alignment, size):
-    """Map a large object; 0 when the kernel refuses, or nothing is to be mapped."""
+    """Map a large object; return 0 if the kernel refuses or mapping is off."""
     if MMAP_THRESHOLD == 0:
         return 0
     return mapped_alloc(k, a, alignment, size, MAGIC | MAPPED | USED)
@@ -373,7 +378,7 @@ def large_alloc(k, a, alignment, size):
 
 @jit
 def malloc(k, a, size):
-    """Take a block from the list, else from the top."""
+    """Take a block from the free list, else from the top; map a large one."""
     if is_large(size):
         return large_alloc(k, a, ALIGNMENT, size)
     block = take_block(k, a, block_for(size))
@@ -382,7 +387,7 @@ def malloc(k, a, size):
 
 @jit
 def free(k, a, p):
-    """Give the block back, or unmap it."""
+    """Free the block, or unmap it."""
     if used_tag(k, a, p) & MAPPED:
         mapped_free(k, a, p)
         return
@@ -391,14 +396,14 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """The block less its tag."""
+    """Return the bytes of the block after its tag."""
     tag = used_tag(k, a, p)
     return mapped_usable(k, p) if tag & MAPPED else (tag & SIZE_MASK) - TAG
 
 
 @jit
 def realloc(k, a, p, size):
-    """Shrink or grow the block where it is, else move it."""
+    """Resize the block in place, else move it."""
     tag = used_tag(k, a, p)
     old = usable_size(k, a, p)
     if tag & MAPPED:
@@ -416,7 +421,7 @@ def realloc(k, a, p, size):
 
 @jit
 def calloc(k, a, size):
-    """Clear what was ever part of a block."""
+    """Allocate, and clear only what may have been written since the kernel mapped it."""
     fresh = max(a.fresh, a.top)
     p = malloc(k, a, size)
     if p and not is_large(size):
@@ -426,7 +431,7 @@ def calloc(k, a, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Take a block with room to move up to the alignment, and free what is left at both ends."""
+    """Take a block with room for the alignment and free what is left at both ends."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     if is_large(size) or is_large(size + alignment):
@@ -451,19 +456,19 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def trim(k, a):
-    """Give the top back to the last page."""
+    """Return every whole page of the top to the kernel."""
     if a.top == a.start:
         shrink(k, a, a.start - TAG)
     else:
         shrink(k, a, page_align(a.top))
 
 
-# --- What the heap holds --------------------------------------------------------------------------
+# --- Walk and check -------------------------------------------------------------------------------
 
 
 @jit
 def walk(k, a, rows):
-    """Step from block to block, then list the top and the large objects."""
+    """List the blocks in address order, the top, and the large objects."""
     n = 0
     block = a.start
     while block < a.top:
@@ -482,7 +487,7 @@ def walk(k, a, rows):
 
 @jit
 def check_list(k, a):
-    """Count the free list; a negative key of CHECKS for what is wrong with it."""
+    """Return the length of the free list, or the negative CHECKS key of its first error."""
     count = 0
     before = 0
     rover = not a.rover
@@ -505,7 +510,7 @@ def check_list(k, a):
 
 @jit
 def check(k, a):
-    """Tags agree with their neighbours, and the list with the tags."""
+    """Check that tags agree with their neighbours and the free list with the tags."""
     if not a.start <= a.top or a.end > sbrk(k, 0):
         return 9
     listed = check_list(k, a)

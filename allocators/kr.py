@@ -1,19 +1,19 @@
-"""K&R: the textbook's storage allocator, a ring of free blocks in order of address.
+"""K&R: the textbook storage allocator, next fit on a ring of free blocks in address order.
 
     alignment 16 · overhead 16 bytes a block · smallest block 32 (16 usable) · never returns memory
-    malloc: next fit, O(free blocks) · free: a search for the place, O(free blocks)
+    malloc: next fit, O(free blocks) · free: a search for the insertion point, O(free blocks)
 
     base                                                                      end (the break)
     │ next │ 0 ┃ next │ units │ (free) … ┃ - │ units │ payload … ┃ next │ units │ (free) … ┃
        └───────► ring: base and the free blocks, ascending, the last leads back to base
 
-A block is counted in units of one header, itself included.  malloc starts at ``freep``, where the
-last search ended, and takes the upper end of the first block that is large enough.  free inserts
-the block between its free neighbours in address and merges it with those that touch it; memory
-from the kernel enters through free as well.
+Sizes are counted in units of one header, and include the header.  malloc starts at ``freep``, where
+the last search ended, and takes the upper end of the first block that is large enough.  free
+inserts the block between the free blocks below and above it and merges it with those that are
+adjacent; memory from the kernel also enters the ring through free.
 
 Invariants: the blocks from base + 16 tile the heap to end; the ring ascends from base and no two of
-its blocks touch; freep is in the ring.
+its blocks are adjacent; freep is in the ring.
 Kernighan & Ritchie, "The C Programming Language", 2nd edition, 1988, section 8.7 (the algorithm;
 aligned_alloc, the check for double frees and the smallest payload are not in the book).
 """
@@ -37,53 +37,53 @@ from kernel.engine.jit import jit
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 
-GROWTH = number(1024, low=1, high=1 << 26, text="least units of 16 bytes asked from the kernel")
+GROWTH = number(1024, low=1, high=1 << 26, text="minimum request to the kernel, units of 16 bytes")
 
-#: Bytes of a header, which is the unit of all sizes.
+#: Size of a header in bytes: the unit of all sizes.
 UNIT = 16
 NEXT, UNITS = 0, 8
 
 STATE = np.dtype(
     [
         ("ring", "i8"),  # address of the ring's base, 0 before the first request
-        ("freep", "i8"),  # free block, or the base, at which the next search starts
+        ("freep", "i8"),  # free block (or base) before the one where the next search starts
         ("end", "i8"),  # end of the last block
     ]
 )
 CHECKS = {
     1: "the ring does not ascend",
-    2: "two blocks of the ring touch or overlap",
+    2: "two blocks of the ring are adjacent or overlap",
     3: "freep is not in the ring",
     4: "the blocks do not tile the heap",
-    5: "a block of the ring is none of the heap's blocks",
+    5: "the ring holds an address that is no block of the heap",
 }
 
 
 def promises(settings):
-    """A block freed twice is found inside a free one; nothing is given back."""
+    """Promise to detect a double free (the block is inside a free one); return no memory."""
     return Promises(double_free=True)
 
 
 @jit
 def init(k, a):
-    """Leave the ring to the first request, which can report that memory is lacking."""
+    """Do nothing: the first request makes the ring, since it can report a lack of memory."""
 
 
 @jit(inline=True)
 def block_end(k, block):
-    """First byte behind a block."""
+    """Return the address just past a block."""
     return block + load(k, block + UNITS) * UNIT
 
 
 @jit(inline=True)
 def units_for(size):
-    """Units of a block with a header and ``size`` bytes, at least one."""
+    """Return the units of a block with a header and ``size`` bytes (at least one)."""
     return (max(size, 1) + UNIT - 1) // UNIT + 1
 
 
 @jit(cold=True)
 def make_ring(k, a):
-    """Set the base up, a block of no units that never fits or merges; False when refused."""
+    """Set up the base, an empty block that never fits or merges; return False if refused."""
     ring = align_up(sbrk(k, 0), ALIGNMENT)
     if sbrk(k, ring + UNIT - sbrk(k, 0)) < 0:
         return False
@@ -97,7 +97,7 @@ def make_ring(k, a):
 
 @jit(cold=True)
 def more_core(k, a, units):
-    """Free a block of fresh memory into the ring; False when the kernel refuses."""
+    """Insert a block of fresh memory into the ring; return False if the kernel refuses."""
     units = max(units, GROWTH)
     if sbrk(k, units * UNIT) < 0:
         return False
@@ -110,7 +110,7 @@ def more_core(k, a, units):
 
 @jit
 def take(k, a, units):
-    """Return a block of ``units``, off the ring; 0 when memory is exhausted."""
+    """Take a block of ``units`` off the ring and return it; 0 when memory is exhausted."""
     if a.ring == 0 and not make_ring(k, a):
         return 0
     before = a.freep
@@ -136,7 +136,7 @@ def take(k, a, units):
 
 @jit
 def find_place(k, a, block):
-    """Return the last of the ring below ``block``; end the process if ``block`` is in the ring."""
+    """Return the ring's last block below ``block``; end the process if ``block`` is in the ring."""
     before = a.freep
     while True:
         after = load(k, before + NEXT)
@@ -149,7 +149,7 @@ def find_place(k, a, block):
 
 @jit
 def insert(k, a, block):
-    """Put ``block`` into the ring, merged with the free blocks that touch it."""
+    """Insert ``block`` into the ring, merged with adjacent free blocks."""
     before = find_place(k, a, block)
     before_end = block_end(k, before)
     if block < before_end:
@@ -172,7 +172,7 @@ def insert(k, a, block):
 
 @jit
 def malloc(k, a, size):
-    """Take a block of as many units as the header and ``size`` bytes need."""
+    """Return the payload of a block with at least ``size`` bytes; 0 when memory is exhausted."""
     if size > MAX_REQUEST:
         return 0
     block = take(k, a, units_for(size))
@@ -181,7 +181,7 @@ def malloc(k, a, size):
 
 @jit
 def free(k, a, p):
-    """Put the block back into the ring."""
+    """Return the block to the ring."""
     block = p - UNIT
     if p & (ALIGNMENT - 1) or not a.ring < block < a.end:
         abort(k, ABORT_BAD_POINTER, p)
@@ -190,13 +190,13 @@ def free(k, a, p):
 
 @jit
 def usable_size(k, a, p):
-    """All units but the header."""
+    """Return the bytes of the block after its header."""
     return block_end(k, p - UNIT) - p
 
 
 @jit
 def cut(k, block, units):
-    """Make the first ``units`` of a used block a block of their own; returns the rest, used too."""
+    """Cut a used block after ``units``; return the second part, which is used as well."""
     rest = block + units * UNIT
     store(k, rest + UNITS, load(k, block + UNITS) - units)
     store(k, block + UNITS, units)
@@ -205,7 +205,7 @@ def cut(k, block, units):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Take a block with room to move up to the alignment, and free what is left at both ends."""
+    """Take a block with room for the alignment and free what is left at both ends."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     if size > MAX_REQUEST or alignment > MAX_REQUEST:
@@ -226,7 +226,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def walk(k, a, rows):
-    """Step from block to block, and along the ring to know the free ones."""
+    """List the blocks in address order; those on the ring are free."""
     if a.ring == 0:
         return 0
     n = emit(rows, 0, a.ring, UNIT, BLOCK_HEADER)
@@ -246,7 +246,7 @@ def walk(k, a, rows):
 
 @jit
 def check_ring(k, a):
-    """The ring ascends, its blocks lie apart, and freep is among them."""
+    """Check that the ring ascends, has no adjacent blocks and holds freep; 0 or a CHECKS key."""
     seen = a.freep == a.ring
     before = a.ring
     block = load(k, before + NEXT)
@@ -263,7 +263,7 @@ def check_ring(k, a):
 
 @jit
 def check(k, a):
-    """The ring is sound, and its blocks are among those that tile the heap."""
+    """Check that the ring is sound and that its blocks are among those that tile the heap."""
     if a.ring == 0:
         return 0
     code = check_ring(k, a)

@@ -8,22 +8,23 @@
                          ▲ returned           fd_nextsize, bk_nextsize … size)
     head: bytes of the chunk | NON_MAIN | MMAPPED | PREV_INUSE
 
-    free ──► tcache (7 a size, per thread) ──► fastbins ──► unsorted ──► bins ──► top
-                                                  └── consolidate ──┘
+    free ──► tcache (7 per size, per thread) ──► fastbins ──► unsorted ──► bins ──► top
+                                                    └── consolidate ──┘
 
-A freed chunk goes to the thread's tcache, else to a fastbin, else merges with its free neighbours
-and enters the unsorted list; malloc sorts that list into bins as it searches it.  The rest of the
-heap is the top chunk, which the break (main arena) or mprotect (the others) extends, and which is
-trimmed.  From the mmap threshold on a request gets a mapping of its own; freeing one raises the
-threshold.  Threads after the first have arenas in heaps of 64 MiB reserved with PROT_NONE.
+A freed chunk goes to the thread's tcache, else to a fastbin, else it is merged with its free
+neighbours and enters the unsorted list, which malloc sorts into bins as it searches it.  The end of
+the heap is the top chunk, which the break (main arena) or mprotect (other arenas) extends, and
+which is trimmed.  A request of the mmap threshold or more gets its own mapping; freeing one raises
+the threshold.  Threads after the first have arenas in heaps of 64 MiB, reserved with PROT_NONE.
 
-STATE holds what libc has in its data segment and thread-local storage: the arenas' bins too, whose
-heads are list nodes with small numbers instead of addresses (``forward``, ``backward``).
+STATE holds what libc keeps in its data segment and thread-local storage, including the arenas'
+bins: the head of a bin is a list node with a small number instead of an address (``forward``,
+``backward``).
 
 Written from the manual ("The GNU allocator", "Memory allocation tunables"), the wiki page
 "MallocInternals" and observations of a running glibc; ``python -m benchmarks.twin.verify`` compares
-it with that after every operation.  Names of fields and steps are glibc's, so that both can be read
-side by side.  Origin: Lea, "A memory allocator", 1996; Gloger, ptmalloc, 2006.
+the two after every operation.  Names of fields and steps are glibc's, so that both can be read side
+by side.  Origin: Lea, "A memory allocator", 1996; Gloger, ptmalloc, 2006.
 """
 
 import numpy as np
@@ -55,28 +56,35 @@ from kernel.page import fold, offset_in_page, page_align, page_of, page_size, pa
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PTE_READ
 
-# --- Settings: glibc.malloc.* tunables by their names ---------------------------------------------
+# --- Settings: the glibc.malloc.* tunables --------------------------------------------------------
 
-#: Of the three thresholds and pads, bytes, and of the number of mappings.
+#: Defaults of mmap_threshold, trim_threshold and top_pad, bytes, and of mmap_max.
 DEFAULT, DEFAULT_MAPPINGS = 128 << 10, 65536
 
-TCACHE_COUNT = number(7, high=65535, text="chunks of a size that a tcache keeps")
+TCACHE_COUNT = number(7, high=65535, text="chunks of each size that a tcache keeps")
 TCACHE_MAX = size_setting(1032, low=0, high=1032, text="largest request that a tcache serves")
-TCACHE_UNSORTED_LIMIT = number(0, text="chunks sorted while a tcache can serve already; 0: all")
+TCACHE_UNSORTED_LIMIT = number(
+    0, text="unsorted chunks to sort once the tcache can serve the request; 0: all"
+)
 MXFAST = size_setting(128, low=0, high=160, text="largest request that fastbins serve")
 MMAP_THRESHOLD = size_setting(
-    DEFAULT, low=0, high=32 << 20, text="requests of this and more are mapped"
+    DEFAULT, low=0, high=32 << 20, text="requests of at least this size are mapped"
 )
 TRIM_THRESHOLD = size_setting(DEFAULT, low=0, text="size of the top at which it is trimmed")
-TOP_PAD = size_setting(DEFAULT, low=0, high=1 << 40, text="bytes asked beyond what is needed")
-MMAP_MAX = number(DEFAULT_MAPPINGS, text="most blocks that are mapped at a time")
-ARENA_MAX = number(0, high=127, text="most arenas; 0: eight for each of cores")
-ARENA_TEST = number(8, low=1, text="arenas up to which nobody asks how many cores there are")
-CORES = number(2, low=1, high=15, text="processors that the machine has, as glibc sees it")
+TOP_PAD = size_setting(
+    DEFAULT, low=0, high=1 << 40, text="bytes requested from the kernel beyond the need"
+)
+MMAP_MAX = number(DEFAULT_MAPPINGS, text="maximum number of mapped blocks")
+ARENA_MAX = number(0, high=127, text="maximum number of arenas; 0: eight per core")
+ARENA_TEST = number(8, low=1, text="arena count above which the core-based limit applies")
+CORES = number(2, low=1, high=15, text="processors of the machine, as glibc sees it")
 #: glibc fixes the thresholds as soon as one of mmap_threshold, trim_threshold, top_pad and
-#: mmap_max is given, were it with its default.
+#: mmap_max is set, even to its default.
 DYNAMIC = choice(
-    "auto", "off", text="the mmap threshold follows what is freed, unless one of the four is set"
+    "auto",
+    "off",
+    text="auto: freeing a mapped block raises the mmap and trim thresholds, unless one of "
+    "mmap_threshold, trim_threshold, top_pad and mmap_max is set",
 )
 
 AUTO = 0
@@ -89,71 +97,72 @@ HEAD, FD, BK, FD_NEXTSIZE, BK_NEXTSIZE, HEADER = 8, 16, 24, 32, 40, 16
 PREV_INUSE, MMAPPED, NON_MAIN = 1, 2, 4
 FLAGS = 7
 MINSIZE = 32
-#: A chunk on its way through walk that some cache holds: a bit that no size has.
+#: Mark that walk sets, while it runs, on chunks in tcaches and fastbins; no size has this bit.
 CACHED = 8
-#: No request is larger.
+#: Largest request, bytes.
 PTRDIFF_MAX = (1 << 63) - 1
-#: Sizes from here on have large bins.
+#: Smallest chunk size that belongs in a large bin.
 MIN_LARGE = 1024
-#: A free that makes a chunk as large as this consolidates the fastbins and may trim.
+#: A free that produces a chunk of at least this size consolidates the fastbins and may trim.
 CONSOLIDATION_THRESHOLD = 64 << 10
-#: What the first mapping is a multiple of when the break cannot grow; later ones are whole pages.
+#: Unit of the first mapping that replaces the break when it cannot grow; later ones: a page.
 MMAP_AS_MORECORE = 1 << 20
-#: Most chunks of the unsorted list that one search sorts.
+#: Maximum number of unsorted chunks that one search sorts.
 MAX_ITERS = 10_000
 
 # --- Static variables -----------------------------------------------------------------------------
 
 FASTBINS = 10
-#: Bins of an arena: 1 the unsorted list, 2 to 63 of one size, 64 to 126 of a range.
+#: Bins of an arena: 1 is the unsorted list, 2 to 63 hold one size each, 64 to 126 a range of sizes.
 BINS = 128
 UNSORTED = 1
 ARENAS = 128
-#: Nodes below this are heads of bins: arena * BINS + bin.  No chunk lies so low.
+#: Nodes below this are heads of bins: arena * BINS + bin.  No chunk has an address that low.
 HEADS = ARENAS * BINS
+#: Words of an arena's binmap.
 MAPS = 4
-#: Segments of the main arena that walk and check know.
+#: Maximum number of segments of the main arena that walk and check can follow.
 SEGMENTS = 256
 TCACHE_BINS = 64
 #: The tcache: counts of 2 bytes, then first entries; 0x280 bytes.
 TCACHE_ENTRIES = 2 * TCACHE_BINS
 TCACHE_SIZE = TCACHE_ENTRIES + 8 * TCACHE_BINS
-#: What marks an entry of a tcache; glibc draws it at random.
+#: Mark of a tcache entry; glibc draws it at random.
 KEY = 0x5DEECE66D1CE4E5B
 
-#: Heaps of the arenas of threads: a header, in the first one the arena's own record, chunks.
+#: Heaps of the other arenas: a header, the arena's record (in its first heap), chunks.
 HEAP_MAX = 64 << 20
 HEAP_MIN = 32 << 10
 HEAP_AR, HEAP_PREV, HEAP_BYTES, HEAP_PROTECTED, HEAP_PAGESIZE = 0, 8, 16, 24, 32
 HEAP_INFO = 48
-#: Bytes of the arena's record, which STATE holds: its place is kept.
+#: Bytes of the arena's record.  STATE holds its contents, but the heap keeps the space.
 ARENA_RECORD = 2200
 
 STATE = np.dtype(
     [
-        ("fd", "i8", (HEADS,)),  # of the heads of bins
-        ("bk", "i8", (HEADS,)),
+        ("fd", "i8", (HEADS,)),  # forward links of the heads of bins
+        ("bk", "i8", (HEADS,)),  # backward links
         ("fastbins", "i8", (ARENAS * FASTBINS,)),
-        ("binmap", "i8", (ARENAS * MAPS,)),  # 32 bits each
+        ("binmap", "i8", (ARENAS * MAPS,)),  # 32 bits per word
         ("top", "i8", (ARENAS,)),  # 0: none yet
         ("last_remainder", "i8", (ARENAS,)),
         ("have_fastchunks", "i8", (ARENAS,)),
         ("system_mem", "i8", (ARENAS,)),
-        ("attached", "i8", (ARENAS,)),  # threads
+        ("attached", "i8", (ARENAS,)),  # number of threads
         ("next_arena", "i8", (ARENAS,)),
-        ("next_free", "i8", (ARENAS,)),  # arena + 1 in the list of those without threads
+        ("next_free", "i8", (ARENAS,)),  # list of arenas without threads: arena + 1
         ("narenas", "i8"),
-        ("free_list", "i8"),  # arena + 1
+        ("free_list", "i8"),  # head of that list: arena + 1
         ("next_to_use", "i8"),
         ("aligned_heap_area", "i8"),
         ("tcache", "i8", (MAX_THREADS,)),  # 0: none yet
         ("arena", "i8", (MAX_THREADS,)),  # arena + 1; 0: none yet
-        ("threads", "i8"),  # that had a tcache: their numbers are less
-        ("multiple", "i8"),  # 0: no thread yet, -1: several; else who began, plus 1
+        ("threads", "i8"),  # 1 + the highest number of a thread that had a tcache
+        ("multiple", "i8"),  # 0: no thread yet; -1: several; else 1 + number of the only thread
         ("noncontiguous", "i8"),
-        ("curbrk", "i8"),  # sbrk's record; 0: not asked yet
-        ("segments", "i8"),  # of the main arena: 1, until something is in the break's way
-        ("segment", "i8", (SEGMENTS,)),  # where each begins, for walk and check
+        ("curbrk", "i8"),  # break as sbrk recorded it; 0: not queried yet
+        ("segments", "i8"),  # segments of the main arena: 1 until something blocks the break
+        ("segment", "i8", (SEGMENTS,)),  # start of each, for walk and check
         ("mmap_threshold", "i8"),
         ("trim_threshold", "i8"),
         ("n_mmaps", "i8"),
@@ -161,18 +170,18 @@ STATE = np.dtype(
 )
 CHECKS = {
     1: "the chunks do not tile the heap",
-    2: "PREV_INUSE is not what the chunk before says",
-    3: "a free chunk's foot is not its size",
-    4: "a bin's links are broken, or its sizes are not its own or not in order",
-    5: "the bins do not hold the free chunks",
+    2: "a chunk's PREV_INUSE disagrees with the chunk before it",
+    3: "a free chunk's size is not repeated at its end",
+    4: "a bin has a broken link, a chunk of another bin's size or sizes out of order",
+    5: "the bins do not hold exactly the free chunks",
 }
 
 
 def promises(settings):
-    """What glibc's checks see depends on what became of the chunk: no bad free is promised to be.
+    """Promise no detection of bad frees: whether glibc detects one depends on the chunk's state.
 
-    While the mmap threshold follows what is freed, what was mapped in one round comes from the heap
-    in the next, and the trim threshold rises with it.
+    The heap does not settle while the mmap threshold is dynamic: a block that was mapped in one
+    round comes from the heap in the next, and the trim threshold rises as well.
     """
     sizes = (settings["mmap_threshold"], settings["trim_threshold"], settings["top_pad"])
     follows = sizes == (DEFAULT,) * 3 and settings["mmap_max"] == DEFAULT_MAPPINGS
@@ -181,7 +190,7 @@ def promises(settings):
 
 @jit
 def init(k, a):
-    """Set what libc's data segment holds before the first request."""
+    """Set the static variables to what libc's data segment holds before the first request."""
     a.narenas = 1
     a.attached[0] = 1
     empty_bins(a, 0)
@@ -191,7 +200,7 @@ def init(k, a):
 
 @jit
 def empty_bins(a, av):
-    """Let the arena's bins be empty rings."""
+    """Make each of the arena's bins an empty ring."""
     for node in range(av * BINS, av * BINS + BINS):
         a.fd[node] = node
         a.bk[node] = node
@@ -199,7 +208,7 @@ def empty_bins(a, av):
 
 @jit(inline=True)
 def is_dynamic():
-    """Whether the thresholds follow what is freed."""
+    """Return True if the mmap and trim thresholds are dynamic."""
     return (
         DYNAMIC == AUTO
         and MMAP_THRESHOLD == DEFAULT
@@ -214,19 +223,19 @@ def is_dynamic():
 
 @jit(inline=True)
 def forward(k, a, node):
-    """The next node of a bin's ring."""
+    """Return the next node of a bin's ring."""
     return a.fd[node] if node < HEADS else load(k, node + FD)
 
 
 @jit(inline=True)
 def backward(k, a, node):
-    """The node before in a bin's ring."""
+    """Return the previous node of a bin's ring."""
     return a.bk[node] if node < HEADS else load(k, node + BK)
 
 
 @jit(inline=True)
 def set_forward(k, a, node, to):
-    """Let ``to`` follow ``node``."""
+    """Make ``to`` the successor of ``node``."""
     if node < HEADS:
         a.fd[node] = to
     else:
@@ -235,7 +244,7 @@ def set_forward(k, a, node, to):
 
 @jit(inline=True)
 def set_backward(k, a, node, to):
-    """Let ``to`` precede ``node``."""
+    """Make ``to`` the predecessor of ``node``."""
     if node < HEADS:
         a.bk[node] = to
     else:
@@ -244,25 +253,25 @@ def set_backward(k, a, node, to):
 
 @jit(inline=True)
 def chunk_size(k, p):
-    """Bytes of a chunk."""
+    """Return the size of a chunk in bytes."""
     return load(k, p + HEAD) & ~FLAGS
 
 
 @jit(inline=True)
 def chunk_for(size):
-    """Bytes of a chunk for a request; a request beyond all memory stays one."""
+    """Return the size of the chunk for a request; the cap keeps huge requests from overflowing."""
     return max(align_up(min(size, 1 << 62) + 8, ALIGNMENT), MINSIZE)
 
 
 @jit(inline=True)
 def is_small(size):
-    """Whether chunks of this size have a bin of their own."""
+    """Return True if chunks of this size have a small bin, one that holds no other size."""
     return size < MIN_LARGE
 
 
 @jit(inline=True)
 def bin_of(size):
-    """The bin of chunks of ``size`` bytes."""
+    """Return the bin of chunks of ``size`` bytes."""
     if size < MIN_LARGE:
         return size >> 4
     if size >> 6 <= 48:
@@ -280,13 +289,13 @@ def bin_of(size):
 
 @jit(inline=True)
 def max_fast():
-    """Largest chunk that fastbins hold."""
+    """Return the size of the largest chunk that fastbins hold."""
     return (MXFAST + 8) & -ALIGNMENT if MXFAST else 16
 
 
 @jit(inline=True)
 def flag_of(av):
-    """What the heads of an arena's chunks are marked with."""
+    """Return the arena flag for the heads of an arena's chunks: NON_MAIN or 0."""
     return NON_MAIN if av else 0
 
 
@@ -298,7 +307,7 @@ def set_prev_inuse(k, p):
 
 @jit
 def unlink_chunk(k, a, p):
-    """Take a free chunk out of its bin, and out of the list of sizes of a large one."""
+    """Take a free chunk out of its bin, and a large one also out of the bin's list of sizes."""
     head = load(k, p + HEAD)
     size = head & ~FLAGS
     if load(k, p + size) != size:
@@ -317,7 +326,7 @@ def unlink_chunk(k, a, p):
 
 @jit
 def unlink_size(k, p, fd, next_size):
-    """Take ``p`` out of its large bin's list of sizes, where the chunk behind it may replace it."""
+    """Take ``p`` out of its bin's list of sizes; the next chunk of the same size replaces it."""
     prev_size = load(k, p + BK_NEXTSIZE)
     if fd >= HEADS and load(k, fd + FD_NEXTSIZE) == 0:
         if next_size == p:
@@ -335,7 +344,7 @@ def unlink_size(k, p, fd, next_size):
 
 @jit
 def add_unsorted(k, a, av, p, size):
-    """Put a free chunk first into the unsorted list; its head is the caller's."""
+    """Put a free chunk at the front of the unsorted list; the caller writes its head."""
     unsorted = av * BINS + UNSORTED
     first = a.fd[unsorted]
     store(k, p + FD, first)
@@ -349,7 +358,7 @@ def add_unsorted(k, a, av, p, size):
 
 @jit
 def sort_chunk(k, a, av, p, size):
-    """Put a chunk from the unsorted list into its bin; in a large one by size."""
+    """Put a chunk from the unsorted list into its bin; a large bin is sorted by size."""
     number_ = bin_of(size)
     bk = av * BINS + number_
     fd = a.fd[bk]
@@ -358,7 +367,7 @@ def sort_chunk(k, a, av, p, size):
             store(k, p + FD_NEXTSIZE, p)
             store(k, p + BK_NEXTSIZE, p)
         elif size < chunk_size(k, a.bk[bk]):
-            # The smallest: last of the bin, and of the list of sizes, which is a ring.
+            # The smallest chunk goes to the end of the bin and of the list of sizes, a ring.
             largest = fd
             fd = bk
             bk = a.bk[bk]
@@ -373,7 +382,7 @@ def sort_chunk(k, a, av, p, size):
                 fd = load(k, fd + FD_NEXTSIZE)
                 other = chunk_size(k, fd)
             if size == other:
-                # Second of its size, so that the list of sizes need not change.
+                # Becomes the second of its size, so that the list of sizes need not change.
                 fd = load(k, fd + FD)
             else:
                 before = load(k, fd + BK_NEXTSIZE)
@@ -394,19 +403,19 @@ def sort_chunk(k, a, av, p, size):
 
 @jit(inline=True)
 def tcache_index(chunk):
-    """Which list of a tcache holds chunks of this size."""
+    """Return the index of the tcache list for chunks of this size."""
     return (chunk - MINSIZE) >> 4
 
 
 @jit(inline=True)
 def tcache_serves(index):
-    """Whether there is such a list."""
+    """Return True if a tcache has a list ``index``."""
     return index <= tcache_index(chunk_for(TCACHE_MAX))
 
 
 @jit(inline=True)
 def tcache_count(k, t, index):
-    """Chunks in a list of tcache ``t``; its count is held."""
+    """Return the length of a list of tcache ``t``, and hold the page of the count."""
     place = t + 2 * index
     hold(k, place)
     return load_half(k, place, True)
@@ -414,7 +423,7 @@ def tcache_count(k, t, index):
 
 @jit(inline=True)
 def tcache_put(k, t, index, count, p):
-    """Put the block at ``p`` first into a list, whose ``count`` is held."""
+    """Put the block at ``p`` at the front of a list; its ``count`` comes from tcache_count."""
     entry = t + TCACHE_ENTRIES + 8 * index
     hold(k, entry)
     store(k, p + 8, KEY)
@@ -425,7 +434,7 @@ def tcache_put(k, t, index, count, p):
 
 @jit(inline=True)
 def tcache_get(k, t, index, count):
-    """Take the first block of a list, whose ``count`` is held."""
+    """Take the first block of a list; its ``count`` comes from tcache_count."""
     entry = t + TCACHE_ENTRIES + 8 * index
     hold(k, entry)
     p = load(k, entry, True)
@@ -438,7 +447,7 @@ def tcache_get(k, t, index, count):
 
 @jit(cold=True)
 def tcache_init(k, a):
-    """Make the running thread's tcache in its arena; 0 when there is no memory for it."""
+    """Create the running thread's tcache in its arena; return 0 when memory is exhausted."""
     av = arena_get(k, a, TCACHE_SIZE)
     t = int_malloc(k, a, av, 0, chunk_for(TCACHE_SIZE))
     if t == 0 and av >= 0:
@@ -454,20 +463,20 @@ def tcache_init(k, a):
 
 @jit(inline=True)
 def own_cache(k, a):
-    """The running thread's tcache; 0: none yet."""
+    """Return the running thread's tcache, or 0 if it has none yet."""
     return a.tcache[k.task.tid]
 
 
 @jit(inline=True)
 def thread_cache(k, a):
-    """The running thread's tcache, made if need be."""
+    """Return the running thread's tcache, and create it if there is none."""
     t = own_cache(k, a)
     return t if t else tcache_init(k, a)
 
 
 @jit(cold=True)
 def refuse_double(k, t, index, p):
-    """End the process when ``p``, which looks like an entry of the tcache, is one."""
+    """End the process if ``p``, which has the mark of a tcache entry, is in the list ``index``."""
     q = load(k, t + TCACHE_ENTRIES + 8 * index)
     while q:
         if q == p:
@@ -480,7 +489,7 @@ def refuse_double(k, t, index, p):
 
 @jit
 def take_fast(k, a, av, t, nb):
-    """Take a chunk from its fastbin, and fill the tcache from there; 0 if it is empty."""
+    """Take a chunk from its fastbin and fill the tcache from there; return 0 if it is empty."""
     place = av * FASTBINS + (nb >> 4) - 2
     p = a.fastbins[place]
     if p == 0:
@@ -514,7 +523,7 @@ def take_last(k, a, av, head, nb):
 
 @jit
 def take_small(k, a, av, t, nb):
-    """Take a chunk from its small bin, and fill the tcache from there; 0 if it is empty."""
+    """Take a chunk from its small bin and fill the tcache from there; return 0 if it is empty."""
     head = av * BINS + (nb >> 4)
     if a.bk[head] == head:
         return 0
@@ -530,9 +539,9 @@ def take_small(k, a, av, t, nb):
 
 @jit
 def split_chunk(k, a, av, p, size, nb):
-    """Use ``nb`` bytes of a chunk that is in no list; returns what is left, 0 if that is nothing.
+    """Use ``nb`` bytes of a chunk that is in no list; return the remainder, 0 if there is none.
 
-    What is left goes first into the unsorted list.
+    The remainder goes to the front of the unsorted list.
     """
     rest = size - nb
     if rest < MINSIZE:
@@ -550,7 +559,7 @@ def split_chunk(k, a, av, p, size, nb):
 
 @jit
 def take_unsorted(k, a, av, t, nb):
-    """Sort the unsorted list until it has a chunk of the right size, or is empty; 0 if none."""
+    """Sort the unsorted list until a chunk of the right size appears; return 0 if none does."""
     unsorted = av * BINS + UNSORTED
     index = tcache_index(nb)
     fills = t != 0 and tcache_serves(index)
@@ -564,7 +573,7 @@ def take_unsorted(k, a, av, t, nb):
         after = p + size
         if load(k, after + HEAD) & PREV_INUSE or load(k, after) != size:
             abort(k, ABORT_CORRUPT, p)
-        # The last remainder serves small requests in a row from neighbouring places.
+        # The last remainder serves consecutive small requests from adjacent addresses.
         if (
             is_small(nb)
             and before == unsorted
@@ -609,7 +618,7 @@ def take_unsorted(k, a, av, t, nb):
 
 @jit
 def take_large(k, a, av, nb):
-    """Take the smallest chunk that fits from the request's own large bin; 0 if there is none."""
+    """Take the smallest chunk that fits from the request's own large bin; return 0 if none."""
     head = av * BINS + bin_of(nb)
     p = a.fd[head]
     if p == head or chunk_size(k, p) < nb:
@@ -619,7 +628,7 @@ def take_large(k, a, av, nb):
     while size < nb:
         p = load(k, p + BK_NEXTSIZE)
         size = chunk_size(k, p)
-    # Not the one that stands for its size in the list of sizes, if there is another.
+    # Prefer a chunk that is not in the list of sizes: taking it leaves that list unchanged.
     if p != a.bk[head]:
         after = load(k, p + FD)
         if load(k, p + HEAD) == load(k, after + HEAD):
@@ -631,7 +640,7 @@ def take_large(k, a, av, nb):
 
 @jit
 def take_larger(k, a, av, nb):
-    """Split the best chunk of the larger bins, which the map of bins finds; 0 if there is none."""
+    """Split the smallest chunk of the next non-empty bin in the binmap; return 0 if none."""
     number_ = bin_of(nb) + 1
     block = number_ >> 5
     bits = a.binmap[av * MAPS + block] >> (number_ & 31) << (number_ & 31) if block < MAPS else 0
@@ -646,7 +655,7 @@ def take_larger(k, a, av, nb):
         p = a.bk[head]
         if p != head:
             break
-        # The map learns only now that the bin is empty.
+        # The bit of an emptied bin is cleared only here, as in glibc.
         bits &= ~(1 << bit)
         a.binmap[av * MAPS + block] &= ~(1 << bit)
     size = chunk_size(k, p)
@@ -659,14 +668,14 @@ def take_larger(k, a, av, nb):
 
 @jit(inline=True)
 def top_size(k, a, av):
-    """Bytes of the top chunk."""
+    """Return the size of the top chunk in bytes."""
     top = a.top[av]
     return chunk_size(k, top) if top else 0
 
 
 @jit(inline=True)
 def take_top(k, a, av, nb):
-    """Cut a chunk off the top; 0 if it is too small."""
+    """Cut a chunk off the top; return 0 if the top is too small."""
     size = top_size(k, a, av)
     if size < nb + MINSIZE:
         return 0
@@ -679,7 +688,7 @@ def take_top(k, a, av, nb):
 
 @jit
 def int_malloc(k, a, av, t, nb):
-    """Serve ``nb`` bytes from arena ``av`` (-1: none), filling tcache ``t`` (0: none)."""
+    """Serve ``nb`` bytes from arena ``av`` (-1: none, map) and fill tcache ``t`` (0: none)."""
     if av < 0:
         return mmap_chunk(k, a, nb)
     if nb <= max_fast():
@@ -712,7 +721,7 @@ def int_malloc(k, a, av, t, nb):
 
 @jit(inline=True)
 def int_free(k, a, av, t, p, head):
-    """Free chunk ``p`` of arena ``av``, whose head is ``head``; first choice is tcache ``t``."""
+    """Free chunk ``p`` of arena ``av``, whose head is ``head``, into tcache ``t`` if possible."""
     size = head & ~FLAGS
     if (p | size) & (ALIGNMENT - 1) or size < MINSIZE:
         abort(k, ABORT_BAD_POINTER, p + HEADER)
@@ -729,7 +738,7 @@ def int_free(k, a, av, t, p, head):
 
 @jit(cold=True)
 def free_chunk(k, a, av, p, head):
-    """Free chunk ``p``, which no tcache takes, into a fastbin or the unsorted list."""
+    """Free chunk ``p``, which the tcache did not take, into a fastbin or the unsorted list."""
     size = head & ~FLAGS
     if size <= max_fast():
         if load(k, p + size + HEAD) <= HEADER:
@@ -747,7 +756,7 @@ def free_chunk(k, a, av, p, head):
 
 @jit
 def free_normal(k, a, av, p, head):
-    """Merge chunk ``p`` with its free neighbours into the unsorted list or the top; trim."""
+    """Merge chunk ``p`` with its free neighbours, into the unsorted list or the top; maybe trim."""
     size = head & ~FLAGS
     after = p + size
     top = a.top[av]
@@ -768,7 +777,7 @@ def free_normal(k, a, av, p, head):
 
 @jit
 def merge(k, a, av, p, head, after, after_head):
-    """Merge chunk ``p`` with its free neighbours, the next one ``after``; returns its size then."""
+    """Merge chunk ``p`` with its free neighbours (``after``: the next one); return its new size."""
     size = head & ~FLAGS
     after_size = after_head & ~FLAGS
     if not head & PREV_INUSE:
@@ -796,7 +805,7 @@ def merge(k, a, av, p, head, after, after_head):
 
 @jit(cold=True)
 def malloc_consolidate(k, a, av):
-    """Merge all chunks of the fastbins with their neighbours."""
+    """Empty the fastbins: merge each chunk with its free neighbours."""
     a.have_fastchunks[av] = 0
     for place in range(av * FASTBINS, av * FASTBINS + FASTBINS):
         p = a.fastbins[place]
@@ -814,7 +823,7 @@ def malloc_consolidate(k, a, av):
 
 @jit(cold=True)
 def morecore(k, a, increment):
-    """sbrk: move the break; the old one, or -1.  The first call of a process asks where it is."""
+    """Move the break as sbrk does; return the old one, or -1.  The first call queries the break."""
     if a.curbrk == 0:
         a.curbrk = brk_call(k, 0)
     old = a.curbrk
@@ -827,7 +836,7 @@ def morecore(k, a, increment):
 
 @jit(cold=True)
 def mmap_chunk(k, a, nb):
-    """A block in a mapping of its own; 0 when the kernel refuses."""
+    """Map a chunk of ``nb`` bytes and return its payload; 0 if the kernel refuses."""
     length = page_align(nb + 8)
     start = mmap(
         k, 0, length, uapi.PROT_READ | uapi.PROT_WRITE, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
@@ -853,7 +862,7 @@ def munmap_chunk(k, a, p):
 
 @jit(cold=True)
 def sysmalloc(k, a, av, nb):
-    """Serve what the arena cannot: by a mapping, or from a larger top; 0 if refused."""
+    """Serve a request that the arena cannot, by a mapping or an extended top; 0 if refused."""
     if nb > MAX_REQUEST:  # the kernel would refuse it three times
         return 0
     tried = nb >= a.mmap_threshold and a.n_mmaps < MMAP_MAX
@@ -866,7 +875,7 @@ def sysmalloc(k, a, av, nb):
             return 0 if tried else mmap_chunk(k, a, nb)
     else:
         end = a.top[0] + top_size(k, a, 0)
-        if offset_in_page(end):  # once the break could not be aligned, there is no way on
+        if offset_in_page(end):  # glibc aborts on a top whose end is not page-aligned
             abort(k, ABORT_CORRUPT, a.top[0])
         grow_main(k, a, nb)
     return take_top(k, a, av, nb)
@@ -874,7 +883,7 @@ def sysmalloc(k, a, av, nb):
 
 @jit(cold=True)
 def grow_main(k, a, nb):
-    """Extend the top of the main arena by the break; where that is refused, by a mapping."""
+    """Extend the top of the main arena by moving the break or, if refused, by a mapping."""
     old_top = a.top[0]
     old_size = top_size(k, a, 0)
     old_end = old_top + old_size
@@ -893,7 +902,7 @@ def grow_main(k, a, nb):
             )
         if start < 0:
             return
-        # The break may be anywhere from now on: chunks are no longer expected to follow it.
+        # From now on new memory need not follow the old top.
         a.noncontiguous = 1
         end = start + size
     a.system_mem[0] += size
@@ -913,7 +922,7 @@ def grow_main(k, a, nb):
         if end < 0:
             correction = 0
             end = morecore(k, a, 0)
-    elif start != begin:  # a break that others moved, with nothing to align it by
+    elif start != begin:  # other code left the break unaligned, and no correction is possible
         abort(k, ABORT_CORRUPT, start)
     elif end < 0:
         end = morecore(k, a, 0)
@@ -924,7 +933,7 @@ def grow_main(k, a, nb):
     store(k, begin + HEAD, (end - begin + correction) | PREV_INUSE)
     a.system_mem[0] += correction
     if old_size:
-        # Two used chunks fence off the old top, so that nothing merges across the gap.
+        # Two used chunks at the end of the old top prevent merging across the gap.
         old_size = (old_size - 2 * HEADER) & -ALIGNMENT
         store(k, old_top + HEAD, old_size | PREV_INUSE)
         store(k, old_top + old_size + HEAD, HEADER | PREV_INUSE)
@@ -935,9 +944,9 @@ def grow_main(k, a, nb):
 
 @jit(cold=True)
 def systrim(k, a, pad):
-    """Give the top of the main arena back, but for ``pad`` bytes.
+    """Return the top of the main arena to the kernel, except ``pad`` bytes.
 
-    The smallest top grows instead: glibc takes its area, -1, for a large number.
+    A top of the minimum size grows instead: its area is -1, which glibc treats as unsigned.
     """
     size = top_size(k, a, 0)
     area = size - MINSIZE - 1
@@ -957,24 +966,24 @@ def systrim(k, a, pad):
     store(k, a.top[0] + HEAD, (size - released) | PREV_INUSE)
 
 
-# --- Arenas of threads ----------------------------------------------------------------------------
+# --- Other arenas than the main one ---------------------------------------------------------------
 
 
 @jit(inline=True)
 def heap_of(p):
-    """The heap in which ``p`` lies."""
+    """Return the heap that contains ``p``."""
     return p & -HEAP_MAX
 
 
 @jit(inline=True)
 def arena_of(k, p, head):
-    """The arena of a chunk."""
+    """Return the arena of a chunk."""
     return load(k, heap_of(p) + HEAP_AR) if head & NON_MAIN else 0
 
 
 @jit(cold=True)
 def reserve_heap(k, a):
-    """Reserve the address space of a heap; 0 when the kernel refuses."""
+    """Reserve the address space of a heap; return 0 if the kernel refuses."""
     flags = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_NORESERVE
     if a.aligned_heap_area:
         heap = mmap(k, a.aligned_heap_area, HEAP_MAX, uapi.PROT_NONE, flags)
@@ -992,7 +1001,7 @@ def reserve_heap(k, a):
             a.aligned_heap_area = heap + HEAP_MAX
         munmap(k, heap + HEAP_MAX, HEAP_MAX - (heap - raw))
         return heap
-    # Twice as much was not to be had: it may lie right by chance.
+    # Twice the size was refused; a mapping of the exact size may be aligned by chance.
     heap = mmap(k, 0, HEAP_MAX, uapi.PROT_NONE, flags)
     if heap < 0:
         return 0
@@ -1004,9 +1013,9 @@ def reserve_heap(k, a):
 
 @jit(cold=True)
 def new_heap(k, a, size):
-    """Make a heap for ``size`` bytes and the pad; 0 when it would be too large or is refused.
+    """Make a heap for ``size`` bytes and the pad; return 0 if it is too large or refused.
 
-    A ``size`` of less than 0 is one near 2**64, to which the pad may add up to little.
+    A negative ``size`` stands for one near 2**64 in glibc: adding the pad may wrap to a small sum.
     """
     if size + TOP_PAD < 0:
         return 0
@@ -1033,7 +1042,7 @@ def new_heap(k, a, size):
 
 @jit(cold=True)
 def grow_heap(k, heap, more):
-    """Make ``more`` bytes of a heap's reservation usable; False when there are none."""
+    """Make ``more`` bytes of a heap's reservation usable; return False if that fails."""
     size = load(k, heap + HEAP_BYTES) + page_align(more)
     if size > HEAP_MAX:
         return False
@@ -1048,7 +1057,7 @@ def grow_heap(k, heap, more):
 
 @jit(cold=True)
 def grow_arena(k, a, av, nb):
-    """Extend the top of a thread's arena in its heap, or begin another heap; False if refused."""
+    """Extend the top of an arena in its heap, or start another heap; return False if refused."""
     old_top = a.top[av]
     old_size = top_size(k, a, av)
     heap = heap_of(old_top)
@@ -1067,7 +1076,7 @@ def grow_arena(k, a, av, nb):
     a.system_mem[av] += now
     a.top[av] = new + HEAP_INFO
     store(k, new + HEAP_INFO + HEAD, (now - HEAP_INFO) | PREV_INUSE)
-    # A used chunk of no bytes ends the old heap.
+    # A used chunk of size 0 ends the old heap.
     old_size = (old_size - MINSIZE) & -ALIGNMENT
     store(k, old_top + old_size + HEADER + HEAD, PREV_INUSE)
     if old_size >= MINSIZE:
@@ -1084,7 +1093,7 @@ def grow_arena(k, a, av, nb):
 
 @jit(cold=True)
 def heap_trim(k, a, av):
-    """Give back heaps of nothing but top, then the top's own end."""
+    """Unmap heaps that hold only the top, then return the end of the top to the kernel."""
     heap = heap_of(a.top[av])
     while a.top[av] == heap + HEAP_INFO:
         before = load(k, heap + HEAP_PREV)
@@ -1123,7 +1132,7 @@ def heap_trim(k, a, av):
 
 @jit(cold=True)
 def shrink_heap(k, heap, less):
-    """Let the kernel take the last ``less`` bytes of a heap; they stay mapped."""
+    """Return the last ``less`` bytes of a heap to the kernel by madvise; they stay mapped."""
     size = load(k, heap + HEAP_BYTES) - less
     madvise(k, heap + size, less, uapi.MADV_DONTNEED)
     store(k, heap + HEAP_BYTES, size)
@@ -1131,7 +1140,7 @@ def shrink_heap(k, heap, less):
 
 @jit(cold=True)
 def new_arena(k, a, size):
-    """Make an arena in a heap of its own, with room for ``size`` bytes; -1 if refused."""
+    """Make an arena in a new heap, with room for ``size`` bytes if possible; -1 if refused."""
     heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + min(size, 1 << 62) + ALIGNMENT)
     if heap == 0:
         heap = new_heap(k, a, HEAP_INFO + ARENA_RECORD + ALIGNMENT)
@@ -1153,7 +1162,7 @@ def new_arena(k, a, size):
 
 @jit(cold=True)
 def choose_arena(k, a, size):
-    """An arena that no thread uses, a new one, or the next in turn; -1 if there is none."""
+    """Return an arena that no thread uses, a new one, or the next in turn; -1 if there is none."""
     if a.free_list:
         av = a.free_list - 1
         a.free_list = a.next_free[av]
@@ -1170,9 +1179,9 @@ def choose_arena(k, a, size):
 
 @jit(cold=True)
 def attach_arena(k, a, size):
-    """Another arena for the running thread, which leaves the one that it had; -1 if there is none.
+    """Attach the running thread to another arena and return that; -1 if there is none.
 
-    One that is left so is not among those that are free, even when no thread is attached to it.
+    The arena that it leaves does not enter the free list, even if no thread is attached any more.
     """
     av = choose_arena(k, a, size)
     if av >= 0:
@@ -1186,7 +1195,7 @@ def attach_arena(k, a, size):
 
 @jit
 def arena_get(k, a, size):
-    """The running thread's arena, -1 if there is none to be had; the first has the main one."""
+    """Return the running thread's arena, -1 if it gets none; the first thread has the main one."""
     tid = k.task.tid
     if a.arena[tid] == 0:
         if not a.multiple:
@@ -1195,15 +1204,16 @@ def arena_get(k, a, size):
         else:
             a.multiple = -1
             attach_arena(k, a, size)
-    # A lone thread keeps to the main arena, also when its tcache had to come from another.
+    # A single thread uses the main arena, even if its tcache had to come from another one.
     return 0 if a.multiple > 0 else a.arena[tid] - 1
 
 
 @jit(cold=True)
 def arena_get_retry(k, a, av, size):
-    """Another arena when ``av`` could not serve, -1 if there is none; the main one first.
+    """Return the arena to try after ``av`` failed, -1 if there is none: the main one first.
 
-    It is the main one again where that has its turn: avoided is only what is locked.
+    If ``av`` is the main one, the next in turn can be the main one again: glibc skips only arenas
+    that are locked.
     """
     return 0 if av else attach_arena(k, a, size)
 
@@ -1213,7 +1223,7 @@ def arena_get_retry(k, a, av, size):
 
 @jit(cold=True)
 def arena_malloc(k, a, t, nb, size):
-    """Serve a chunk for ``size`` bytes from the thread's arena, or another one."""
+    """Serve ``size`` bytes, a chunk of ``nb``, from the thread's arena, else from another one."""
     av = arena_get(k, a, size)
     p = int_malloc(k, a, av, t, nb)
     if p == 0 and av >= 0 and a.multiple < 0:
@@ -1237,7 +1247,7 @@ def malloc(k, a, size):
 
 @jit(inline=True)
 def free(k, a, p):
-    """Give a chunk to the tcache or its arena, or unmap it."""
+    """Return a chunk to the tcache or its arena, or unmap it."""
     chunk = p - HEADER
     head = load(k, chunk + HEAD)
     if head & MMAPPED:
@@ -1246,13 +1256,13 @@ def free(k, a, p):
     t = own_cache(k, a)
     if t == 0:
         t = tcache_init(k, a)
-        head = load(k, chunk + HEAD)  # what was free before it may have become the tcache
+        head = load(k, chunk + HEAD)  # the free chunk before it may have become the tcache
     int_free(k, a, arena_of(k, chunk, head), t, chunk, head)
 
 
 @jit(cold=True)
 def free_mapped(k, a, p, head):
-    """Unmap chunk ``p``; chunks of its size come from the heap from now on."""
+    """Unmap chunk ``p``; with dynamic thresholds, its size comes from the heap from now on."""
     if is_dynamic() and a.mmap_threshold < head <= MMAP_THRESHOLD_MAX:
         a.mmap_threshold = head & ~FLAGS
         a.trim_threshold = 2 * a.mmap_threshold
@@ -1261,14 +1271,14 @@ def free_mapped(k, a, p, head):
 
 @jit
 def usable_size(k, a, p):
-    """The chunk but for its head, with the next chunk's first word unless it is mapped."""
+    """Return the chunk's bytes after its head, plus the next chunk's first word unless mapped."""
     head = load(k, p - HEADER + HEAD)
     return (head & ~FLAGS) - (HEADER if head & MMAPPED else 8)
 
 
 @jit
 def realloc(k, a, p, size):
-    """Grow the chunk into the top or its free neighbour, cut it, remap it, or move it."""
+    """Grow the chunk into the top or its free neighbour, shrink it, remap it, or move it."""
     chunk = p - HEADER
     head = load(k, chunk + HEAD)
     old = head & ~FLAGS
@@ -1278,17 +1288,17 @@ def realloc(k, a, p, size):
     t = own_cache(k, a)
     if t == 0:
         t = tcache_init(k, a)
-        head = load(k, chunk + HEAD)  # what was free before it may have become the tcache
+        head = load(k, chunk + HEAD)  # the free chunk before it may have become the tcache
     if size < 0:
         return 0
     av = arena_of(k, chunk, head)
-    # With its head and what aligns it a chunk may be beyond what can be asked for.
+    # Above this limit, size plus head and alignment padding would exceed PTRDIFF_MAX.
     q = int_realloc(k, a, av, t, chunk, head, nb) if size <= PTRDIFF_MAX - 7 else 0
     if q == 0 and a.multiple < 0:
         q = malloc(k, a, size)
         if q:
             copy(k, q, p, old - 8)
-            int_free(k, a, av, t, chunk, load(k, chunk + HEAD))  # what is before may be free now
+            int_free(k, a, av, t, chunk, load(k, chunk + HEAD))  # the one before may be free now
     return q
 
 
@@ -1315,7 +1325,7 @@ def realloc_mapped(k, a, p, old, size, nb):
 
 @jit
 def int_realloc(k, a, av, t, p, head, nb):
-    """Make chunk ``p`` hold ``nb`` bytes; the block's address then, 0 when memory is exhausted."""
+    """Resize chunk ``p`` to ``nb`` bytes; return the payload's address, 0 without memory."""
     old = head & ~FLAGS
     flag = flag_of(av)
     size = old
@@ -1343,7 +1353,7 @@ def int_realloc(k, a, av, t, p, head, nb):
                 copy(k, q, p + HEADER, old - 8)
                 int_free(k, a, av, t, p, head)
                 return q
-            # The new chunk happens to follow: together they are large enough.
+            # The new chunk happens to be the next one: together they are large enough.
             size = old + chunk_size(k, after)
     rest = size - nb
     if rest < MINSIZE:
@@ -1359,7 +1369,7 @@ def int_realloc(k, a, av, t, p, head, nb):
 
 @jit
 def calloc(k, a, size):
-    """Take a chunk past the tcache and clear it, but for what comes fresh from the kernel."""
+    """Take a chunk, bypassing the tcache; clear it except memory fresh from the kernel."""
     if size < 0:
         return 0
     t = thread_cache(k, a)
@@ -1385,7 +1395,7 @@ def calloc(k, a, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Take a chunk with room to move up to the alignment, and free both ends."""
+    """Take a chunk with room for the alignment and free what is left at both ends."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     alignment = max(alignment, MINSIZE)
@@ -1393,7 +1403,7 @@ def aligned_alloc(k, a, alignment, size):
     room = chunk_for(nb + alignment + MINSIZE)
     av = arena_get(k, a, min(size, 1 << 61) + alignment + MINSIZE)
     t = a.tcache[k.task.tid]
-    possible = 0 <= size <= PTRDIFF_MAX - 55 - alignment  # else arenas are asked for, not searched
+    possible = 0 <= size <= PTRDIFF_MAX - 55 - alignment  # else glibc selects arenas, then fails
     q = int_malloc(k, a, av, t, room) if possible else 0
     if q == 0 and av >= 0 and a.multiple < 0:
         av = arena_get_retry(k, a, av, size)
@@ -1430,7 +1440,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def first_thread(k, a):
-    """The process has a second thread, which has asked for nothing yet: none is alone any more."""
+    """Note that the process has a second thread, before that thread's first request."""
     if not a.multiple:
         a.arena[k.task.tid] = 1
     a.multiple = -1
@@ -1438,7 +1448,7 @@ def first_thread(k, a):
 
 @jit
 def thread_exit(k, a):
-    """Free what the thread's tcache holds, and the tcache; leave the arena to others."""
+    """Free the blocks in the thread's tcache and the tcache itself; detach from the arena."""
     tid = k.task.tid
     t = a.tcache[tid]
     if t:
@@ -1466,7 +1476,7 @@ def thread_exit(k, a):
 
 @jit
 def trim(k, a):
-    """malloc_trim(0): consolidate, drop whole pages inside free chunks, give back the top."""
+    """Do malloc_trim(0): consolidate, return whole pages inside free chunks, trim the top."""
     for av in range(a.narenas):
         malloc_consolidate(k, a, av)
         for number_ in range(1, BINS - 1):
@@ -1477,7 +1487,7 @@ def trim(k, a):
 
 @jit
 def drop_pages(k, a, head):
-    """Give the whole pages inside the chunks of a bin back, which stay mapped."""
+    """Return the whole pages inside a bin's chunks to the kernel by madvise; they stay mapped."""
     page = page_size()
     p = a.bk[head]
     while p != head:
@@ -1490,14 +1500,14 @@ def drop_pages(k, a, head):
         p = load(k, p + BK)
 
 
-# --- What the heap holds --------------------------------------------------------------------------
+# --- Walk and check -------------------------------------------------------------------------------
 
 
 @jit
 def mark_cached(k, a, bit):
-    """Set (``bit`` = CACHED) or take off (0) the mark of the chunks that fastbins and tcaches hold.
+    """Set (``bit`` = CACHED) or clear (0) the mark on all chunks in fastbins and tcaches.
 
-    Tcaches themselves are marked too.
+    The chunks that hold the tcaches themselves are marked as well.
     """
     for place in range(a.narenas * FASTBINS):
         p = a.fastbins[place]
@@ -1517,7 +1527,7 @@ def mark_cached(k, a, bit):
 
 @jit
 def is_tcache(a, p):
-    """Whether chunk ``p`` is a tcache."""
+    """Return True if chunk ``p`` is a tcache."""
     for tid in range(a.threads):
         if a.tcache[tid] == p + HEADER:
             return True
@@ -1526,7 +1536,7 @@ def is_tcache(a, p):
 
 @jit
 def walk_chunks(k, a, rows, n, p, end):
-    """List the chunks from ``p`` to ``end`` or a fence, from row ``n`` on; returns the next row."""
+    """List the chunks from ``p`` to ``end`` or a fence, from row ``n`` on; return the next row."""
     while p != end:
         head = load(k, p + HEAD)
         size = head & ~FLAGS & ~CACHED
@@ -1551,9 +1561,9 @@ def walk_top(k, a, rows, n, av):
 
 @jit
 def mapped_chunk(k, start, end):
-    """The chunk in the mapping that begins at ``start``; 0 if no chunk's mapping begins there.
+    """Return the chunk in the mapping that starts at ``start``; 0 if that is not a chunk's mapping.
 
-    Looks only at pages that are there: nothing faults.
+    Reads only pages that are present, so that nothing faults.
     """
     if not k.pte[page_of(start)] & PTE_READ:
         return 0
@@ -1561,7 +1571,7 @@ def mapped_chunk(k, start, end):
     length = head & ~FLAGS
     if head & FLAGS != MMAPPED or length == 0 or start + length > end:
         return 0
-    # An aligned chunk was moved up and knows how far; the head at the start is still there too.
+    # An aligned chunk is further up and records the distance; the head at ``start`` remains.
     p = start + ALIGNMENT
     while p < start + length:
         if k.pte[page_of(p)] & PTE_READ:
@@ -1577,7 +1587,7 @@ def mapped_chunk(k, start, end):
 
 @jit
 def walk(k, a, rows):
-    """Step through the heaps, then find the mapped chunks among the process's areas."""
+    """List the chunks of all heaps, then the mapped chunks found among the process's VMAs."""
     n = 0
     mark_cached(k, a, CACHED)
     for i in range(min(a.segments, SEGMENTS)):
@@ -1614,7 +1624,7 @@ def walk(k, a, rows):
 
 @jit
 def check_bins(k, a, av):
-    """Count the chunks in an arena's bins; a negative key of CHECKS for what is wrong with them."""
+    """Return the number of chunks in an arena's bins, or the negative CHECKS key of an error."""
     count = 0
     for number_ in range(UNSORTED, BINS - 1):
         head = av * BINS + number_
@@ -1640,7 +1650,7 @@ def check_bins(k, a, av):
 
 @jit
 def check_segment(k, p, top):
-    """Count the free chunks from ``p`` to ``top`` or a fence; a negative key of CHECKS if wrong."""
+    """Return the number of free chunks from ``p`` to ``top`` or a fence; -(CHECKS key) on error."""
     count = 0
     used = True
     while p != top:
@@ -1663,7 +1673,7 @@ def check_segment(k, p, top):
 
 @jit
 def check(k, a):
-    """The main arena's chunks tile its heap, and its bins hold exactly the free ones."""
+    """Check that the main arena's chunks tile its heap and its bins hold exactly the free ones."""
     listed = check_bins(k, a, 0)
     if listed < 0:
         return -listed

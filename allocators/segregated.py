@@ -1,10 +1,10 @@
-"""Segregated storage: one object size per run of pages, a free list per size class.
+"""Segregated storage: one object size per run of pages, one free list per size class.
 
     alignment 16 · overhead 64 bytes a run, and the rounding to the class (up to 1/5 with
     spacing=quarter) · smallest object 16 bytes · requests above mmap_threshold are mapped
     malloc: 1 load · free: 1 load, 2 stores · both O(1), amortised
 
-    chunk of chunk_size bytes, aligned to its size and reserved without access (PROT_NONE)
+    chunk of chunk_size bytes, aligned to its size and reserved as PROT_NONE
 
     ├ header ┼── run 1 ──┼── run 2 ──┼ … ┼─ last run ─┤    run: run_size bytes, a multiple of the
     │ d0 d1 d2 …         │ A │ A │ A │ … │  (bare)    │    page; its descriptor is found by address:
@@ -12,23 +12,24 @@
 
     descriptor  │ used << 47 | first free │ object size │ next │ prev │ carved │
     d0, chunk   │            0            │      0      │ next │ prev │  runs  │
-    object      │ next free object │ …    (free; a used object is payload and nothing else)
+    object      │ next free object │ …    (free; a used object is payload only)
 
-A run is *bare* (no memory behind it), *empty* (memory, no class: any class may take it), or belongs
-to a class: as its *current* run, as a *partial* one that waits with free objects, or *full*, on no
-list.  malloc pops from ``heads[class]``, the free objects of the current run; when that is dry it
-takes over all objects that were freed into the current run meanwhile, else carves a page more of
-it, else turns to the partial run that has waited longest, else to an empty or bare run.  free
-pushes onto the list of the object's own run, so that a run knows when its last object died; then
-it is empty, and more than ``keep`` empty runs are made bare again.  A chunk whose runs are all bare
-is unmapped.  Large objects are mapped at multiples of chunk_size, where no object of a run lies.
+A run is *bare* (PROT_NONE, no memory), *empty* (memory but no class: any class may take it), or
+belongs to a class: as its *current* run, as a *partial* one on the list of runs with free objects,
+or *full*, on no list.  malloc pops from ``heads[class]``, the free objects of the current run.
+When that list is empty, malloc takes over the objects freed into the current run since, else carves
+another page of it, else takes the partial run that has waited longest, else an empty or bare run.
+free pushes onto the list of the object's own run, which therefore knows when its last object died.
+The run is then empty; empty runs beyond ``keep`` are made bare again, and a chunk whose runs are
+all bare is unmapped.  Large objects are mapped at multiples of chunk_size, an address that no
+object in a run has.
 
-Invariants: carved = used + objects in the run's list; heads[class] counts as used;
+Invariants: carved = used + objects on the run's list; objects on heads[class] count as used;
 a partial run is wholly carved and 0 < used < capacity; runs of d0 = runs of the chunk not bare.
 Simple segregated storage: Wilson et al. 1995, section 3.6; runs and chunks: Kamp, "Malloc(3)
 revisited", USENIX 1998; Evans, "A scalable concurrent malloc(3) implementation for FreeBSD", BSDCan
-2006; the list that malloc pops from apart from the one that free pushes to: Leijen et al.,
-"Mimalloc: free list sharding in action", APLAS 2019.
+2006; one list for malloc to pop from and another for free to push to: Leijen et al., "Mimalloc:
+free list sharding in action", APLAS 2019.
 """
 
 import numpy as np
@@ -64,7 +65,8 @@ SPACING = choice(
     "quarter",
     "eighth",
     default="quarter",
-    text="size classes: every 16 bytes, or 1, 2, 4, 8 for each doubling of the size",
+    text="size classes: linear (every 16 bytes), or power, half, quarter, eighth (1, 2, 4, 8 per "
+    "doubling)",
 )
 RUN_SIZE = size_setting(
     32 << 10, low=4096, high=512 << 10, text="bytes of a run, a power of two; at least a page"
@@ -76,25 +78,25 @@ CHUNK_SIZE = size_setting(
     text="bytes of address space reserved at a time, a power of two",
 )
 MMAP_THRESHOLD = size_setting(
-    32 << 10, low=16, high=32 << 10, text="larger requests are mapped, bytes"
+    32 << 10, low=16, high=32 << 10, text="requests above this many bytes are mapped"
 )
-KEEP = number(16, text="empty runs that keep their memory")
+KEEP = number(16, text="empty runs that keep their memory; more are returned to the kernel")
 
 LINEAR, POWER = 0, 1
-#: Sizes that the table of classes tells apart, and with spacing=linear the classes.
+#: Entries of the table from sizes to classes (units of 16 bytes), and the most classes.
 STEPS = 2048
-#: First bit of the count of used objects; an address fits below.
+#: First bit of the count of used objects; an address fits in the bits below.
 COUNT_SHIFT = 47
 ADDRESS_MASK = (1 << COUNT_SHIFT) - 1
 ONE = 1 << COUNT_SHIFT
 
-#: In front of a large object.
+#: Tag before a large object.
 LARGE = 0x5BD1 << 48
 DESCRIPTOR = 64
 OBJECT_SIZE, NEXT, PREV, CARVED = 8, 16, 24, 32
-#: In the size word of a run without class.
+#: Size word of a run without a class.
 BARE, EMPTY = 0, 1
-#: In lists: chunks, runs by state, and from PARTIAL on the partial runs by class.
+#: Indices of ``lists``: chunks, bare runs, empty runs; from PARTIAL on, partial runs by class.
 CHUNK_LIST, BARE_LIST, EMPTY_LIST, PARTIAL = 0, 1, 2, 3
 
 STATE = np.dtype(
@@ -103,26 +105,26 @@ STATE = np.dtype(
         ("empties", "i8"),  # runs in EMPTY_LIST
         ("class_of", "i8", (STEPS + 1,)),  # class by (size + 15) / 16
         ("sizes", "i8", (STEPS,)),  # bytes of an object by class
-        ("classes", "i8"),
-        ("heads", "i8", (STEPS,)),  # free objects that malloc pops, by class
-        ("current", "i8", (STEPS,)),  # descriptor of the run that they are of, by class
+        ("classes", "i8"),  # number of classes
+        ("heads", "i8", (STEPS,)),  # first free object for malloc to pop, by class
+        ("current", "i8", (STEPS,)),  # descriptor of the run of these objects, by class
         ("lists", "i8", (PARTIAL + STEPS,)),  # first descriptor of each ring
     ]
 )
 CHECKS = {
-    1: "a ring of descriptors has a broken backward link",
-    2: "a run's used and free objects are not those carved",
-    3: "a free object lies outside its run or off the raster of its size",
-    4: "a run on a list is in another state than the list's",
+    1: "a backward link in a ring of descriptors is broken",
+    2: "a run's used and free objects do not add up to those carved",
+    3: "a free object is outside its run or not at a multiple of its size",
+    4: "a run's state differs from that of the list it is on",
     5: "the count of empty runs is wrong",
     6: "a chunk's count of runs with memory is wrong",
-    7: "the objects that malloc pops are not of the current run",
-    8: "a run of a class is partial but on no list, or empty but not given back",
+    7: "the free objects of a class do not belong to its current run",
+    8: "a run of a class is partial but on no list, or empty but not released",
 }
 
 
 def check_settings(s):
-    """Powers of two, objects that fit their run, a header that fits the chunk's first run."""
+    """Refuse sizes that are no powers of two, and objects or headers that do not fit a run."""
     for name in ("run_size", "chunk_size"):
         if s[name] & (s[name] - 1):
             raise ValueError(f"{name} ({s[name]}) is not a power of two")
@@ -135,18 +137,18 @@ def check_settings(s):
     if s["chunk_size"] // s["run_size"] * DESCRIPTOR > s["run_size"]:
         raise ValueError(
             f"chunk_size ({s['chunk_size']}) is too large for run_size ({s['run_size']}): "
-            f"{DESCRIPTOR} bytes a run must fit in one run"
+            f"the header, {DESCRIPTOR} bytes per run, must fit in one run"
         )
 
 
 def promises(settings):
-    """trim gives back every empty run, and with the last the chunk."""
+    """Promise that trim returns every empty run, and a chunk with its last run."""
     return Promises(retains=0)
 
 
 @jit
 def init(k, a):
-    """Lay out the classes: the steps between sizes grow with the size unless they are linear."""
+    """Set up the size classes; unless linear, the steps between them grow with the size."""
     largest = 0
     for i in range(1, ((MMAP_THRESHOLD + 15) >> 4) + 1):
         if 16 * i > largest:
@@ -159,50 +161,50 @@ def init(k, a):
         a.class_of[i] = a.classes - 1
 
 
-# --- Where things are -----------------------------------------------------------------------------
+# --- Addresses ------------------------------------------------------------------------------------
 
 
 @jit(inline=True)
 def run_shift():
-    """log2 of the bytes of a run."""
+    """Return log2 of the size of a run in bytes."""
     return max(bit_length(RUN_SIZE - 1), PAGE_SHIFT)
 
 
 @jit(inline=True)
 def chunk_size():
-    """Bytes of a chunk: with large pages it still holds a header and a run."""
+    """Return the size of a chunk in bytes; with large pages, still a header and one run."""
     return max(CHUNK_SIZE, 2 << run_shift())
 
 
 @jit(inline=True)
 def run_count():
-    """Runs of a chunk, the header's place included."""
+    """Return the number of runs of a chunk, counting the header as one."""
     return chunk_size() >> run_shift()
 
 
 @jit(inline=True)
 def run_of(p):
-    """Descriptor of the run that holds the address ``p``."""
+    """Return the descriptor of the run that holds the address ``p``."""
     offset = p & (chunk_size() - 1)
     return p - offset + (offset >> run_shift()) * DESCRIPTOR
 
 
 @jit(inline=True)
 def chunk_of(run):
-    """Chunk of a descriptor."""
+    """Return the chunk that holds the descriptor ``run``."""
     return run & -chunk_size()
 
 
 @jit(inline=True)
 def run_start(run):
-    """First byte of the run that ``run`` describes."""
+    """Return the address of the first byte of the run that ``run`` describes."""
     chunk = chunk_of(run)
     return chunk + ((run - chunk) // DESCRIPTOR << run_shift())
 
 
 @jit(inline=True)
 def capacity(size):
-    """Objects of ``size`` bytes in a run."""
+    """Return the number of objects of ``size`` bytes in a run."""
     return (1 << run_shift()) // size
 
 
@@ -211,7 +213,7 @@ def capacity(size):
 
 @jit
 def ring_append(k, a, ring, run):
-    """Put ``run`` last in a ring."""
+    """Put ``run`` at the end of a ring."""
     first = a.lists[ring]
     if first == 0:
         a.lists[ring] = run
@@ -227,7 +229,7 @@ def ring_append(k, a, ring, run):
 
 @jit
 def ring_push(k, a, ring, run):
-    """Put ``run`` first in a ring."""
+    """Put ``run`` at the front of a ring."""
     ring_append(k, a, ring, run)
     a.lists[ring] = run
 
@@ -251,13 +253,13 @@ def ring_remove(k, a, ring, run):
 
 @jit(cold=True)
 def remap(k, start, length, prot):
-    """Put fresh memory with the access ``prot`` in place of what is mapped; False when refused."""
+    """Replace the mapping by fresh memory with access ``prot``; return False if refused."""
     return mmap(k, start, length, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED) >= 0
 
 
 @jit(cold=True)
 def adopt_chunk(k, a, chunk):
-    """Enter a chunk of bare runs."""
+    """Add a chunk and its runs, all bare, to the lists."""
     ring_push(k, a, CHUNK_LIST, chunk)
     for i in range(run_count() - 1, 0, -1):
         run = chunk + i * DESCRIPTOR
@@ -267,7 +269,7 @@ def adopt_chunk(k, a, chunk):
 
 @jit(cold=True)
 def new_chunk(k, a):
-    """Reserve a chunk; False when the kernel refuses."""
+    """Reserve a chunk; return False if the kernel refuses."""
     chunk = map_aligned(k, chunk_size(), chunk_size(), 0, PROT_NONE)
     if chunk == 0:
         return False
@@ -290,7 +292,7 @@ def drop_chunk(k, a, chunk):
 
 @jit(cold=True)
 def take_run(k, a, c):
-    """Return a run for class ``c``, an empty one if there is any; 0 when the kernel refuses."""
+    """Return a run for class ``c``, an empty one if there is one; 0 if the kernel refuses."""
     run = a.lists[EMPTY_LIST]
     if run:
         ring_remove(k, a, EMPTY_LIST, run)
@@ -315,7 +317,10 @@ def take_run(k, a, c):
 
 @jit(cold=True)
 def make_bare(k, a, run):
-    """Give an empty run's memory back, and its chunk when that was the last; False when refused."""
+    """Return an empty run's memory to the kernel, and its chunk if all its runs are bare.
+
+    Return False if the kernel refuses.
+    """
     if not remap(k, run_start(run), 1 << run_shift(), PROT_NONE):
         return False
     chunk = chunk_of(run)
@@ -330,7 +335,7 @@ def make_bare(k, a, run):
 
 @jit(cold=True)
 def give_run(k, a, run):
-    """Take a run back whose objects are all free."""
+    """Release a run whose objects are all free: keep it as empty, or make it bare."""
     store(k, run, 0)
     if a.empties < KEEP or not make_bare(k, a, run):
         store(k, run + OBJECT_SIZE, EMPTY)
@@ -340,9 +345,9 @@ def give_run(k, a, run):
 
 @jit
 def carve(k, run, size):
-    """Cut the next objects of a run, up to the end of a page but at least one, and link them.
+    """Carve the next objects of a run, up to the end of a page but at least one, and link them.
 
-    Returns the first, or 0 when the run is wholly carved.
+    Return the first, or 0 if the run is wholly carved.
     """
     carved = load(k, run + CARVED)
     room = capacity(size) - carved
@@ -362,7 +367,7 @@ def carve(k, run, size):
 
 @jit
 def collect(k, a, c, run):
-    """Move the free objects of a run of class ``c`` to where malloc pops; False if it has none."""
+    """Make the free objects of a run the list that malloc pops; return False if there are none."""
     head = load(k, run) & ADDRESS_MASK
     if head:
         store(k, run, load(k, run + CARVED) * ONE)
@@ -374,7 +379,7 @@ def collect(k, a, c, run):
 
 @jit(cold=True)
 def refill(k, a, c):
-    """Find free objects for class ``c``; returns one of them, or 0 when memory is exhausted."""
+    """Find free objects for class ``c``; return one of them, or 0 when memory is exhausted."""
     run = a.current[c]
     if run == 0 or not collect(k, a, c, run):
         run = a.lists[PARTIAL + c]
@@ -396,7 +401,7 @@ def refill(k, a, c):
 
 @jit
 def malloc(k, a, size):
-    """Pop an object of the class."""
+    """Pop a free object of the size class; map a large object."""
     if size > MMAP_THRESHOLD:
         return mapped_alloc(k, a, chunk_size(), size, LARGE)
     c = a.class_of[(size + 15) >> 4]
@@ -409,7 +414,7 @@ def malloc(k, a, size):
 
 @jit
 def free(k, a, p):
-    """Push the object onto its run's list."""
+    """Push the object onto the free list of its run; unmap a large object."""
     if p & (chunk_size() - 1) == 0:
         mapped_free_checked(k, a, p, LARGE)
         return
@@ -425,7 +430,7 @@ def free(k, a, p):
 
 @jit(cold=True)
 def free_first_or_last(k, a, run, p):
-    """Free an object that makes a full run partial, or a run empty."""
+    """Free the first object of a full run, which becomes partial, or the last used one of a run."""
     size = load(k, run + OBJECT_SIZE)
     if size == EMPTY:
         abort(k, ABORT_DOUBLE_FREE, p)
@@ -450,7 +455,7 @@ def free_first_or_last(k, a, run, p):
 
 @jit
 def usable_size(k, a, p):
-    """The size of the run's objects."""
+    """Return the object size of the run, or the usable bytes of a large object."""
     if p & (chunk_size() - 1) == 0:
         return mapped_usable(k, p)
     return load(k, run_of(p) + OBJECT_SIZE)
@@ -458,7 +463,7 @@ def usable_size(k, a, p):
 
 @jit
 def calloc(k, a, size):
-    """Clear what is not fresh from the kernel."""
+    """Allocate and clear; a mapped object is zero already."""
     p = malloc(k, a, size)
     if p and size <= MMAP_THRESHOLD:
         clear(k, p, size)
@@ -467,7 +472,7 @@ def calloc(k, a, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Take the next class whose size is a multiple of the alignment, as runs start aligned."""
+    """Take the next class whose size is a multiple of the alignment: runs start aligned."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     if max(size, alignment) <= MMAP_THRESHOLD:
@@ -481,7 +486,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def trim(k, a):
-    """Make every empty run bare, the current runs of which nothing is in use included."""
+    """Make every empty run bare, including current runs with no object in use."""
     for c in range(a.classes):
         run = a.current[c]
         if run:
@@ -503,12 +508,12 @@ def trim(k, a):
         a.empties -= 1
 
 
-# --- What the heap holds --------------------------------------------------------------------------
+# --- Walk and check -------------------------------------------------------------------------------
 
 
 @jit
 def mark_free(k, rows, first, start, size, p):
-    """Turn the rows of the objects on the list ``p`` to free; row ``first`` is at ``start``."""
+    """Mark the objects on the list ``p`` as free; row ``first`` is the object at ``start``."""
     while p:
         row = first + (p - start) // size
         if row < rows.shape[0]:
@@ -518,7 +523,7 @@ def mark_free(k, rows, first, start, size, p):
 
 @jit
 def walk_run(k, a, rows, n, run):
-    """List the objects of a run, and the rest of the run that holds none."""
+    """List the objects of a run, and the tail that is too small for one."""
     size = load(k, run + OBJECT_SIZE)
     start = run_start(run)
     end = start + (1 << run_shift())
@@ -542,7 +547,7 @@ def walk_run(k, a, rows, n, run):
 
 @jit
 def walk(k, a, rows):
-    """List the chunks' headers and runs, then the large objects."""
+    """List the header and the runs of each chunk, then the large objects."""
     n = 0
     chunk = a.lists[CHUNK_LIST]
     while chunk:
@@ -557,7 +562,7 @@ def walk(k, a, rows):
 
 @jit
 def list_length(k, run, size, p):
-    """Objects on the list ``p`` of a run; -1 when one is no object of it."""
+    """Return the length of the list ``p`` of a run, or -1 if it holds an address of no object."""
     start = run_start(run)
     count = 0
     while p:
@@ -573,7 +578,7 @@ def list_length(k, run, size, p):
 
 @jit
 def check_ring(k, a, ring):
-    """Count a ring's runs; -1 for a broken link."""
+    """Return the number of runs on a ring, or -1 if a link is broken."""
     count = 0
     run = a.lists[ring]
     while run:
@@ -589,7 +594,7 @@ def check_ring(k, a, ring):
 
 @jit
 def on_ring(k, a, ring, wanted):
-    """Whether a ring holds the run ``wanted``."""
+    """Return True if a ring holds the run ``wanted``."""
     run = a.lists[ring]
     while run:
         if run == wanted:
@@ -602,7 +607,7 @@ def on_ring(k, a, ring, wanted):
 
 @jit
 def check_run(k, a, run):
-    """Check one run of a class; 0 or a key of CHECKS."""
+    """Check one run of a class; return 0 or a CHECKS key."""
     size = load(k, run + OBJECT_SIZE)
     word = load(k, run)
     used = word >> COUNT_SHIFT
@@ -625,7 +630,7 @@ def check_run(k, a, run):
 
 @jit
 def check(k, a):
-    """Rings are whole, runs add up and are where their state says, chunks count their runs."""
+    """Check the rings' links, each run's counts and list, and each chunk's count of runs."""
     for ring in range(PARTIAL + a.classes):
         if check_ring(k, a, ring) < 0:
             return 1

@@ -1,7 +1,7 @@
-"""TLSF: two-level segregated fit, whose every operation is bounded by a constant.
+"""TLSF: two-level segregated fit; every operation takes a bounded number of steps.
 
-    alignment 16 · overhead 8 bytes a block · smallest block 32 (24 usable) · nothing is mapped, the
-    pool grows by sbrk and shrinks by trim only · malloc and free O(1), in the worst case too
+    alignment 16 · overhead 8 bytes a block · smallest block 32 (24 usable) · nothing is mapped; the
+    pool grows by sbrk and shrinks by trim only · malloc and free O(1), also in the worst case
 
     control                       first                                                end
     │ fl │ sl[0] sl[1] … │ heads … │ tag │ payload … │ tag │ next │ prev │ … │ size │ … │ end tag │
@@ -9,46 +9,47 @@
 
     tag: magic << 48 | bytes of the block | PREV_USED | USED                 payload at block + 8
 
-Free blocks are kept on lists of similar sizes.  The first level splits sizes by powers of two, the
-second each power into 2**sli lists of equal width; sizes below 16 * 2**sli, for which that width
-would be less than the alignment, have a list for each size.  Bit i of ``fl`` says that ``sl[i]`` is
-not zero, bit j of ``sl[i]`` that list (i, j) is not empty: so two scans for the lowest bit find the
-lowest list that is not empty, whatever the heap holds.
+Each list holds free blocks of similar sizes.  The first level splits sizes by powers of two, the
+second level splits each power into 2**sli lists of equal width; sizes below 16 * 2**sli, for which
+that width would be less than the alignment, have one list each.  Bit i of ``fl`` is set if
+``sl[i]`` is not zero, bit j of ``sl[i]`` if list (i, j) is not empty: two scans for the lowest set
+bit find the lowest non-empty list, independently of the number of free blocks.
 
 malloc rounds the request up to the smallest size of the next list, so that the first block of any
-list found fits ("good fit"): no list is ever searched.  The block is cut, and what is left goes to
-the list of its size.  When no list fits, the last block of the heap is extended by sbrk.  free
-merges the block with its free neighbours at once, found by tags as in allocators.first_fit.
-Where the break was moved by others, the end tag becomes a *fence*: the tag, without magic, of a
-used block up to the pool's new part; where it was not, the old and the new part are one pool.
+list found fits ("good fit"): no list is ever searched.  The block is split, and the remainder goes
+to the list of its size.  If no list fits, sbrk extends the last block of the heap.  free merges the
+block at once with its free neighbours, found by tags as in allocators.first_fit.
+If other code has moved the break, the end tag becomes a *fence*: the tag, without magic, of a used
+block that reaches to the new part of the pool; otherwise the new part simply joins the old one.
 
-The bound, in loads and stores of metadata, counted by hand at the worst branch of each function:
+Bound on loads and stores of metadata, counted on the worst branch of each function:
 
     list_remove 7    links 2, head 1, sl 2, fl 2 (the only block of its list and of its power)
-    list_insert 8    head 2, links 2, sl 2, fl 2 (the first one)
-    claim      12    sl 1, fl 1, sl 1, head 1, the block's size 1, list_remove 7; or, when it grows:
+    list_insert 8    head 2, links 2, sl 2, fl 2 (the first block of its list and of its power)
+    claim      12    sl 1, fl 1, sl 1, head 1, the block's size 1, list_remove 7; or, if it grows:
                      sl 1, fl 1, end tag 1, last block's size 1, list_remove 7, new end tag 1
-    carve      11    tag 1, the rest's tag and size 2, list_insert 8
-    give_block 27    tag 1; before: size 1, list_remove 7; behind: tag 1, list_remove 7;
-                     the whole: tag and size 2, list_insert 8
+    carve      11    tag 1, the remainder's tag and size 2, list_insert 8
+    give_block 27    tag 1; block before: size 1, list_remove 7; block after: tag 1, list_remove 7;
+                     merged block: tag and size 2, list_insert 8
 
-    malloc         23 = claim + carve                         (calloc: the same, and its clearing)
+    malloc         23 = claim + carve                      (calloc: the same, plus the clearing)
     free           28 = tag 1 + give_block
     aligned_alloc  33 = claim + the gap's tag and size 2, list_insert 8 + carve
-    realloc        55 = tag 1 + tag behind 1 + growing refused 2 + malloc + free, when it moves; in
-                        place 23 at most; what it copies is payload and not counted
+    realloc        55 = tag 1 + next tag 1 + refused growth 2 + malloc + free, if it moves; in place
+                        at most 23; the copied bytes are payload and not counted
 
-MALLOC_STEPS and so on below are these sums.  They hold for every setting and include growing; what
-the kernel does in sbrk is counted apart, as one system call (two when the first is refused).
+These sums are the constants MALLOC_STEPS etc. below.  They hold for every setting and include
+growth; the kernel's work in sbrk is counted separately, as one system call (two if the first is
+refused).
 
-Invariants: blocks tile [first, end) and no two free ones touch; a free block is on the list of its
-size; PREV_USED of a block = USED of the block before it; a bit is set where its list, or its word,
-is not empty.
+Invariants: blocks tile [first, end) and no two free blocks are adjacent; a free block is on the
+list of its size; PREV_USED of a block = USED of the block before it; a bit is set exactly if its
+list, or its second-level word, is not empty.
 Masmano, Ripoll, Crespo and Real, "TLSF: a new dynamic memory allocator for real-time systems",
 ECRTS 2004 (the structure, mapping and search); Masmano, Ripoll, Real, Crespo and Wellings,
 "Implementation of a constant-time dynamic storage allocator", Software: Practice and Experience
-38(10), 2008 (good fit, the bound).  Theirs keeps the address of the block before in each header;
-here a free block repeats its size in its last word instead, which saves 8 bytes a used block.
+38(10), 2008 (good fit, the bound).  Their header also holds the address of the block before; here a
+free block repeats its size in its last word instead, which saves 8 bytes per used block.
 """
 
 import numpy as np
@@ -86,18 +87,20 @@ from kernel.engine.bits import bit_length, trailing_zeros
 from kernel.engine.jit import jit
 from kernel.page import page_align
 
-SLI = number(5, low=1, high=5, text="log2 of the lists for each power of two (second level index)")
+SLI = number(5, low=1, high=5, text="log2 of the lists per power of two (second-level index)")
 SMALLEST = size_setting(
-    32, low=32, high=4096, text="bytes of the smallest block, in multiples of 16"
+    32, low=32, high=4096, text="bytes of the smallest block, rounded up to a multiple of 16"
 )
-GROWTH = size_setting(128 << 10, low=0, high=1 << 40, text="bytes asked beyond what is needed")
+GROWTH = size_setting(
+    128 << 10, low=0, high=1 << 40, text="bytes requested from the kernel beyond the need"
+)
 
-#: Most loads and stores of metadata that a call can take, as derived above.
+#: Upper bounds on the metadata loads and stores of one call, derived above.
 MALLOC_STEPS, FREE_STEPS, ALIGNED_STEPS, REALLOC_STEPS = 23, 28, 33, 55
 
-#: log2 of the unit that sizes are counted in.
+#: log2 of the unit of sizes, bytes.
 UNIT_SHIFT = 4
-#: log2, in units, of the largest power that has lists: twice MAX_REQUEST is asked for at most.
+#: log2, in units, of the largest power that has lists: no search is for more than 2 * MAX_REQUEST.
 LAST_POWER = 43
 #: Offsets in the control structure.
 FL, SL = 0, 8
@@ -105,74 +108,74 @@ FL, SL = 0, 8
 STATE = np.dtype(
     [
         ("control", "i8"),  # address of the control structure, 0 while there is none
-        ("end", "i8"),  # end of the pool, behind its end tag; 0 while there is none
+        ("end", "i8"),  # end of the pool, just past its end tag; 0 while there is none
     ]
 )
 CHECKS = {
     1: "the blocks do not tile the heap up to its end",
-    2: "a tag's PREV_USED is not what the block before says",
-    3: "two free blocks touch",
+    2: "a tag's PREV_USED disagrees with the block before it",
+    3: "two free blocks are adjacent",
     4: "a free block's last word is not its size",
-    5: "a list holds what is no free block of its sizes",
-    6: "a list's backward link is broken",
-    7: "the bit maps do not say which lists are empty",
+    5: "a list holds a used block, one of another size or no block",
+    6: "a backward link of a list is broken",
+    7: "the bit maps disagree with the lists",
     8: "the lists do not hold all free blocks",
     9: "control < end <= the break does not hold",
 }
 
 
 def promises(settings):
-    """Bad frees are seen by their tag; trim gives back an empty pool, control and all."""
+    """Promise to detect bad frees (by the tag) and to return an empty pool entirely in trim."""
     return Promises(double_free=True, wild_free=True, retains=0)
 
 
 @jit
 def init(k, a):
-    """Leave the control structure to the first request, which can report that memory is lacking."""
+    """Do nothing: the first request makes the pool, since it can report a lack of memory."""
 
 
-# --- Where things are -----------------------------------------------------------------------------
+# --- Addresses and indices ------------------------------------------------------------------------
 
 
 @jit(inline=True)
 def powers():
-    """Number of words of the second level."""
+    """Return the number of second-level words."""
     return LAST_POWER - SLI + 2
 
 
 @jit(inline=True)
 def sl_address(a, index):
-    """Address of the second level's word for the list ``index``."""
+    """Return the address of the second-level word of the list ``index``."""
     return a.control + SL + 8 * (index >> SLI)
 
 
 @jit(inline=True)
 def head_address(a, index):
-    """Address of the first link of the list ``index``."""
+    """Return the address of the head of the list ``index``."""
     return a.control + SL + 8 * (powers() + index)
 
 
 @jit
 def first_block(control):
-    """Address of the first block behind a control structure."""
+    """Return the address of the first block after a control structure."""
     return align_up(control + SL + 8 * (powers() + (powers() << SLI)) + TAG, ALIGNMENT) - TAG
 
 
 @jit(inline=True)
 def smallest():
-    """Bytes of the smallest block."""
+    """Return the size of the smallest block in bytes."""
     return align_up(SMALLEST, ALIGNMENT)
 
 
 @jit(inline=True)
 def block_for(size):
-    """Bytes of a block for a request."""
+    """Return the size of the block for a request of ``size`` bytes."""
     return max(align_up(size + TAG, ALIGNMENT), smallest())
 
 
 @jit(inline=True)
 def list_of(size):
-    """Index of the list for blocks of ``size`` bytes: first level << SLI | second level."""
+    """Return the index of the list for ``size`` bytes: first level << SLI | second level."""
     units = size >> UNIT_SHIFT
     shift = max(bit_length(units) - 1 - SLI, 0)
     return (shift << SLI) + (units >> shift)
@@ -180,7 +183,7 @@ def list_of(size):
 
 @jit(inline=True)
 def good_fit(need):
-    """The lowest size, not below ``need`` bytes, that is the smallest of its list."""
+    """Round ``need`` bytes up to a size that is the smallest of its list."""
     shift = max(bit_length(need >> UNIT_SHIFT) - 1 - SLI, 0)
     return align_up(need, 1 << (shift + UNIT_SHIFT))
 
@@ -190,7 +193,7 @@ def good_fit(need):
 
 @jit
 def list_insert(k, a, block, size):
-    """Put a free block of ``size`` bytes first in the list of its size."""
+    """Put a free block of ``size`` bytes at the front of the list of its size."""
     index = list_of(size)
     head = head_address(a, index)
     after = load(k, head)
@@ -227,9 +230,9 @@ def list_remove(k, a, block, size):
 
 @jit
 def find_fit(k, a, need):
-    """The first block of the lowest list whose blocks all have ``need`` bytes; 0 if all are empty.
+    """Return the first block of the lowest non-empty list whose blocks all fit ``need``; 0 if none.
 
-    The rest of the request's own power is looked at first, then the powers above it.
+    Look at the remaining lists of the request's own power first, then at the powers above it.
     """
     if a.control == 0:
         return 0
@@ -250,13 +253,13 @@ def find_fit(k, a, need):
 
 @jit(inline=True)
 def end_tag(a):
-    """Address of the end tag, which is used and has neither magic nor size."""
+    """Return the address of the end tag, which is marked used and has neither magic nor size."""
     return a.end - TAG
 
 
 @jit
 def last_free(k, a):
-    """The free block that reaches to the end tag, or the end tag where that block is used."""
+    """Return the free block just before the end tag, or the end tag if that block is used."""
     block = end_tag(a)
     if not load(k, block) & PREV_USED:
         block -= load(k, block - 8)
@@ -265,16 +268,17 @@ def last_free(k, a):
 
 @jit
 def set_end(k, a, end):
-    """Put the pool's end to ``end``, behind a free block or one about to be used."""
+    """Move the pool's end to ``end`` and write the end tag; its PREV_USED is clear."""
     a.end = end
     store(k, end_tag(a), USED)
 
 
 @jit(cold=True)
 def grow(k, a, need):
-    """Have ``need`` bytes free from the block returned to the end tag, on no list; 0 when refused.
+    """Extend the pool so that a block of ``need`` bytes reaches to the end tag.
 
-    Memory that follows the pool joins it and its last block; other memory is fenced off from it.
+    Return that block, which is free and on no list, or 0 if the kernel refuses.  Memory adjacent to
+    the pool joins its last free block; a fence separates other memory from the pool.
     """
     old = sbrk(k, 0)
     control = a.control
@@ -311,7 +315,7 @@ def grow(k, a, need):
 def claim(k, a, need):
     """Take a free block of ``need`` bytes or more off its list, or from the kernel.
 
-    Returns its address, 0 when memory is exhausted, and its bytes.
+    Return its address (0 when memory is exhausted) and its size in bytes.
     """
     block = find_fit(k, a, need)
     if block:
@@ -324,9 +328,10 @@ def claim(k, a, need):
 
 @jit
 def carve(k, a, block, size, need, prev_used):
-    """Use ``need`` of the ``size`` bytes at ``block``, on no list, or all if little were left.
+    """Use ``need`` of the ``size`` bytes at ``block``, or all if the rest is too small for a block.
 
-    ``prev_used``: PREV_USED or 0, for its tag.  The block behind already knows of a free one.
+    ``block`` is free and on no list.  ``prev_used``: PREV_USED or 0, for its tag.  The next block's
+    PREV_USED is clear already.
     """
     rest = size - need
     if rest < smallest():
@@ -340,10 +345,13 @@ def carve(k, a, block, size, need, prev_used):
 
 @jit
 def give_block(k, a, block, tag):
-    """Free a used block whose tag is, or would be, ``tag``, merged with its free neighbours."""
+    """Free a used block with the tag ``tag`` and merge it with its free neighbours.
+
+    The tag itself need not be in memory.
+    """
     size = tag & SIZE_MASK
     if not tag & PREV_USED:
-        # The tag outlives the merge, for the sake of a second free.
+        # The tag survives the merge, so that a second free of this block is detected.
         store(k, block, tag & ~USED)
         more = load(k, block - 8)
         block -= more
@@ -362,7 +370,7 @@ def give_block(k, a, block, tag):
 
 @jit
 def shrink_block(k, a, block, tag, need):
-    """Free what a used block has beyond ``need`` bytes, if that makes a block."""
+    """Cut a used block to ``need`` bytes and free the rest, if that is large enough for a block."""
     rest = (tag & SIZE_MASK) - need
     if rest >= smallest():
         store(k, block, tag - rest)
@@ -371,9 +379,9 @@ def shrink_block(k, a, block, tag, need):
 
 @jit
 def extend_block(k, a, block, tag, need):
-    """Grow a used block to ``need`` bytes into what is free behind it, or return False.
+    """Grow a used block to ``need`` bytes into free space after it; return False if it fails.
 
-    The end of the pool is free behind it, too, as long as the break is there.
+    The space after the pool's end counts as free while the break is still there.
     """
     size = tag & SIZE_MASK
     after = block + size
@@ -411,19 +419,19 @@ def malloc(k, a, size):
 
 @jit
 def free(k, a, p):
-    """Give the block back."""
+    """Free the block and merge it with its free neighbours."""
     give_block(k, a, p - TAG, used_tag(k, a, p))
 
 
 @jit
 def usable_size(k, a, p):
-    """The block less its tag."""
+    """Return the bytes of the block after its tag."""
     return (used_tag(k, a, p) & SIZE_MASK) - TAG
 
 
 @jit
 def realloc(k, a, p, size):
-    """Shrink or grow the block where it is, else move it."""
+    """Resize the block in place, else move it."""
     tag = used_tag(k, a, p)
     old = tag & SIZE_MASK
     if size <= MAX_REQUEST:
@@ -438,7 +446,7 @@ def realloc(k, a, p, size):
 
 @jit
 def aligned_alloc(k, a, alignment, size):
-    """Claim a block with room to move up to the alignment; the gap is a free block of its own."""
+    """Claim a block with room for the alignment; the gap before it becomes a free block."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     if size > MAX_REQUEST or alignment > MAX_REQUEST:
@@ -462,7 +470,7 @@ def aligned_alloc(k, a, alignment, size):
 
 @jit
 def trim(k, a):
-    """Give the pages of a free last block back, and the control structure with the last of all."""
+    """Return the pages of a free last block; if no block is used, the whole pool."""
     if a.control == 0 or sbrk(k, 0) != a.end:
         return
     block = last_free(k, a)
@@ -471,7 +479,7 @@ def trim(k, a):
     size = end_tag(a) - block
     list_remove(k, a, block, size)
     if block == first_block(a.control):
-        # All its words are zero again, as those that the kernel will give.
+        # Nothing to reset: all words of an empty control structure are zero, as in fresh memory.
         if sbrk(k, a.control - a.end) >= 0:
             a.control = 0
             a.end = 0
@@ -485,18 +493,18 @@ def trim(k, a):
     list_insert(k, a, block, size)
 
 
-# --- What the heap holds --------------------------------------------------------------------------
+# --- Walk and check -------------------------------------------------------------------------------
 
 
 @jit(inline=True)
 def is_fence(tag):
-    """Whether a tag is a fence or the end tag."""
+    """Return True if a tag is a fence or the end tag."""
     return tag & MAGIC_MASK == 0
 
 
 @jit
 def walk(k, a, rows):
-    """List the control structure, then step from block to block."""
+    """List the control structure, then the blocks in address order."""
     if a.control == 0:
         return 0
     block = first_block(a.control)
@@ -516,7 +524,7 @@ def walk(k, a, rows):
 
 @jit
 def check_list(k, a, index):
-    """Count the blocks of a list; a negative key of CHECKS for what is wrong with it."""
+    """Return the length of a list, or the negative CHECKS key of its first error."""
     count = 0
     before = 0
     block = load(k, head_address(a, index))
@@ -536,9 +544,9 @@ def check_list(k, a, index):
 
 @jit
 def check_lists(k, a):
-    """Count the blocks of all lists; a negative key of CHECKS for what is wrong.
+    """Return the number of blocks on all lists, or the negative CHECKS key of the first error.
 
-    The lists of blocks larger than the pool have bits only: their heads are not looked at.
+    For sizes larger than the pool, only the bits are checked, not the heads.
     """
     count = 0
     largest = list_of(a.end - a.control) >> SLI
@@ -560,7 +568,7 @@ def check_lists(k, a):
 
 @jit
 def check(k, a):
-    """Bit maps agree with the lists, the lists with the tags, and tags with their neighbours."""
+    """Check bit maps against lists, lists against tags, and tags against their neighbours."""
     if a.control == 0 and a.end == 0:
         return 0
     if not 0 < a.control < a.end or a.end > sbrk(k, 0):

@@ -1,7 +1,7 @@
-"""``python -m analysis RESULT_DIRECTORY… -o DIR``: draw the figures of stored results.
+"""``python -m analysis RESULT_DIRECTORY… -o DIR``: draw figures from stored results.
 
-Writes one PNG and one SVG per figure, and ``table.csv`` with a row per run.  Exits with 1 and one
-line on the standard error if a result cannot be drawn; nothing is written then.
+Writes one PNG and one SVG per figure, and ``table.csv`` with a row per run.  If a result cannot be
+drawn, writes nothing, prints one line on standard error and exits with 1.
 """
 
 import argparse
@@ -17,25 +17,25 @@ import pandas as pd
 from analysis import fig_faults, fig_memory, fig_pareto, fig_theory, fig_time, style
 from analysis.load import ResultError, Results, load
 
-#: The figures by name: modules with METRICS and ``draw(results) -> Figure``.
+#: Figures by name: modules with METRICS and ``draw(results) -> Figure``.
 FIGURES: dict[str, ModuleType] = {
     "time": fig_time,
     "memory": fig_memory,
     "pareto": fig_pareto,
     "faults": fig_faults,
 }
-#: Figures of experiments of their own, drawn only when asked for by name.
+#: Figures of special experiments, drawn only if named with --figures.
 ON_REQUEST: dict[str, ModuleType] = {"theory": fig_theory}
 ALL = FIGURES | ON_REQUEST
-#: Which of them show measured time, and which memory over time.
+#: Figures that need measured times, and figures that need timelines.
 TIMED = {"time", "pareto"}
 SAMPLED = {"memory"}
-#: Seconds between lines of progress.
+#: Seconds between progress lines.
 PATIENCE = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     chosen = [name for name in ALL if name in options.figures]
@@ -70,37 +70,37 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RESULT_DIRECTORY",
-        help="a run's directory, or one that holds such directories at any depth",
+        help="directory of a run, or a directory with runs at any depth",
     )
     parser.add_argument(
-        "-o", "--out", required=True, type=Path, metavar="DIR", help="where the figures go"
+        "-o", "--out", required=True, type=Path, metavar="DIR", help="output directory"
     )
     parser.add_argument(
         "--figures",
         type=_figure_names,
         default=list(FIGURES),
         metavar="NAME,…",
-        help=f"which to draw, of {','.join(ALL)} (default: all but {','.join(ON_REQUEST)})",
+        help=f"figures to draw, from {','.join(ALL)} (default: all except {','.join(ON_REQUEST)})",
     )
     parser.add_argument(
         "--gaps",
         action="store_true",
-        help="draw a gap where an allocator was not run on a workload, in place of an error",
+        help="leave a gap where an allocator has no run on a workload, instead of an error",
     )
     return parser
 
 
 def _figure_names(text: str) -> list[str]:
-    """The names in a comma-separated list."""
+    """Return the names in a comma-separated list.  Raises argparse.ArgumentTypeError."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in ALL:
-            raise argparse.ArgumentTypeError(f"no figure {name!r}; there are {', '.join(ALL)}")
+            raise argparse.ArgumentTypeError(f"no figure {name!r}; choose from {', '.join(ALL)}")
     return names
 
 
 def _progress() -> Callable[[str, int, int], None]:
-    """A function that says on the standard error how far the work is, every PATIENCE seconds."""
+    """Return a function that prints progress on standard error, at most every PATIENCE seconds."""
     last = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
@@ -116,7 +116,7 @@ def _progress() -> Callable[[str, int, int], None]:
 def write(
     results: Results, names: Sequence[str], out: Path, report: Callable[[str, int, int], None]
 ) -> list[Path]:
-    """Draw the figures ``names`` and the table into ``out``: all of them, or none on an error."""
+    """Write the figures ``names`` and the table to ``out``; write nothing if one fails."""
     out = out.absolute()
     parent = next(path for path in out.parents if path.exists())
     with (
@@ -132,7 +132,7 @@ def write(
 
 
 def table(results: Results) -> pd.DataFrame:
-    """A row per run, skipped ones included: ``Results.runs`` with the reason of ``skipped``."""
+    """Return one row per run, including skipped ones: ``Results.runs`` and ``skipped``."""
     return pd.concat([results.runs, results.skipped], ignore_index=True)
 
 

@@ -8,8 +8,8 @@ from analysis import spread, style
 from analysis.load import Results
 from benchmarks.replay.metrics import BY_NAME, CALLS, FAULTS
 
-#: Metrics that the figure reads: the parts of the totals, and the faults of real libraries, whose
-#: kind nobody tells.  Calls that failed are no kind of their own.
+#: Metrics that the figure reads: faults by cause, system calls by kind, and the total of faults for
+#: real libraries, whose faults are not split by cause.  Failed calls have no column.
 METRICS = tuple(metric.name for metric in (*FAULTS, *CALLS))
 
 #: Width of a panel in inches.
@@ -17,15 +17,15 @@ WIDTH = 1.5
 
 
 def draw(results: Results) -> Figure:
-    """A row of panels per workload, a column per cause or kind, in each a row per allocator.
+    """Draw a row of panels per workload and a column per cause or kind, with a row per allocator.
 
-    From ``results.runs`` label, workload, seed and METRICS (counts).  What never occurs has no
-    column, and the faults in all have one only where a real library is shown.  A column has dots
-    on a logarithmic axis in place of bars where an allocator's count is more than style.WIDE_RANGE
+    Reads label, workload, seed and METRICS (counts) from ``results.runs``.  A metric that is always
+    zero has no column, and total faults have one only if there is a real library.  A column has
+    dots on a logarithmic axis instead of bars if an allocator's count exceeds style.WIDE_RANGE
     times another's on the same workload.
     """
     labels, workloads, runs = results.labels, results.workloads, results.runs
-    whole = "faults"  # of which the kinds are known, but for real libraries
+    whole = "faults"  # split by cause, except for real libraries
     real = bool(runs[f"{whole}_write"].isna().any())
     known = [name for name in METRICS if runs[name].notna().any() and (real or name != whole)]
     names = [name for name in known if (runs[name] > 0).any()] or known
@@ -48,13 +48,13 @@ def draw(results: Results) -> Figure:
             ax.set(title="" if i else name, xlabel="")
             if j == 0:
                 ax.set_ylabel(style.wrapped(workload), fontweight="bold")
-        ax.set_xlabel(BY_NAME[name].unit + (", logarithmic" if log else ""))
+        ax.set_xlabel(BY_NAME[name].unit + (", log scale" if log else ""))
     style.caption(
         fig,
-        "Each panel has a scale of its own.",
+        "Each panel has its own scale.",
         "; ".join(f"{n}: {BY_NAME[n].meaning}" for n in names if BY_NAME[n].meaning not in n) + ".",
-        f"None in any run: {', '.join(absent)}." if absent else "",
-        "–: not known of a real library, whose counts may differ from run to run." if real else "",
+        f"Zero in every run: {', '.join(absent)}." if absent else "",
+        "–: unknown for a real library, whose counts may vary between runs." if real else "",
         spread.describe_counts(runs),
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
@@ -72,10 +72,10 @@ def _panel(
     log: bool,
     spelled: bool,
 ) -> None:
-    """One workload and metric: marks, and right of each its mean.
+    """Draw one workload and metric: a mark per label, and its mean as text to the right.
 
-    Labels with a note have it in the note's colour and, if ``spelled``, followed by the note.  On a
-    logarithmic axis a count of zero has no mark, and is written at the left edge.
+    Labels with a note have the mean in the note's colour and, if ``spelled``, followed by the note.
+    On a logarithmic axis a count of zero has no mark, and its text is at the left edge.
     """
     means = runs.groupby("label")[name].mean()
     texts = {label: style.short(mean) for label, mean in means.items()}

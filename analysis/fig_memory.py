@@ -12,13 +12,13 @@ from matplotlib.patches import Patch
 from analysis import style
 from analysis.load import Results
 
-#: Metrics that the figure reads beside the timelines.
+#: Metrics that the figure reads in addition to the timelines.
 METRICS = ()
-#: Panels side by side; more allocators wrap.
+#: Maximum number of panels side by side; more allocators wrap.
 MOST_COLUMNS = 6
-#: What is drawn, in bytes.
+#: Series that are drawn, bytes.
 SERIES = ["live", "heap", "rss"]
-#: Decades that a logarithmic axis shows below the smallest of the series' peaks.
+#: Decades of a logarithmic axis below the smallest peak of any series.
 DECADES_BELOW = 1.5
 AREA = {"color": "0.84", "linewidth": 0}
 LIVE = {"color": "0.55", "linewidth": 1.0}
@@ -27,15 +27,15 @@ RSS = {"color": "0.1", "linewidth": 0.9, "linestyle": (0, (3, 1.5))}
 
 
 def draw(results: Results) -> Figure:
-    """A panel per workload and allocator; the panels of a workload share their axes.
+    """Draw a panel per workload and allocator; the panels of a workload share their axes.
 
-    From ``results.timelines`` label, workload, seed, event, live, heap and rss (bytes).  Live is a
-    grey area, heap a line in the label's colour, RSS a dark dashed one.  Where one series' peak is
-    more than style.WIDE_RANGE times another's, the panels of that workload are logarithmic.
+    Reads label, workload, seed, event, live, heap and rss (bytes) from ``results.timelines``.  Live
+    is a grey area, heap a line in the label's colour, RSS a dark dashed line.  If one series' peak
+    exceeds style.WIDE_RANGE times another's, the panels of that workload are logarithmic.
     """
     labels, workloads = results.labels, results.workloads
     looks = style.looks(labels)
-    block = math.ceil(len(labels) / MOST_COLUMNS)  # rows of panels that a workload takes
+    block = math.ceil(len(labels) / MOST_COLUMNS)  # rows of panels per workload
     columns = math.ceil(len(labels) / block)
     rows = block * len(workloads)
     width = max(1.2 + 1.9 * columns, style.LEAST_WIDTH)
@@ -74,7 +74,7 @@ def draw(results: Results) -> Figure:
     style.caption(
         fig,
         _describe_seeds(results.timelines),
-        "Samples over time; the exact peaks are in table.csv.",
+        "Curves connect samples; the exact peaks are in table.csv.",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
     )
@@ -82,7 +82,7 @@ def draw(results: Results) -> Figure:
 
 
 def _lines(ax: Axes, cell: pd.DataFrame, workload: pd.DataFrame, color: str) -> None:
-    """Draw one ``cell`` on axes that suit all timelines of its ``workload``."""
+    """Draw one ``cell``, on axes that fit all timelines of its ``workload``."""
     peaks = workload.groupby("label")[SERIES].max()
     top = peaks.max(axis=None)
     log = style.is_wide(peaks.to_numpy().flat)
@@ -98,13 +98,16 @@ def _lines(ax: Axes, cell: pd.DataFrame, workload: pd.DataFrame, color: str) -> 
         style.set_range(ax.yaxis, low / divisor, 2 * top / divisor, log=True, ticks=4)
     else:
         style.set_range(ax.yaxis, 0, 1.06 * max(top, 1) / divisor, ticks=4)
-    ax.set(xlabel="", ylabel=f"{unit}, logarithmic" if log else unit)
+    ax.set(xlabel="", ylabel=f"{unit}, log scale" if log else unit)
     sns.despine(ax=ax)
 
 
 def _describe_seeds(timelines: pd.DataFrame) -> str:
-    """The sentence of a caption that says which seed is drawn."""
+    """Return the caption sentence that states which seed is drawn."""
     seeds = sorted(timelines["seed"].unique())
     if len(seeds) == 1:
-        return f"One run each, of seed {seeds[0]}."
-    return f"One run each, of its lowest seed ({seeds[0]} to {seeds[-1]}); none is common to all."
+        return f"One run per panel, with seed {seeds[0]}."
+    return (
+        f"One run per panel, with its lowest seed ({seeds[0]} to {seeds[-1]}): no seed is common "
+        "to all."
+    )

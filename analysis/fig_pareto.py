@@ -1,4 +1,4 @@
-"""Time against memory, with the Pareto front, for each workload."""
+"""Time against memory for each workload, with the Pareto front."""
 
 import textwrap
 
@@ -15,28 +15,28 @@ from analysis import spread, style
 from analysis.load import ResultError, Results
 from benchmarks.replay.metrics import BY_NAME
 
-#: Metrics that the figure reads beside the timed values.
+#: Metrics that the figure reads in addition to the timed values.
 METRICS = ("peak_heap", "peak_live")
-#: Panels side by side.
+#: Maximum number of panels side by side.
 MOST_COLUMNS = 3
-#: Largest over smallest value from which an axis is logarithmic: points need no zero.
+#: Ratio of largest to smallest value above which an axis is logarithmic; points need no zero.
 LOG_RANGE = 10.0
 FRONT = {"color": "0.45", "linewidth": 1.0, "linestyle": (0, (4, 2)), "zorder": 2}
-#: A ring around the points of the front.
+#: Ring around the points of the front.
 RING = {"marker": "o", "markersize": 13.0, "markerfacecolor": "none", "markeredgecolor": "0.45"}
 HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1.3}
 
 
 def draw(results: Results) -> Figure:
-    """A panel per workload with a point per allocator; lower left is better.
+    """Draw a panel per workload with a point per allocator; lower left is better.
 
-    From ``results.runs`` label, workload, status, peak_heap and peak_live (bytes), whose ratio is
-    averaged over seeds; from ``results.times`` label, workload, seed and ns_per_op (ns).  Cells
-    that ran out of memory are hollow and outside the front: they did less work.
+    Reads label, workload, status, peak_heap and peak_live (bytes), whose ratio is averaged over
+    seeds, from ``results.runs``; label, workload, seed and ns_per_op (ns) from ``results.times``.
+    Cells that ran out of memory are hollow and excluded from the front: they did less work.
     """
     labels, workloads = results.labels, results.workloads
     for run in results.runs[results.runs["peak_live"] <= 0].itertuples():
-        raise ResultError(f"{run.directory}: peak_live is 0: there is no memory to compare with")
+        raise ResultError(f"{run.directory}: peak_live is 0, so the memory ratio is undefined")
     ratios = results.runs.assign(ratio=results.runs["peak_heap"] / results.runs["peak_live"])
     observed = spread.time_observations(results.times)
     legend = max(style.names_width(labels), 1.9)
@@ -65,10 +65,10 @@ def draw(results: Results) -> Figure:
     fig.legend(handles=_legend(labels, bool(results.out_of_memory())), loc="outside right upper")
     style.caption(
         fig,
-        "Lower left is better; on the Pareto front are the allocators that no other one matches in "
-        "both and beats in one.",
+        "Lower left is better. For an allocator on the Pareto front, no other one is at least as "
+        "good in both and better in one.",
         f"Vertical whiskers: {spread.describe_time(observed)}",
-        "Horizontal whiskers: the same of the ratio." if "seeds" in set(observed["over"]) else "",
+        "Horizontal whiskers: the same for the ratio." if "seeds" in set(observed["over"]) else "",
         style.HIDDEN,
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
@@ -77,9 +77,9 @@ def draw(results: Results) -> Figure:
 
 
 def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``points`` (x and y, less is better) that no other dominates, by rising x.
+    """Return the rows of ``points`` (x and y, less is better) that no other dominates, sorted by x.
 
-    A row is dominated by one that is no worse in both and better in one.
+    A row dominates another if it is no worse in both coordinates and better in one.
     """
     x, y = points["x"].to_numpy(), points["y"].to_numpy()
     worse_or_equal = (x[:, None] >= x) & (y[:, None] >= y)
@@ -90,10 +90,10 @@ def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
 def _panel(
     ax: Axes, ratios: SeriesGroupBy, times: SeriesGroupBy, labels: list[str], oom: set[str]
 ) -> tuple[list[float], list[float]]:
-    """One workload: the mean of each label with its intervals, and the front.
+    """Draw one workload: the mean of each label with its intervals, and the front.
 
-    ``ratios`` and ``times`` (ns) are observations by label; ``oom`` are labels without memory.
-    Returns what is drawn along x and along y.
+    ``ratios`` and ``times`` (ns): observations by label; ``oom``: labels that ran out of memory.
+    Return the values drawn along x and along y.
     """
     points = pd.DataFrame({"x": ratios.mean(), "y": times.mean()})
     front = pareto_front(points.drop(index=list(oom)))
@@ -116,7 +116,7 @@ def _panel(
 
 
 def _scale(axes: list[Axis], values: list[list[float]]) -> str:
-    """Scale the panels' x- or y-axes alike for each one's values; returns what to say of it."""
+    """Set the ranges of the panels' x- or y-axes, all with one scale; return the label suffix."""
     log = any(style.is_wide(mine, LOG_RANGE) for mine in values)
     for axis, mine in zip(axes, values, strict=True):
         low, high = np.nanmin(mine), np.nanmax(mine)
@@ -126,11 +126,11 @@ def _scale(axes: list[Axis], values: list[list[float]]) -> str:
         else:
             room = 0.15 * (high - low) or 0.15 * high
             style.set_range(axis, max(low - room, 0), high + room)
-    return ", logarithmic" if log else ""
+    return ", log scale" if log else ""
 
 
 def _legend(labels: list[str], oom: bool) -> list[Line2D]:
-    """A handle per label, and those of the front."""
+    """Return a handle per label, and handles for the front, the whiskers and hollow points."""
     looks = style.looks(labels)
     handles = [
         Line2D(

@@ -1,13 +1,13 @@
-"""``python -m analysis.fig_synth RESULT_DIRECTORY… -o OUT``: draw how true synthetic traces are.
+"""``python -m analysis.fig_synth RESULT_DIRECTORY… -o OUT``: draw synthetic against real traces.
 
-Draws memory and faults of ``workload=synth`` over those of ``workload=trace`` of the same file, and
-the same for the null model, ``workload.shuffle=true``, from results of all three; two sweeps leave
-them:
+Draws memory and faults under ``workload=synth`` relative to ``workload=trace`` for the same file,
+and the same for the null model, ``workload.shuffle=true``.  Needs results of all three, from two
+sweeps:
 
     python bench.py -m experiment=synth
     python bench.py -m experiment=synth workload=synth workload.shuffle=true
 
-Exits with 1 and one line on the standard error when it cannot be drawn.
+On an error, prints one line on standard error and exits with 1.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 from analysis import style
 from analysis.load import ResultError, Results, load
 
-#: What is compared, and how rows are named.
+#: Metrics that are compared, and the names of their rows.
 METRICS = {
     "peak_heap": "peak heap",
     "mean_heap": "mean heap",
@@ -35,12 +35,12 @@ METRICS = {
     "mean_rss": "mean RSS",
     "faults": "page faults",
 }
-#: Ratios from 1 / (1 + BAND) to 1 + BAND count as true.
+#: Half-width of the band of good agreement, from 1 / (1 + BAND) to 1 + BAND.
 BAND = 0.1
-#: Labels of a trace, and of models of one; a trace that is shipped is called by its name alone.
+#: Labels of a trace and of its models; the label of a shipped trace is only its name.
 _ORIGINAL = re.compile(r"(?:trace\()?([^,()]+)\)?")
 _MODEL = re.compile(r"synth\(([^,()]+)(, shuffle=true)?\)")
-#: What the two models are called and how they look.
+#: Legend label, colour and marker of the two models.
 KINDS = {
     "synth": ("synthetic: sizes, lifetimes and phases of the trace", style.PALETTE[0], "o"),
     "null": ("null model: lifetimes shuffled", style.PALETTE[5], "D"),
@@ -49,9 +49,9 @@ ROW = 0.155
 
 
 def ratios(results: Results) -> pd.DataFrame:
-    """A row per trace, label, kind (a key of KINDS), seed and metric: ``ratio`` to the original.
+    """Return a row per trace, label, kind (a key of KINDS), seed and metric, with its ``ratio``.
 
-    Raises ResultError when an original or a model is missing.
+    The ratio is to the original trace.  Raises ResultError if an original or a model is missing.
     """
     runs = results.runs.copy()
     named = [_named(run) for run in runs.itertuples()]
@@ -66,29 +66,31 @@ def ratios(results: Results) -> pd.DataFrame:
         for trace in sorted(long["trace"].unique()):
             if not ((models["trace"] == trace) & (models["kind"] == kind)).any():
                 what = "shuffle=true" if kind == "null" else "its default settings"
-                raise ResultError(f"no run of synth of {trace} with {what}")
+                raise ResultError(f"no run of workload synth for {trace} with {what}")
     models = models.join(original.rename("original"), on=cells)
     for row in models[models["original"].isna()].itertuples():
-        raise ResultError(f"no run of {row.label} on the trace {row.trace} itself")
+        raise ResultError(f"no run of {row.label} on the original trace {row.trace}")
     for row in models[(models["original"] <= 0) | (models["value"] <= 0)].itertuples():
-        raise ResultError(f"{row.label} on {row.trace}: {row.metric} is 0: no ratio can be drawn")
+        raise ResultError(f"{row.label} on {row.trace}: {row.metric} is 0, so it has no ratio")
     models["ratio"] = models["value"] / models["original"]
     return models
 
 
 def _named(run: Any) -> tuple[str, str]:
-    """The trace that a run is about, and whether it is the "original" or a key of KINDS."""
+    """Return the trace of a run, and "original" or a key of KINDS.  Raises ResultError."""
     model = _MODEL.fullmatch(run.workload)
     if model:
         return model[1], "null" if model[2] else "synth"
     original = _ORIGINAL.fullmatch(run.workload)
     if run.workload_name != "trace" or not original:
-        raise ResultError(f"{run.directory}: {run.workload} is no trace and no model of one")
+        raise ResultError(
+            f"{run.directory}: {run.workload} is neither a trace nor a synthetic trace"
+        )
     return original[1], "original"
 
 
 def draw(results: Results) -> Figure:
-    """A panel per trace, with a row per allocator and metric; all panels share their axis."""
+    """Draw a panel per trace, with a row per allocator and metric; all panels share their axis."""
     frame = ratios(results)
     traces, labels = sorted(frame["trace"].unique()), results.labels
     rows = [(label, metric) for label in labels for metric in METRICS]
@@ -101,7 +103,7 @@ def draw(results: Results) -> Figure:
         _panel(ax, frame[frame["trace"] == trace], rows)
         style.set_range(ax.xaxis, low / 1.15, high * 1.15, log=True)
         ax.set_title(trace)
-    style.label_bottom(axes, "ratio to the trace itself, logarithmic")
+    style.label_bottom(axes, "ratio to the original trace (log scale)")
     fig.legend(
         handles=[
             *(
@@ -115,8 +117,8 @@ def draw(results: Results) -> Figure:
     )
     style.caption(
         fig,
-        f"A point per seed ({', '.join(str(seed) for seed in sorted(frame['seed'].unique()))}).",
-        "The traces themselves know no seed.",
+        f"One point per seed ({', '.join(str(seed) for seed in sorted(frame['seed'].unique()))}).",
+        "The original traces do not depend on the seed.",
         style.describe_conditions(results.conditions),
     )
     return fig
@@ -153,9 +155,10 @@ def _panel(ax: Axes, frame: pd.DataFrame, rows: list[tuple[str, str]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.fig_synth", description="Draw how true synthetic traces are."
+        prog="python -m analysis.fig_synth",
+        description="Draw memory and faults of synthetic traces relative to the original traces.",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT_DIRECTORY")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")

@@ -1,6 +1,6 @@
-"""What theory says of placement policies, and what ours did.
+"""Bounds of theory on placement policies, against the results of the allocators here.
 
-Drawn only when asked for, from the sweeps of three experiments together:
+Drawn only if named with --figures, from the sweeps of three experiments together:
 
     python bench.py -m experiment=theory
     python bench.py -m experiment=theory_adversary
@@ -25,21 +25,21 @@ from analysis.load import ResultError, Results
 METRICS = ("peak_heap", "peak_live")
 #: Workloads of the panels.
 NO_REUSE, ADVERSARY, ROUNDING = "ffworst", "robson", "churn"
-#: Lines of theory, and the area between two of them.
+#: Theoretical curves, and the area between two of them.
 THEORY = {"color": "0.35", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 2}
 BAND = {"color": "0.9", "linewidth": 0, "zorder": 0}
-#: Binary buddy allocates between these multiples of what is asked.
+#: Expected range of binary buddy's memory, as a multiple of the requested bytes.
 LEAST, MOST = 4 / 3, 3 / 2
 #: Text beside a line.
 NOTE = {"fontsize": 7.5, "color": style.NEUTRAL}
 
 
 def draw(results: Results) -> Figure:
-    """Three panels, from ``results.runs``: peak_heap and peak_live (bytes), and the settings.
+    """Draw three panels from peak_heap and peak_live (bytes) in ``results.runs``, and the settings.
 
-    Left, ffworst: largest heap over largest live by round.  Middle, the adversary that sees
-    addresses: largest heap over its budget by doublings of the block size.  Right, sizes smooth on
-    a logarithmic scale: largest heap over largest live by doublings of the size.
+    Left, ffworst: peak heap over peak live, by round.  Middle, the adversary that sees addresses:
+    peak heap over its budget, by doublings of the block size.  Right, log-uniform sizes: peak heap
+    over peak live, by doublings of the size.
     """
     runs = _described(results)
     panels = {NO_REUSE: _no_reuse, ADVERSARY: _adversary, ROUNDING: _rounding}
@@ -47,7 +47,7 @@ def draw(results: Results) -> Figure:
     if missing:
         raise ResultError(
             f"no result of {', '.join(missing)}: the figure theory needs the sweeps of the "
-            "experiments theory, theory_adversary and theory_rounding"
+            "experiments theory, theory_adversary and theory_rounding; give all three"
         )
     fig = Figure(figsize=(10.2, 4.1), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False).flat
@@ -57,13 +57,13 @@ def draw(results: Results) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
     style.caption(
         fig,
-        "Left: blocks of doubling sizes, every other survivor freed; reuse is impossible, but what "
-        "is larger than an allocator's threshold (dotted) goes back to the kernel when freed.",
-        "Middle: n is the largest block in units of the smallest, M the adversary's budget; some "
-        "program extorts the lower line from any policy, and first fit never needs more than the "
-        "upper one.",
-        f"Right: nothing is freed; rounding up to powers of two costs {LEAST:.2f} to {MOST:.2f} "
-        "times what is asked, 2 ln 2 over whole doublings.",
+        "Left: block sizes double and every other survivor is freed, so no freed block can be "
+        "reused; blocks above an allocator's mmap threshold (dotted) are unmapped when freed.",
+        "Middle: n is the largest block in units of the smallest, M the adversary's limit on live "
+        "bytes; for any policy some program forces at least the lower line, and first fit never "
+        "exceeds the upper one.",
+        "Right: nothing is freed; rounding up to powers of two multiplies the requested bytes by "
+        f"{LEAST:.2f} to {MOST:.2f}, on average by 2 ln 2 over whole doublings.",
         style.describe_cells(results) if results.out_of_memory() else "",
         style.describe_conditions(results.conditions),
     )
@@ -71,7 +71,7 @@ def draw(results: Results) -> Figure:
 
 
 def _described(results: Results) -> pd.DataFrame:
-    """The runs, each with the settings of its allocator and its workload."""
+    """Return the runs, each with the settings of its allocator and its workload."""
     runs = results.runs.copy()
     settings = [_settings(Path(directory)) for directory in runs["directory"]]
     runs["allocator_settings"] = [one["allocator"] for one in settings]
@@ -80,7 +80,7 @@ def _described(results: Results) -> pd.DataFrame:
 
 
 def _settings(directory: Path) -> dict[str, dict[str, Any]]:
-    """The sections allocator and workload of a run's config.yaml."""
+    """Return the sections allocator and workload of a run's config.yaml.  Raises ResultError."""
     path = directory / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -88,16 +88,16 @@ def _settings(directory: Path) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, yaml.YAMLError):
-        raise ResultError(f"{path}: no configuration of a run") from None
+        raise ResultError(f"{path}: not the configuration of a run") from None
 
 
 def without_reuse(rounds: np.ndarray) -> np.ndarray:
-    """Largest heap over largest live after ``rounds`` of ffworst, (n,), if nothing is reused."""
+    """Return peak heap over peak live after ``rounds`` of ffworst, (n,), if nothing is reused."""
     return rounds / (2 - 2.0 ** (1 - rounds))
 
 
 def first_fit_at_most(doublings: np.ndarray) -> np.ndarray:
-    """Heap over M that address-ordered first fit never exceeds, (n,): H(2**doublings) / ln 2.
+    """Return address-ordered first fit's upper bound on heap over M, (n,): H(2**doublings) / ln 2.
 
     Knuth, TAOCP 1, exercise 2.5-43, after Robson 1977.
     """
@@ -105,7 +105,7 @@ def first_fit_at_most(doublings: np.ndarray) -> np.ndarray:
 
 
 def _line(ax: Axes, x: pd.Series, y: pd.Series, color: str, marker: str, name: str) -> None:
-    """Points in the order of ``x``, joined by a line."""
+    """Draw points, joined by a line in the order of ``x``."""
     order = np.argsort(x.to_numpy(), kind="stable")
     x, y = x.to_numpy()[order], y.to_numpy()[order]
     look = style.DOT | {"markersize": 5.5}
@@ -122,12 +122,12 @@ def _note(ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, floa
 
 
 def _setting(runs: pd.DataFrame, name: str) -> pd.Series:
-    """A setting of each run's workload."""
+    """Return a setting of each run's workload."""
     return runs["workload_settings"].map(lambda settings: settings[name])
 
 
 def _no_reuse(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    """Ffworst: what no reuse costs, and where allocators give blocks back."""
+    """Draw ffworst: the cost of no reuse, and the sizes from which allocators unmap blocks."""
     smallest = int(_setting(runs, "smallest").min())
     every = np.arange(1, _setting(runs, "rounds").max() + 1)
     theory = without_reuse(every)
@@ -135,9 +135,9 @@ def _no_reuse(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> Non
         look, ratio = looks[label], mine["peak_heap"] / mine["peak_live"]
         _line(ax, _setting(mine, "rounds"), ratio, look.color, look.marker, label)
         threshold = mine["allocator_settings"].iloc[0].get("mmap_threshold", 0)
-        if threshold:  # behind the last round whose blocks are no larger
-            behind = math.floor(math.log2(threshold / smallest)) + 1.5
-            ax.vlines(behind, 0, theory[-1] / 1.3, color=look.color, lw=0.9, ls=":", zorder=1)
+        if threshold:  # a line after the last round whose blocks do not exceed it
+            last = math.floor(math.log2(threshold / smallest)) + 1.5
+            ax.vlines(last, 0, theory[-1] / 1.3, color=look.color, lw=0.9, ls=":", zorder=1)
     ax.plot(every, theory, **THEORY | {"zorder": 5})
     _note(ax, "no reuse: k / (2 − 2$^{1−k}$)", (every[-1], theory[-1]), (-2, 9))
     _legend(ax)
@@ -146,12 +146,12 @@ def _no_reuse(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     ax.set(
         title="ffworst",
         xlabel=f"round k: blocks of {smallest // 1024} KiB · 2$^{{k−1}}$",
-        ylabel="largest heap / largest live",
+        ylabel="peak heap / peak live",
     )
 
 
 def _adversary(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    """Robson's adversary: first fit between the bounds."""
+    """Draw Robson's adversary: first fit between the two bounds."""
     unit, budget = (int(_setting(runs, name).min()) for name in ("unit", "budget"))
     steps = _setting(runs, "steps")
     for i, (number, mine) in enumerate(runs.groupby(steps)):
@@ -165,22 +165,22 @@ def _adversary(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> No
     ax.fill_between(every, lower, upper, **BAND)
     for bound in (lower, upper):
         ax.plot(every, bound, **THEORY | {"zorder": 5})
-    _note(ax, "first fit at most:\nM H$_n$ / ln 2 ≈ M log$_2$ n", (last, upper[-1]), (-12, 7))
-    _note(ax, "any policy at least:\n½ M log$_2$ n + M − n", (last, lower[-1]), (0, -38))
+    _note(ax, "first fit, upper bound:\nM H$_n$ / ln 2 ≈ M log$_2$ n", (last, upper[-1]), (-12, 7))
+    _note(ax, "any policy, lower bound:\n½ M log$_2$ n + M − n", (last, lower[-1]), (0, -38))
     _legend(ax)
     style.set_range(ax.xaxis, 0, last + 0.5)
     ax.set_xticks(every[::2])
     style.set_range(ax.yaxis, 0, 1.5 * upper[-1])
     allocators = ", ".join(sorted(runs["allocator"].unique()))
     ax.set(
-        title=f"an adversary that sees addresses: {allocators}",
+        title=f"adversary that sees addresses: {allocators}",
         xlabel="log$_2$ n",
-        ylabel="largest heap / M",
+        ylabel="peak heap / M",
     )
 
 
 def _rounding(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    """Binary rounding of sizes that are smooth on a logarithmic scale."""
+    """Draw the cost of rounding log-uniform sizes up to powers of two."""
     smallest = int(_setting(runs, "sizes").map(lambda sizes: sizes["low"]).min())
     end = 0.5
     for label, mine in runs.groupby("label"):
@@ -196,7 +196,7 @@ def _rounding(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     style.set_range(ax.xaxis, 0.5, end)
     style.set_range(ax.yaxis, 1, 1.7)
     ax.set(
-        title="sizes smooth on a log scale",
+        title="log-uniform sizes",
         xlabel=f"doublings from {smallest // 1024} KiB to the largest size",
-        ylabel="largest heap / largest live",
+        ylabel="peak heap / peak live",
     )

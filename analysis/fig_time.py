@@ -11,7 +11,7 @@ from analysis import spread, style
 from analysis.load import Results
 from benchmarks.replay.metrics import BY_NAME
 
-#: Metrics that the figure reads beside the timed values.
+#: Metrics that the figure reads in addition to the timed values.
 METRICS = ("kernel_ns_per_op",)
 #: Panels side by side, and the width of one in inches.
 MOST_COLUMNS = 3
@@ -19,13 +19,13 @@ WIDTH = 2.6
 
 
 def draw(results: Results) -> Figure:
-    """A panel per workload, a row per allocator: measured time, and the modelled kernel time on it.
+    """Draw a panel per workload, a row per allocator: measured time plus modelled kernel time.
 
-    From ``results.times`` label, workload, seed and ns_per_op (ns); from ``results.runs`` label,
-    workload and kernel_ns_per_op (ns), averaged over seeds.  Bars start at zero; where one would
-    be more than style.WIDE_RANGE times another of its panel, dots on a logarithmic axis replace
-    them in all panels, because a bar has no honest foot there.  A real library (NaN for
-    kernel_ns_per_op) is marked: its kernel work is in what was measured.
+    Reads label, workload, seed and ns_per_op (ns) from ``results.times``; label, workload and
+    kernel_ns_per_op (ns), averaged over seeds, from ``results.runs``.  Bars start at zero.  If a
+    bar were more than style.WIDE_RANGE times another in its panel, dots on a logarithmic axis
+    replace the bars in all panels, since a logarithmic axis has no zero.  A real library (NaN for
+    kernel_ns_per_op) is marked: its measured time includes kernel time.
     """
     labels, workloads = results.labels, results.workloads
     observed = spread.time_observations(results.times)
@@ -64,13 +64,13 @@ def draw(results: Results) -> Figure:
         style.name_rows(ax, labels, named=ax.get_subplotspec().is_first_col())
         ax.set(title=style.wrapped(workload), xlabel="")
     unit = BY_NAME["ns_per_op"].unit
-    style.label_bottom(axes, f"time per operation ({unit}{', logarithmic' if log else ''})")
+    style.label_bottom(axes, f"time per operation ({unit}{', log scale' if log else ''})")
     fig.legend(handles=_legend(log, observed), loc="outside upper left", ncols=2)
     style.caption(
         fig,
-        f"Whiskers, of the measured part: {spread.describe_time(observed)}",
-        "†: one seed only." if mixed else "",
-        "‡: a real library, whose work in the kernel is in the measured part." if any(real) else "",
+        f"Whiskers (measured part): {spread.describe_time(observed)}",
+        "†: only one seed." if mixed else "",
+        "‡: real library, whose kernel time is part of the measured time." if any(real) else "",
         style.HIDDEN if log else "",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
@@ -79,7 +79,7 @@ def draw(results: Results) -> Figure:
 
 
 def _bars(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
-    """Stacked bars of one workload: measured in the label's colour, kernel in its tint."""
+    """Draw stacked bars for one workload: measured in the label's colour, kernel in its tint."""
     style.bars(ax, points, "ns_per_op", labels)
     for label, mean in means.iterrows():
         tint = style.tint(style.looks(labels)[label].color)
@@ -90,7 +90,7 @@ def _bars(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]
 
 
 def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
-    """Dots of one workload: full where measured time ends, hollow where the sum ends."""
+    """Draw dots for one workload: filled for measured time, hollow for the sum with the kernel."""
     for label, mean in means.iterrows():
         look, row = style.looks(labels)[label], labels.index(label)
         ax.plot([mean["measured"], mean["total"]], [row, row], color=look.color, lw=1.2)
@@ -99,7 +99,7 @@ def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]
 
 
 def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
-    """Handles that explain the marks, in a colour that stands for no allocator."""
+    """Return the legend handles, in a colour that belongs to no allocator."""
     neutral = style.NEUTRAL
     measured, kernel = BY_NAME["ns_per_op"].meaning, BY_NAME["kernel_ns_per_op"].meaning
     if log:

@@ -1,7 +1,8 @@
 """``python -m analysis.fig_trace INFO.json -o OUT``: draw a trace in four panels.
 
-INFO.json is what ``python -m benchmarks.trace info FILE --json`` prints, which draws this figure
-itself with ``--plot``.  Exits with 1 and one line on the standard error when it cannot be drawn.
+INFO.json is the output of ``python -m benchmarks.trace info FILE --json``; the same command draws
+this figure directly with ``--plot``.  On an error, prints one line on standard error and exits with
+1.
 """
 
 import argparse
@@ -19,19 +20,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis import style
 
-#: Colours of what is counted by objects or requests, and of what is counted by bytes.
+#: Colours for numbers of objects or requests, and for bytes.
 COUNT, BYTES = style.PALETTE[0], style.PALETTE[1]
-#: Threads with a row of their own; the rest share one.
+#: Threads that have their own row; the others share one.
 MOST_THREADS = 9
-#: Inches, width and height.
+#: Width and height, inches.
 SIZE = (8.6, 6.4)
 LINE = {"linewidth": 1.7}
-#: Width of one of two bars side by side.
+#: Width of each of two bars side by side.
 BAR = 0.4
 
 
 def draw(about: Mapping[str, Any]) -> Figure:
-    """Live bytes over time, sizes, lifetimes and threads of the trace that ``about`` describes."""
+    """Draw live bytes over time, sizes, lifetimes and threads; ``about`` describes the trace."""
     fig = Figure(figsize=SIZE, layout="constrained")
     (live, sizes), (lifetimes, threads) = fig.subplots(2, 2)
     _draw_live(live, about)
@@ -42,8 +43,8 @@ def draw(about: Mapping[str, Any]) -> Figure:
         sns.despine(ax=ax)
     fig.legend(
         handles=[
-            Line2D([], [], color=COUNT, **LINE, label="by objects or requests"),
-            Line2D([], [], color=BYTES, **LINE, label="by bytes"),
+            Line2D([], [], color=COUNT, **LINE, label="number of objects or requests"),
+            Line2D([], [], color=BYTES, **LINE, label="bytes"),
         ],
         loc="outside upper right",
         ncols=2,
@@ -51,12 +52,12 @@ def draw(about: Mapping[str, Any]) -> Figure:
     fig.suptitle(Path(about["file"]).name, x=0.01, ha="left", fontsize=10, fontweight="bold")
     style.caption(
         fig,
-        f"{about['events']:,} events, threads: {about['threads']:,}, "
-        f"{_spell(about['allocated_bytes'])} allocated in all, {_spell(about['peak_live_bytes'])} "
-        "live at most.",
-        "Sizes: powers of two, each with what exceeds the one before.",
-        "Lifetimes end with the free, not with a realloc; what is alive at the end counts among "
-        "all, so that its curve stays below 100 % by that share.",
+        f"{about['events']:,} events; threads: {about['threads']:,}; "
+        f"{_spell(about['allocated_bytes'])} allocated in total, peak live "
+        f"{_spell(about['peak_live_bytes'])}.",
+        "Sizes: each pair of bars covers sizes up to a power of two and above the previous one.",
+        "A lifetime ends with the free, not with a realloc. Objects live at the end of the trace "
+        "count in the total, so the curves stay below 100 % by their share.",
     )
     return fig
 
@@ -89,11 +90,11 @@ def _draw_sizes(ax: Axes, about: Mapping[str, Any]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda e, _: _size(e)))
     ax.grid(visible=False, axis="x")
-    ax.set(title="Requests by size", xlabel="bytes, at most", ylabel="%")
+    ax.set(title="Requests by size", xlabel="size, up to (bytes)", ylabel="share (%)")
 
 
 def _size(exponent: float) -> str:
-    """2**``exponent`` bytes, in few characters."""
+    """Format 2**``exponent`` bytes in few characters."""
     if exponent < 0 or exponent != int(exponent):
         return ""
     suffixes = ((30, "G"), (20, "M"), (10, "K"), (0, ""))
@@ -114,14 +115,14 @@ def _draw_lifetimes(ax: Axes, about: Mapping[str, Any]) -> None:
     style.set_range(ax.yaxis, 0, 100)
     ax.set(
         title="Lifetimes",
-        xlabel="events of the allocator, logarithmic",
-        ylabel="% of all that live shorter",
+        xlabel="lifetime (allocator events, log scale)",
+        ylabel="cumulative share (%)",
     )
 
 
 def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
     rows = sorted(about["by_thread"], key=lambda row: -row["bytes"])
-    most = len(rows) if len(rows) == MOST_THREADS + 1 else MOST_THREADS  # one has a name
+    most = len(rows) if len(rows) == MOST_THREADS + 1 else MOST_THREADS  # no row for "1 others"
     shown = [(f"{row['thread']}", row["requests"], row["bytes"]) for row in rows[:most]]
     rest = rows[most:]
     if rest:
@@ -142,18 +143,19 @@ def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
     ax.set_ylim(max(len(shown), 4) - 0.5, -0.5)
     style.set_range(ax.xaxis, 0, 100)
     ax.grid(visible=False, axis="y")
-    ax.set(title="Requests by thread", xlabel="%", ylabel="thread")
+    ax.set(title="Requests by thread", xlabel="share (%)", ylabel="thread")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.fig_trace", description="Draw what trace info --json printed."
+        prog="python -m analysis.fig_trace",
+        description="Draw the output of python -m benchmarks.trace info --json.",
     )
     parser.add_argument("info", type=Path, metavar="INFO.json")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
-    reason = style.draw_json(options.info, options.out, draw, "what info --json prints")
+    reason = style.draw_json(options.info, options.out, draw, "the output of trace info --json")
     if reason:
         print(f"fig_trace: {reason}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
-"""``python -m analysis.fig_validate VALIDATION.json -o OUT``: draw the twin beside glibc.
+"""``python -m analysis.fig_validate VALIDATION.json -o OUT``: draw the twin against glibc.
 
-Draws what ``python -m benchmarks.twin.predict`` has written: on the left time, predicted by kind of
-work and as measured; on the right whether memory is the same.  Exits with 1 and one line on the
-standard error when it cannot be drawn.
+Draws the output of ``python -m benchmarks.twin.predict``.  Left: predicted time by kind of work and
+measured time; right: agreement of memory metrics.  On an error, prints one line on standard error
+and exits with 1.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from matplotlib.patches import Patch
 from analysis import style
 
 SCHEMA = 1
-#: Kinds of work that are drawn as one, from the axis outwards, with their colours.
+#: Legend labels of the parts of a bar, from the axis outwards: kinds of work and colour.
 PARTS = {
     "instructions": (("event", "access"), style.PALETTE[4]),
     "caches and TLB": (("l2", "l3", "memory", "tlb", "walk"), style.PALETTE[1]),
-    "wrong guesses": (("wrong",), style.PALETTE[3]),
+    "branch mispredictions": (("wrong",), style.PALETTE[3]),
     "copying": (("line",), style.PALETTE[6]),
     "kernel": (("entry", "kernel"), style.PALETTE[2]),
 }
-#: Columns of memory and their heads.
+#: Metrics in the columns of the memory panel, and their headings.
 MEMORY = {
     "faults": "faults",
     "syscalls_brk": "brk",
@@ -41,15 +41,15 @@ MEMORY = {
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
-    """The figure of what validation.json holds.
+    """Draw the contents of validation.json.
 
-    Raises ValueError, KeyError or TypeError for what is none.
+    Raises ValueError, KeyError or TypeError for any other contents.
     """
     if found["schema"] != SCHEMA:
-        raise ValueError(f"schema {found['schema']}, not {SCHEMA}")
+        raise ValueError(f"schema {found['schema']}, but this version reads schema {SCHEMA}")
     traces = found["traces"]
     if not traces:
-        raise ValueError("no trace in it")
+        raise ValueError("it has no traces")
     names = sorted(traces, key=lambda name: traces[name]["measured_ns"] / traces[name]["events"])
     height = 1.9 + 0.3 * len(names)
     fig = Figure(figsize=(style.LEAST_WIDTH + 1.2, height), layout="constrained")
@@ -57,24 +57,22 @@ def draw(found: Mapping[str, Any]) -> Figure:
     _time(time, names, traces)
     _memory(memory, names, traces)
     handles = [Patch(color=color, label=label) for label, (_, color) in PARTS.items()]
-    handles.append(
-        Line2D([], [], ls="", marker="D", color="0.1", label="measured, all repetitions")
-    )
+    handles.append(Line2D([], [], ls="", marker="D", color="0.1", label="measured, with range"))
     fig.legend(handles=handles, loc="outside upper left", ncols=6, columnspacing=1.2)
-    style.caption(fig, _words(found))
+    style.caption(fig, _caption(found))
     return fig
 
 
-def _words(found: Mapping[str, Any]) -> str:
+def _caption(found: Mapping[str, Any]) -> str:
     error, programs = found["median_error"], found["programs"]
     text = (
-        f"Real glibc and its twin on {len(found['traces'])} traces, {found['repeats']} fresh "
-        f"processes each; touch: {found['touch']}. Prices of steps were fitted on "
-        f"{len(programs)} other programs, those of the kernel's work measured in loops. "
-        f"Time is {100 * error:.1f} % off at the median."
+        f"glibc and its simulated twin on {len(found['traces'])} traces, {found['repeats']} fresh "
+        f"processes per trace; touch: {found['touch']}. The costs of steps were fitted on "
+        f"{len(programs)} other programs, the costs of kernel work measured in loops. "
+        f"Median error of the predicted time: {100 * error:.1f} %."
     )
     if found["reason"]:
-        text += f" This machine's C library is not the twin's: {found['reason']}."
+        text += f" This machine's C library differs from the modelled one: {found['reason']}."
     return text
 
 
@@ -105,7 +103,7 @@ def _time(ax: Axes, names: Sequence[str], traces: Mapping[str, Any]) -> None:
             ax, ends[row], row, f"{100 * error:+.0f} %".replace("-", "−"), color=style.NEUTRAL
         )
     style.set_range(ax.xaxis, 0, 1.15 * ends.max())
-    ax.set(title="Time, predicted and measured", xlabel="ns an event")
+    ax.set(title="Predicted and measured time", xlabel="time per event (ns)")
     style.name_rows(ax, names, named=True)
 
 
@@ -124,7 +122,7 @@ def _memory(ax: Axes, names: Sequence[str], traces: Mapping[str, Any]) -> None:
                 fontweight="normal" if same else "bold",
             )
     ax.set_xlim(-0.6, len(MEMORY) - 0.4)
-    ax.set_title("Memory, twin = real")
+    ax.set_title("Memory: twin against glibc")
     style.name_rows(ax, names, named=False)
     ax.set_xticks(range(len(MEMORY)), list(MEMORY.values()), fontsize=7.5)
     ax.tick_params(length=0)
@@ -133,30 +131,30 @@ def _memory(ax: Axes, names: Sequence[str], traces: Mapping[str, Any]) -> None:
 
 
 def _cell(trace: Mapping[str, Any], metric: str) -> tuple[str, bool]:
-    """What is said of a metric, or of all, and whether both sides agree."""
+    """Return the text for a metric ('': for all metrics), and True if both sides agree."""
     if not metric:
         seen = sum(pair["real"] is not None for pair in trace["memory"].values())
         same = seen - len(trace["differing"])
         return f"{same}/{seen}", same == seen
     twin, real = trace["memory"][metric]["twin"], trace["memory"][metric]["real"]
     if real is None:
-        return "unseen", False
+        return "no data", False
     if twin == real:
         return "=", True
     return f"{100 * (twin / real - 1):+.1g} %" if real else f"{twin:g}, not 0", False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.fig_validate",
-        description="Draw what python -m benchmarks.twin.predict has written.",
+        description="Draw the output of python -m benchmarks.twin.predict.",
     )
     parser.add_argument("validation", type=Path, metavar="VALIDATION.json")
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
     reason = style.draw_json(
-        options.validation, options.out, draw, "what benchmarks.twin.predict writes"
+        options.validation, options.out, draw, "the output of benchmarks.twin.predict"
     )
     if reason:
         print(f"fig_validate: {reason}", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""Read result directories into data frames, and refuse what would make a figure lie.
+"""Read result directories into data frames, and refuse results that would make a figure wrong.
 
-A run directory is one that holds ``run.json``; a sweep directory holds run directories at any
-depth.  Beside ``run.json`` a finished run has ``metrics.json`` (name -> number),
-``timeline.parquet`` (a row per sample) and ``bench.json`` (a pyperf suite, seconds per operation).
+A run directory holds ``run.json``; a sweep directory holds run directories at any depth.  A
+finished run also has ``metrics.json`` (name -> number), ``timeline.parquet`` (a row per sample) and
+``bench.json`` (a pyperf suite, seconds per operation).
 
-Every :class:`ResultError` is one line that names the directory or the file at fault.
+Every :class:`ResultError` is one line that names the directory or file at fault.
 """
 
 import itertools
@@ -22,40 +22,40 @@ import pyperf
 
 from benchmarks.replay.metrics import BY_NAME
 
-#: The version of run.json that is understood.
+#: Version of run.json that this module reads.
 SCHEMA = 2
-#: What a run can end as.  The first two have all their data, the others none that could be drawn.
+#: Statuses of runs with complete data, which are drawn, and all statuses.
 DRAWN = ("ok", "oom")
 STATUSES = (*DRAWN, "failed", "running", "interrupted")
-#: What every run.json says, and with which type; and what one of a drawn run says besides.
+#: Keys and types in every run.json, and additional ones in that of a drawn run.
 REQUIRED = {"allocator": str, "label": str, "workload": str, "workload_label": str}
 REQUIRED_IF_DRAWN = {"seed": int, "touch": str, "page_size": int}
-#: What must agree among runs that share a figure, dots for entries of entries.  ``kernel`` is what
-#: else the memory model was told: limits, costs.  A key that no run has is no condition.
+#: Keys (dots for nested entries) that must agree among runs in one figure.  ``kernel``: the other
+#: settings of the memory model, for example limits and costs.  A key that no run has is ignored.
 CONDITIONS = ("page_size", "touch", "kernel", "versions.model", "machine")
 #: Columns of the timeline that figures draw.
 TIMELINE = ("event", "live", "heap", "rss")
-#: What tells two runs apart.
+#: Columns that identify a run.
 IDENTITY = ["label", "workload", "seed"]
 
 
 class ResultError(ValueError):
-    """Stored results that cannot be drawn; the message names the directory or file and says why."""
+    """Error for results that cannot be drawn; names the directory or file and the reason."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the figures draw.
+    """Input of the figures.
 
     ``runs``: a row per finished run with directory, allocator and workload_name (without settings),
     label and workload (with settings), seed, status, ns_per_op and ns_per_op_sd (mean and standard
     deviation over the timed values in ns; NaN without timing) and a column per metric of
-    metrics.json, in the units of benchmarks.replay.metrics; NaN for what a real library's run
-    cannot tell. ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
+    metrics.json, in the units of benchmarks.replay.metrics; NaN where a real library's run does not
+    have it.  ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
     ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
-    (bytes), of one run per cell. ``skipped``: a row per unfinished run with directory, allocator,
-    workload_name, label, workload, seed, status and reason. ``conditions``: what all runs share,
-    such as the page size.
+    (bytes), for one run per cell.  ``skipped``: a row per unfinished run with directory, allocator,
+    workload_name, label, workload, seed, status and reason.  ``conditions``: values that all runs
+    share, for example the page size.
     """
 
     runs: pd.DataFrame
@@ -75,9 +75,9 @@ class Results:
         return sorted(self.runs["workload"].unique())
 
     def gaps(self) -> dict[tuple[str, str], str]:
-        """Cells (label, workload) without a finished run, and why: a status or "no result".
+        """Return the cells (label, workload) without a finished run: their status or "no result".
 
-        A run that ended before its settings were known is labelled by the names alone.
+        A run that ended before its settings were known has labels without settings.
         """
         allocators = dict(zip(self.runs["label"], self.runs["allocator"], strict=True))
         names = dict(zip(self.runs["workload"], self.runs["workload_name"], strict=True))
@@ -94,7 +94,7 @@ class Results:
         return gaps
 
     def out_of_memory(self) -> dict[tuple[str, str], str]:
-        """Cells (label, workload) that ran out of memory, and how often: "oom", "oom 2/5"."""
+        """Return the cells (label, workload) out of memory, and how often: "oom", "oom 2/5"."""
         marks = {}
         for (label, workload), cell in self.runs.groupby(["label", "workload"]):
             count, n = int((cell["status"] == "oom").sum()), len(cell)
@@ -103,7 +103,7 @@ class Results:
         return marks
 
     def remarks(self, workload: str) -> dict[str, str]:
-        """What to write beside allocator labels on ``workload``: why there is nothing, or oom."""
+        """Return the remarks for allocator labels on ``workload``: the reason of a gap, or oom."""
         cells = self.gaps() | self.out_of_memory()
         return {label: text for (label, name), text in cells.items() if name == workload}
 
@@ -119,11 +119,11 @@ def load(
 ) -> Results:
     """Read every run under ``directories``.
 
-    ``timing`` and ``timelines`` demand bench.json and timeline.parquet of every finished run,
-    ``metrics`` are names that its metrics.json must have; of a run on a real library only those
-    that are not the model's alone, and system calls may be null where they could not be seen.
+    ``timing`` and ``timelines`` require bench.json and timeline.parquet in every finished run;
+    ``metrics`` are names that its metrics.json must have.  A run on a real library need not have
+    metrics that only the model has, and its system calls may be null if they were not observable.
     Unless ``gaps``, every allocator must have a result on every workload, or a failed run that
-    explains why it has none.  ``progress(what, done, total)`` is called after each run.  Raises
+    explains its absence.  ``progress(what, done, total)`` is called after each run.  Raises
     :class:`ResultError`.
     """
     metrics = tuple(metrics)
@@ -131,7 +131,7 @@ def load(
     finished = [(path, run) for path, run in described if run["status"] in DRAWN]
     names = ", ".join(str(directory) for directory in directories)
     if not finished:
-        raise ResultError(f"{names}: none of its {len(described)} runs is finished")
+        raise ResultError(f"{names}: none of the {len(described)} runs is finished")
     conditions = _common_conditions(finished)
     _check_distinct(finished)
 
@@ -160,14 +160,14 @@ def load(
         for (label, workload), why in results.gaps().items():
             if why == "no result":
                 raise ResultError(
-                    f"{names}: no run of {label} on {workload}, though both occur; add it or give "
-                    "--gaps to draw the gap"
+                    f"{names}: no run of {label} on {workload}; add one, or use --gaps to leave "
+                    "a gap"
                 )
     return results
 
 
 def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
-    """A row for each run that is not drawn."""
+    """Return a row for each run that is not drawn."""
     rows = [
         _identity(path, run) | {"reason": str(run.get("reason", ""))}
         for path, run in described
@@ -181,21 +181,21 @@ def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
 
 
 def _find_runs(directories: Sequence[Path]) -> list[Path]:
-    """Run directories under ``directories``, each once, sorted."""
+    """Return the run directories under ``directories``, each once, sorted."""
     found: dict[Path, Path] = {}
     for directory in directories:
         if not directory.is_dir():
             raise ResultError(f"{directory}: no such directory")
         files = sorted(directory.rglob("run.json"))
         if not files:
-            raise ResultError(f"{directory}: no run.json in it or below it")
+            raise ResultError(f"{directory}: no run.json in this directory or below")
         for file in files:
             found.setdefault(file.parent.resolve(), file.parent)
     return list(found.values())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``."""
+    """Return the JSON object in ``path``, which must not be empty."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,13 +210,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_description(directory: Path) -> dict[str, Any]:
-    """run.json of ``directory``, checked."""
+    """Return the checked contents of run.json in ``directory``."""
     path = directory / "run.json"
     run = _read_json(path)
     if run.get("schema") != SCHEMA:
-        raise ResultError(f"{path}: schema {run.get('schema')!r}, this version reads {SCHEMA}")
+        raise ResultError(
+            f"{path}: schema {run.get('schema')!r}, but this version reads schema {SCHEMA}"
+        )
     if run.get("status") not in STATUSES:
-        raise ResultError(f"{path}: status {run.get('status')!r}, none of {', '.join(STATUSES)}")
+        raise ResultError(
+            f"{path}: status {run.get('status')!r} is not one of {', '.join(STATUSES)}"
+        )
     for key, kind in (REQUIRED | (REQUIRED_IF_DRAWN if run["status"] in DRAWN else {})).items():
         if not isinstance(run.get(key), kind):
             raise ResultError(f"{path}: {key} is {run.get(key)!r}, not of type {kind.__name__}")
@@ -224,12 +228,12 @@ def _read_description(directory: Path) -> dict[str, Any]:
 
 
 def _cell(run: dict[str, Any]) -> dict[str, Any]:
-    """The columns IDENTITY of a run."""
+    """Return the columns IDENTITY of a run."""
     return {"label": run["label"], "workload": run["workload_label"], "seed": run.get("seed")}
 
 
 def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a run that come from run.json."""
+    """Return the columns of a run that come from run.json."""
     return {
         "directory": str(path),
         "allocator": run["allocator"],
@@ -240,7 +244,7 @@ def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    """The conditions that all runs share; runs that differ in one are refused."""
+    """Return the conditions that all runs share.  Raises ResultError if two runs differ in one."""
     first, reference = finished[0]
     for path, run in finished[1:]:
         for key in CONDITIONS:
@@ -249,13 +253,13 @@ def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str,
                 name, mine, other = _difference(key, mine, other)
                 raise ResultError(
                     f"{path / 'run.json'}: {name} is {mine}, but {other} in {first / 'run.json'}; "
-                    "runs that differ in it cannot share a figure, draw them separately"
+                    "these runs cannot share a figure, draw them separately"
                 )
     return {key: _entry(reference, key) for key in CONDITIONS}
 
 
 def _difference(name: str, mine: Any, other: Any) -> tuple[str, Any, Any]:
-    """The dotted name of the first entry in which two unequal values differ, and both entries."""
+    """Return the dotted name of the first entry in which two values differ, and both entries."""
     if isinstance(mine, dict) and isinstance(other, dict):
         for key in [*other, *mine]:
             if mine.get(key) != other.get(key):
@@ -264,7 +268,7 @@ def _difference(name: str, mine: Any, other: Any) -> tuple[str, Any, Any]:
 
 
 def _entry(run: dict[str, Any], key: str) -> Any:
-    """The entry ``key`` of ``run``, dots for entries of entries; None if there is none."""
+    """Return the entry ``key`` (dots for nested entries) of ``run``, or None if it is missing."""
     value: Any = run
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -272,7 +276,7 @@ def _entry(run: dict[str, Any], key: str) -> Any:
 
 
 def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
-    """Refuse a run that is there twice: it would count as two seeds."""
+    """Refuse two runs with the same identity, which would count as two seeds."""
     seen: dict[tuple[Any, ...], Path] = {}
     for path, run in finished:
         cell = _cell(run)
@@ -288,9 +292,9 @@ def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
 
 
 def _read_metrics(path: Path, needed: Iterable[str], run: dict[str, Any]) -> dict[str, float]:
-    """metrics.json; the ``needed`` names must be there, any other may be null.
+    """Return metrics.json, with NaN for null; the ``needed`` names must have a number.
 
-    NaN stands for one that a run on a real library need not have.
+    A run on a real library may lack some of them (see :func:`load`); they are NaN as well.
     """
     metrics = _read_json(path)
     for name in needed:
@@ -308,19 +312,19 @@ def _read_metrics(path: Path, needed: Iterable[str], run: dict[str, Any]) -> dic
 
 
 def _read_times(path: Path, benchmark: str) -> "pd.Series[float]":
-    """Timed values of the one benchmark in ``path``, in ns per operation."""
+    """Return the timed values of the only benchmark in ``path``, in ns per operation."""
     if not path.exists():
         raise ResultError(
-            f"{path}: missing: the run was not timed (measure.timing), and a selected figure shows "
-            "time; select others with --figures"
+            f"{path}: missing: the run was not timed (measure.timing=false); select figures that "
+            "need no time with --figures"
         )
     try:
         suite = pyperf.BenchmarkSuite.load(str(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path}: no pyperf suite: {error or type(error).__name__}") from None
+        raise ResultError(f"{path}: not a pyperf suite: {error or type(error).__name__}") from None
     names = suite.get_benchmark_names()
     if names != [benchmark]:
-        raise ResultError(f"{path}: holds {names}, not one benchmark named {benchmark!r}")
+        raise ResultError(f"{path}: contains {names}, not one benchmark named {benchmark!r}")
     values = suite.get_benchmarks()[0].get_values()
     if not values:
         raise ResultError(f"{path}: no timed value")
@@ -328,23 +332,23 @@ def _read_times(path: Path, benchmark: str) -> "pd.Series[float]":
 
 
 def _check_timeline(path: Path) -> None:
-    """The timeline in ``path`` is there, has the columns that are drawn and at least one row."""
+    """Check that the timeline in ``path`` exists and has the columns to draw and a row."""
     try:
         footer = pq.read_metadata(path)
     except FileNotFoundError:
         raise ResultError(f"{path}: missing") from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ResultError(f"{path}: no readable Parquet file: {reason}") from None
+        raise ResultError(f"{path}: not a readable Parquet file: {reason}") from None
     absent = [name for name in TIMELINE if name not in footer.schema.names]
     if absent:
         raise ResultError(f"{path}: no column {', '.join(absent)}")
     if footer.num_rows == 0:
-        raise ResultError(f"{path}: empty: it has no row")
+        raise ResultError(f"{path}: empty: it has no rows")
 
 
 def _read_timelines(finished: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame:
-    """One timeline per cell: of the lowest seed that all cells have, else of each cell's lowest."""
+    """Return one timeline per cell, of the lowest seed common to all cells, else its own lowest."""
     cells: dict[tuple[str, str], dict[int, tuple[Path, dict[str, Any]]]] = {}
     for path, run in finished:
         cells.setdefault((run["label"], run["workload_label"]), {})[run["seed"]] = path, run
@@ -362,7 +366,7 @@ def _read_timelines(finished: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame
 
 
 def _run_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The frame of runs: identity, time, then metrics in the order of their table."""
+    """Return the frame of runs: identity, time, then metrics in the order of their table."""
     frame = pd.DataFrame(rows)
     front = ["directory", "allocator", "workload_name", *IDENTITY]
     front += ["status", "ns_per_op", "ns_per_op_sd"]

@@ -1,9 +1,9 @@
-"""How much a number varies, and over what.
+"""Confidence intervals, and captions that state what they are taken over.
 
-Spread over seeds (other inputs) and spread over time (the same input again) are different things.
-Where a cell, an allocator on a workload, has two seeds or more, its observations are one number per
-seed and its interval tells what another seed would give; with one seed the timed values of that run
-are all there is, and the interval tells only what another repetition would give.
+Variation between seeds (different inputs) and between repetitions (the same input) must not be
+mixed.  If a cell (an allocator on a workload) has two seeds or more, its observations are one
+number per seed, and its interval covers variation between inputs.  With one seed, its observations
+are the timed values of that run, and its interval covers variation between repetitions only.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ RESAMPLES = 4000
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Bootstrap percentile interval of the mean of ``values`` (n,), in their unit.
+    """Return the bootstrap percentile interval of the mean of ``values`` (n,), in their unit.
 
-    The resampling is seeded: the same values give the same interval.  One value has none (NaN).
-    With n = 2 it spans the two; with few seeds it is narrower than its level says.
+    Resampling is seeded: the same values yield the same interval.  NaN for fewer than two values.
+    For n = 2 the interval spans both values; for small n it covers less than its nominal level.
     """
     values = np.asarray(values, dtype="float64")
     if len(values) < 2:
@@ -31,16 +31,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def mark_end(values: np.ndarray) -> float:
-    """Where the mark of the mean of ``values`` (n,) and of its interval ends, in their unit."""
+    """Return the larger of the mean of ``values`` (n,) and its upper limit, in their unit."""
     return float(np.nanmax([np.mean(values), interval(values)[1]]))
 
 
 def time_observations(times: pd.DataFrame) -> pd.DataFrame:
-    """What the interval of a cell's time is taken over.
+    """Return the observations over which the interval of each cell's time is taken.
 
-    ``times``: label, workload, seed, ns_per_op (ns), a row per timed value.  Returns label,
-    workload, ns_per_op and over: "seeds", a row per seed with the mean of its values, or "values",
-    the timed values of the only seed.
+    ``times``: label, workload, seed, ns_per_op (ns), a row per timed value.  The result has the
+    columns label, workload, ns_per_op and over: "seeds" for one row per seed with the mean of its
+    values, "values" for the timed values of the only seed.
     """
     cells = []
     for (label, workload), cell in times.groupby(["label", "workload"]):
@@ -56,31 +56,31 @@ def time_observations(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_time(observations: pd.DataFrame) -> str:
-    """The sentence of a caption that says what the intervals of ``observations`` are over."""
+    """Return the caption sentence that states what the intervals of ``observations`` are over."""
     counts = observations.groupby(["label", "workload", "over"]).size().reset_index(name="n")
     parts = []
     seeds = counts.loc[counts["over"] == "seeds", "n"]
     if len(seeds):
-        parts.append(f"over {_span(seeds)} seeds (each by the mean of its timed values)")
+        parts.append(f"over {_span(seeds)} seeds (per seed, the mean of its timed values)")
     values = counts.loc[counts["over"] == "values", "n"]
     if len(values):
-        where = " where there is one seed only" if len(seeds) else " of one seed"
+        where = " where there is only one seed" if len(seeds) else " of one seed"
         parts.append(f"over the {_span(values)} timed values{where}")
     return f"{LEVEL} % bootstrap confidence interval of the mean {'; '.join(parts)}."
 
 
 def describe_counts(runs: pd.DataFrame) -> str:
-    """The sentence of a caption that says what the mean of a deterministic metric is over."""
+    """Return the caption sentence that states what a deterministic metric is averaged over."""
     seeds = runs.groupby(["label", "workload"])["seed"].nunique()
     if seeds.max() == 1:
-        return "Counts of one seed; they are deterministic and have no interval."
+        return "Counts for one seed; they are deterministic and have no interval."
     return (
-        f"Mean over {_span(seeds)} seeds with its {LEVEL} % bootstrap confidence interval; "
-        "for a given seed the counts are deterministic."
+        f"Mean over {_span(seeds)} seeds with its {LEVEL} % bootstrap confidence interval; counts "
+        "are deterministic for a given seed."
     )
 
 
 def _span(counts: "pd.Series[int]") -> str:
-    """``5``, or ``3–5`` where cells differ."""
+    """Return the range of ``counts`` as text: ``5``, or ``3–5`` if cells differ."""
     low, high = counts.min(), counts.max()
     return f"{low}" if low == high else f"{low}–{high}"

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, units, panels, remarks, captions, files."""
+"""Common style of all figures: colours, units, panels, remarks, captions, files."""
 
 import argparse
 import json
@@ -24,39 +24,39 @@ from analysis import spread
 from analysis.load import ResultError, Results
 from benchmarks.replay.metrics import BY_NAME
 
-#: Okabe and Ito's palette, which the common forms of colour blindness tell apart; without its
-#: yellow, too pale for a line on white, and with a dark grey for its black.
+#: Palette of Okabe and Ito, safe for the common forms of colour blindness; without its yellow, too
+#: pale for a line on white, and with dark grey instead of black.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#4D4D4D")
-#: Each further round through the palette has a hatch of its own.
+#: Hatches for the first and every further round through the palette.
 HATCHES = ("", "////", "....", "xxxx", "----")
-#: Their number has no factor in common with the palette's: colour and marker repeat together late.
+#: Their number and the palette's are coprime, so that a pair of colour and marker repeats late.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
 
-#: Colour of marks that stand for no allocator, and of remarks such as "oom" and "failed".
+#: Colour of marks that belong to no allocator, and of remarks like "oom" and "failed".
 NEUTRAL = "#595959"
 REMARK = "#A11D2A"
-#: Lines of confidence intervals, and what shows them on bars of any colour.
+#: Lines of confidence intervals, and the outline that makes them visible on bars of any colour.
 WHISKER = {"color": "0.1", "linewidth": 1.2, "zorder": 3, "solid_capstyle": "butt"}
 ON_BAR = {"zorder": 5, "path_effects": [Stroke(linewidth=2.8, foreground="white"), Normal()]}
-#: Points that stand for one seed each.
+#: Points for single seeds.
 SEED = {"s": 11, "color": "white", "edgecolor": "0.2", "linewidth": 0.6, "zorder": 6}
 
-#: Least width of a figure in inches: legends and captions need it.
+#: Minimum width of a figure in inches, needed by legends and captions.
 LEAST_WIDTH = 6.8
 #: Height of a bar in rows.
 BAR = 0.64
-#: Points that stand for an allocator.
+#: Points for allocators.
 DOT = {"markersize": 7.5, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4}
-#: The sentence of a caption on intervals under them.
-HIDDEN = "Intervals narrower than their point are hidden by it."
+#: Caption sentence about intervals that these points cover.
+HIDDEN = "Intervals narrower than a marker are hidden by it."
 
-#: Kinds of files that figures are written as.
+#: File types of figures.
 PICTURES = (".png", ".svg")
 #: Dots per inch of the PNG.
 DPI = 200
-#: Largest over smallest value from which an axis is logarithmic.
+#: Ratio of largest to smallest value above which an axis is logarithmic.
 WIDE_RANGE = 50.0
-#: Most allocator labels: more could not be told apart.
+#: Maximum number of allocator labels that can be distinguished.
 MOST_LABELS = len(PALETTE) * len(HATCHES)
 
 _SETTINGS = {
@@ -73,13 +73,13 @@ _SETTINGS = {
     "grid.linewidth": 0.7,
     "hatch.linewidth": 0.6,
     "savefig.dpi": DPI,
-    "path.simplify_threshold": 0.3,  # of a pixel: halves the files of long lines
-    "svg.hashsalt": "analysis",  # the same figure gives the same file
+    "path.simplify_threshold": 0.3,  # pixels; halves the size of files with long lines
+    "svg.hashsalt": "analysis",  # makes the file of a figure reproducible
 }
 
 
 class Look(NamedTuple):
-    """How an allocator label is drawn, in every figure."""
+    """Appearance of an allocator label in every figure."""
 
     color: str
     marker: str
@@ -87,10 +87,11 @@ class Look(NamedTuple):
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """The look of each label: the sorted labels take the palette in order."""
+    """Return the look of each label; sorted labels take the colours of the palette in order."""
     if len(labels) > MOST_LABELS:
         raise ResultError(
-            f"{len(labels)} allocator labels, of which only {MOST_LABELS} could be told apart"
+            f"{len(labels)} allocator labels, but a figure distinguishes at most {MOST_LABELS}; "
+            "draw fewer results"
         )
     return {
         label: Look(
@@ -102,7 +103,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 @contextmanager
 def publication() -> Iterator[None]:
-    """Within it figures are drawn and saved in this module's style."""
+    """Set this module's style for figures drawn and saved within the context."""
     with sns.axes_style("whitegrid"), mpl.rc_context(_SETTINGS):
         yield
 
@@ -111,13 +112,13 @@ def publication() -> Iterator[None]:
 
 
 def axis_label(name: str) -> str:
-    """Meaning and unit of a metric."""
+    """Return the meaning and unit of a metric."""
     metric = BY_NAME[name]
     return f"{metric.meaning} ({metric.unit})"
 
 
 def wrapped(label: str, width: int = 26) -> str:
-    """``label`` on lines of about ``width`` characters, broken before its settings and between."""
+    """Wrap ``label`` to about ``width`` characters, with breaks before and between settings."""
     if len(label) <= width:
         return label
     name, _, settings = label.partition("(")
@@ -126,7 +127,7 @@ def wrapped(label: str, width: int = 26) -> str:
 
 
 def byte_unit(largest: float) -> tuple[float, str]:
-    """Bytes in the unit that suits values up to ``largest`` bytes, and its name."""
+    """Return the size in bytes and the name of the unit that suits values up to ``largest``."""
     for exponent, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if largest >= 2**exponent:
             return float(2**exponent), name
@@ -134,7 +135,7 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 
 def short(value: float) -> str:
-    """``value`` to three digits with a suffix: 0, 0.25, 12, 3.4k, 120k, 2.5M."""
+    """Format ``value`` to three digits with a suffix: 0, 0.25, 12, 3.4k, 120k, 2.5M."""
     for divisor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * divisor:
             return f"{float(f'{value / divisor:.3g}'):g}{suffix}"
@@ -142,19 +143,19 @@ def short(value: float) -> str:
 
 
 def describe_conditions(conditions: Mapping[str, Any]) -> str:
-    """The sentence of a caption on what all runs share."""
+    """Return the caption sentence about the conditions that all runs share."""
     kib = conditions["page_size"] / 1024
-    return f"All runs: pages of {kib:g} KiB, touch: {conditions['touch']}."
+    return f"All runs: {kib:g} KiB pages, touch: {conditions['touch']}."
 
 
 def describe_cells(results: Results) -> str:
-    """The sentences of a caption on cells that are incomplete."""
+    """Return the caption sentences about incomplete cells, or ''."""
     sentences = []
     if results.out_of_memory():
-        sentences.append("oom: memory ran out (k/n: for k of n seeds), so that less work was done.")
+        sentences.append("oom: out of memory (k/n: in k of n seeds), so less work was done.")
     gaps = [f"{label} on {name} ({why})" for (label, name), why in results.gaps().items()]
     if gaps:
-        sentences.append(f"Nothing to draw: {', '.join(gaps)}.")
+        sentences.append(f"Missing: {', '.join(gaps)}.")
     return " ".join(sentences)
 
 
@@ -162,18 +163,18 @@ def describe_cells(results: Results) -> str:
 
 
 def is_wide(values: Iterable[float], limit: float = WIDE_RANGE) -> bool:
-    """Whether the largest of ``values`` is more than ``limit`` times the smallest positive one."""
+    """Return True if the largest value exceeds ``limit`` times the smallest positive one."""
     positive = [value for value in values if value > 0]
     return bool(positive) and max(positive) > limit * min(positive)
 
 
 def tint(color: str) -> tuple[float, float, float]:
-    """A light shade of ``color``."""
+    """Return a light shade of ``color``."""
     return sns.light_palette(color, 10)[4]
 
 
 def set_range(axis: Axis, low: float, high: float, *, log: bool = False, ticks: int = 5) -> None:
-    """Scale, limits and readable ticks of an x- or y-axis; ``low`` of a logarithmic one is > 0."""
+    """Set scale, limits and readable ticks of an x- or y-axis; if ``log``, ``low`` must be > 0."""
     if log:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         decades = math.log10(high / low)
@@ -188,7 +189,7 @@ def set_range(axis: Axis, low: float, high: float, *, log: bool = False, ticks: 
 
 
 def log_start(values: Iterable[float]) -> float:
-    """Lower end of a logarithmic axis that shows ``values``, which are positive."""
+    """Return the lower end of a logarithmic axis for ``values``, which are positive."""
     values = list(values)
     low, high = min(values), max(values)
     return low / max(1.4, (high / low) ** 0.15)
@@ -202,9 +203,9 @@ def room_at_right(
     *,
     log: bool = False,
 ) -> float:
-    """Upper limit of an x-axis from ``low``, ``width`` inches long, with room for remarks.
+    """Return the upper limit of an x-axis from ``low``, ``width`` inches long, with room for texts.
 
-    The mark of each label ends at ``ends[label]``, and right of it fits ``texts[label]``.
+    The mark of each label ends at ``ends[label]``, and ``texts[label]`` fits to the right of it.
     """
 
     def scaled(value: float) -> float:
@@ -218,24 +219,24 @@ def room_at_right(
 
 
 def line_count(labels: Sequence[str]) -> int:
-    """Lines of the longest of ``labels`` when wrapped."""
+    """Return the largest number of lines of any of ``labels`` when wrapped."""
     return 1 + max(wrapped(label).count("\n") for label in labels)
 
 
 def rows_height(labels: Sequence[str]) -> float:
-    """Inches that a panel with a row per label needs: all rows are as high as the highest."""
+    """Return the height in inches of a panel with a row per label; all rows are equally high."""
     return len(labels) * max(0.27, 0.15 * line_count(labels))
 
 
 def names_width(labels: Sequence[str]) -> float:
-    """Inches that the names of rows take at the left of a panel."""
+    """Return the width in inches of the row names at the left of a panel."""
     return 0.2 + 0.075 * max(len(line) for label in labels for line in wrapped(label).split("\n"))
 
 
 def panel_grid(
     count: int, most_columns: int, panel: tuple[float, float], margin: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels of ``panel`` inches, width and height, and ``margin``."""
+    """Make a figure with ``count`` panels; ``panel`` and ``margin``: width and height in inches."""
     rows = math.ceil(count / most_columns)
     columns = math.ceil(count / rows)
     size = (max(margin[0] + panel[0] * columns, LEAST_WIDTH), margin[1] + panel[1] * rows)
@@ -247,7 +248,7 @@ def panel_grid(
 
 
 def name_rows(ax: Axes, labels: Sequence[str], *, named: bool) -> None:
-    """Make the y-axis of ``ax`` a row per label, the first on top."""
+    """Give the y-axis of ``ax`` a row per label, the first at the top; show names if ``named``."""
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_yticks(range(len(labels)), [wrapped(label) for label in labels] if named else [])
     ax.set_ylabel("")
@@ -257,7 +258,7 @@ def name_rows(ax: Axes, labels: Sequence[str], *, named: bool) -> None:
 
 
 def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """A bar from zero per row for the mean of ``column``, with its interval.
+    """Draw a bar from zero in each row for the mean of ``column``, with its interval.
 
     ``frame``: label and ``column``, a row per observation.
     """
@@ -283,7 +284,7 @@ def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
 
 
 def dots(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """A dot per row for the mean of ``column``, over its interval; for logarithmic axes.
+    """Draw a dot in each row for the mean of ``column``, with its interval; for logarithmic axes.
 
     ``frame``: label and ``column``, a row per observation.
     """
@@ -294,13 +295,13 @@ def dots(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
 
 
 def label_bottom(axes: Sequence[Axes], text: str) -> None:
-    """Name the x-axis of those ``axes`` that have no panel below."""
+    """Label the x-axis of those ``axes`` that have no panel below."""
     for ax in axes[-axes[0].get_gridspec().ncols :]:
         ax.set_xlabel(text)
 
 
 def remark(ax: Axes, x: float | None, row: int, text: str, *, color: str = REMARK) -> None:
-    """Write ``text`` in a row of ``ax`` right of ``x``, or of the left edge if that is None."""
+    """Write ``text`` in a row of ``ax``, to the right of ``x`` (None: of the left edge)."""
     ax.annotate(
         text,
         (0 if x is None else x, row),
@@ -317,30 +318,30 @@ def remark(ax: Axes, x: float | None, row: int, text: str, *, color: str = REMAR
 def remark_rows(
     ax: Axes, labels: Sequence[str], remarks: Mapping[str, str], ends: Mapping[str, float]
 ) -> None:
-    """Write each label's remark in its row, right of where its mark ends, or at the left edge."""
+    """Write each label's remark in its row, after the end of its mark, or at the left edge."""
     for label, text in remarks.items():
         remark(ax, ends.get(label), labels.index(label), text)
 
 
 def remark_corner(ax: Axes, text: str) -> None:
-    """Write ``text`` into the upper left corner of ``ax``."""
+    """Write ``text`` in the upper left corner of ``ax``."""
     ax.text(0.03, 0.95, text, va="top", fontsize=8, color=REMARK, transform=ax.transAxes)
 
 
 def whisker_handle() -> Line2D:
-    """The legend's handle of the lines WHISKER."""
+    """Return the legend handle for the lines WHISKER."""
     return Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **WHISKER)
 
 
 def seed_handle() -> Line2D:
-    """The legend's handle of the points SEED."""
+    """Return the legend handle for the points SEED."""
     return Line2D(
         [], [], ls="", marker="o", ms=3.5, mfc="white", mec="0.2", mew=0.6, label="one seed"
     )
 
 
 def caption(fig: Figure, *sentences: str) -> None:
-    """Put ``sentences`` below the panels of ``fig``, wrapped to its width."""
+    """Write ``sentences`` below the panels of ``fig``, wrapped to its width."""
     text = " ".join(sentence for sentence in sentences if sentence)
     fig.supxlabel(
         textwrap.fill(text, int(fig.get_figwidth() * 16.5)),
@@ -356,13 +357,13 @@ def caption(fig: Figure, *sentences: str) -> None:
 
 
 def save(fig: Figure, directory: Path, name: str) -> None:
-    """Write ``fig`` as PNG and SVG into ``directory``."""
+    """Write ``fig`` as PNG and SVG to ``directory``."""
     for suffix in PICTURES:
         save_as(fig, directory / f"{name}{suffix}")
 
 
 def save_as(fig: Figure, out: Path) -> None:
-    """Write ``fig`` as ``out``, of one of PICTURES; it appears whole or not at all."""
+    """Write ``fig`` to ``out``, one of PICTURES by its suffix, completely or not at all."""
     scratch = out.with_name(f".{uuid.uuid4().hex[:12]}{out.suffix}")
     try:
         fig.savefig(scratch, metadata={"Date": None} if out.suffix == ".svg" else None)
@@ -372,10 +373,10 @@ def save_as(fig: Figure, out: Path) -> None:
 
 
 def draw_json(source: Path, out: Path, draw: Callable[[Any], Figure], what: str) -> str:
-    """Draw the contents of a JSON file as ``out``; '', or in one line why that cannot be.
+    """Draw the contents of a JSON file and write them to ``out``; return '', or one line on error.
 
-    ``what`` it has to be, in words.  ``draw`` raises ValueError, KeyError or TypeError for any
-    other.
+    ``what`` describes the expected contents.  ``draw`` raises ValueError, KeyError or TypeError for
+    any other.
     """
     try:
         contents = json.loads(source.read_text(encoding="utf-8"))
@@ -389,7 +390,7 @@ def draw_json(source: Path, out: Path, draw: Callable[[Any], Figure], what: str)
 
 
 def picture(text: str) -> Path:
-    """The path of a picture, of a command line.  Raises argparse.ArgumentTypeError."""
+    """Parse the path of a picture on the command line.  Raises argparse.ArgumentTypeError."""
     if Path(text).suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png or .svg")
     return Path(text)

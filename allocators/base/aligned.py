@@ -1,4 +1,4 @@
-"""Mappings whose address is a multiple of a power of two: map too much, cut off both ends."""
+"""Mappings aligned to a power of two: map more than needed, then unmap both ends."""
 
 from allocators.base.contract import align_up
 from kernel.engine.jit import jit
@@ -9,10 +9,11 @@ from kernel.uapi import MAP_ANONYMOUS, MAP_PRIVATE
 
 @jit(cold=True)
 def map_aligned(k, length, alignment, lead, prot):
-    """Map ``length`` bytes so that start + ``lead`` is a multiple of ``alignment``; 0 if refused.
+    """Map ``length`` bytes so that start + ``lead`` is a multiple of ``alignment``.
 
-    ``length`` and ``lead`` are whole pages, ``lead`` < ``length``.  Costs up to two munmaps; when
-    ``length`` is a multiple of ``alignment`` mostly none, as such mappings lie next to each other.
+    Return the start, or 0 if the kernel refuses.  ``length`` and ``lead`` are multiples of the page
+    size, ``lead`` < ``length``.  Takes up to two munmaps, but usually none when ``length`` is a
+    multiple of ``alignment``: the kernel places these mappings next to each other.
     """
     flags = MAP_PRIVATE | MAP_ANONYMOUS
     if lead == 0 and length & (alignment - 1) == 0:

@@ -1,4 +1,4 @@
-"""The real libraries: where one is, how it is set, and what it is called in results.
+"""Real allocator libraries: find one, check its settings, and label it for results.
 
     name               soname                      settings go to     Debian's package
     native/glibc       libc.so.6                   GLIBC_TUNABLES     libc6
@@ -7,7 +7,7 @@
     native/tcmalloc    libtcmalloc_minimal.so.4    TCMALLOC_…         libtcmalloc-minimal4
     native/lib         allocator.path              any variable       –
 
-Everything is checked before a process is made for it; nothing here needs a compiler.
+Everything is checked before a run starts its processes; nothing here needs a compiler.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from typing import Any
 
 from kernel.linux.host.elf import ElfFile
 
-#: What the names of real libraries begin with.
+#: Prefix of the names of real libraries.
 PREFIX = "native/"
 
-#: How a library's threads are replayed: all events by one thread in the trace's order, or each
-#: thread's by a thread of its own.
+#: Values of the setting ``threads``: one thread replays all events in the trace's order, or each
+#: thread of the trace becomes a real thread.
 ONE, REAL = "one", "real"
 
-#: Variables by which the libraries are set.  None but the run's own reach it.
+#: Environment variables that configure these libraries.  A run sees only those that it sets itself.
 _VARIABLES = re.compile(r"LD_PRELOAD|GLIBC_TUNABLES|MALLOC_.*|MIMALLOC_.*|TCMALLOC_.*")
-_MAY_BE_LEFT_OUT = re.compile(r"^(glibc\.malloc\.|MIMALLOC_|TCMALLOC_)")
+_OPTIONAL_PREFIX = re.compile(r"^(glibc\.malloc\.|MIMALLOC_|TCMALLOC_)")
 _LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 _FOLDERS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64")
 _FOLDERS += ("/usr/local/lib", "/usr/lib")
 
 
 class LibraryError(ValueError):
-    """A real library that cannot be found, set or used; one line that says why."""
+    """Error for a real library that cannot be found, configured or used; a one-line reason."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A library by name: ``settings`` is what its group of settings is called in its YAML."""
+    """Library that is known by name; ``settings`` is the YAML key of its group of settings."""
 
     sonames: tuple[str, ...]
     package: str
@@ -54,10 +54,11 @@ class _Known:
 
 @dataclass(frozen=True)
 class Library:
-    """A library that is there.  ``environment``: what a process needs to run on it.
+    """Library that was found and starts.
 
-    ``label``: the name with the settings that are not defaults.  ``path``: the file itself, behind
-    all links.  ``threads``: ONE or REAL.
+    ``label``: the name and the settings that differ from the defaults.  ``path``: the file, with
+    links resolved.  ``threads``: ONE or REAL.  ``environment``: the variables that a process needs
+    to run on the library.
     """
 
     name: str
@@ -67,16 +68,16 @@ class Library:
     environment: Mapping[str, str] = field(hash=False)
 
     def is_file(self, path: str) -> bool:
-        """Whether ``path`` is this library."""
+        """Return True if ``path`` is this library."""
         return os.path.realpath(path) == str(self.path)
 
     def clean_environment(self) -> dict[str, str]:
-        """The process's environment with the library's variables and no other allocator's."""
+        """Return this process's environment with this library's variables only, no other's."""
         kept = {n: value for n, value in os.environ.items() if not _VARIABLES.fullmatch(n)}
         return kept | dict(self.environment)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this build of the library from any other, without naming its place."""
+        """Return what identifies this build of the library, without its path."""
         data = self.path.read_bytes()
         found = {"file": self.path.name, "sha256": hashlib.sha256(data).hexdigest()}
         found["build_id"] = ElfFile(data).build_id()
@@ -89,12 +90,12 @@ class Library:
 
 
 def is_native(name: object) -> bool:
-    """Whether an allocator's name is a real library's."""
+    """Return True if an allocator's name is that of a real library."""
     return isinstance(name, str) and name.startswith(PREFIX)
 
 
 def find(name: str, settings: Mapping[str, Any]) -> Library:
-    """The library ``name`` with the settings of its YAML.  Raises LibraryError."""
+    """Return the library ``name`` with the settings of its YAML.  Raises LibraryError."""
     known = _KNOWN.get(name.removeprefix(PREFIX))
     if known is None:
         choices = ", ".join(PREFIX + each for each in _KNOWN)
@@ -121,7 +122,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     file = _file_at(name, path) if path else _installed(name, known)
     preload = {} if name == f"{PREFIX}glibc" else {"LD_PRELOAD": str(file)}
     changed = [file.name] if not known.sonames else []
-    changed += [f"{_MAY_BE_LEFT_OUT.sub('', key)}={value}" for key, value in values.items()]
+    changed += [f"{_OPTIONAL_PREFIX.sub('', key)}={value}" for key, value in values.items()]
     changed += [f"threads={threads}"] if threads != ONE else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)
@@ -134,51 +135,55 @@ def _check_machine(name: str) -> None:
     system, machine = platform.system(), platform.machine()
     if system != "Linux" or machine not in ("x86_64", "AMD64"):
         raise LibraryError(
-            f"allocator {name}: real libraries are measured on Linux on x86-64, "
+            f"allocator {name}: real libraries run on Linux on x86-64 only; "
             f"this is {system} on {machine}"
         )
 
 
 def _file_at(name: str, path: object) -> Path:
+    """Return the file that the user named.  Raises LibraryError if it cannot be preloaded."""
     if not isinstance(path, str):
         raise LibraryError(f"allocator {name}: path={path}: expected the path of a library")
     if name == f"{PREFIX}glibc":
         raise LibraryError(
-            f"allocator {name}: path={path}: the C library cannot be preloaded, it is the system's"
+            f"allocator {name}: path={path}: the C library cannot be preloaded; leave path out"
         )
     file = Path(os.path.realpath(path))
     if not file.is_file():
-        raise LibraryError(f"allocator {name}: path={path}: there is no such file")
+        raise LibraryError(f"allocator {name}: path={path}: there is no such file; check the path")
     if re.search(r"[:\s]", str(file)):
         raise LibraryError(
-            f"allocator {name}: path={path}: LD_PRELOAD takes no blanks and colons in a path"
+            f"allocator {name}: path={path}: LD_PRELOAD takes no path with spaces or colons"
         )
     try:
         symbols = ElfFile(file.read_bytes()).symbols(".dynsym")
     except (ValueError, KeyError):
-        raise LibraryError(f"allocator {name}: path={path}: no shared library") from None
-    lacking = [each for each in ("malloc", "free") if each not in symbols]
-    if lacking:
-        raise LibraryError(f"allocator {name}: path={path}: it has no {lacking[0]}")
+        raise LibraryError(f"allocator {name}: path={path}: not a shared library") from None
+    missing = [each for each in ("malloc", "free") if each not in symbols]
+    if missing:
+        raise LibraryError(f"allocator {name}: path={path}: it does not define {missing[0]}")
     return file
 
 
 def _installed(name: str, known: _Known) -> Path:
-    """The library where the loader would find it."""
+    """Return the library that the dynamic loader would find.  Raises LibraryError."""
     if not known.sonames:
-        raise LibraryError(f"allocator {name}: path is missing: allocator.path=LIBRARY.so")
+        raise LibraryError(f"allocator {name}: path is missing; set allocator.path=LIBRARY.so")
     for soname in known.sonames:
         for place in _places(soname):
             if place.is_file():
                 return Path(os.path.realpath(place))
     raise LibraryError(
-        f"allocator {name}: {known.sonames[0]} is not installed (Debian: apt install "
-        f"{known.package}), or say where it is: allocator.path=FILE"
+        f"allocator {name}: {known.sonames[0]} is not installed; install it (Debian: apt install "
+        f"{known.package}) or set allocator.path=FILE"
     )
 
 
 def _places(soname: str) -> Iterator[Path]:
-    """Where the loader may find ``soname``: its variable, its cache, the usual folders."""
+    """Yield the paths where the loader looks for ``soname``.
+
+    In order: LD_LIBRARY_PATH, the loader's cache, the usual folders.
+    """
     for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
         if folder:
             yield Path(folder, soname)
@@ -196,10 +201,7 @@ def _places(soname: str) -> Iterator[Path]:
 
 
 def _try(library: Library) -> None:
-    """Start a program that does nothing on the library: it tells whether the two come together.
-
-    Raises LibraryError.
-    """
+    """Start ``true`` on the library.  Raises LibraryError if the loader or the library objects."""
     command = shutil.which("true")
     if command is None:
         return
@@ -211,18 +213,18 @@ def _try(library: Library) -> None:
             raise LibraryError(f"allocator {library.label}: {line.strip()}")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise LibraryError(f"allocator {library.label}: no program starts with it: {last[0]}")
+        raise LibraryError(f"allocator {library.label}: a program cannot start with it: {last[0]}")
 
 
 # --- Settings ------------------------------------------------------------------------------------
 
 
 def _pairs(values: Mapping[str, Any], shape: str) -> dict[str, str]:
-    """Names and values as words.  Raises ValueError for a name that is not of ``shape``."""
+    """Return names and values as strings.  Raises ValueError for a name not of ``shape``."""
     words = {}
     for name, value in values.items():
         if not isinstance(name, str) or not re.fullmatch(shape, name):
-            raise ValueError(f"{name!r} is no name of a setting")
+            raise ValueError(f"{name!r} is not a valid setting name")
         word = str(value).lower() if isinstance(value, bool) else str(value)
         if value is None or not re.fullmatch(r"[\w.+|:-]+", word):
             raise ValueError(f"{name}={value}: expected a number or a word")
@@ -231,7 +233,10 @@ def _pairs(values: Mapping[str, Any], shape: str) -> dict[str, str]:
 
 
 def _tunables(values: Mapping[str, Any]) -> dict[str, str]:
-    """GLIBC_TUNABLES; ``glibc.malloc.`` may be left out.  The loader itself knows the names."""
+    """Return GLIBC_TUNABLES; a name may leave out ``glibc.malloc.``.
+
+    Raises ValueError for a name that this machine's loader does not list.
+    """
     pairs = {
         name if name.startswith("glibc.") else f"glibc.malloc.{name}": word
         for name, word in _pairs(values, r"[a-z0-9_.]+").items()
@@ -240,14 +245,14 @@ def _tunables(values: Mapping[str, Any]) -> dict[str, str]:
     for name in pairs:
         if known and name not in known:
             choices = ", ".join(n.removeprefix("glibc.malloc.") for n in known if ".malloc." in n)
-            raise ValueError(f"this glibc has no {name} (of malloc: {choices})")
+            raise ValueError(f"this glibc has no {name}; malloc's tunables are: {choices}")
     if not pairs:
         return {}
     return {"GLIBC_TUNABLES": ":".join(f"{name}={word}" for name, word in pairs.items())}
 
 
 def _known_tunables() -> list[str]:
-    """The tunables that this machine's loader lists; [] where it lists none (before 2.33)."""
+    """Return the tunables that this machine's loader lists; [] before glibc 2.33, which cannot."""
     try:
         command = [str(_LOADER), "--list-tunables"]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -257,7 +262,7 @@ def _known_tunables() -> list[str]:
 
 
 def _conf(values: Mapping[str, Any]) -> dict[str, str]:
-    """MALLOC_CONF; jemalloc is asked to complain of what it does not know."""
+    """Return MALLOC_CONF; abort_conf makes jemalloc reject names that it does not know."""
     pairs = _pairs(values, r"[a-z0-9_.]+")
     if not pairs:
         return {}
@@ -266,7 +271,7 @@ def _conf(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _options(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
-    """Variables with a prefix, which may be left out."""
+    """Return a function that turns names into variables with ``prefix``, which may be left out."""
 
     def variables(values: Mapping[str, Any]) -> dict[str, str]:
         words = _pairs(values, r"[A-Za-z0-9_]+")
@@ -276,11 +281,11 @@ def _options(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
 
 
 def _environment(values: Mapping[str, Any]) -> dict[str, str]:
-    """Any variables but the loader's own."""
+    """Return any variables except the loader's own."""
     words = _pairs(values, r"[A-Za-z_][A-Za-z0-9_]*")
     for name in words:
         if name.startswith("LD_"):
-            raise ValueError(f"{name} is the loader's")
+            raise ValueError(f"{name} belongs to the dynamic loader and cannot be set here")
     return words
 
 

@@ -1,11 +1,11 @@
-"""Large objects: each in a mapping of its own, on one list so that walk can show them.
+"""Large blocks: one mapping each, linked in one list so that walk can report them.
 
     start                                            p
     ├ … ├ next │ prev │ start │ length │ (unused) │ tag │ payload …
           p-48   p-40   p-32    p-24     p-16       p-8
 
-The word at p - 8 belongs to the allocator, which tells by it that the block is a mapping.  The
-list's head is the field ``mapped`` of the plugin's STATE.
+The word at p - 8 belongs to the allocator, which recognises a mapped block by it.  The head of the
+list is the field ``mapped`` of the plugin's STATE.
 """
 
 from allocators.base.aligned import map_aligned
@@ -25,14 +25,14 @@ _NEXT, _PREV, _START, _LENGTH = 48, 40, 32, 24
 
 @jit(cold=True)
 def mapped_alloc(k, a, alignment, size, tag):
-    """Map a block for ``size`` bytes and put ``tag`` in front of it; 0 when the kernel refuses."""
+    """Map a block for ``size`` bytes and write ``tag`` before it; return 0 if it is refused."""
     if size > MAX_REQUEST or alignment > MAX_REQUEST:
         return 0
     page = page_size()
-    # Up to a page, the header's own padding aligns the payload; beyond, the mapping is aligned.
+    # Up to a page, padding the header aligns the payload; beyond, the mapping itself is aligned.
     offset = align_up(MAPPED_HEADER, min(alignment, page))
     lead = page if alignment > page else 0
-    # A byte at least, or the address returned could be the next mapping's.
+    # At least one byte, or the address returned could belong to the next mapping.
     length = page_align(offset + max(size, 1))
     start = map_aligned(k, length, max(alignment, page), lead, PROT_READ | PROT_WRITE)
     if start == 0:
@@ -65,7 +65,7 @@ def mapped_free(k, a, p):
 
 @jit(cold=True)
 def mapped_free_checked(k, a, p, tag):
-    """Unmap the block at ``p``, or end the process if ``p`` only lies where one may."""
+    """Unmap the block at ``p``; end the process if ``p`` is not tagged as a mapped block."""
     if load(k, p - 8) != tag:
         abort(k, ABORT_BAD_POINTER, p)
     mapped_free(k, a, p)
@@ -73,13 +73,13 @@ def mapped_free_checked(k, a, p, tag):
 
 @jit
 def mapped_usable(k, p):
-    """Bytes from ``p`` to the end of its mapping."""
+    """Return the bytes from ``p`` to the end of its mapping."""
     return load(k, p - _START) + load(k, p - _LENGTH) - p
 
 
 @jit
 def mapped_walk(k, a, rows, n):
-    """List the mapped blocks from row ``n`` on; returns the next row."""
+    """Write the mapped blocks to ``rows``, from row ``n`` on; return the next row."""
     p = a.mapped
     while p:
         start = load(k, p - _START)

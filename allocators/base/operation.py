@@ -1,17 +1,17 @@
-"""What a program asks of its allocator, in one numbering for traces, replays and verifiers.
+"""Numbers of the operations on an allocator, the same in traces, replays and verifiers.
 
 The first eight are stored in traces (benchmarks.events.parquet): their numbers never change.
-:func:`allocators.base.contract.perform` does an operation.
+:func:`allocators.base.contract.perform` performs an operation.
 """
 
 #: Compiled code may name this module as a whole (kernel.engine.jit).
 HEADER = True
 
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED, TOUCH_READ, TOUCH_WRITE, THREAD_END = range(8)
-#: What no trace has: STRAY is a free of what is no live block, a misuse on purpose.
+#: Never in a trace.  STRAY is a deliberate misuse: a free of an address that is no live block.
 USABLE, TRIM, STRAY, INIT, RESET = range(8, 13)
 
-#: Those in traces, by number.
+#: Names of the operations in traces, by number.
 OP_NAMES = (
     "malloc",
     "free",
@@ -22,9 +22,9 @@ OP_NAMES = (
     "touch_write",
     "thread_end",
 )
-#: Those that ask for a block.
+#: Operations that return a block.
 ALLOCATING = (MALLOC, REALLOC, CALLOC, ALIGNED)
-#: The contract's function behind each; a touch has none.
+#: The contract's function for each operation; touches have none.
 FUNCTIONS = {
     MALLOC: "malloc",
     FREE: "free",

@@ -1,16 +1,16 @@
-"""Tunable constants of an allocator: a module-level name wrapped in one of these is a setting.
+"""Tunable constants of an allocator: a module-level ``size``, ``number`` or ``choice``.
 
     MMAP_THRESHOLD = size(128 << 10, low=0, text="larger requests are mapped; 0: never")
-    FIT = choice("first", "next", "best", "worst", text="which free block is taken")
+    FIT = choice("first", "next", "best", "worst", text="free block to take")
 
-In compiled code such a name is a plain integer constant; ``conf/allocator/NAME.yaml`` and the
-command line set it by its lower-case name (``allocator.fit=best``), checked before anything runs.
+In compiled code a setting is a plain integer constant; ``conf/allocator/NAME.yaml`` and the command
+line set it by its lower-case name (``allocator.fit=best``), checked before anything runs.
 A constant *derived* from a setting is computed inside a function, where the compiler folds it.
 """
 
 
 class Setting(int):
-    """An int that knows its range: ``low``, ``high`` (inclusive), ``choices`` and ``text``."""
+    """Integer with a range (``low``, ``high``, inclusive), ``choices`` and a description."""
 
     low: int
     high: int
@@ -26,9 +26,9 @@ class Setting(int):
         return self
 
     def parse(self, name: str, value: object) -> int:
-        """Return ``value`` (as YAML gives it) as this setting's integer.
+        """Return the integer for ``value``, which is as parsed from YAML.
 
-        Raises ValueError with the name and what is allowed.
+        Raises ValueError with the name and the allowed values.
         """
         if self.choices:
             spelled = (
@@ -51,15 +51,15 @@ class Setting(int):
 
 
 def size(default: int, *, low: int = 1, high: int = 1 << 46, text: str = "") -> Setting:
-    """A number of bytes."""
+    """Declare a setting that is a number of bytes."""
     return Setting(default, low, high, text=text)
 
 
 def number(default: int, *, low: int = 0, high: int = 1 << 31, text: str = "") -> Setting:
-    """A count."""
+    """Declare a setting that is a count."""
     return Setting(default, low, high, text=text)
 
 
 def choice(*names: str, default: str = "", text: str = "") -> Setting:
-    """One of several names; its integer is the position in ``names``."""
+    """Declare a setting that is one of several names; its integer is the index in ``names``."""
     return Setting(names.index(default) if default else 0, 0, len(names) - 1, names, text)

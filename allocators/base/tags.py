@@ -1,9 +1,10 @@
-"""Boundary tags: the word before each block, by which it finds its neighbours.
+"""Boundary tags: the first word of each block, which leads to both neighbours.
 
     tag: magic << 48 | bytes of the block | MAPPED | PREV_USED | USED        payload at block + 8
 
-A free block repeats its size in its last word, and the tag behind it lacks PREV_USED, so that both
-neighbours are found in constant time.  Knuth, TAOCP 1, section 2.5, algorithm C.
+A free block repeats its size in its last word, and the tag of the next block has PREV_USED clear.
+Both neighbours of a block are therefore found in constant time.  Knuth, TAOCP 1, section 2.5,
+algorithm C.
 """
 
 from allocators.base.contract import ALIGNMENT
@@ -12,12 +13,12 @@ from kernel.engine.jit import jit
 from kernel.task import abort
 from kernel.types import ABORT_BAD_POINTER, ABORT_DOUBLE_FREE
 
-#: Bytes of a tag, and where a free block has its links.
+#: Size of a tag in bytes, and offsets of a free block's links.
 TAG = 8
 NEXT, PREV = 8, 16
-#: What the low bits of a tag say: of the block, of the one before it, and of one with a mapping.
+#: Low bits of a tag: the block is used, the block before it is used, the block is a mapping.
 USED, PREV_USED, MAPPED = 1, 2, 4
-#: Upper bits of a tag: a word that is no tag does not look like one.
+#: Upper bits of a tag, which tell it from any other word.
 MAGIC = 0x5BD1 << 48
 MAGIC_MASK = 0x7FFF << 48
 SIZE_MASK = (1 << 48) - ALIGNMENT
@@ -25,20 +26,20 @@ SIZE_MASK = (1 << 48) - ALIGNMENT
 
 @jit(inline=True)
 def block_size(k, block):
-    """Bytes of a block, its tag included."""
+    """Return the size of a block in bytes, tag included."""
     return load(k, block) & SIZE_MASK
 
 
 @jit
 def set_free(k, block, size):
-    """Write both tags of a free block, which follows a used one."""
+    """Write the tag and the last word of a free block; the block before it is used."""
     store(k, block, MAGIC | size | PREV_USED)
     store(k, block + size - 8, size)
 
 
 @jit
 def set_prev_used(k, block):
-    """Let a block know that the one before it is used."""
+    """Set PREV_USED in the tag of ``block``."""
     store(k, block, load(k, block) | PREV_USED)
 
 

@@ -1,6 +1,6 @@
-"""``python -m allocators.verify [NAME | PATH.py …]``: hold allocators to their contract.
+"""``python -m allocators.verify [NAME | PATH.py …]``: verify allocators against their contract.
 
-Exit codes: 0 all hold, 1 some failed, 2 unknown plugin or settings, 130 interrupted.
+Exit codes: 0 no failure, 1 some failures, 2 unknown plugin or settings, 130 interrupted.
 """
 
 import argparse
@@ -32,7 +32,8 @@ PAGE_SIZES = (4096, 65536)
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="python -m allocators.verify",
-        description="Hold allocators to their contract: defaults, other settings, page sizes.",
+        description="Verify allocators against their contract, with their default settings, "
+        "other settings and several page sizes.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME|PATH.py", help="default: all allocators")
     parser.add_argument(
@@ -40,7 +41,7 @@ def _parser() -> OneLineParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="verify with these settings alone, instead of the defaults and their variations",
+        help="verify these settings only, not the defaults and their variations",
     )
     parser.add_argument(
         "--only",
@@ -48,31 +49,43 @@ def _parser() -> OneLineParser:
         default=[],
         choices=SCENARIOS,
         metavar="SCENARIO",
-        help=f"some of: {', '.join(SCENARIOS)}",
+        help=f"run these scenarios only; choose from: {', '.join(SCENARIOS)}",
     )
-    parser.add_argument("--operations", type=positive, default=OPERATIONS, metavar="N")
-    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--operations",
+        type=positive,
+        default=OPERATIONS,
+        metavar="N",
+        help="minimum number of operations in the main plan (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="seed of the plans (default: %(default)s)"
+    )
     parser.add_argument(
         "--patience",
         type=float,
         default=PATIENCE,
         metavar="S",
-        help="seconds that one operation may take (default: %(default)s)",
+        help="timeout of one operation, seconds (default: %(default)s)",
     )
     parser.add_argument(
         "--config-dir",
         type=Path,
         metavar="DIR",
-        help="NAME may also be an allocator configuration DIR/allocator/NAME.yaml",
+        help="look for an allocator configuration DIR/allocator/NAME.yaml first",
     )
     parser.add_argument(
-        "--jobs", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes"
+        "--jobs",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of worker processes (default: %(default)s)",
     )
     return parser
 
 
 def _settings(words: list[str]) -> dict[str, Any]:
-    """Parse KEY=VALUE words.  Raises PluginError."""
+    """Parse KEY=VALUE arguments.  Raises PluginError."""
     settings = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -83,9 +96,9 @@ def _settings(words: list[str]) -> dict[str, Any]:
 
 
 def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]:
-    """The plugin and settings that ``name`` stands for: itself, or a YAML file's of that name.
+    """Return the plugin and its settings: from DIR/allocator/NAME.yaml if there is one.
 
-    Raises PluginError.
+    Otherwise ``name`` is the plugin, without settings.  Raises PluginError.
     """
     path = directory / "allocator" / f"{name}.yaml" if directory else None
     if path is None or not path.is_file():
@@ -94,7 +107,7 @@ def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         plugin = settings.pop("name")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise PluginError(f"{path}: not an allocator's configuration: {error!r}") from None
+        raise PluginError(f"{path}: not an allocator configuration: {error!r}") from None
     for folder in (directory, path.parent):
         if plugin.endswith(".py") and (folder / plugin).is_file():
             plugin = str(folder / plugin)
@@ -102,7 +115,7 @@ def _configured(name: str, directory: Path | None) -> tuple[str, dict[str, Any]]
 
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:
-    """Return what to verify.  Raises PluginError."""
+    """Return the cases to verify.  Raises PluginError."""
     cases = []
     given = _settings(arguments.settings)
     for word in arguments.names or names():
@@ -128,7 +141,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     arguments = _parser().parse_args(argv)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:

@@ -1,9 +1,9 @@
-"""The compiled half of the verifier: does operations, and checks what one operation can show.
+"""Compiled half of the verifier: performs operations and checks the effect of each.
 
-Every live object is filled with a pattern of its own, so that a write into it, a lost copy and a
-block handed out twice all show in its words.  The first thing found wrong is written into the
-record ``d`` and ends the run; what needs the whole heap at once (overlap, walk) is left to
-:mod:`allocators.verify.process`, which sees the tables that :func:`inspect_heap` fills.
+Every live object is filled with a unique pattern, so that a write into it, an incomplete copy and a
+block handed out twice all change its words.  The first error found is stored in the record ``d``
+and ends the run.  Checks that need the whole heap (overlap, walk) are in
+:mod:`allocators.verify.process`, which reads the tables that :func:`inspect_heap` fills.
 """
 
 import numpy as np
@@ -25,49 +25,50 @@ from kernel.engine.switches import PAYLOAD
 from kernel.types import VM_READ, VM_WRITE
 from kernel.vma import covered
 
-#: Columns of the events, (n, 5) int64: what to do, to which object, and the address that came back.
+#: Columns of the events, (n, 5) int64: the operation, its object and the address returned.
 EVENT_OP, EVENT_SLOT, EVENT_SIZE, EVENT_ALIGNMENT, EVENT_RESULT = range(5)
 EVENT_WIDTH = 5
 #: Columns of the table of objects, (slots, 4) int64; an address of 0 means that there is none.
 OBJECT_ADDRESS, OBJECT_SIZE, OBJECT_USABLE, OBJECT_SEED = range(4)
 OBJECT_WIDTH = 4
 
-#: What the driver may be doing beside an operation (allocators.base.operation; STRAY frees the
-#: slot's address plus the size).
+#: Values of ``doing`` besides the operations of allocators.base.operation, of which STRAY frees the
+#: slot's address plus the size.
 DOING_CHECK, DOING_WALK, DOING_CONTENTS = range(16, 19)
 DOING_NAMES = ops.FUNCTIONS | {
     DOING_CHECK: "check",
     DOING_WALK: "walk",
-    DOING_CONTENTS: "looking at contents",
+    DOING_CONTENTS: "checking contents",
 }
 
-#: What a run can find wrong; ``d.detail`` explains (see allocators.verify.process._FOUND).
+#: Errors that a run can find; ``d.detail`` depends on the error (allocators.verify.process._FOUND).
 FOUND_NOTHING, FOUND_NULL, FOUND_NEGATIVE, FOUND_MISALIGNED, FOUND_USABLE = range(5)
 FOUND_UNMAPPED, FOUND_DAMAGED, FOUND_NOT_COPIED, FOUND_NOT_ZERO = range(5, 9)
 FOUND_CHECK, FOUND_USABLE_CHANGED = range(9, 11)
 
-#: Blocks of up to this many words are filled whole; of larger ones both edges and a few between.
+#: Blocks of up to this many words are filled completely, larger ones at both ends and sparsely
+#: in between.
 DENSE_WORDS = 32
 EDGE_WORDS = 6
 
-#: State of the driver; the fields of what it found are 0 while all is well.
+#: State of the driver; ``found``, ``address`` and ``detail`` are 0 until an error is found.
 DRIVER = np.dtype(
     [
         ("found", "i8"),  # FOUND_*
-        ("address", "i8"),  # of the block that is wrong
-        ("detail", "i8"),  # bytes, offset or code, by kind
+        ("address", "i8"),  # address of the block in error
+        ("detail", "i8"),  # bytes, offset or code, depending on ``found``
         ("doing", "i8"),  # an operation or DOING_*: the call that is running
-        ("limited", "i8"),  # 1: memory is scarce, NULL is an answer
+        ("limited", "i8"),  # 1: memory is limited, and NULL is a valid answer
         ("refused", "i8"),  # requests answered with NULL
-        ("serial", "i8"),  # objects born so far; seeds their patterns
-        ("rows", "i8"),  # rows of the last walk, may be more than fit
+        ("serial", "i8"),  # objects allocated so far; seeds their patterns
+        ("rows", "i8"),  # rows of the last walk; may exceed the room in the table
     ]
 )
 
 
 @jit(cold=True)
 def find(d, what, address, detail):
-    """Write down the first thing found wrong."""
+    """Store an error in ``d``, unless there is one already."""
     if d.found == FOUND_NOTHING:
         d.found = what
         d.address = address
@@ -76,7 +77,7 @@ def find(d, what, address, detail):
 
 @jit(inline=True)
 def next_word(i, words):
-    """The word after ``i`` that is filled and checked in a block of ``words``."""
+    """Return the index of the word to fill or check after word ``i`` in a block of ``words``."""
     if words <= DENSE_WORDS or i < EDGE_WORDS or i >= words - EDGE_WORDS:
         return i + 1
     return min(i + (words >> 3), words - EDGE_WORDS)
@@ -84,7 +85,7 @@ def next_word(i, words):
 
 @jit(inline=True)
 def pattern(seed, i):
-    """Word ``i`` of an object; no product leaves 63 bits."""
+    """Return the pattern for word ``i`` of an object; both products stay within 63 bits."""
     return seed * 0x9E3779B1 ^ i * 0x85EBCA6B
 
 
@@ -99,9 +100,9 @@ def fill(k, p, words, seed):
 
 @jit
 def damaged_word(k, p, words, kept, seed):
-    """Index of the first of the ``kept`` words at ``p`` that is not as fill left it, or -1.
+    """Return the index of the first of the ``kept`` words at ``p`` that lost its pattern, or -1.
 
-    ``words`` is the number that was filled: it decides which words were.
+    ``words``: the size of the block when it was filled, which determines the filled words.
     """
     i = 0
     while i < kept:
@@ -113,7 +114,7 @@ def damaged_word(k, p, words, kept, seed):
 
 @jit
 def check_contents(k, d, objects, slot):
-    """Check that the object still holds what was written."""
+    """Check that the object still holds its pattern."""
     if PAYLOAD:
         p = int(objects[slot, OBJECT_ADDRESS])
         words = int(objects[slot, OBJECT_USABLE]) >> 3
@@ -124,7 +125,7 @@ def check_contents(k, d, objects, slot):
 
 @jit
 def check_copied(k, d, objects, slot, q, size):
-    """Check that realloc to ``size`` bytes at ``q`` brought along what the object held."""
+    """Check that realloc to ``size`` bytes at ``q`` copied the object's contents."""
     words = int(objects[slot, OBJECT_USABLE]) >> 3
     seed = int(objects[slot, OBJECT_SEED])
     kept = min(size, int(objects[slot, OBJECT_SIZE]))
@@ -139,7 +140,7 @@ def check_copied(k, d, objects, slot, q, size):
 
 @jit
 def check_zero(k, d, p, size):
-    """Check that calloc's block is clear."""
+    """Check that a block from calloc is zero."""
     words = size >> 3
     i = 0
     while i < words:
@@ -151,7 +152,7 @@ def check_zero(k, d, p, size):
 
 @jit
 def acceptable(k, d, p, size, usable, alignment):
-    """Return whether a new block is aligned, large enough and in writable memory."""
+    """Return True if a new block is aligned, large enough and in writable memory."""
     if p & (alignment - 1):
         find(d, FOUND_MISALIGNED, p, alignment)
     elif usable < size:
@@ -162,8 +163,8 @@ def acceptable(k, d, p, size, usable, alignment):
 
 
 @jit
-def born(k, d, objects, slot, p, size, usable):
-    """Enter a block as object ``slot`` and fill it."""
+def add_object(k, d, objects, slot, p, size, usable):
+    """Record a block as object ``slot`` and fill it with its pattern."""
     d.serial += 1
     objects[slot, OBJECT_ADDRESS] = p
     objects[slot, OBJECT_SIZE] = size
@@ -175,7 +176,7 @@ def born(k, d, objects, slot, p, size, usable):
 
 @jit
 def allocate(k, a, d, objects, op, slot, size, alignment):
-    """Do an event that asks for memory; returns what the allocator answered."""
+    """Perform an event that requests memory; return the allocator's answer."""
     old = int(objects[slot, OBJECT_ADDRESS])
     if old:
         check_contents(k, d, objects, slot)
@@ -195,13 +196,13 @@ def allocate(k, a, d, objects, op, slot, size, alignment):
                 check_copied(k, d, objects, slot, p, size)
             elif PAYLOAD and op == ops.CALLOC:
                 check_zero(k, d, p, size)
-            born(k, d, objects, slot, p, size, usable)
+            add_object(k, d, objects, slot, p, size, usable)
     return p
 
 
 @jit
 def do_event(k, a, d, objects, op, slot, size, alignment):
-    """Do one event; returns what the allocator answered, or 0."""
+    """Perform one event; return the allocator's answer, or 0."""
     d.doing = op
     if op in ops.ALLOCATING:
         return allocate(k, a, d, objects, op, slot, size, alignment)
@@ -224,7 +225,7 @@ def do_event(k, a, d, objects, op, slot, size, alignment):
 
 @jit
 def inspect_heap(k, a, d, objects, rows):
-    """Look at every live object, ask the allocator's own check, and list its heap in ``rows``."""
+    """Check every live object, run the allocator's own check, and walk its heap into ``rows``."""
     for slot in range(objects.shape[0]):
         p = int(objects[slot, OBJECT_ADDRESS])
         if p:
@@ -244,9 +245,9 @@ def inspect_heap(k, a, d, objects, rows):
 
 @jit
 def drive(k, a, d, objects, events, rows, begin, end):
-    """Do the events [begin, end) until something is found, then inspect if rows has room.
+    """Perform the events [begin, end) until an error is found, then inspect if ``rows`` has room.
 
-    Returns the number of events done.
+    Return the index of the event with the error, or ``end``.
     """
     task = k.task
     for i in range(begin, end):

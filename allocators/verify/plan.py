@@ -1,8 +1,8 @@
-"""The verifier's plans for an allocator: seeded lists of operations, phase by phase.
+"""Plans of the verifier: seeded lists of operations, in phases.
 
-A plan is written with a picture of which slots are live, so that it means the same to every
-allocator; a request that is refused (where memory is scarce) leaves its slot empty, and what
-comes later for that slot is skipped or becomes a malloc.
+The writer of a plan tracks which slots are live, so that the plan is valid for every allocator.  A
+refused request (where memory is limited) leaves its slot empty: a later free of that slot is
+skipped, and a later realloc becomes a malloc.
 """
 
 import functools
@@ -16,22 +16,22 @@ from allocators.base import operation as ops
 from allocators.base.contract import ALIGNMENT
 from allocators.verify.driver import EVENT_RESULT, EVENT_WIDTH
 
-#: Objects that can live at a time.
+#: Maximum number of live objects.
 SLOTS = 256
-#: Objects asked for under tight limits, 2.4 MB in all.
+#: Objects requested under tight limits, 2.4 MB in total.
 SCARCE = 120
-#: Threads that take turns (the driver switches).
+#: Threads between which the driver switches.
 THREADS = 4
-#: An address of the program's stack (kernel.maps.FRESH_PROCESS).
+#: An address in the program's stack (kernel.maps.FRESH_PROCESS).
 _STACK = 0x7FFFFFFDF000
-#: Bytes: the largest small request, the largest ordinary one, and one above any usual threshold
-#: from which objects are mapped.
+#: Bytes: the largest small request, the largest ordinary one, and one above the usual mmap
+#: thresholds.
 SMALL, MEDIUM, LARGE = 512, 8 << 10, 5 << 19
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a plan: its name, the event behind its last, whether all is freed by then."""
+    """Part of a plan: its name, the index after its last event, whether all objects are freed."""
 
     name: str
     end: int
@@ -40,14 +40,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """Operations in order: ``events`` is (n, EVENT_WIDTH) int64, see allocators.verify.driver."""
+    """Sequence of operations.  ``events``: (n, EVENT_WIDTH) int64, see allocators.verify.driver."""
 
     events: np.ndarray
     phases: tuple[Phase, ...]
 
 
 class Writer:
-    """Writes a plan.  ``sizes`` maps each live slot to the bytes asked for it."""
+    """Writer of a plan.  ``sizes`` maps each live slot to its requested bytes."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -67,7 +67,7 @@ class Writer:
             self.sizes.clear()
 
     def free_all(self) -> None:
-        """Free what lives, in random order, and let every thread end."""
+        """Free all live objects in random order, end every thread, and trim."""
         slots = list(self.sizes)
         self.random.shuffle(slots)
         for slot in slots:
@@ -82,7 +82,7 @@ class Writer:
         self._phases.append(Phase(name, len(self._rows), drained))
 
     def plan(self) -> Plan:
-        """Return what was written."""
+        """Return the plan written so far."""
         events = np.array(self._rows, "i8").reshape(-1, EVENT_WIDTH)
         events[:, EVENT_RESULT] = 0
         return Plan(events, tuple(self._phases))
@@ -90,11 +90,11 @@ class Writer:
     # --- Requests ---------------------------------------------------------------------------------
 
     def size(self, low: int, high: int) -> int:
-        """A size between ``low`` and ``high``, small ones as likely as in programs."""
+        """Return a log-uniform size from ``low`` to ``high``: mostly small, as in programs."""
         return min(int(low * (high / low) ** self.random.random()), high)
 
     def any_size(self) -> int:
-        """Mostly small, at times zero or beyond the mmap threshold."""
+        """Return a size, mostly small, sometimes zero or above the mmap threshold."""
         kind = self.random.random()
         if kind < 0.02:
             return 0
@@ -103,7 +103,7 @@ class Writer:
         return self.size(1, MEDIUM)
 
     def alignment(self) -> int:
-        """A power of two from 16 bytes on, rarely more than a page."""
+        """Return a power of two, at least 16 bytes and rarely more than a page."""
         return ALIGNMENT << self.random.randrange(14 if self.random.random() < 0.05 else 8)
 
     # --- Phases: about n operations each ----------------------------------------------------------
@@ -119,7 +119,7 @@ class Writer:
                 self.op(op, slot, self.size(1, SMALL) - 1)
 
     def mixed(self, n: int) -> None:
-        """Every kind of call with every size."""
+        """Mix all calls and all sizes."""
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot not in self.sizes:
@@ -133,7 +133,7 @@ class Writer:
                 self.op(ops.FREE, slot)
 
     def stack(self, n: int) -> None:
-        """Free the youngest first."""
+        """Free the youngest object first."""
         order = list(self.sizes)
         spare = [slot for slot in range(SLOTS) if slot not in self.sizes]
         for _ in range(n):
@@ -145,7 +145,7 @@ class Writer:
                 self.op(ops.FREE, spare[-1])
 
     def queue(self, n: int) -> None:
-        """Free the oldest first, at a length that swings."""
+        """Free the oldest object first; the queue grows and shrinks periodically."""
         order = list(self.sizes)
         spare = [slot for slot in range(SLOTS) if slot not in self.sizes]
         for i in range(n):
@@ -158,7 +158,7 @@ class Writer:
                 self.op(ops.FREE, spare[-1])
 
     def resizing(self, n: int) -> None:
-        """Grow and shrink a few objects, some from tiny to mapped and back."""
+        """Grow and shrink a few objects by realloc, some from tiny to mapped and back."""
         for _ in range(n):
             slot = self.random.randrange(SLOTS // 16)
             old = self.sizes.get(slot, 0)
@@ -172,7 +172,7 @@ class Writer:
                 self.op(ops.REALLOC, slot, old + old // 2 + self.random.randrange(1, 40))
 
     def aligned(self, n: int) -> None:
-        """Aligned objects among ordinary ones."""
+        """Replace aligned and ordinary objects at random."""
         for _ in range(n):
             slot = self.random.randrange(SLOTS)
             if slot in self.sizes:
@@ -185,7 +185,7 @@ class Writer:
 
 @functools.lru_cache(maxsize=8)
 def life(operations: int, seed: int) -> Plan:
-    """A whole life: every phase twice, all freed after each round; at least ``operations``."""
+    """Return a plan with every phase twice, all freed after each round; at least ``operations``."""
     w = Writer(seed)
     names = ("churn", "mixed", "stack", "queue", "resizing", "aligned")
     for _ in range(2):
@@ -198,7 +198,7 @@ def life(operations: int, seed: int) -> Plan:
 
 
 def rounds(count: int, operations: int, seed: int) -> Plan:
-    """The same ``operations`` over and over, all freed after each: two phases a round."""
+    """Return a plan that repeats ``operations``, all freed after each round; two phases a round."""
     w = Writer(seed)
     for _ in range(count):
         w.random.seed(seed)
@@ -211,9 +211,9 @@ def rounds(count: int, operations: int, seed: int) -> Plan:
 
 
 def scarcity(seed: int) -> Plan:
-    """More than a tight limit grants, by every call; half of it freed; more; then all freed.
+    """Return a plan for tight limits: exhaust them by every call, free half, refill, free all.
 
-    The last event asks once more for what the first request (event 1) was.
+    The last event repeats the first request (event 1).
     """
     w = Writer(seed)
     sizes = (24, 100, 600, 3000, 9000)
@@ -241,7 +241,7 @@ def scarcity(seed: int) -> Plan:
 
 
 def impossible(sizes: tuple[int, ...]) -> Plan:
-    """Requests of ``sizes`` that must all be refused, between two that must not."""
+    """Return a plan of requests of ``sizes``, all to be refused, between two to be granted."""
     w = Writer(0)
     w.op(ops.MALLOC, 0, 100)
     w.end_phase("before")
@@ -259,7 +259,7 @@ def impossible(sizes: tuple[int, ...]) -> Plan:
 
 
 def reuse(count: int, size: int) -> Plan:
-    """Let one object be born and freed over and over, to see whether its address comes back."""
+    """Return a plan that allocates and frees one object, ``count`` times."""
     w = Writer(0)
     for _ in range(count):
         w.op(ops.MALLOC, 0, size)
@@ -269,7 +269,7 @@ def reuse(count: int, size: int) -> Plan:
 
 
 def emptying(seed: int) -> Plan:
-    """Objects dropped all at once by reset(), twice."""
+    """Return a plan that fills the heap and drops all objects by reset, twice."""
     w = Writer(seed)
     for _ in range(2):
         w.churn(SLOTS)
@@ -283,7 +283,7 @@ def emptying(seed: int) -> Plan:
 
 
 def _misuse(*operations: tuple[int, ...]) -> Plan:
-    """Operations of which the last is a bad free."""
+    """Return a plan whose last operation is a bad free."""
     w = Writer(0)
     for operation in operations:
         w.op(*operation)
@@ -292,7 +292,7 @@ def _misuse(*operations: tuple[int, ...]) -> Plan:
 
 
 def double_frees() -> Iterator[tuple[str, Plan]]:
-    """Yield what is freed twice, and a plan that does so: at once, or merged with neighbours."""
+    """Yield descriptions and plans of double frees: at once, or after merging with neighbours."""
     for size in (1, 24, 200, 3000):
         objects = [(ops.MALLOC, slot, size) for slot in range(4)]
         twice = [(ops.STRAY, 0), (ops.STRAY, 0)]
@@ -306,7 +306,7 @@ def double_frees() -> Iterator[tuple[str, Plan]]:
 
 
 def wild_frees() -> Iterator[tuple[str, Plan]]:
-    """Yield what is freed though it is no block, and a plan that does so."""
+    """Yield descriptions and plans of frees of addresses that are no block."""
     for size, offsets in ((200, (1, 8, 16, 64)), (LARGE, (16, 4096, 1 << 20))):
         objects = [(ops.MALLOC, slot, size) for slot in range(3)]
         for offset in offsets:

@@ -1,7 +1,7 @@
-"""Verify several settings at a time, in processes that may die.
+"""Verification of several cases in parallel, in worker processes that may die.
 
-A plugin that indexes its state out of bounds, or loops without touching memory, takes its process
-with it; the next setting gets a new one.
+A plugin that indexes its state out of bounds or loops without touching memory kills its worker
+process; the next case gets a new one.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ from kernel.engine.watchdog import PATIENCE
 
 @dataclass(frozen=True)
 class Case:
-    """The task of one process.  ``settings`` are as YAML gives them."""
+    """Task of one worker process.  ``settings``: as parsed from YAML."""
 
     name: str
     label: str
@@ -36,7 +36,7 @@ class Case:
 
 @dataclass
 class Verdict:
-    """The outcome of a case, after ``seconds``."""
+    """Outcome of a case.  ``seconds``: how long it took."""
 
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -60,7 +60,10 @@ def run_case(case: Case, progress: Callable[[str], None]) -> Verdict:
 
 @contextmanager
 def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
-    """Set a worker up.  After a lockup its process takes no other case: a loop may still run."""
+    """Yield the function that a worker process runs on each case.
+
+    After a lockup the process takes no further case: the loop may still be running.
+    """
 
     def work(case: Case) -> Verdict:
         outcome = run_case(case, place.say)
@@ -73,15 +76,16 @@ def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
 def run_cases(
     cases: Iterable[Case], jobs: int, progress: Callable[[list[str]], None]
 ) -> Iterator[tuple[Case, Verdict]]:
-    """Yield each case and its outcome as they end, ``jobs`` running at a time.
+    """Yield each case and its outcome as soon as it ends, with ``jobs`` cases in parallel.
 
-    ``progress`` hears what is running whenever that changes.  A process that died is a failure.
+    ``progress`` is called with the running cases whenever they change.  The death of a worker
+    process is a failure of its case.
     """
 
-    def told(workers: list[Any]) -> None:
+    def report(workers: list[Any]) -> None:
         progress([f"{worker.task}: {worker.part}" for worker in workers])
 
-    for case, outcome in run_tasks(opened, cases, jobs, method="spawn", told=told):
+    for case, outcome in run_tasks(opened, cases, jobs, method="spawn", told=report):
         if isinstance(outcome, Lost):
             place = (case.label, case.page_size, outcome.part)
             outcome = Verdict([Failure(*place, "crash", 0, "unknown", 0, outcome.how)])

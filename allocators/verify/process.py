@@ -1,6 +1,6 @@
-"""One simulated process under verification: runs stretches of a plan and looks at the whole heap.
+"""Simulated process under verification: runs parts of a plan and inspects the whole heap.
 
-What is found wrong is raised as :class:`Violation`; the process is of no use afterwards.
+An error is raised as :class:`Violation`; the process cannot be used afterwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,30 +22,30 @@ from kernel.task import reason
 from kernel.types import VM_READ, VM_WRITE, SimulatedSignal
 from kernel.vma import covered, heap_pages
 
-#: What the driver finds: the check's name, and the message from address, detail, request.
+#: Errors that the driver finds: the check's name, and the message for address, detail, request.
 _FOUND = {
-    dr.FOUND_NULL: ("null", "{request} bytes were refused though memory is plenty"),
-    dr.FOUND_NEGATIVE: ("null", "answered {address}, which is neither an address nor NULL"),
-    dr.FOUND_MISALIGNED: ("alignment", "the address is no multiple of {detail}"),
-    dr.FOUND_USABLE: ("usable_size", "usable_size is {detail}, less than the {request} asked for"),
+    dr.FOUND_NULL: ("null", "{request} bytes were refused although memory is available"),
+    dr.FOUND_NEGATIVE: ("null", "returned {address}, which is neither an address nor NULL"),
+    dr.FOUND_MISALIGNED: ("alignment", "the address is not a multiple of {detail}"),
+    dr.FOUND_USABLE: ("usable_size", "usable_size is {detail}, less than the requested {request}"),
     dr.FOUND_UNMAPPED: (
         "mapping",
-        "the block of {detail} usable bytes is not all in writable memory",
+        "the block of {detail} usable bytes is not entirely in writable memory",
     ),
-    dr.FOUND_DAMAGED: ("contents", "byte {detail} of a live block is not what was written there"),
-    dr.FOUND_NOT_COPIED: ("realloc", "byte {detail} was lost on the way to the new block"),
+    dr.FOUND_DAMAGED: ("contents", "byte {detail} of a live block has been overwritten"),
+    dr.FOUND_NOT_COPIED: ("realloc", "byte {detail} was not copied to the new block"),
     dr.FOUND_NOT_ZERO: ("calloc", "byte {detail} is not zero"),
-    dr.FOUND_USABLE_CHANGED: ("usable_size", "usable_size of a live block has become {detail}"),
+    dr.FOUND_USABLE_CHANGED: ("usable_size", "usable_size of a live block changed to {detail}"),
 }
 _PIECES = {BLOCK_USED: "used block", BLOCK_FREE: "free block", BLOCK_HEADER: "header"}
-#: More pieces than any heap under verification has.
+#: Limit on the rows of a walk, far above any heap under verification.
 MAX_ROWS = 1 << 24
 _NO_ROWS = np.zeros((0, 3), "i8")
 
 
 @dataclass(eq=False)
 class Violation(Exception):
-    """The contract was broken: which check, at which event, about which address, and what."""
+    """Breach of the contract: the check, the event, the address and a message."""
 
     check: str
     event: int
@@ -55,7 +55,10 @@ class Violation(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """A build of the driver: for a plugin, a page size, and as replays are timed or not."""
+    """Build of the driver for a plugin and a page size.
+
+    ``as_timed``: compile as for timed replays, without checks.
+    """
 
     plugin: Plugin
     page_size: int = 4096
@@ -63,11 +66,11 @@ class Build:
 
     @property
     def config(self) -> KernelConfig:
-        """The kernel that it runs on."""
+        """Configuration of the simulated kernel."""
         return KernelConfig(page_size=self.page_size)
 
     def compile(self) -> Callable:
-        """Return the specialised driver.  Raises what the compiler raises."""
+        """Return the specialised driver, compiled.  Raises any exception of the compiler."""
         checks = not self.as_timed
         driver = build(
             dr.drive,
@@ -80,7 +83,7 @@ class Build:
         )
         nothing = np.zeros((0, dr.EVENT_WIDTH), "i8")
         tables = record(dr.DRIVER), _objects(), nothing, _NO_ROWS
-        # Compiled now: the watchdog must not take the compiler for the allocator.
+        # Compile now, or the watchdog would count compile time as the allocator's.
         driver(Machine(self.config).k, self.plugin.state(), *tables, 0, 0)
         return driver
 
@@ -90,7 +93,7 @@ def _objects() -> np.ndarray:
 
 
 class Process:
-    """A plan on a machine of its own.  ``reuses``: the design hands memory out again."""
+    """Execution of one plan on its own machine.  ``reuses``: the design reuses freed memory."""
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class Process:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew, before the first event."""
+        """Start over, before the first event."""
         self._machine = Machine(self._built.config)
         self.k = self._machine.k
         self.state = self._built.plugin.state()
@@ -133,11 +136,11 @@ class Process:
 
     @property
     def heap(self) -> int:
-        """Bytes mapped by the allocator since its start."""
+        """Bytes that the allocator has mapped."""
         return int(heap_pages(self.k.mm)) << self._built.config.page_shift
 
     def owns(self, address: int) -> bool:
-        """Return whether the allocator has mapped ``address``."""
+        """Return True if the allocator has mapped ``address``."""
         start, end = self._initial["vm_start"], self._initial["vm_end"]
         foreign = np.any((start <= address) & (address < end))
         return not foreign and covered(self.k, address, address + 1, VM_READ)
@@ -145,10 +148,10 @@ class Process:
     # --- Running ----------------------------------------------------------------------------------
 
     def call(self, begin: int, end: int, rows: np.ndarray = _NO_ROWS) -> int:
-        """Do the events [begin, end), and inspect if there are ``rows``; returns events done.
+        """Perform the events [begin, end), and inspect if there are ``rows``.
 
-        Raises SimulatedSignal when the process dies, and Violation when an event does not end, or
-        the plugin raises.
+        Return the index of the event with an error, or ``end``.  Raises SimulatedSignal when the
+        process dies, and Violation when an event does not end or the plugin raises.
         """
         tables = self.d, self.objects, self.events, rows
         try:
@@ -166,7 +169,7 @@ class Process:
             raise
         except SoftLockup as lockup:
             self._revoke()
-            what = f"{self._doing} has not ended after {self._patience:g} s: it loops for ever"
+            what = f"{self._doing} has not ended after {self._patience:g} s"
             raise Violation("lockup", lockup.event, 0, what) from None
         except Exception as error:
             place = located(error, self._built.plugin.module.__file__)
@@ -174,7 +177,7 @@ class Process:
             raise Violation("exception", self._now, 0, what) from None
 
     def run(self, begin: int, end: int, *, inspect: bool = True) -> None:
-        """Do the events [begin, end) and look at the whole heap.  Raises Violation."""
+        """Perform the events [begin, end) and inspect the whole heap.  Raises Violation."""
         try:
             done = self.call(begin, end, self._rows if inspect else _NO_ROWS)
             while inspect and len(self._rows) < self.d.rows <= MAX_ROWS:
@@ -185,7 +188,7 @@ class Process:
             raise Violation("signal", self._now, int(self.k.task.si_addr), what) from None
         event = min(done, end - 1)
         if inspect:
-            self._check_overlap(event)  # first: it is why contents are damaged
+            self._check_overlap(event)  # first: overlap explains damaged contents
         if self.d.found:
             self._raise_found(event)
         if inspect:
@@ -194,10 +197,10 @@ class Process:
                 self._check_walk(event)
 
     def phases(self, batch: int) -> Iterator[Phase]:
-        """Do the plan phase by phase, and yield each when it is done.
+        """Run the plan and yield each phase when it is done.
 
-        The heap is inspected every ``batch`` events (of a large one less often, so that looking
-        does not outweigh doing) and at the end of a phase.  Raises Violation with the very event.
+        The heap is inspected every ``batch`` events (a large heap less often, so that inspection
+        does not dominate) and at the end of a phase.  Raises Violation with the exact event.
         """
         begin = 0
         for phase in self.plan.phases:
@@ -211,9 +214,10 @@ class Process:
             yield phase
 
     def _narrowed(self, good: int, violation: Violation) -> Violation:
-        """Find the event that broke the heap: after ``good`` events all was well still.
+        """Return the violation at the exact event that broke the heap; bisect the plan to find it.
 
-        Inspections look only at the end of a stretch, so each try starts anew.
+        After ``good`` events the heap was sound.  Inspection covers only the end of a run, so each
+        attempt restarts the plan.
         """
         while violation.event > good and violation.check != "lockup":
             middle = (good + violation.event + 1) // 2
@@ -234,7 +238,7 @@ class Process:
         return dr.DOING_NAMES[int(self.d.doing)]
 
     def _revoke(self) -> None:
-        """Take all memory from a process that loops, so that its next access ends it."""
+        """Unmap all memory of a process that loops, so that its next access ends it."""
         self.k.mm.map_count = 0
         touched = self.k.touched[: self.k.mm.nr_touched]
         fan_out = self._built.config.page_shift - 3
@@ -254,7 +258,7 @@ class Process:
     # --- The whole heap ---------------------------------------------------------------------------
 
     def _live(self) -> tuple[np.ndarray, np.ndarray]:
-        """Addresses of the live blocks in order, and their usable bytes."""
+        """Return the addresses of the live blocks, ascending, and their usable bytes."""
         live = self.objects[self.objects[:, dr.OBJECT_ADDRESS] != 0]
         live = live[np.argsort(live[:, dr.OBJECT_ADDRESS])]
         return live[:, dr.OBJECT_ADDRESS], live[:, dr.OBJECT_USABLE]
@@ -264,11 +268,11 @@ class Process:
         bad = np.flatnonzero(start[:-1] + np.maximum(usable[:-1], 1) > start[1:])
         if len(bad):
             i = bad[0]
-            what = f"this live block of {usable[i]} bytes reaches over that at {start[i + 1]:#x}"
+            what = f"this live block of {usable[i]} bytes overlaps the one at {start[i + 1]:#x}"
             raise Violation("overlap", event, int(start[i]), what)
 
     def _check_foreign(self, event: int) -> None:
-        """Writable memory that was there before the allocator must be as it was."""
+        """Check that writable memory mapped before the allocator started is untouched."""
         config = self._built.config
         for area in self._initial[self._initial["vm_flags"] & VM_WRITE != 0]:
             start, end = int(area["vm_start"]), int(area["vm_end"])
@@ -277,17 +281,17 @@ class Process:
             touched = np.flatnonzero(self.k.pte[first : first + pages])
             if len(touched):
                 address = start + (int(touched[0]) << config.page_shift)
-                what = "this page, which is not the allocator's, was touched"
+                what = "this page, which is not the allocator's, was accessed"
                 raise Violation("mapping", event, address, what)
 
     def _check_walk(self, event: int) -> None:
-        """Hold walk's rows to the live blocks and the mappings."""
+        """Compare the rows of walk with the live blocks and the mappings."""
         if not 0 <= self.d.rows <= len(self._rows):
-            raise Violation("walk", event, 0, f"walk says that it has {self.d.rows} rows")
+            raise Violation("walk", event, 0, f"walk returned {self.d.rows} rows")
         start, size, kind = np.ascontiguousarray(self._rows[: self.d.rows].T)
         bad = np.flatnonzero(~np.isin(kind, list(_PIECES)) | (size < 0))
         if len(bad):
-            what = f"walk has a row of {size[bad[0]]} bytes and kind {kind[bad[0]]}"
+            what = f"walk lists an invalid row: {size[bad[0]]} bytes, kind {kind[bad[0]]}"
             raise Violation("walk", event, int(start[bad[0]]), what)
         if np.any(start[1:] < start[:-1]):
             order = np.argsort(start, kind="stable")
@@ -299,36 +303,36 @@ class Process:
         bad = np.flatnonzero(end[:-1] > start[1:])
         if len(bad):
             i = bad[0]
-            what = f"walk: this {_PIECES[kind[i]]} reaches over the {_PIECES[kind[i + 1]]} at "
+            what = f"walk: this {_PIECES[kind[i]]} overlaps the {_PIECES[kind[i + 1]]} at "
             raise Violation("walk", event, int(start[i]), what + f"{start[i + 1]:#x}")
         low, high = self._writable()
         area = np.searchsorted(low, start, side="right") - 1
         bad = np.flatnonzero((area < 0) | (end > high[area]))
         if len(bad):
-            what = f"walk: this {_PIECES[kind[bad[0]]]} is not all in writable memory"
+            what = f"walk: this {_PIECES[kind[bad[0]]]} is not entirely in writable memory"
             raise Violation("walk", event, int(start[bad[0]]), what)
 
     def _check_used(self, event: int, used: np.ndarray, size: np.ndarray) -> None:
-        """The used rows are the live blocks; with a design that reuses nothing, dead ones too."""
+        """Check that the used rows are the live blocks, plus freed ones if nothing is reused."""
         live, usable = self._live()
         place = np.searchsorted(used, live)
         shown = np.append(used, 0)[place] == live
         if not shown.all():
-            what = "walk does not show this live block as used"
+            what = "walk does not list this live block as used"
             raise Violation("walk", event, int(live[~shown][0]), what)
         if self._reuses and len(used) > len(live):
             extra = np.setdiff1d(used, live)
             address = extra[0] if len(extra) else used[:-1][used[1:] == used[:-1]][0]
-            what = "walk shows as used a block that is not live, or one twice"
+            what = "walk lists a block as used that is not live, or lists one twice"
             raise Violation("walk", event, int(address), what)
         wrong = np.flatnonzero(size[place] != usable)
         if len(wrong):
             i = wrong[0]
-            what = f"walk shows {size[place][i]} usable bytes, usable_size says {usable[i]}"
+            what = f"walk lists {size[place][i]} usable bytes, usable_size returns {usable[i]}"
             raise Violation("usable_size", event, int(live[i]), what)
 
     def _writable(self) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and ends of the stretches that are mapped for reading and writing."""
+        """Return the starts and ends of the ranges mapped readable and writable."""
         areas = self.k.vma[: self.k.mm.map_count]
         areas = areas[areas["vm_flags"] & (VM_READ | VM_WRITE) == VM_READ | VM_WRITE]
         inner = areas["vm_start"][1:] == areas["vm_end"][:-1]
@@ -336,14 +340,14 @@ class Process:
         last = np.concatenate([~inner, [True]])
         return areas["vm_start"][first], areas["vm_end"][last]
 
-    # --- What a run can be compared by ------------------------------------------------------------
+    # --- Results for comparing runs ---------------------------------------------------------------
 
     @property
     def addresses(self) -> np.ndarray:
-        """The allocator's answers, event by event."""
+        """Address that the allocator returned, by event."""
         return self.events[:, dr.EVENT_RESULT]
 
     @property
     def counters(self) -> dict[str, int]:
-        """Everything that the kernel counts."""
+        """All counters of the simulated kernel, by name."""
         return {name: int(self.k.mm[name]) for name in self.k.mm.dtype.names}

@@ -1,4 +1,4 @@
-"""The scenarios, and the settings that a plugin is taken through them with."""
+"""Scenarios of the verifier, and the variations of settings that it runs them with."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from kernel.task import reason
 from kernel.types import SIGABRT, SimulatedSignal
 
 OPERATIONS = 100_000
-#: What may be chosen (allocators.verify says what each does).
+#: Scenarios that a user can choose, described in allocators.verify.
 SCENARIOS = (
     *("life", "again", "as timed", "rounds", "scarcity", "huge", "double free", "wild free"),
     "reset",
 )
 
-#: Tight limits: a field of the mm, and the bytes (for max_map_count areas) beyond what boot uses.
+#: Tight limits: a field of the mm, and the bytes (max_map_count: areas) allowed beyond boot's use.
 LIMITS = (
     ("rlim_as", 64 << 10),
     ("rlim_as", 5 << 18),
@@ -31,15 +31,16 @@ LIMITS = (
     ("memory", 1 << 20),
     ("max_map_count", 3),
 )
-#: Requests refused anyway; with RLIMIT_AS that leaves _ROOM, these are too.  Bytes.
+#: Requests that are always refused, bytes.
 _HUGE = ((1 << 46) + 1, 1 << 47, 1 << 62, (1 << 63) - 1)
+#: Requests that are refused when RLIMIT_AS allows only _ROOM more, bytes.
 _LARGE = (1 << 30, 1 << 40, 1 << 46)
 _ROOM = 64 << 20
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One broken rule: where and what.  ``str()`` is the line that reports it."""
+    """Broken rule, with its place and message.  ``str()`` is the line that reports it."""
 
     plugin: str
     page_size: int
@@ -67,10 +68,10 @@ def verify(
     as_timed: bool = True,
     patience: float = PATIENCE,
 ) -> list[Failure]:
-    """Return what ``plugin`` does wrong under its settings, at most one failure a scenario.
+    """Return the failures of ``plugin`` under its settings, at most one per scenario.
 
-    ``operations`` is the least number in the life; ``as_timed`` costs a second compilation;
-    ``patience`` is how long one operation may take, s.
+    ``operations``: minimum number in the scenario life; ``as_timed`` costs a second compilation;
+    ``patience``: timeout of one operation, s.
     """
     suite = Suite(plugin, operations=operations, seed=seed, page_size=page_size, patience=patience)
     suite.run(as_timed=as_timed)
@@ -80,8 +81,9 @@ def verify(
 def variations(name: str, base: Mapping[str, Any] | None = None) -> Iterator[Plugin]:
     """Yield the plugin ``name`` with the settings ``base``, then with other settings.
 
-    Each other choice of each choice alone; then all numbers and sizes at their lowest, and all a
-    good deal higher (one by one where their combination is refused).
+    First, each choice takes each of its other values, one at a time; then all numbers and sizes are
+    at their minimum; then all are considerably higher.  If a combination is refused, its values are
+    set one at a time.
     """
     base = dict(base or {})
     default = load(name, base)
@@ -94,7 +96,7 @@ def variations(name: str, base: Mapping[str, Any] | None = None) -> Iterator[Plu
                 yield from _variation(name, base | {key: other}, seen)
         else:
             low[key] = setting.low
-            # A size keeps its shape (power of two, whole pages); a count may be a logarithm.
+            # Times 4 keeps a power of two or a multiple of the page; a count may be a logarithm.
             more = 4 * setting if setting >= 4096 else setting + setting // 4 + 1
             high[key] = min(int(more), setting.high)
     for values in (low, high):
@@ -106,7 +108,7 @@ def variations(name: str, base: Mapping[str, Any] | None = None) -> Iterator[Plu
 
 
 def _variation(name: str, settings: dict[str, Any], seen: list[dict[str, int]]) -> Iterator[Plugin]:
-    """Yield the plugin with ``settings`` unless they are refused or were had before."""
+    """Yield the plugin with ``settings`` unless they are invalid or were yielded before."""
     try:
         plugin = load(name, settings)
     except PluginError:
@@ -117,9 +119,9 @@ def _variation(name: str, settings: dict[str, Any], seen: list[dict[str, int]]) 
 
 
 class Suite:
-    """One plugin on one page size: the scenarios, and what they found.
+    """Scenarios for one plugin and one page size, and their failures.
 
-    ``notes`` says what could not be held against this design; ``operations`` counts those done.
+    ``notes``: checks that do not apply to this design; ``operations``: number performed.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Suite:
         self._process: Process | None = None
         self._life: Process | None = None
         if not hasattr(plugin.module, "walk"):
-            self.notes.append("no walk: its blocks cannot be compared")
+            self.notes.append("it has no walk: its list of blocks is not checked")
 
     def run(
         self,
@@ -154,7 +156,7 @@ class Suite:
         only: Container[str] = (),
         progress: Callable[[str], None] = lambda scenario: None,
     ) -> None:
-        """Go through all scenarios, or ``only`` some; ``progress`` hears the name of each."""
+        """Run all scenarios, or ``only`` some; ``progress`` is called with the name of each."""
         for name, scenario in self._scenarios(as_timed):
             kind = name.partition(" (")[0]
             if only and kind not in only and kind not in ("compiling", "reuse"):
@@ -165,10 +167,10 @@ class Suite:
             except Violation as violation:
                 self._record(name, violation)
                 if violation.check in ("compile", "lockup"):
-                    break  # the other scenarios would only say the same
+                    break  # the other scenarios would fail in the same way
 
     def _scenarios(self, as_timed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Yield each scenario with its name, in an order that finds the simple things first."""
+        """Yield each scenario with its name, those that find simple errors first."""
         yield "compiling", self._compile
         yield "reuse", self._probe_reuse
         yield "life", self._live
@@ -193,7 +195,7 @@ class Suite:
             yield "reset", self._reset
 
     def _record(self, scenario: str, violation: Violation) -> None:
-        """Keep a violation as a failure of ``scenario``."""
+        """Add a violation to the failures, under ``scenario``."""
         call = "none"
         if self._process is not None:
             call = DOING_NAMES[int(self._process.events[violation.event, EVENT_OP])]
@@ -211,7 +213,7 @@ class Suite:
         )
 
     def _start(self, plan: Plan, **how: object) -> Process:
-        """Return a new process for ``plan``, on which violations are reported from now on."""
+        """Return a new process for ``plan``; later failures name the operations of this one."""
         how = {"driver": self._driver, "reuses": self._reuses} | how
         self._process = Process(self._built, plan=plan, patience=self._patience, **how)
         self.operations += len(plan.events)
@@ -225,12 +227,12 @@ class Suite:
     def _compiled(self, built: Build) -> Callable:
         try:
             return built.compile()
-        except Exception as error:  # whatever the compiler says of a plugin
+        except Exception as error:  # a plugin can make the compiler raise anything
             text = " ".join(str(error).split())
             raise Violation("compile", 0, 0, f"{type(error).__name__}: {text[:500]}") from None
 
     def _probe_reuse(self) -> None:
-        """Find out whether the design reuses memory at all; one that gives it back does."""
+        """Find out if the design reuses memory; one that returns it to the kernel does."""
         if self._promises.retains is not None:
             return
         p = self._start(plans.reuse(1024, 100))
@@ -243,7 +245,7 @@ class Suite:
             if self._reuses:
                 break
         else:
-            self.notes.append("never reuses memory: growth is no leak")
+            self.notes.append("it never reuses memory: growth is not counted as a leak")
 
     def _live(self) -> None:
         p = self._start(plans.life(self._wanted, self._seed))
@@ -275,7 +277,7 @@ class Suite:
             raise Violation("determinism", i, int(p.addresses[i]), what)
 
     def _rounds(self) -> None:
-        """Does the heap keep growing?  A step up may be chance; two are a leak."""
+        """Repeat a workload and check for a leak: one step up may be chance, two are a leak."""
         count = min(max(self._wanted // 1000, 9), 100)
         operations = min(max(self._wanted // 100, 40), 400)
         p = self._start(plans.rounds(count, operations, self._seed))
@@ -287,16 +289,16 @@ class Suite:
         second, middle, last = heaps[1], heaps[count // 2], heaps[-1]
         grows = middle > 1.15 * second and last > 1.15 * middle
         if grows and not self._promises.settles:
-            self.notes.append("its limits follow the program: growth is no leak")
+            self.notes.append("its limits adapt to the program: growth is not counted as a leak")
         elif grows and self._reuses:
-            what = f"the heap of round 2 is {second} bytes, of round {count // 2 + 1} {middle}, "
-            what += f"of round {count} {last}"
+            what = f"the heap grows: {second} bytes after round 2, {middle} after round "
+            what += f"{count // 2 + 1}, {last} after round {count}"
             raise Violation("leak", len(p.events) - 1, 0, what)
 
     def _check_retained(self, p: Process, phase: Phase) -> None:
         promised = self._promises.retains
         if phase.drained and promised is not None and p.heap > promised:
-            what = f"{p.heap} bytes are mapped with nothing live; promised: {promised}"
+            what = f"{p.heap} bytes are mapped with no live object; promised: at most {promised}"
             raise Violation("retention", phase.end - 1, 0, what)
 
     def _scarcity(self, field: str, amount: int) -> None:
@@ -305,20 +307,23 @@ class Suite:
             pass
         first, last = p.addresses[[1, -1]]
         if self._reuses and first and not last:
-            what = "with all freed, the request is refused that was granted first"
+            what = "after all objects are freed, a request is refused that was granted at first"
             raise Violation("exhaustion", len(p.events) - 1, 0, what)
 
     def _huge(self, sizes: tuple[int, ...], limits: dict[str, int]) -> None:
-        """A block too small is found by the driver; what remains is that nothing else suffers."""
+        """Make requests beyond any limit; the next ordinary request must still be granted.
+
+        The driver itself checks that no request is answered with a block that is too small.
+        """
         p = self._start(plans.impossible(sizes), limits=limits)
         for _ in p.phases(1):
             pass
         if not p.addresses[-1]:
-            what = "refusing huge requests has used up the memory"
+            what = "an ordinary request is refused after huge requests"
             raise Violation("huge request", len(p.events) - 1, 0, what)
 
     def _misuse(self, check: str, plan: Plan) -> None:
-        """Do a bad free, which must end the process; by an abort if the heap has that address."""
+        """Perform a bad free, which must end the process: by an abort if the address is mapped."""
         p = self._start(plan)
         last = len(p.events) - 1
         p.run(0, last, inspect=False)
@@ -329,10 +334,10 @@ class Suite:
             p.call(last, last + 1)
         except SimulatedSignal:
             if owned and p.k.task.sig != SIGABRT:
-                what = f"promised to be detected, but: {reason(p.k)}"
+                what = f"promised to be detected, but the process died: {reason(p.k)}"
                 raise Violation(check, last, address, what) from None
         else:
-            raise Violation(check, last, address, "promised to be detected, but went unnoticed")
+            raise Violation(check, last, address, "promised to be detected, but was not")
 
     def _reset(self) -> None:
         p = self._start(plans.emptying(self._seed))

@@ -1,4 +1,4 @@
-"""Plugin files made on the spot, and plain Python for tests that need no compiler."""
+"""Fixtures: plugin files written by a test, and mutants of allocators."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from allocators.verify import suite
 
 FOLDER = Path(allocators.__file__).parent
 
-#: A plugin with nothing but what the contract demands.
+#: A plugin with only the required parts of the contract.
 TINY = '''
 import numpy as np
 
@@ -54,7 +54,7 @@ def usable_size(k, a, p):
 
 
 class PluginFiles:
-    """Writes plugin files into a folder of the test."""
+    """Writer of plugin files in the test's folder."""
 
     tiny = TINY
 
@@ -62,13 +62,13 @@ class PluginFiles:
         self.folder = folder
 
     def write(self, name: str, text: str) -> str:
-        """Write ``text`` as NAME.py; returns its path."""
+        """Write ``text`` as NAME.py; return its path."""
         path = self.folder / f"{name}.py"
         path.write_text(text, encoding="utf-8")
         return str(path)
 
     def mutant(self, name: str, base: str, *changes: tuple[str, str]) -> Plugin:
-        """Load a copy of ``base`` (or of TINY) with each old text, which occurs once, replaced."""
+        """Load a copy of ``base`` (or of TINY) with each ``old`` replaced; it must occur once."""
         text = TINY if base == "tiny" else (FOLDER / f"{base}.py").read_text(encoding="utf-8")
         for old, new in changes:
             assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {base}.py"
@@ -83,5 +83,5 @@ def files(tmp_path: Path) -> PluginFiles:
 
 @pytest.fixture
 def few_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try two tight limits only: all of them take their time without the JIT."""
+    """Use only two of the tight limits: all of them take too long without the JIT."""
     monkeypatch.setattr(suite, "LIMITS", (("rlim_as", 5 << 18), ("max_map_count", 3)))

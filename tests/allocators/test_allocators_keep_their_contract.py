@@ -1,4 +1,4 @@
-"""Every allocator passes the verifier: with its defaults, and with every other setting."""
+"""Every allocator passes the verifier with its default settings and with other settings."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ from allocators.verify.process import Build, Process
 from kernel.engine.jit import disabled
 from kernel.types import SimulatedSignal
 
-#: ``python -m allocators.verify`` does 100,000 with each; without the JIT that would take minutes.
+#: ``python -m allocators.verify`` performs 100,000 per case, which takes minutes without the JIT.
 OPERATIONS = 200 if disabled() else 20_000
 
 
@@ -66,15 +66,15 @@ def test_many_large_objects(name):
     w.op(REALLOC, 4, LARGE - 100)
     w.free_all()
     w.end_phase("drain")
-    p = process_of(name, w.plan(), as_timed=True)  # contents would take too long
+    p = process_of(name, w.plan(), as_timed=True)  # checking contents would take too long
     for _ in p.phases(1):
         pass
 
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", registry.names())
-def test_misuse_ends_well_or_by_a_signal(name):
-    """A double free that a design does not promise to see may pass, but not loop or raise."""
+def test_misuse_ends_normally_or_by_a_signal(name):
+    """A double free that a design does not promise to detect may pass, but not loop or raise."""
     for _, plan in plans.double_frees():
         p = process_of(name, plan)
         with contextlib.suppress(SimulatedSignal):
@@ -140,7 +140,7 @@ def test_tight_limits_do_refuse(files):
 
 
 @pytest.mark.usefixtures("plain", "few_limits")
-def test_what_a_design_leaves_out_is_said_and_not_asked_for(files):
+def test_missing_parts_of_a_design_are_noted_and_not_checked(files):
     suite = Suite(files.mutant("tiny", "tiny"), operations=240)
     suite.run(as_timed=False)
     assert not suite.failures, "\n".join(map(str, suite.failures))

@@ -1,7 +1,7 @@
-"""Hypothesis drives every allocator; what it answers is held to a heap kept in plain Python.
+"""Every allocator agrees with an oracle in plain Python on random programs from Hypothesis.
 
-The oracle shares nothing with the verifier: it compares every pair of blocks, reads the mappings
-from the text of /proc/PID/maps, and keeps what the program wrote in a list.
+The oracle shares no code with the verifier: it compares every pair of blocks, reads the mappings
+from the text of /proc/PID/maps, and keeps the words that the program wrote in a dictionary.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ from kernel.config import KernelConfig
 from kernel.engine.jit import build
 
 SLOTS = 6
-#: Words at either end of a block that the program writes and reads.
+#: Words at each end of a block that the program writes and reads.
 EDGE = 6
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("plain")]
 
-#: All but explaining, which takes minutes here.
+#: All phases except explain, which takes minutes here.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 sizes = st.one_of(
@@ -44,7 +44,7 @@ operations = st.lists(
 
 
 class Block:
-    """An allocated block: its address, what was asked, and the words written at both ends."""
+    """Allocated block: its address, requested and usable bytes, and the words at both ends."""
 
     def __init__(self, address: int, size: int, usable: int) -> None:
         self.address, self.size, self.usable = address, size, usable
@@ -58,11 +58,11 @@ class Block:
 
 
 class Program:
-    """A program on one allocator: calls it, uses its memory, and believes nothing."""
+    """Program on one allocator: calls it, uses its memory, and checks every answer."""
 
     def __init__(self, name: str) -> None:
         plugin = load(name)
-        config = KernelConfig(window_bits=32)  # shrinking a failure keeps many alive
+        config = KernelConfig(window_bits=32)  # Hypothesis keeps many machines alive as it shrinks
         self.machine = Machine(config)
         self.k = self.machine.k
         self.a = plugin.state()
@@ -75,7 +75,7 @@ class Program:
         self.call["init"](self.k, self.a)
 
     def request(self, what: str, slot: int, size: int, alignment: int) -> None:
-        """Do one operation as a program would, and look at everything."""
+        """Perform one operation as a program would, and check all blocks."""
         old = self.blocks.get(slot)
         if what == "free" or (old and what != "realloc"):
             if old:
@@ -84,7 +84,7 @@ class Program:
         elif old:
             size = max(size, 1)
             p = self.call["realloc"](self.k, self.a, old.address, size)
-            new = self.born(slot, p, size, 16)
+            new = self.add_block(slot, p, size, 16)
             for i, word in old.words.items():
                 kept = min(old.size, size) - 8 * i
                 if kept > 0:
@@ -95,14 +95,14 @@ class Program:
             arguments = (alignment, size) if what == "aligned_alloc" else (size,)
             what = "malloc" if what == "realloc" else what
             p = self.call[what](self.k, self.a, *arguments)
-            new = self.born(slot, p, size, alignment if what == "aligned_alloc" else 16)
+            new = self.add_block(slot, p, size, alignment if what == "aligned_alloc" else 16)
             if what == "calloc":
                 zeroed = [i for i in new.places if 8 * i + 8 <= size]
                 assert not any(self.peek(self.k, p + 8 * i) for i in zeroed)
             self.write(new)
-        self.look()
+        self.check_blocks()
 
-    def born(self, slot: int, p: int, size: int, alignment: int) -> Block:
+    def add_block(self, slot: int, p: int, size: int, alignment: int) -> Block:
         assert p > 0
         assert p % alignment == 0
         usable = self.call["usable_size"](self.k, self.a, p)
@@ -116,7 +116,7 @@ class Program:
             block.words[i] = self.written * 0x1_0000_0001 & (2**62 - 1)
             self.poke(self.k, block.address + 8 * i, block.words[i])
 
-    def look(self) -> None:
+    def check_blocks(self) -> None:
         blocks = list(self.blocks.values())
         for i, one in enumerate(blocks):
             for other in blocks[:i]:
@@ -127,7 +127,7 @@ class Program:
         assert self.call["check"](self.k, self.a) == 0
 
     def writable(self) -> list[tuple[int, int]]:
-        """The stretches of writable memory, neighbours joined."""
+        """Return the ranges of writable memory, adjacent ones joined."""
         found: list[tuple[int, int]] = []
         for line in self.machine.maps().splitlines():
             bounds, permissions = line.split()[:2]
@@ -139,7 +139,7 @@ class Program:
         return found
 
     def walked(self) -> set[tuple[int, int]]:
-        """The used blocks that walk shows."""
+        """Return the used blocks that walk lists."""
         rows = np.zeros((4000, 3), "i8")
         n = self.call["walk"](self.k, self.a, rows)
         assert n <= len(rows)
@@ -148,7 +148,7 @@ class Program:
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_answer_is_right(name):
-    forgets = name != "bump"  # whose dead blocks stay in the walk
+    forgets = name != "bump"  # bump's walk still lists freed blocks
 
     @settings(max_examples=12, phases=PHASES)
     @given(operations)
@@ -164,8 +164,8 @@ def test_every_answer_is_right(name):
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_what_was_never_freed_is_there_to_the_end(name):
-    """A long-lived block between all sorts of short-lived ones."""
+def test_a_long_lived_block_survives(name):
+    """A long-lived block survives among short-lived ones of all sizes."""
 
     @settings(max_examples=6, phases=PHASES)
     @given(st.lists(st.tuples(sizes, st.booleans()), min_size=4, max_size=30))

@@ -1,4 +1,4 @@
-"""check() is the eye of every other test: whatever metadata is damaged, it must see most of it."""
+"""check() detects damaged metadata: every other test relies on it."""
 
 import signal
 from itertools import chain, zip_longest
@@ -18,9 +18,9 @@ from kernel.types import SimulatedSignal
 
 pytestmark = pytest.mark.usefixtures("plain")
 
-#: Pieces of each kind that are damaged, spread over the heap.
+#: Blocks of each kind to damage, spread over the heap.
 TRIED = 12
-#: Settings under which a small heap has lists of several entries, and an order to keep.
+#: Settings under which a small heap has lists of several entries, in an order.
 SETTINGS = {
     "arena": {"region_size": 4096, "mmap_threshold": 2048},
     "first_fit": {"fit": "next", "order": "address"},
@@ -28,12 +28,12 @@ SETTINGS = {
     "segregated": {"run_size": 4096, "chunk_size": 262144, "mmap_threshold": 512},
     "tlsf": {"sli": 1},
 }
-#: What one word alone cannot break: an order of the free list, whose links go both ways.
+#: Checks that one damaged word cannot fail: the order of a doubly linked free list.
 NEEDS_TWO = {"first_fit": {7}}
 
 
 class Loop(Exception):
-    """check() follows a ring that damage has made."""
+    """Signal that check() does not end: it follows a ring made by the damage."""
 
 
 def _too_long(number, frame):
@@ -41,7 +41,7 @@ def _too_long(number, frame):
 
 
 class Patient:
-    """An allocator with a heap of every kind of piece, whose words can be damaged and healed."""
+    """Allocator whose heap has blocks of every kind, whose words can be damaged and restored."""
 
     def __init__(self, name, settings):
         plugin = load(name, settings)
@@ -59,7 +59,7 @@ class Patient:
         self.k, self.a = self.process.k, self.process.state
 
     def words(self):
-        """Addresses of metadata words: of headers, and where a free block keeps its links."""
+        """Yield the addresses of metadata words: of headers, and of the links in free blocks."""
         rows = np.zeros((4000, 3), "i8")
         n = self.walk(self.k, self.a, rows)
         kinds = [rows[:n][rows[:n, 2] == kind].tolist() for kind in (BLOCK_HEADER, BLOCK_FREE)]
@@ -69,11 +69,11 @@ class Patient:
             yield from (address + offset for offset in ends)
 
     def examine(self):
-        """What check() says: a code, or "died" or "loops" where it cannot finish."""
+        """Return the code of check(), or "died" or "loops" if it cannot finish."""
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         try:
             return int(self.check(self.k, self.a))
-        except (SimulatedSignal, IndexError):  # compiled code would read beyond its statics
+        except (SimulatedSignal, IndexError):  # compiled code would read beyond STATE
             self.k.task.sig = 0
             return "died"
         except Loop:
@@ -82,7 +82,7 @@ class Patient:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def damaged(self):
-        """Damage one word after the other, in several ways, and yield what check() says."""
+        """Damage one word at a time, in several ways, and yield the answer of check()."""
         fields = [(self.a[n], ()) for n in self.a.dtype.names if self.a[n].ndim]
         fields = [(array, i) for array, _ in fields for i in np.flatnonzero(array)[:3]]
         names = [n for n in self.a.dtype.names if not self.a[n].ndim]
@@ -135,4 +135,4 @@ def test_a_list_in_another_order_is_noticed():
     bindings = load("first_fit", {"order": "address"}).bindings()
     assert patient.examine() == 0
     check = build(bindings["check"], **bindings, **KernelConfig().switches())
-    assert patient.checks[check(patient.k, patient.a)] == "the free list is not in order of address"
+    assert patient.checks[check(patient.k, patient.a)] == "the free list is not in address order"

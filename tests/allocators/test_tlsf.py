@@ -1,7 +1,7 @@
-"""TLSF keeps its bound, whatever the heap holds, and finds the blocks that the paper says.
+"""TLSF keeps its bound on every heap, and finds the blocks that the paper specifies.
 
-The heaps are built to be as bad as can be, in very different sizes; what first fit and the
-textbook's ring need on one of them shows that it is the policy that is bounded, not the heap.
+The heaps are worst cases of very different sizes.  The steps of first fit and kr on one of them
+show that the bound is a property of the policy, not of the heap.
 """
 
 from itertools import pairwise
@@ -31,7 +31,7 @@ from kernel.engine.jit import build, disabled, jit
 from kernel.uapi import RLIM_INFINITY
 
 INIT, MALLOC, CALLOC, FREE, REALLOC, ALIGNED = range(6)
-#: Most steps by operation: what the docstring of allocators.tlsf derives.
+#: Maximum steps by operation, derived in the docstring of allocators.tlsf.
 BOUNDS = [
     0,
     tlsf.MALLOC_STEPS,
@@ -40,7 +40,7 @@ BOUNDS = [
     tlsf.REALLOC_STEPS,
     tlsf.ALIGNED_STEPS,
 ]
-#: Live blocks of the heaps, and of those on which the policies that search are tried.
+#: Live blocks of the heaps, and of the heaps for policies that search.
 SIZES = (100, 1_000) if disabled() else (100, 1_000, 10_000, 150_000)
 SEARCHED = SIZES[:3]
 PROBES = 40 if disabled() else 400
@@ -48,7 +48,7 @@ PROBES = 40 if disabled() else 400
 
 @jit
 def drive(k, a, objects, events, steps):
-    """Do ``events`` (op, slot, size, alignment); ``steps`` gets the loads + stores of each."""
+    """Perform ``events`` (op, slot, size, alignment); ``steps`` receives each one's steps."""
     for i in range(events.shape[0]):
         op, slot, size = events[i, 0], events[i, 1], events[i, 2]
         before = k.mm.loads + k.mm.stores
@@ -70,7 +70,7 @@ def drive(k, a, objects, events, steps):
 
 
 class Heap:
-    """An allocator that does lists of operations and knows the steps of each."""
+    """Allocator that performs lists of operations and counts the steps of each."""
 
     def __init__(self, name="tlsf", values=None, slots=1 << 10):
         config = KernelConfig()
@@ -81,25 +81,25 @@ class Heap:
         self.others = {
             n: build(bindings[n], **bindings, **self.switches) for n in ("check", "trim", "walk")
         }
-        self.machine = Machine(config)  # whose memory lives as long as it does
+        self.machine = Machine(config)  # keeps the simulated memory alive
         self.k = self.machine.k
         self.a = plugin.state()
         self.objects = np.zeros(slots, "i8")
         self.do([(INIT, 0, 0, 0)])
 
     def do(self, events):
-        """Do the operations; returns the most steps that one of each kind took."""
+        """Perform the operations; return the maximum steps by kind of operation."""
         events = np.array(events, "i8").reshape(-1, 4)
         steps = np.zeros(len(events), "i8")
         self.drive(self.k, self.a, self.objects, events, steps)
         return [int(steps[events[:, 0] == op].max(initial=0)) for op in range(6)]
 
     def steps(self, op, slot, size=0, alignment=16):
-        """Do one operation; returns its steps."""
+        """Perform one operation; return its steps."""
         return max(self.do([(op, slot, size, alignment)]))
 
     def address(self, op, slot, size, alignment=16):
-        """Do one operation; returns the address that came back."""
+        """Perform one operation; return the address in its slot."""
         self.do([(op, slot, size, alignment)])
         return int(self.objects[slot])
 
@@ -108,13 +108,13 @@ class Heap:
         return self.others[name](self.k, self.a, *arguments)
 
     def pieces(self, kind):
-        """Addresses and bytes of all pieces of a kind, (n, 2)."""
+        """Return the addresses and sizes of all rows of a kind in the walk, (n, 2)."""
         rows = np.zeros((4 * len(self.objects), 3), "i8")
         rows = rows[: self.call("walk", rows)]
         return rows[rows[:, 2] == kind, :2]
 
     def filled_lists(self):
-        """How many lists are not empty, by the bit maps."""
+        """Return the number of non-empty lists, according to the bit maps."""
         read = build(peek, **self.switches)
         words = [int(read(self.k, self.a.control + tlsf.SL + 8 * i)) for i in range(tlsf.powers())]
         return sum(word.bit_count() for word in words)
@@ -132,19 +132,19 @@ def deaths(slots):
 
 
 def checkerboard(n, random):
-    """Every other of ``n`` blocks is free, and none has room for more than it held."""
+    """Free every other of ``n`` equal blocks: no hole fits a larger block."""
     return [40] * n, range(0, n, 2)
 
 
 def every_list(n, random):
-    """Free blocks of all sizes, from 32 bytes to 16 or 256 KiB, with used ones between them."""
+    """Make free blocks of all sizes, from 32 bytes to 16 or 256 KiB, separated by used ones."""
     top = 14 if n > 10_000 else 18
     sizes = (2.0 ** np.linspace(5, top, n // 2)).astype(int)
     return np.column_stack([sizes, np.full(n // 2, 24)]).ravel(), range(0, n, 2)
 
 
 def shuffled(n, random):
-    """Half of ``n`` blocks of random sizes are freed in random order, merged where they touch."""
+    """Free half of ``n`` blocks of random sizes in random order; adjacent ones merge."""
     return random.lognormal(4.5, 1.5, n).astype(int), random.permutation(n)[: n // 2]
 
 
@@ -152,10 +152,11 @@ HEAPS = {f.__name__: f for f in (checkerboard, every_list, shuffled)}
 
 
 def probes(n, random, live):
-    """Operations on a heap with slots up to ``n``, of which ``live`` are, and in slots beyond.
+    """Return operations on the slots below ``n``, of which ``live`` hold blocks, and on new slots.
 
-    At first all kinds with sizes up to a megabyte; then neighbours that may be alone on their
-    lists, blocks that leave a piece at either end, that grow where they are, and that must move.
+    First come all operations with sizes up to 1 MiB.  Then come frees of neighbours that may be
+    alone on their lists, aligned blocks that leave a remainder at both ends, and reallocs that grow
+    in place or must move.
     """
     events = []
     for _ in range(PROBES):
@@ -184,14 +185,14 @@ def probes(n, random, live):
 
 
 def most_steps(heap, name, n):
-    """Build a heap of ``n`` blocks, probe it, free everything; the most steps by operation."""
+    """Build a heap of ``n`` blocks, probe it, free it; return the maximum steps by operation."""
     random = np.random.default_rng(n)
     sizes, dead = HEAPS[name](n, random)
     most = [heap.do(births(sizes)), heap.do(deaths(dead))]
     live = set(range(n)) - {int(slot) for slot in dead}
     assert np.count_nonzero(heap.objects) == len(live) == n // 2
     if name == "every_list" and n >= 10_000:
-        # No block is below list 2; a block may be left 16 bytes larger than asked for.
+        # Lists 0 and 1 are always empty, and a block can be 16 bytes larger than requested.
         assert heap.filled_lists() >= tlsf.list_of(1 << 14) - 4
     most.append(heap.do(probes(n, random, live)))
     assert heap.call("check") == 0
@@ -205,7 +206,7 @@ def test_the_bound_holds_for_every_heap_of_every_size(name):
     seen = {n: most_steps(Heap(slots=n + PROBES), name, n) for n in SIZES}
     for n, most in seen.items():
         assert all(steps <= bound for steps, bound in zip(most, BOUNDS, strict=True)), (n, most)
-    # It is no larger than need be: the smallest heap and the largest meet the worst of these.
+    # The bound is tight: heaps of every size reach it for free and malloc.
     if not disabled():
         assert {most[FREE] for most in seen.values()} == {tlsf.FREE_STEPS}
         assert {most[MALLOC] for most in seen.values()} == {tlsf.MALLOC_STEPS}
@@ -220,8 +221,8 @@ def test_the_bound_holds_with_other_settings(name):
 
 
 @pytest.mark.parametrize("name", ["first_fit", "kr"])
-def test_what_searches_has_no_bound(name):
-    """On a checkerboard a request that fits no hole looks at all of them."""
+def test_policies_that_search_have_no_bound(name):
+    """On a checkerboard, a request that fits no hole visits all of them."""
     found = []
     for n in SEARCHED:
         heap = Heap(name, slots=n + 1)
@@ -238,14 +239,14 @@ def test_each_bound_is_met_by_a_heap_made_for_it():
     heap = Heap()
     heap.do(births([24]))
     assert heap.steps(MALLOC, 1, 400_000) == tlsf.MALLOC_STEPS  # grows the last block
-    # Alone in their powers: 1 KiB before, 8 KiB behind.
+    # Both neighbours are alone in their powers: 1 KiB before, 8 KiB after.
     heap.do([*births([1000, 3000, 9000, 24], 2), *deaths([2, 4])])
     assert heap.steps(FREE, 3) == tlsf.FREE_STEPS
-    assert heap.steps(CALLOC, 2, 3000) == tlsf.MALLOC_STEPS  # cuts it, by the first level
+    assert heap.steps(CALLOC, 2, 3000) == tlsf.MALLOC_STEPS  # found by first level, split
     heap = Heap()
     heap.do([*births([48_000, 24]), *deaths([0])])
     assert heap.steps(ALIGNED, 0, 3000, 16384) == tlsf.ALIGNED_STEPS
-    # Neither the free end nor the kernel has enough; elsewhere there is a block to cut.
+    # Neither the free end nor the kernel has enough, but a block elsewhere can be split.
     heap = Heap()
     heap.do([*births([600_000, 24, 1000, 3000]), *deaths([0, 2])])
     heap.k.mm.rlim_data = 0
@@ -309,7 +310,7 @@ def test_malloc_takes_a_block_of_the_lowest_list_that_fits(sli, monkeypatch):
 
 
 @pytest.mark.usefixtures("plain")
-def test_what_the_kernel_gives_next_joins_the_pool():
+def test_adjacent_memory_from_the_kernel_joins_the_pool():
     heap = Heap()
     heap.do(births([100_000] * 20))
     assert heap.k.mm.nr_brk >= 8
@@ -326,7 +327,7 @@ def test_memory_of_others_is_fenced_off():
     assert above >= foreign + 5_000
     assert above % 16 == 0
     assert heap.call("check") == 0
-    # Neither grows nor merges over the fence.
+    # A block neither grows nor merges across the fence.
     moved = heap.address(REALLOC, 0, 250_000)
     assert moved != last
     heap.do(deaths([0, 1]))
@@ -334,7 +335,7 @@ def test_memory_of_others_is_fenced_off():
     below, behind = heap.pieces(BLOCK_FREE)
     assert below.sum() <= foreign
     assert behind[0] >= foreign + 5_000
-    # The part behind goes back but for its first page; the rest cannot.
+    # trim returns the new part except its first page; the old part is not at the break.
     pages = heap.k.mm.total_vm
     heap.call("trim")
     assert pages - heap.k.mm.total_vm >= 100
@@ -366,7 +367,7 @@ def test_an_empty_pool_goes_back_with_its_control_structure():
 
 @pytest.mark.usefixtures("plain")
 def test_the_last_block_serves_what_rounding_up_misses():
-    """A request between the size of the only free block and the next list's needs no growth."""
+    """A request for exactly the last free block needs no sbrk, even if good_fit exceeds it."""
     heap = Heap(values={"growth": 0})
     heap.do(births([24]))
     (_, room), calls = heap.pieces(BLOCK_FREE)[0], int(heap.k.mm.nr_brk)
@@ -382,26 +383,26 @@ def test_realloc_stays_where_there_is_room():
     heap = Heap()
     p, behind, _ = (heap.address(MALLOC, slot, 1000) for slot in range(3))
     heap.do(deaths([1]))
-    assert heap.address(REALLOC, 0, 1500) == p  # cuts the block behind
+    assert heap.address(REALLOC, 0, 1500) == p  # splits the next block
     assert heap.address(MALLOC, 1, 300) > p
     heap.do(deaths([1]))
-    assert heap.address(REALLOC, 0, 2000) == p  # takes all of it
+    assert heap.address(REALLOC, 0, 2000) == p  # takes all of the next block
     assert heap.address(REALLOC, 0, 200) == p
-    assert p < heap.address(MALLOC, 1, 1000) < behind  # what it gave back
+    assert p < heap.address(MALLOC, 1, 1000) < behind  # reuses the returned part
     last = heap.address(MALLOC, 3, 1000)
     calls = int(heap.k.mm.nr_brk)
-    assert heap.address(REALLOC, 3, 500_000) == last  # the pool grows under it
+    assert heap.address(REALLOC, 3, 500_000) == last  # the pool grows in place
     assert heap.k.mm.nr_brk == calls + 1
     heap.k.mm.rlim_data = 0
     assert heap.address(REALLOC, 3, 5_000_000) == last  # refused: kept
     heap.k.mm.rlim_data = RLIM_INFINITY
-    assert heap.address(REALLOC, 0, 100_000) > last  # used behind: moves
+    assert heap.address(REALLOC, 0, 100_000) > last  # the next block is used: moves
     assert heap.call("check") == 0
 
 
 @pytest.mark.usefixtures("plain")
 def test_its_control_structure_is_counted():
-    """One block after another of the same list: the head is in simulated memory, bit maps too."""
+    """malloc from a list of two blocks counts the head and the bit maps: they are simulated."""
     heap = Heap()
     heap.do(births([100] * 8))
     heap.do(deaths([1, 3]))

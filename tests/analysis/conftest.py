@@ -35,7 +35,7 @@ def make_run(
 ) -> Path:
     """Write a run directory and return it.
 
-    ``speed`` scales its time, ``waste`` is heap over live; ``described`` overrides run.json.
+    ``speed`` scales its times, ``waste`` is heap over live; ``described`` overrides run.json.
     """
     directory.mkdir(parents=True)
     run = {
@@ -119,7 +119,7 @@ def make_sweep(
 
 
 def run_analysis(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    """``python -m analysis`` in a process of its own, every warning an error."""
+    """Run ``python -m analysis`` in a separate process, with every warning an error."""
     command = [sys.executable, "-W", "error::UserWarning", "-m", "analysis", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
@@ -128,19 +128,19 @@ def run_analysis(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 4 allocators × 2 workloads × 5 seeds; tests must not change it."""
+    """Sweep of 4 allocators × 2 workloads × 5 seeds; tests must not change it."""
     return make_sweep(tmp_path_factory.mktemp("results") / "sweep")
 
 
 @pytest.fixture(scope="session")
 def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 2 allocators × 1 workload × 1 seed; tests must not change it."""
+    """Sweep of 2 allocators × 1 workload × 1 seed; tests must not change it."""
     return make_sweep(tmp_path_factory.mktemp("results") / "one", ALLOCATORS[:2], WORKLOADS[:1], 1)
 
 
 @pytest.fixture
 def small(one_seed: Path, tmp_path: Path) -> Path:
-    """A copy of ``one_seed`` to break."""
+    """Copy of ``one_seed`` that a test may damage."""
     return Path(shutil.copytree(one_seed, tmp_path / "small"))
 
 

@@ -1,4 +1,4 @@
-"""Does a damaged, missing or mixed result give one line that names it, and leave nothing behind?"""
+"""A damaged, missing or mixed result is refused with one line that names it; nothing is written."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ RUN = "0-0-1"
 
 @pytest.fixture
 def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command line, which must fail with one line and write nothing; returns the line."""
+    """Return a function that runs a command line, which must fail with one line, and returns it."""
 
     def run(*arguments: str | Path) -> str:
         out = tmp_path / "figures"
@@ -36,14 +36,14 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
 
 
 def change_run(directory: Path, **values: object) -> None:
-    """Change keys of run.json; None removes one."""
+    """Set keys of run.json; None removes a key."""
     path = directory / "run.json"
     run = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in run.items() if value is not None}))
 
 
 def write_suite(path: Path, name: str, values: tuple[float, ...]) -> None:
-    """Write a pyperf suite with one benchmark, which has a warmup and ``values``."""
+    """Write a pyperf suite with one benchmark: a warm-up and ``values``."""
     run = pyperf.Run(values, warmups=[(1, 1e-8)], metadata={"name": name}, collect_metadata=False)
     pyperf.BenchmarkSuite([pyperf.Benchmark([run])]).dump(str(path), replace=True)
 
@@ -167,7 +167,7 @@ def test_runs_under_other_conditions(
     assert f"{key} is " in line
 
 
-def test_only_the_setting_that_differs_is_told(small: Path, refuse: Callable[..., str]) -> None:
+def test_only_the_setting_that_differs_is_named(small: Path, refuse: Callable[..., str]) -> None:
     for run in small.glob("*/run.json"):
         brk = 2 if run.parent.name == "1-0-1" else 1
         change_run(run.parent, kernel={"frames": True, "cost": {"mmap": 5, "brk": brk}})
@@ -206,7 +206,7 @@ def test_no_finished_run(
 ) -> None:
     make(tmp_path / "r" / "a", status="failed")
     make(tmp_path / "r" / "b", "kr", status="running")
-    assert f"{tmp_path / 'r'}: none of its 2 runs is finished" in refuse(tmp_path / "r")
+    assert f"{tmp_path / 'r'}: none of the 2 runs is finished" in refuse(tmp_path / "r")
 
 
 def test_a_missing_series_unless_gaps_are_wanted(
@@ -219,7 +219,7 @@ def test_a_missing_series_unless_gaps_are_wanted(
     assert main([str(small), "-o", str(tmp_path / "figures"), "--gaps"]) == 0
 
 
-def test_unfinished_runs_are_skipped_and_said(
+def test_unfinished_runs_are_skipped_and_listed(
     small: Path, make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = make(small / "f", "kr", status="failed", reason="loops at event 7")
@@ -257,7 +257,7 @@ def test_an_unknown_figure(small: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as error:
         main([str(small), "-o", "x", "--figures", "time,pie"])
     assert error.value.code == 2
-    assert "no figure 'pie'; there are time, memory, pareto, faults" in capsys.readouterr().err
+    assert "no figure 'pie'; choose from time, memory, pareto, faults" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file(

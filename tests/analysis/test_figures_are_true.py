@@ -1,4 +1,4 @@
-"""Do the figures show the stored numbers, in one colour per allocator, readably?"""
+"""The figures show the stored numbers, in one colour per allocator, and are readable."""
 
 import csv
 import re
@@ -21,7 +21,7 @@ from analysis.__main__ import FIGURES
 from analysis.load import Results, load
 from kernel import PROJECT
 
-#: Labels and workloads as long as they get.
+#: Labels and workloads, including very long ones.
 LABELS = (
     "arena(region=64KiB)",
     "buddy",
@@ -37,12 +37,12 @@ METRICS = {metric for figure in FIGURES.values() for metric in figure.METRICS}
 
 
 def read(*directories: Path, gaps: bool = False) -> Results:
-    """Everything in ``directories``."""
+    """Load all results in ``directories``."""
     return load(directories, timing=True, timelines=True, metrics=METRICS, gaps=gaps)
 
 
 def drawn(figure: str, results: Results) -> Figure:
-    """A figure, laid out."""
+    """Draw a figure and lay it out."""
     with style.publication():
         fig = FIGURES[figure].draw(results)
         fig.draw_without_rendering()
@@ -50,12 +50,12 @@ def drawn(figure: str, results: Results) -> Figure:
 
 
 def words(fig: Figure) -> str:
-    """All text of a figure, on one line."""
+    """Return all text of a figure on one line."""
     return " ".join(" ".join(text.get_text().split()) for text in fig.findobj(Text))
 
 
 def shown_texts(fig: Figure) -> list[Text]:
-    """The texts of a figure that a reader sees: of ticks, only those within their axis."""
+    """Return the visible texts of a figure; of tick labels, only those within their axis."""
     texts = [*fig.texts, *(text for legend in fig.legends for text in legend.texts)]
     for ax in fig.axes:
         texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
@@ -68,7 +68,7 @@ def shown_texts(fig: Figure) -> list[Text]:
 
 
 def row_colors(ax: Axes, labels: list[str]) -> dict[str, str]:
-    """Colour of the mark at the left in each row of a panel."""
+    """Return the colour of the leftmost mark in each row of a panel."""
     colors = {}
     for bar in ax.patches:
         if bar.get_x() == 0 and bar.get_width() > 0:
@@ -84,7 +84,7 @@ def row_colors(ax: Axes, labels: list[str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def results(sweep: Path) -> Results:
-    """The sweep of four allocators, two workloads and five seeds."""
+    """Results of the sweep of four allocators, two workloads and five seeds."""
     return read(sweep)
 
 
@@ -192,7 +192,7 @@ def test_pareto_front() -> None:
     assert list(fig_pareto.pareto_front(points).index) == ["a", "e", "b", "f"]
 
 
-def test_units_stand_on_the_axes(results: Results) -> None:
+def test_axes_show_units(results: Results) -> None:
     assert fig_time.draw(results).axes[-1].get_xlabel() == "time per operation (ns)"
     assert "(ns)" in fig_pareto.draw(results).axes[0].get_ylabel()
     assert {ax.get_xlabel() for ax in fig_faults.draw(results).axes[-4:]} == {"faults", "calls"}
@@ -211,7 +211,7 @@ def test_captions_say_what_the_intervals_are_over(
     make(tmp_path / "bump-larson", "bump", "larson(threads=2)")
     mixed = words(drawn("time", read(sweep, tmp_path)))
     assert "over 5 seeds" in mixed
-    assert "over the 15 timed values where there is one seed only" in mixed
+    assert "over the 15 timed values where there is only one seed" in mixed
     assert mixed.count("†") == 3  # a bar of each workload, and the caption
 
 
@@ -223,7 +223,7 @@ def test_a_wide_range_makes_the_axis_logarithmic_and_drops_the_bars(
     results = read(tmp_path)
     (ax,) = drawn("time", results).axes
     assert (ax.get_xscale(), len(ax.patches)) == ("log", 0)
-    assert "logarithmic" in ax.get_xlabel()
+    assert "log scale" in ax.get_xlabel()
     colors = {label: look.color.lower() for label, look in style.looks(results.labels).items()}
     assert row_colors(ax, results.labels) == colors
     assert {ax.get_yscale() for ax in drawn("memory", results).axes} == {"log"}
@@ -259,7 +259,7 @@ def test_a_failed_cell_is_a_named_gap(tmp_path: Path, make: Callable[..., Path])
     results = read(tmp_path)
     assert results.gaps() == {("kr", "churn(live=9)"): "failed"}
     for figure in FIGURES:
-        assert "Nothing to draw: kr on churn(live=9) (failed)." in words(drawn(figure, results))
+        assert "Missing: kr on churn(live=9) (failed)." in words(drawn(figure, results))
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -1,4 +1,4 @@
-"""Are the confidence intervals what they say?"""
+"""Confidence intervals have their nominal coverage, and numbers their short form."""
 
 import numpy as np
 import pandas as pd

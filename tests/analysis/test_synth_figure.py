@@ -1,4 +1,4 @@
-"""analysis.fig_synth draws the ratios of models to their trace, or says what is missing."""
+"""analysis.fig_synth draws the ratios of models to their trace, or names the missing result."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ NULL = ", shuffle=true"
 
 
 def change(path, **values):
-    """Set entries of a JSON file."""
+    """Set keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture
 def results(make, tmp_path):
-    """Two traces, one of them shipped: each model is off by a known factor, growing with seeds."""
+    """Results for two traces, one shipped; each model is off by a factor known for each seed."""
     for trace, original in (("git", "git"), ("a.txt", "trace(a.txt)")):
         workloads = [(original, 1.0), (f"synth({trace})", 1.05), (f"synth({trace}{NULL})", 2.0)]
         for label in ("buddy", "first_fit(fit=best)"):
@@ -57,12 +57,12 @@ def test_drawing(results, capsys):
 @pytest.mark.parametrize(
     ("pattern", "complaint"),
     [
-        ("*shuffle*", "no run of synth of a.txt with shuffle=true"),
-        ("*synth(git)*", "no run of synth of git with its default settings"),
-        ("buddy-git*", "no run of buddy on the trace git itself"),
+        ("*shuffle*", "no run of workload synth for a.txt with shuffle=true"),
+        ("*synth(git)*", "no run of workload synth for git with its default settings"),
+        ("buddy-git*", "no run of buddy on the original trace git"),
     ],
 )
-def test_what_is_missing_is_told(results, capsys, pattern, complaint):
+def test_a_missing_run_is_named(results, capsys, pattern, complaint):
     for run in list(results.glob(pattern)):
         shutil.rmtree(run)
     assert drawn(results) == 1
@@ -73,7 +73,7 @@ def test_what_is_missing_is_told(results, capsys, pattern, complaint):
 def test_other_workloads_are_refused(results, make, capsys):
     make(results / "other", "buddy", "churn", 1)
     assert drawn(results) == 1
-    assert "churn is no trace and no model of one" in capsys.readouterr().err
+    assert "churn is neither a trace nor a synthetic trace" in capsys.readouterr().err
 
 
 def test_nothing_to_divide_by(results, capsys):

@@ -1,4 +1,4 @@
-"""The figure of theory shows the stored numbers, and says what it lacks."""
+"""The figure theory shows the stored numbers, and names a missing sweep."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ADVERSARY = {"budget": 1024, "unit": 16}
 
 
 def stored(make: Callable[..., Path], directory: Path, allocator: str, name: str, ratio, settings):
-    """A run whose heap is ``ratio`` times the live total; the label names all settings."""
+    """Write a run whose heap is ``ratio`` times the live bytes; its label names all settings."""
     label = f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})"
     path = make(directory, allocator, label)
     metrics = json.loads((path / "metrics.json").read_text())
@@ -67,7 +67,7 @@ def test_points_are_the_stored_ratios_in_order(sweeps: Path) -> None:
     np.testing.assert_allclose(shown[2]["buddy"], [[1, 1.4], [2, 1.4], [3, 1.4]])
 
 
-def test_the_line_of_theory() -> None:
+def test_the_theoretical_curve() -> None:
     np.testing.assert_allclose(
         fig_theory.without_reuse(np.array([1, 2, 5])), [1, 4 / 3, 5 / (2 - 1 / 16)]
     )

@@ -1,4 +1,4 @@
-"""A plugin or setting that cannot be used gives one message that says where and why."""
+"""A plugin or setting that cannot be used is refused with one line that says where and why."""
 
 import re
 
@@ -120,7 +120,7 @@ def test_bad_settings_are_named(values, message):
     ("name", "values", "message"),
     [
         ("arena", {"region_size": 5000}, "region_size (5000) is not a power of two"),
-        ("arena", {"region_size": 4096}, "mmap_threshold (16384) is more than"),
+        ("arena", {"region_size": 4096}, "mmap_threshold (16384) exceeds"),
         ("first_fit", {"trim_threshold": 4096, "growth": 4096}, "trim_threshold (4096)"),
         ("segregated", {"run_size": 5000}, "run_size (5000) is not a power of two"),
         ("segregated", {"mmap_threshold": 8192, "run_size": 4096}, "is above run_size (4096)"),
@@ -160,7 +160,7 @@ def test_kinds_of_settings():
     assert settings.number(3).spell(7) == 7
 
 
-# --- What a loaded plugin gives -------------------------------------------------------------------
+# --- Loaded plugins -------------------------------------------------------------------------------
 
 
 def test_bindings_are_the_contract_and_the_constants(files):

@@ -1,4 +1,4 @@
-"""A verifier that finds nothing proves nothing: each of these bugs must be caught, by its name."""
+"""The verifier catches each planted bug, by the right check."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ OPERATIONS = 480
 
 @dataclass(frozen=True)
 class Bug:
-    """``changes`` made to the allocator ``base``; ``scenario`` finds that ``check`` fails."""
+    """Mutation: ``changes`` to the allocator ``base``, caught by ``check`` in ``scenario``."""
 
     name: str
     base: str
@@ -36,7 +36,7 @@ def buddy(name, scenario, check, *changes, what=""):
     return Bug(name, "buddy", changes, scenario, check, what)
 
 
-#: The end of bump's malloc, and of buddy's; a function put behind bump's free.
+#: Source of the end of bump's malloc, of its free and usable_size, and of buddy's give_block.
 BUMP_TAIL = "    store(k, p - 8, need - HEADER)\n    return p\n"
 BUMP_FREE = '    """Forget the block."""\n'
 BUDDY_GIVE = "    list_push(k, a, block, order)\n    if order == MAX_ORDER:\n"
@@ -44,7 +44,10 @@ RETURN_LOAD = "    return load(k, p - 8)\n"
 
 
 def moving(length, indent=8):
-    """Changes that spell buddy's realloc out, copying ``length``; 4 frees what did not move."""
+    """Return changes that write out buddy's move and copy ``length`` bytes.
+
+    An ``indent`` of 4 also frees the old block when the new allocation failed.
+    """
     body = f"""    q = malloc(k, a, size)
     if q:
         copy(k, q, p, {length})
@@ -194,7 +197,7 @@ BUGS = [
         "life",
         "walk",
         ("BLOCK_FREE if word & GAP else", "BLOCK_FREE if word == 64 else"),
-        what="does not show",
+        what="does not list",
     ),
     buddy(
         "walk_shows_a_dead_block",
@@ -208,14 +211,14 @@ BUGS = [
         "life",
         "walk",
         ("emit(rows, n, p, HEADER, BLOCK_HEADER)", "emit(rows, n, p, HEADER + 8, BLOCK_HEADER)"),
-        what="reaches over",
+        what="overlaps",
     ),
     bump(
         "walk_shows_what_is_not_mapped",
         "life",
         "walk",
         ("    return n\n", "    return emit(rows, n, 1 << 20, 16, BLOCK_FREE)\n"),
-        what="not all in writable",
+        what="not entirely in writable",
     ),
     bump(
         "walk_knows_another_kind",
@@ -246,7 +249,7 @@ BUGS = [
         "determinism",
         (
             BUMP_FREE,
-            # Counted, not done: the rest of a window's address would be the same by chance.
+            # Change the counter only: real loads could agree by chance.
             BUMP_FREE + "    k.mm.loads += k.window // 4096\n",
         ),
         what="loads is",

@@ -1,4 +1,4 @@
-"""``python -m allocators.verify``: what it prints, and its exit codes."""
+"""Output and exit codes of ``python -m allocators.verify``."""
 
 import multiprocessing
 import signal
@@ -19,7 +19,7 @@ CASE = Case("bump", "bump", {}, 4096, False, 60, 1, only=("huge",))
 
 @pytest.fixture(autouse=True)
 def _plain(plain):
-    """The children inherit it."""
+    """Run without the JIT; worker processes inherit it."""
 
 
 def test_a_good_plugin_with_two_page_sizes(capsys):
@@ -76,7 +76,7 @@ def test_leaving_early_ends_the_processes():
     assert not multiprocessing.active_children()
 
 
-def test_serve_answers_until_nobody_asks():
+def test_serve_answers_until_the_connection_closes():
     before = signal.getsignal(signal.SIGINT)
     ours, theirs = multiprocessing.Pipe()
     messages = []
@@ -111,7 +111,7 @@ def test_serve_answers_until_nobody_asks():
         (["buddy", "--settings", "kep=1"], "unknown setting 'kep'"),
     ],
 )
-def test_what_cannot_be_verified_is_exit_code_2(arguments, message, capsys):
+def test_unusable_plugins_and_settings_are_exit_code_2(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -135,7 +135,7 @@ def test_configurations_of_another_folder(files, capsys):
     assert "mine(keep=3), 4 KiB pages: ok" in out
     assert "mine(growth=mmap, keep=3), 4 KiB pages: ok" in out
     assert main(["bare", *arguments]) == 2
-    assert "bare.yaml: not an allocator's configuration" in capsys.readouterr().err
+    assert "bare.yaml: not an allocator configuration" in capsys.readouterr().err
 
 
 def test_help_says_how_much_is_done():

@@ -69,7 +69,7 @@ def test_figures_show_both(sweep, tmp_path):
     figures = "--figures=time,faults"
     done = python(tmp_path, "-m", "analysis", directory, "-o", tmp_path / "figures", figures)
     assert done.returncode == 0, done.stderr
-    for name, remark in (("time", "‡: a real library"), ("faults", "–: not known of a real")):
+    for name, remark in (("time", "‡: real library"), ("faults", "–: unknown for a real")):
         drawn = re.findall("<!-- (.*?) -->", (tmp_path / "figures" / f"{name}.svg").read_text())
         assert remark in " ".join(drawn)
     table = (tmp_path / "figures" / "table.csv").read_text()

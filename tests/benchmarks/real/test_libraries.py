@@ -34,14 +34,14 @@ void *aligned_alloc(size_t a, size_t n) { return malloc(n); }
         ("native/nedmalloc", {}, "choose one of native/glibc, native/jemalloc"),
         ("native/lib", {"path": ""}, "path is missing"),
         ("native/lib", {"path": "/nowhere/lib.so"}, "there is no such file"),
-        ("native/lib", {"path": __file__}, "no shared library"),
+        ("native/lib", {"path": __file__}, "not a shared library"),
         ("native/glibc", {"path": "/lib/libc.so.6"}, "cannot be preloaded"),
         ("native/glibc", {"threads": "two"}, "choose one of one, real"),
         ("native/glibc", {"fit": "best"}, "unknown setting 'fit'"),
         ("native/glibc", {"tunables": "tcache_count"}, "expected names and values"),
-        ("native/glibc", {"tunables": {"tcache count": 0}}, "is no name of a setting"),
+        ("native/glibc", {"tunables": {"tcache count": 0}}, "is not a valid setting name"),
         ("native/glibc", {"tunables": {"tcache_count": "a:b c"}}, "expected a number or a word"),
-        ("native/lib", {"path": "", "environment": {"LD_AUDIT": "x"}}, "is the loader's"),
+        ("native/lib", {"path": "", "environment": {"LD_AUDIT": "x"}}, "belongs to the dynamic"),
     ],
 )
 def test_bad_settings(name, settings, message):
@@ -53,7 +53,7 @@ def test_bad_settings(name, settings, message):
 def test_unknown_tunables_are_noticed_where_the_loader_lists_them(glibc):
     if not lib._known_tunables():
         pytest.skip("this loader lists no tunables")
-    with pytest.raises(LibraryError, match=r"no glibc\.malloc\.tcache_cuont .*tcache_count"):
+    with pytest.raises(LibraryError, match=r"no glibc\.malloc\.tcache_cuont; .*tcache_count"):
         find("native/glibc", {"tunables": {"tcache_cuont": 0}})
 
 

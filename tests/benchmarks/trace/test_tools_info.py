@@ -144,4 +144,4 @@ def test_no_plot(trace, tmp_path, capsys):
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "not what info --json prints" in done.stderr
+    assert "not the output of trace info --json" in done.stderr
