@@ -157,7 +157,7 @@ class Suite:
         """Go through all scenarios, or ``only`` some; ``progress`` hears the name of each."""
         for name, scenario in self._scenarios(as_timed):
             kind = name.partition(" (")[0]
-            if only and kind not in only and kind not in ("compiling", "reuse"):
+            if only and kind not in only and kind not in ("preparing", "reuse"):
                 continue
             progress(name)
             try:
@@ -169,7 +169,7 @@ class Suite:
 
     def _scenarios(self, as_timed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield each scenario with its name, in an order that finds the simple things first."""
-        yield "compiling", self._compile
+        yield "preparing", self._compile
         yield "reuse", self._probe_reuse
         yield "life", self._live
         if self._life:

@@ -1,4 +1,5 @@
 """How the model is compiled and run: jit's walk, the linker, switches, simulated memory, records.
 
-Imports nothing of the model, which is built on it; everything above may import it.
+Progress is here too: it tells of the compiler.  Imports nothing of the model, which is built on it;
+everything above may import it.
 """

@@ -396,7 +396,7 @@ BUGS = [
     ),
     bump(
         "cannot_be_compiled",
-        "compiling",
+        "preparing",
         "compile",
         ("    a.top += need\n", "    a.top += min(need, helper(need))\n"),
         (
