@@ -112,10 +112,10 @@ def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> 
 
 def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
-    from benchmarks.events.progress import shown_progress
     from benchmarks.run import results
     from benchmarks.run.launch import run_job
     from benchmarks.workloads import DEFAULT_TOUCH
+    from kernel.engine.progress import shown_progress
 
     choices = HydraConfig.get().runtime.choices
     known = {

@@ -24,6 +24,7 @@ from kernel.differential.command import (
     complain,
     positive,
 )
+from kernel.engine.progress import shown_progress
 from kernel.engine.watchdog import PATIENCE
 
 PAGE_SIZES = (4096, 65536)
@@ -149,9 +150,11 @@ def main(argv: list[str] | None = None) -> int:
     except PluginError as error:
         return complain("allocators.verify", str(error), EXIT_USAGE)
     failed: Counter[str] = Counter()
-    with console.status("starting") as status:
+    with shown_progress("allocators.verify") as progress:
         for case, outcome in run_cases(
-            cases, arguments.jobs, lambda running: status.update("; ".join(running))
+            cases,
+            arguments.jobs,
+            lambda running: progress(len(failed) / len(cases), "; ".join(running)),
         ):
             verdict = "FAILED" if outcome.failures else "ok"
             notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""

@@ -13,6 +13,7 @@ from typing import Any
 from allocators.base.registry import load
 from allocators.verify.suite import Failure, Suite
 from kernel.differential.pool import Lost, Place, run_tasks
+from kernel.engine.progress import with_compiler
 from kernel.engine.watchdog import PATIENCE
 
 
@@ -66,7 +67,8 @@ def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
     """
 
     def work(case: Case) -> Verdict:
-        outcome = run_case(case, place.say)
+        with with_compiler(lambda _, part: place.say(part)) as progress:
+            outcome = run_case(case, lambda scenario: progress(0.0, scenario))
         place.retire = any(failure.check == "lockup" for failure in outcome.failures)
         return outcome
 

@@ -159,7 +159,7 @@ class Suite:
         """Run all scenarios, or ``only`` some; ``progress`` is called with the name of each."""
         for name, scenario in self._scenarios(as_timed):
             kind = name.partition(" (")[0]
-            if only and kind not in only and kind not in ("compiling", "reuse"):
+            if only and kind not in only and kind not in ("preparing", "reuse"):
                 continue
             progress(name)
             try:
@@ -171,7 +171,7 @@ class Suite:
 
     def _scenarios(self, as_timed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield each scenario with its name, those that find simple errors first."""
-        yield "compiling", self._compile
+        yield "preparing", self._compile
         yield "reuse", self._probe_reuse
         yield "life", self._live
         if self._life:

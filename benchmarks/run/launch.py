@@ -15,14 +15,21 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from benchmarks.events.progress import Progress
 from benchmarks.run import results
 from benchmarks.run.job import Job
 from kernel import PROJECT
+from kernel.engine.progress import Progress
 
 #: The line of a traceback that says what was raised.
 _ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
-_PROGRESS = re.compile(r"@ ([\d.]+) (.*)")
+#: What a child tells by :func:`report`, and what pyperf prints for each process that has ended.
+_PROGRESS = re.compile(r"@ ([\d.]+) (.*)\n")
+_ENDED = re.compile(r"^\.+", re.MULTILINE)
+
+
+def report(fraction: float, what: str) -> None:
+    """Tell the parent how far the work is, in a child."""
+    print(f"@ {fraction:.4f} {what}", flush=True)
 
 
 def _environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -99,10 +106,13 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
     ]
     progress(0.0, "timing")
     with TemporaryFile() as errors, _child(command, errors, environment) as process:
-        done = 0
-        while chunk := process.stdout.read1(64):
-            done += chunk.count(b".") if b"\n" not in chunk else 0
-            progress(min(done / schedule[0], 1.0), "timing")
+        said = b""
+        while chunk := process.stdout.read1():
+            said += chunk
+            text = said.decode(errors="replace")
+            ended = sum(map(len, _ENDED.findall(text)))
+            _, what = [("", "timing"), *_PROGRESS.findall(text)][-1]
+            progress(min(ended / schedule[0], 1.0), what)
         code = process.wait()
         errors.seek(0)
         complaint = errors.read().decode(errors="replace").strip()

@@ -15,15 +15,12 @@ from typing import Any
 from allocators.base.library import LibraryError
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
+from benchmarks.run.launch import report
 from benchmarks.workloads import Workload, WorkloadError
+from kernel.engine.progress import Progress, with_compiler
 from kernel.engine.watchdog import SoftLockup
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM = 0, 1, 3
-
-
-def report(fraction: float, what: str) -> None:
-    """Tell the parent how far the work is."""
-    print(f"@ {fraction:.4f} {what}", flush=True)
 
 
 def observe(directory: Path) -> None:
@@ -36,10 +33,10 @@ def observe(directory: Path) -> None:
 
     config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     job = check_job(config)
-    report(0.0, "preparing the workload")
-    workload = job.load_workload(report)
-    report(0.0, "compiling")
-    run = (_on_model if job.library is None else _on_library)(job, workload)
+    with with_compiler(report) as progress:
+        progress(0.0, "preparing the workload")
+        workload = job.load_workload(progress)
+        run = (_on_model if job.library is None else _on_library)(job, workload, progress)
     results.write_timeline(directory / "timeline.parquet", run.timeline)
     results.write_json(directory / "metrics.json", run.metrics)
     run.entries["hashes"]["workload"] = workload.fingerprint
@@ -68,7 +65,7 @@ def _failures(r: Any) -> str:
     return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
 
 
-def _on_model(job: Job, workload: Workload) -> _Observed:
+def _on_model(job: Job, workload: Workload, progress: Progress) -> _Observed:
     """The simulated allocator on the kernel model."""
     from benchmarks.replay.simulation import (
         OBSERVED,
@@ -76,9 +73,11 @@ def _on_model(job: Job, workload: Workload) -> _Observed:
     )  # after the checks: it brings the compiler
 
     switches = OBSERVED | {"CHECK_FRAMES": job.check_frames, "CHECK_EVERY": job.check_every}
+    progress(0.0, f"preparing {job.plugin.label}")
     simulation = Simulation(job.plugin, workload, job.kernel, switches, guarded=True)
     length = max(simulation.length, 1)
-    seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
+    seconds = simulation.replay(progress=lambda event: progress(event / length, "replaying"))
+    progress(1.0, "preparing the check of the heap")
     simulation.verify_end()
     stopped = simulation.stopped_at
     entries = {
@@ -98,12 +97,13 @@ def _on_model(job: Job, workload: Workload) -> _Observed:
     return _Observed(simulation.metrics(job.cost), simulation.timeline(), entries, reason)
 
 
-def _on_library(job: Job, workload: Workload) -> _Observed:
+def _on_library(job: Job, workload: Workload, progress: Progress) -> _Observed:
     """The real library in a process of its own."""
     from benchmarks.real.memory import RealRun, clean_seconds, length
 
     events = max(length(workload), 1)
-    run = RealRun(job.library, workload, lambda event: report(event / events, "replaying"))
+    progress(0.0, "preparing the replay")
+    run = RealRun(job.library, workload, lambda event: progress(event / events, "replaying"))
     # What a replay takes without being watched tells how much timing is affordable.
     seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
     entries = {

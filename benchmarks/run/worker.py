@@ -36,13 +36,21 @@ def _simulation(directory: Path):
 
     from benchmarks.replay.simulation import TIMED, Simulation
     from benchmarks.run.job import check_job
+    from benchmarks.run.launch import report
+    from kernel.engine.progress import with_compiler
 
     job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
-    if job.library is not None:
-        from benchmarks.real.timed import make_timed
+    with with_compiler(report) as progress:
+        progress(0.0, "preparing the timed replay")
+        workload = job.load_workload()
+        if job.library is None:
+            simulation = Simulation(job.plugin, workload, job.kernel, TIMED)
+        else:
+            from benchmarks.real.timed import make_timed
 
-        return make_timed(job.library, job.load_workload())
-    return Simulation(job.plugin, job.load_workload(), job.kernel, TIMED)
+            simulation = make_timed(job.library, workload)
+    report(0.0, "timing")
+    return simulation
 
 
 def time_replays(loops: int, directory: Path, events: int) -> float:

@@ -14,7 +14,11 @@ from typing import Any
 
 from allocators.base import registry
 from allocators.base.registry import PluginError
+from benchmarks import workloads
 from benchmarks.speed import CHURN
+from benchmarks.workloads import WorkloadError
+from kernel.differential.command import EXIT_INTERRUPTED, EXIT_USAGE, complain
+from kernel.engine.progress import Progress, shown_progress
 
 #: An allocator whose replay takes longer than this, in seconds, is not repeated.
 PATIENCE = 5.0
@@ -51,7 +55,7 @@ class _Row:
         return median([with_ / without for with_, without in pairs][self.first :])
 
 
-def _rows(names: list[str], workload: Any, with_counting: bool) -> list[_Row]:
+def _rows(names: list[str], workload: Any, with_counting: bool, progress: Progress) -> list[_Row]:
     from benchmarks.events.touch import TOUCH_FIRST
     from benchmarks.replay.simulation import TIMED, Simulation
     from benchmarks.speed import harness, libc
@@ -60,12 +64,14 @@ def _rows(names: list[str], workload: Any, with_counting: bool) -> list[_Row]:
     kernel = KernelConfig()
     plain = TIMED | {"TOUCH": TOUCH_FIRST}
     counting = plain | {"COUNT": True, "TIMELINE": True}
+    progress(0.0, "preparing libc and the harness")
     rows = [
         _Row("libc", Simulation(libc.plugin(), workload, kernel, plain | libc.bindings())),
         _Row("harness", Simulation(harness.plugin(), workload, kernel, plain)),
     ]
     for name in names:
         plugin = registry.load(name)
+        progress(0.0, f"preparing {plugin.label}")
         timed = Simulation(plugin, workload, kernel, plain)
         counted = Simulation(plugin, workload, kernel, counting) if with_counting else None
         rows.append(_Row(plugin.label, timed, counted))
@@ -79,15 +85,12 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
     ``counting`` also counted_ratio: the time with counted loads, stores and timeline divided by the
     time without.
     """
-    from benchmarks import workloads
-    from benchmarks.events.progress import shown_progress
     from benchmarks.speed import libc
 
     with shown_progress("speed") as progress:
         progress(0.0, "preparing the workload")
         workload = workloads.load(CHURN | {"operations": events})
-        progress(0.0, "compiling")
-        rows = _rows(names, workload, counting)
+        rows = _rows(names, workload, counting, progress)
         for number in range(rounds + 1):
             for row in rows:
                 progress(number / (rounds + 1), row.name)
@@ -131,11 +134,11 @@ def main() -> int:
     try:
         if args.events < 1 or args.rounds < 1:
             raise PluginError("--events and --rounds must be at least 1")
+        workloads.validate(CHURN | {"operations": args.events})
         for name in names:
             registry.load(name)
-    except PluginError as error:
-        print(f"speed: {error}", file=sys.stderr)
-        return 2
+    except (PluginError, WorkloadError) as error:
+        return complain("benchmarks.speed", str(error), EXIT_USAGE)
     entries = measure(names, args.events, args.rounds, args.counting)
     if args.json:
         keys = ("name", "ns_per_event", "ratio_to_libc")
@@ -175,4 +178,7 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -122,7 +122,7 @@ def measure(allocator: str, events: int, rounds: int) -> dict[str, Any]:
     Returns medians over the rounds: nanoseconds per event (``loop``: without waiting) and the ratio
     of the two sides within one round; of the memory, the maximum.
     """
-    from benchmarks.events.progress import shown_progress
+    from kernel.engine.progress import shown_progress
 
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name, shown_progress("marathon") as progress:

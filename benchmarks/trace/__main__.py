@@ -34,7 +34,7 @@ def _progress() -> Iterator[formats.Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from benchmarks.events.progress import shown_progress
+    from kernel.engine.progress import shown_progress
 
     with shown_progress("trace") as progress:
         yield progress

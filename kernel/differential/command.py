@@ -9,14 +9,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from kernel.engine.progress import shown_progress
+
 EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
-#: Seconds before the first line of progress where there is no terminal.
-_QUIET = 2.0
 
 
 def positive(text: str) -> int:
@@ -165,21 +165,28 @@ class _Run:
         """Run the programs, showing how far they are."""
         from kernel.differential.run import run_programs
 
-        with _progress(self.subject) as progress:
-            progress(0, [], "compiling")
-            self.subject.prepare()
+        subject = self.subject
+        with shown_progress(subject.command) as progress:
+            progress(0.0, "preparing")
+            subject.prepare()
             self.start = time.monotonic()
+
+            def told(workers: list[Any]) -> None:
+                done = self.tally.asked + sum(worker.at for worker in workers)
+                kinds = dict.fromkeys(subject.kind(worker.task) for worker in workers)
+                what = ", ".join(filter(None, kinds)) or "programs"
+                progress(done / subject.total if subject.total else 0.0, what)
+
             reports = run_programs(
-                self.subject,
+                subject,
                 self.options.jobs,
                 keep_going=self.options.keep_going or bool(self.wrong),
                 shrink_seconds=0 if self.wrong else self.options.shrink,
-                told=lambda workers: progress(self.tally.asked, workers),
+                told=told,
             )
             with closing(reports):
                 for report in reports:
                     self.tally.add(report.tally)
-                    progress(self.tally.asked, [])
                     if report.finding:
                         self._take(report.finding)
 
@@ -258,32 +265,3 @@ class _Run:
         if self.wrong:
             yield f"{self._rate:.2f} % of the operations are the same; {self.wrong}"
         yield f"{tally.operations} operations, {len(self.findings)} mismatches"
-
-
-@contextmanager
-def _progress(subject: Any) -> Iterator[Callable[..., None]]:
-    """Show on a terminal how many operations are done: those of programs that ended, and of others.
-
-    Elsewhere a line says when another kind of program begins, once it has taken a while.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    off = not console.is_terminal
-    said, begin = "", time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=off) as bar:
-        task = bar.add_task("", total=subject.total or None)
-
-        def progress(done: int, workers: list[Any], now: str = "") -> None:
-            nonlocal said
-            kinds = dict.fromkeys(subject.kind(worker.task) for worker in workers)
-            now = now or ", ".join(filter(None, kinds)) or said
-            if off and now != said and time.monotonic() - begin > _QUIET:
-                console.print(f"{subject.command}: {now}", highlight=False)
-                said = now
-            here = sum(worker.at for worker in workers)
-            bar.update(task, completed=done + here, description=now)
-
-        yield progress

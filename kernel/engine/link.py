@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import llvmlite.binding as ll
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core import types as nb
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
@@ -24,6 +24,8 @@ from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np import arrayobj
+
+from kernel.engine import progress
 
 #: Qualified names of inner functions, and whether they are cold.
 _inner: dict[str, bool] = {}
@@ -301,6 +303,24 @@ INTRINSICS = {
 }
 
 
+class _Compiler(event.Listener):
+    """Tells when Numba begins to compile and when it has; a function compiles those it calls."""
+
+    depth = 0
+
+    def on_start(self, event: event.Event) -> None:
+        """Tell of the outermost function."""
+        self.depth += 1
+        if self.depth == 1:
+            progress.compiler_runs(True)
+
+    def on_end(self, event: event.Event) -> None:
+        """Tell of the outermost function."""
+        self.depth -= 1
+        if self.depth == 0:
+            progress.compiler_runs(False)
+
+
 @functools.cache
 def install() -> None:
     """Make Numba's CPU target use what is defined here, and treat records otherwise.
@@ -321,3 +341,4 @@ def install() -> None:
     nb.Record.can_convert_to = lambda self, context, other: None
     nb.Record.mangling_args = property(mangling_args)
     nb.NamedTuple.mangling_args = property(mangling_args)
+    event.register("numba:compile", _Compiler())

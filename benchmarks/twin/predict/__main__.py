@@ -88,12 +88,12 @@ def main(argv: list[str] | None = None) -> int:
         text = "fitting the prices needs the package scipy: pip install -e '.[predict]'"
         return _fail(text, EXIT_FAILED)
     from allocators.base.library import LibraryError
-    from benchmarks.events.progress import shown_progress
     from benchmarks.trace import shipped
     from benchmarks.twin.predict import programs
     from benchmarks.twin.predict.report import Validation, print_result
     from benchmarks.twin.verify.libc import unavailable, wrong_library
     from benchmarks.workloads import WorkloadError
+    from kernel.engine.progress import shown_progress
     from kernel.linux.host.process import HostError
 
     paths = options.traces or [shipped.PREFIX + name for name in shipped.names()]

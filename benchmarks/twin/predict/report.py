@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from allocators.base.library import Library, find
-from benchmarks.events.progress import Progress
 from benchmarks.real.process import PAGE
 from benchmarks.replay.metrics import BY_NAME
 from benchmarks.run import results
@@ -32,6 +31,7 @@ from benchmarks.twin.predict.steps import KINDS, count_steps, metrics_of_twin
 from benchmarks.workloads import Workload
 from kernel import PROJECT
 from kernel.cost import COSTS
+from kernel.engine.progress import Progress
 from kernel.linux.calibrate.measures import NEIGHBOURHOOD, measure_process
 from kernel.linux.calibrate.prices import make_prices, read_table
 

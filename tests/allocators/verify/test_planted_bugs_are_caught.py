@@ -399,7 +399,7 @@ BUGS = [
     ),
     bump(
         "cannot_be_compiled",
-        "compiling",
+        "preparing",
         "compile",
         ("    a.top += need\n", "    a.top += min(need, helper(need))\n"),
         (

@@ -94,7 +94,7 @@ def test_serve_answers_until_the_connection_closes():
     finally:
         signal.signal(signal.SIGINT, before)
     thread.join()
-    assert messages[0] == "compiling"
+    assert messages[0] == "preparing"
     outcome, last = messages[-1]
     assert isinstance(outcome, Verdict)
     assert outcome.operations > 0

@@ -1,0 +1,46 @@
+"""Is the wait for the compiler told in every process of a run, and can it be interrupted?"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.benchmarks.run.conftest import ROOT, SMALL
+
+
+def test_a_first_run_says_that_it_compiles_and_a_second_does_not(bench, tmp_path):
+    words = ("allocator=bump", "measure=quick", *SMALL)
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first = bench(*words, **cache)
+    assert first.returncode == 0, first.stderr
+    assert "bump churn: compiling bump\n" in first.stderr
+    assert "bump churn: compiling the timed replay\n" in first.stderr
+    second = bench(*words, **cache)
+    assert second.returncode == 0, second.stderr
+    assert "compiling" not in second.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_ends_it_while_it_compiles(tmp_path):
+    run = tmp_path / "run"
+    words = ("allocator=buddy", "measure=counters", f"hydra.run.dir={run}", *SMALL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bench.py", *words],
+        cwd=tmp_path,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any("compiling buddy" in line for line in process.stderr)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.splitlines() == ["bench.py: interrupted; finished runs are complete"]
+    assert time.monotonic() - begin < 5
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
