@@ -15,7 +15,7 @@ def _parser() -> OneLineParser:
         description="Run random programs on the real kernel and on the model, and compare result, "
         "faults, areas, resident pages and counters after every operation.",
     )
-    add_arguments(parser, 10_000, "in all", "kernel")
+    add_arguments(parser, 10_000, "in total", "kernel")
     parser.add_argument(
         "--thp",
         choices=("on", "off", "both"),
