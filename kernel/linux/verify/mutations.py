@@ -1,7 +1,7 @@
-"""``python -m kernel.linux.verify.mutations``: break rules of the model; each must be noticed.
+"""``python -m kernel.linux.verify.mutations``: break rules of the model; each must be detected.
 
-Random programs run against each broken model until one shows a difference.  ``--store DIRECTORY``
-keeps the shortest program found for each, with which the tests do the same quickly.
+Random programs run against each mutated model until one shows a difference.  ``--store DIRECTORY``
+stores the shortest program found for each rule; the tests run these programs, which is quick.
 """
 
 import sys
@@ -16,7 +16,7 @@ from kernel.types import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ, VM_
 from kernel.uapi import MADV_RANDOM, MADV_SEQUENTIAL, MAP_GROWSDOWN, MAP_LOCKED
 from kernel.vma import pgoff_at
 
-#: By function (:func:`kernel.differential.mutations.read` explains).
+#: Mutations of functions; :func:`kernel.differential.mutations.read` documents the notation.
 MUTATIONS = mutations.read(
     """
 kernel.merge.can_merge_after: areas never merge with the one below
@@ -70,7 +70,7 @@ kernel.huge.keep_pages: a write does not keep what was lazily freed
 
 
 def _breaks(rule: str, name: str) -> Callable:
-    """Register a function as what breaks ``rule`` in the place of the model's ``name``."""
+    """Register a function that breaks ``rule`` by replacing the model's function ``name``."""
 
     def register(function: Callable) -> Callable:
         MUTATIONS.append(Mutation(rule, name, jit(function)))
@@ -122,7 +122,7 @@ def _no_deposit(k, addr):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     from kernel.linux.verify.subject import COMMAND, Linux
 
     return mutations.main(
