@@ -49,7 +49,7 @@ def test_a_broken_rule_is_detected(rule, monkeypatch):
 @needs_host
 def test_a_random_program_is_shrunk(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the one above")
+    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the area above")
     bindings = rule.bindings()
     subject = Linux(60, 1, "off", count_branches=False, bindings=bindings)
     with subject.sides() as sides:
