@@ -266,7 +266,7 @@ class _Run:
         cut = ", interrupted" if status == "interrupted" else ""
         yield f"{tally.programs} programs, {self.seconds:.0f} s, {rate:,.0f} operations/s{cut}"
         if self.wrong:
-            yield f"{self._rate:.2f} % of the operations agree; {self.wrong}"
+            yield f"{self._rate:.2f} % of the operations are the same; {self.wrong}"
         yield f"{tally.operations} operations, {len(self.findings)} mismatches"
 
 

@@ -18,7 +18,7 @@ from kernel.linux.verify.operation import Op, errno_name, result_words
 from kernel.types import SIGSYS
 
 #: Prefix of the seed of a handwritten program, before its name.
-BY_HAND = "directed/"
+DIRECTED = "directed/"
 #: Counters of the host that change if it collapses huge pages or fails to allocate them.
 _INTERFERENCE = ("thp_collapse_alloc", "thp_fault_fallback", "thp_fault_fallback_charge")
 #: Maximum number of lines of both states after a handwritten program.
@@ -47,8 +47,8 @@ class ProcessSides:
     def run(self, program: Program) -> Outcome:
         """Run a program; each random operation is generated from the model's current state."""
         counters = thp_counters()
-        if program.setting.seed.startswith(BY_HAND):
-            outcome = self._by_hand(program.setting)
+        if program.setting.seed.startswith(DIRECTED):
+            outcome = self._run_handwritten(program.setting)
         else:
             outcome = self._random(program)
         if outcome.what:
@@ -80,7 +80,7 @@ class ProcessSides:
             self._count_hits(pair, tally)
         return outcome
 
-    def _by_hand(self, setting: ProcessSetting) -> Outcome:
+    def _run_handwritten(self, setting: ProcessSetting) -> Outcome:
         """Run a handwritten program, which needs no shrinking.
 
         Its name identifies it and it adapts to the host, so its operations are not stored.
@@ -89,7 +89,7 @@ class ProcessSides:
         tally.tables["settings"]["written by hand"] += 1
         outcome = Outcome(tally, whole=True)
         with self._pair(setting) as pair:
-            for step in directed.PROGRAMS[setting.seed.removeprefix(BY_HAND)](pair.ground):
+            for step in directed.PROGRAMS[setting.seed.removeprefix(DIRECTED)](pair.ground):
                 ops = step.ops if isinstance(step, directed.Crowd) else [step]
                 self._place.at(outcome.length)
                 outcome.length += len(ops)
@@ -115,8 +115,8 @@ class ProcessSides:
         """Run given operations, except those that are not permitted in the state they meet."""
         if self._broken:
             self._models.forget()
-        if not ops and setting.seed.startswith(BY_HAND):
-            return self._by_hand(setting)
+        if not ops and setting.seed.startswith(DIRECTED):
+            return self._run_handwritten(setting)
         outcome = Outcome(Tally(programs=1))
         with self._pair(setting) as pair:
             for op in ops:
@@ -139,8 +139,8 @@ class ProcessSides:
         made: list[Op] = []
         setting = program.setting
         with self._pair(setting) as pair:
-            if setting.seed.startswith(BY_HAND):
-                return directed.operations(setting.seed.removeprefix(BY_HAND), pair.ground)[:count]
+            if setting.seed.startswith(DIRECTED):
+                return directed.operations(setting.seed.removeprefix(DIRECTED), pair.ground)[:count]
             generator = Generator(setting.seed, pair.ground)
             for _ in range(count):
                 made.append(generator.next(pair.model.view()))

@@ -17,7 +17,7 @@ from kernel.linux.state import WINDOW_BITS
 from kernel.linux.verify import directed, operation, reach
 from kernel.linux.verify.compare import ProcessSetting, files
 from kernel.linux.verify.model import Model, counted_branches
-from kernel.linux.verify.sides import BY_HAND, ProcessSides
+from kernel.linux.verify.sides import DIRECTED, ProcessSides
 
 #: Module of the command.
 COMMAND = "kernel.linux.verify"
@@ -96,15 +96,15 @@ class Linux(Subject):
         )
         return Program(setting, min(PROGRAM_LENGTH, self.operations - number * PROGRAM_LENGTH))
 
-    def by_hand(self, name: str) -> Program:
+    def handwritten(self, name: str) -> Program:
         """Return the handwritten program ``name`` of :mod:`kernel.linux.verify.directed`."""
-        return Program(ProcessSetting(BY_HAND + name, thp=self.thp != "off"), 0)
+        return Program(ProcessSetting(DIRECTED + name, thp=self.thp != "off"), 0)
 
     def programs(self) -> Iterator[Program]:
         """Yield the random programs, then the handwritten ones."""
         for number in range(-(-self.operations // PROGRAM_LENGTH)):
             yield self.program(number)
-        yield from map(self.by_hand, directed.PROGRAMS)
+        yield from map(self.handwritten, directed.PROGRAMS)
 
     def hunting(self, programs: int) -> Iterator[Program]:
         """Yield ``programs`` random programs, then the handwritten ones."""

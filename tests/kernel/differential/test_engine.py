@@ -162,7 +162,7 @@ def test_with_the_wrong_reference_nothing_passes(fault, capsys):
     assert verify(Toy(fault, wrong_one="it counts downwards"), options()) == 77
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "wrong reference: it counts downwards"
-    assert "% of the operations agree; it counts downwards" in lines[-2]
+    assert "% of the operations are the same; it counts downwards" in lines[-2]
     assert (lines[-1] == "400 operations, 0 mismatches") == (fault is toy.no_fault)
     assert not any("MISMATCH" in line for line in lines)
 

@@ -1,4 +1,4 @@
-"""The observer's reports agree with the mappings, pages and counters of a real process."""
+"""Reports of the observer agree with the mappings, pages and counters of a real process."""
 
 import numpy as np
 import pytest
