@@ -1,18 +1,19 @@
-"""Differential testing: do the same on two sides, compare, and shorten what differs.
+"""Differential testing: run one program on two implementations and shrink any counterexample.
 
-    subject.py    what a subject says of itself: its programs, its two sides, its words
-    run.py        programs in worker processes, again where the host interfered, shrunk
-    pool.py       processes that may die or hang, and where each of them is
-    shrink.py     the shortest program that still shows a difference
+    subject.py    interface of a test subject: its programs, its two sides, its texts
+    run.py        runs programs in worker processes, reruns disturbed ones, shrinks mismatches
+    pool.py       worker processes that may die or hang, and the progress of each
+    shrink.py     search for the shortest program that still shows a difference
     program.py    programs stored as JSON
-    tally.py      counts that add up, and their tables
-    reach.py      branches reached, missed and out of reach
-    mutations.py  rules broken on purpose: each must be noticed
-    command.py    the command line: options, exit codes, progress, what is printed
+    tally.py      counts that can be added, and their tables
+    reach.py      branch coverage: reached, missed and unreachable branches
+    mutations.py  mutation testing: rules broken on purpose, each of which must be detected
+    command.py    command line: options, exit codes, progress and printed results
 
-A new subject is a :class:`~kernel.differential.subject.Subject`, its
-:class:`~kernel.differential.subject.Sides`, and a ``__main__`` that hands both to
+To add a subject, write a :class:`~kernel.differential.subject.Subject`, its
+:class:`~kernel.differential.subject.Sides`, and a ``__main__`` that passes the subject to
 :func:`kernel.differential.command.verify`.
 
-Imports kernel.engine only; kernel.linux, allocators.verify and benchmarks.twin import it.
+This package imports only kernel.engine; kernel.linux, allocators.verify and benchmarks.twin
+import it.
 """

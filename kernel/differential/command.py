@@ -1,7 +1,7 @@
-"""The command line of a subject: its options, what is shown and printed, and its exit codes.
+"""Command line of a subject: options, progress, printed results and exit codes.
 
-Exit codes: 0 no mismatch, 1 a mismatch or a failure, 2 bad arguments, 77 there is no truth here,
-130 interrupted.  The last line is ``N operations, M mismatches``.
+Exit codes: 0 no mismatch, 1 a mismatch or a failure, 2 bad arguments, 77 no reference on this host
+to compare with, 130 interrupted.  The last line is ``N operations, M mismatches``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, with or without underscores or commas."""
+    """Parse a positive integer, with or without underscores or commas."""
     try:
         number = int(text.replace("_", "").replace(",", ""))
     except ValueError:
@@ -31,26 +31,31 @@ def positive(text: str) -> int:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, which begins with the command's module."""
+    """Parser that reports an error in one line, which begins with the command's module."""
 
     def error(self, message: str) -> None:
-        """End with exit code 2."""
+        """Print ``message`` and exit with code 2."""
         self.exit(EXIT_USAGE, f"{self.prog.split()[-1]}: {message}\n")
 
 
-def add_arguments(parser: argparse.ArgumentParser, operations: int, of: str, whose: str) -> None:
-    """Add how many programs are run, and how they are run, stored and told.
+def add_arguments(
+    parser: argparse.ArgumentParser, operations: int, extent: str, component: str
+) -> None:
+    """Add the options that say how many programs to run, and how to run and report them.
 
-    ``operations``: the default, ``of`` which there are so many; ``whose`` build counts branches.
+    ``operations``: default of --ops; ``extent``: what that number covers ("in total", "of each
+    mode"); ``component``: the code whose branches are counted.
     """
     parser.add_argument(
         "--ops",
         type=positive,
         default=operations,
         metavar="N",
-        help=f"operations {of} (default {operations})",
+        help=f"operations {extent} (default {operations})",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="default 1")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="random seed of the programs (default 1)"
+    )
     parser.add_argument(
         "--jobs", type=positive, default=1, metavar="J", help="worker processes (default 1)"
     )
@@ -58,38 +63,43 @@ def add_arguments(parser: argparse.ArgumentParser, operations: int, of: str, who
         "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
     )
     parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="where to store a program that shows a mismatch"
+        "--save", type=Path, metavar="FILE", help="store a program that shows a mismatch here"
     )
     parser.add_argument(
-        "--keep-going", action="store_true", help="go on with the next program after a mismatch"
+        "--keep-going", action="store_true", help="continue with the next program after a mismatch"
     )
     parser.add_argument(
         "--no-branches",
         action="store_true",
-        help=f"use the {whose}'s own build, which counts no branches",
+        help=f"use the ordinary build of the {component}, which does not count branches",
     )
     parser.add_argument(
         "--shrink",
         type=float,
         default=60,
         metavar="SECONDS",
-        help="time for making a failing program shorter (default 60)",
+        help="time limit for shrinking a failing program (default 60)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the report"
+    )
 
 
 def complain(command: str, text: str, code: int, *, as_json: bool = False) -> int:
-    """Say in one line why ``command`` ends with ``code``; returns that."""
+    """Print in one line why ``command`` exits with ``code``, and return ``code``."""
     if as_json and code == EXIT_SKIP:
         print(json.dumps({"status": "skipped", "reason": text}))
     else:
-        said = f"nothing verified: {text}" if code == EXIT_SKIP else text
-        print(f"{command}: {said}", file=sys.stderr)
+        message = f"nothing verified: {text}" if code == EXIT_SKIP else text
+        print(f"{command}: {message}", file=sys.stderr)
     return code
 
 
 def verify(subject: Any, options: argparse.Namespace) -> int:
-    """Run the programs of ``subject`` as ``options`` say (:func:`add_arguments`); the exit code."""
+    """Run the programs of ``subject`` and return the exit code.
+
+    ``options``: parsed options of :func:`add_arguments`.
+    """
     from kernel.differential.pool import Mistake
 
     if reason := subject.unavailable():
@@ -115,12 +125,12 @@ def _replay(subject: Any, options: argparse.Namespace) -> int:
     mismatches, wrong = int(bool(outcome.what)), subject.wrong()
     done = len(outcome.ops) or outcome.length
     if options.json:
-        told = {"operations": done, "mismatches": mismatches, "program": outcome.lines}
-        print(json.dumps(told | ({"reason": wrong} if wrong else {})))
+        result = {"operations": done, "mismatches": mismatches, "program": outcome.lines}
+        print(json.dumps(result | ({"reason": wrong} if wrong else {})))
     else:
         print("\n".join(outcome.lines))
         if wrong:
-            print(f"no truth here: {wrong}")
+            print(f"wrong reference: {wrong}")
         print(f"{done} operations, {mismatches} mismatches")
     if wrong:
         return EXIT_SKIP
@@ -128,7 +138,7 @@ def _replay(subject: Any, options: argparse.Namespace) -> int:
 
 
 class _Run:
-    """One run: what is shown meanwhile, and what is told at the end."""
+    """One run of the command: its progress and its report."""
 
     def __init__(self, subject: Any, options: argparse.Namespace) -> None:
         from kernel.differential.tally import Tally
@@ -139,10 +149,10 @@ class _Run:
         self.start = time.monotonic()
 
     def execute(self) -> int:
-        """Do it; the exit code."""
+        """Run the programs, print the report and return the exit code."""
         status = "ok"
         if not self.options.json:
-            wrong = [f"no truth here: {self.wrong}"] if self.wrong else []
+            wrong = [f"wrong reference: {self.wrong}"] if self.wrong else []
             print("\n".join([*self.subject.heading(), *wrong]), flush=True)
         try:
             self._collect()
@@ -162,7 +172,7 @@ class _Run:
         return EXIT_FAILED if self.findings else 0
 
     def _collect(self) -> None:
-        """Run the programs, showing how far they are."""
+        """Run the programs and show progress."""
         from kernel.differential.run import run_programs
 
         subject = self.subject
@@ -188,21 +198,21 @@ class _Run:
                 for report in reports:
                     self.tally.add(report.tally)
                     if report.finding:
-                        self._take(report.finding)
+                        self._add_finding(report.finding)
 
-    def _take(self, finding: Any) -> None:
+    def _add_finding(self, finding: Any) -> None:
         self.findings.append(finding)
         if self.wrong:
             return
         path = self._store(finding)
         if not self.options.json:
-            print(f"MISMATCH in {finding.words()}")
+            print(f"MISMATCH: {finding.words()}")
             print("\n".join(finding.lines))
-            again = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
-            print(f"again: python -m {again} --replay {path}", flush=True)
+            command = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
+            print(f"repeat with: python -m {command} --replay {path}", flush=True)
 
     def _store(self, finding: Any) -> Path:
-        """Store the program; where."""
+        """Store the program and return the path of the file."""
         from kernel.differential.program import dump
 
         path = self.options.save
@@ -213,11 +223,11 @@ class _Run:
         dump(self.subject, path, finding.setting, finding.ops)
         return path
 
-    # --- telling --------------------------------------------------------------------------------
+    # --- report ---------------------------------------------------------------------------------
 
     @property
     def _rate(self) -> float:
-        """Operations that were found equal before a difference, of all asked for, percent."""
+        """Requested operations that agreed before a difference, percent."""
         equal = self.tally.operations - len(self.findings)
         return 100 * equal / self.tally.asked if self.tally.asked else 0.0
 
@@ -258,7 +268,7 @@ class _Run:
         if tally.hits is not None:
             yield from self._coverage().lines(subject.whose, subject.target)
         if tally.reruns:
-            yield f"{tally.reruns} programs run again: the host had interfered"
+            yield f"{tally.reruns} reruns of programs because the host interfered"
         rate = tally.operations / self.seconds if self.seconds else 0
         cut = ", interrupted" if status == "interrupted" else ""
         yield f"{tally.programs} programs, {self.seconds:.0f} s, {rate:,.0f} operations/s{cut}"

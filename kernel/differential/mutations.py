@@ -1,8 +1,8 @@
-"""Rules broken on purpose: a comparison that never objects proves nothing.
+"""Mutation testing of a comparison: rules broken on purpose, each of which must be detected.
 
-Programs run against each broken subject until one shows a difference; the command tells after how
-many operations.  Exit code 1 when a rule is never noticed, 77 where there is no truth to hold it
-against.
+Programs run against each mutated subject until one shows a difference; the command prints the
+number of operations that took.  Exit code 1: a mutation was not detected.  Exit code 77: there is
+no reference on this host to compare with.
 """
 
 import argparse
@@ -32,17 +32,18 @@ from kernel.differential.run import Finding, Runner, WorkerError
 from kernel.differential.subject import Subject
 from kernel.engine.jit import jit
 
-#: Seconds to shorten a program that is kept.
-_SHRINK = 60.0
+#: Time limit for shrinking a program that is stored, seconds.
+_SHRINK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A broken rule of the function or constant ``name``.
+    """Mutation of the function or constant ``name``, which breaks the rule ``rule``.
 
-    Either something else takes its place (``value``), or it is that of ``module`` with a few words
-    changed: in its source the first of each pair of ``edits`` becomes the second; or a constant is,
-    or a function returns, the expression ``answer``.
+    Without ``module``, ``value`` replaces it.  Otherwise ``name`` is the original in ``module``,
+    and its replacement is its source with the first text of each pair in ``edits`` replaced by the
+    second; or a constant with the value, or a function that returns the value, of the expression
+    ``answer``.
     """
 
     rule: str
@@ -53,27 +54,28 @@ class Mutation:
     answer: str = ""
 
     def bindings(self) -> dict[str, Any]:
-        """Return what :func:`kernel.engine.jit.build` replaces.
+        """Return the replacements for :func:`kernel.engine.jit.build`, by name.
 
-        Raises Mistake for words that are no longer there, so that no rule stays unbroken unnoticed.
+        Raises Mistake if the text to edit is not found exactly once, or if a constant already has
+        the new value: otherwise a mutation could silently change nothing.
         """
         if not self.module:
             return {self.name: self.value}
         scope = vars(import_module(self.module))
         original = scope[self.name]
         if callable(original):
-            return {self.name: self._changed(original, dict(scope))}
-        value = eval(self.answer, dict(scope))  # our own expression
+            return {self.name: self._mutate(original, dict(scope))}
+        value = eval(self.answer, dict(scope))  # the expression is from our own source
         if value == original:
             raise Mistake(f"{self.rule}: {self.name} is {value} already")
         return {self.name: value}
 
     def path(self, folder: Path) -> Path:
-        """Return where the program that shows it is kept."""
+        """Return the path in ``folder`` of the stored program that detects the mutation."""
         return folder / (re.sub("[,']", "", self.rule).replace(" ", "_") + ".json")
 
-    def _changed(self, function: Callable, scope: dict[str, Any]) -> Callable:
-        """The function, broken."""
+    def _mutate(self, function: Callable, scope: dict[str, Any]) -> Callable:
+        """Return the mutated function."""
         code = function.__code__
         if self.answer:
             parameters = ", ".join(code.co_varnames[: code.co_argcount])
@@ -85,17 +87,17 @@ class Mutation:
             if (count := source.count(old)) != 1:
                 raise Mistake(f"{self.rule}: {self.name} has {old!r} {count} times")
             source = source.replace(old, new)
-        # Our own source, a few words changed.
+        # The code is our own source with the edits applied.
         exec(compile(source, code.co_filename, "exec"), scope)
         return scope[self.name]
 
 
 def read(text: str, module: str = "") -> list[Mutation]:
-    """Mutations of functions and constants from a table.
+    """Parse a table of mutations of functions and constants.
 
-    Each begins with a name, in ``module`` where it says no other, and the rule.  Then come lines
-    with what is returned instead, or what the constant is; or the words of the source that change,
-    as diff shows them::
+    Each entry begins with a name (in ``module`` unless it is a dotted name) and the rule.  The
+    lines below are edits of the source in the notation of diff, or ``=`` and the new value of the
+    constant or return value of the function::
 
         take_fast: a fastbin fills the tcache to its count
         - while count < TCACHE_COUNT
@@ -119,7 +121,7 @@ def read(text: str, module: str = "") -> list[Mutation]:
 
 @dataclass
 class Hunt:
-    """The hunt for a rule: operations until a difference, and the program, None where none."""
+    """Result of testing one mutation: operations run, and the counterexample (None: undetected)."""
 
     operations: int = 0
     finding: Finding | None = None
@@ -128,7 +130,7 @@ class Hunt:
 def hunt(
     subject: Subject, programs: int, shrink_seconds: float = 0, place: Place | None = None
 ) -> Hunt:
-    """Run programs against a broken subject until one differs, and shorten that one."""
+    """Run programs against a mutated subject until one shows a difference; shrink that one."""
     found = Hunt()
     with subject.sides(place) as sides:
         runner = Runner(subject, sides, shrink_seconds)
@@ -142,14 +144,14 @@ def hunt(
 
 
 @contextmanager
-def _opened(
+def _open_hunter(
     subject: Subject,
     rules: Mapping[str, Mutation],
     programs: int,
     shrink_seconds: float,
     place: Place,
 ) -> Iterator[Callable[[str], Hunt]]:
-    """Set up a worker for one rule: the loop of a broken subject may not come back."""
+    """Set up a worker for a single rule: a mutated subject may loop forever."""
 
     def work(rule: str) -> Hunt:
         place.retire = True
@@ -162,42 +164,48 @@ def _opened(
 def _parser(command: str, programs: int) -> OneLineParser:
     parser = OneLineParser(
         prog=f"python -m {command}.mutations",
-        description="Break rules on purpose, one after the other: each must be noticed.",
+        description="Break rules on purpose, one at a time: each must be detected.",
     )
     parser.add_argument(
         "--programs",
         type=positive,
         default=programs,
         metavar="N",
-        help=f"random ones at most, for a rule (default {programs})",
-    )
-    parser.add_argument("--only", default="", metavar="TEXT", help="rules that contain TEXT")
-    parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="J", help="rules at a time (default 1)"
+        help=f"maximum number of random programs for a rule (default {programs})",
     )
     parser.add_argument(
-        "--store", type=Path, metavar="DIRECTORY", help="keep the shortest program found for each"
+        "--only", default="", metavar="TEXT", help="break only the rules whose text contains TEXT"
+    )
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="J", help="worker processes (default 1)"
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIRECTORY",
+        help="store the shortest program found for each rule here",
     )
     return parser
 
 
 def main(
     command: str,
-    made: Callable[[], Subject],
+    make_subject: Callable[[], Subject],
     mutations: Sequence[Mutation],
     argv: list[str] | None,
     programs: int,
 ) -> int:
-    """Run the command of a subject's mutations; its exit code.
+    """Run the mutation command of a subject and return the exit code.
 
-    ``made``: makes the subject, which counts no branches.  ``programs``: random ones at most, by
-    default.
+    ``make_subject``: creates the subject, which must not count branches.  ``programs``: default of
+    --programs, the maximum number of random programs for a rule.
     """
     options = _parser(command, programs).parse_args(argv)
     rules = [mutation for mutation in mutations if options.only in mutation.rule]
     if not rules:
-        return complain(f"{command}.mutations", f"no rule has {options.only!r}", EXIT_USAGE)
-    subject = made()
+        text = f"--only {options.only!r}: no rule contains this text"
+        return complain(f"{command}.mutations", text, EXIT_USAGE)
+    subject = make_subject()
     if reason := subject.unavailable() or subject.wrong():
         return complain(command, reason, EXIT_SKIP)
     try:
@@ -206,46 +214,46 @@ def main(
         return EXIT_INTERRUPTED
     except (Mistake, RuntimeError) as error:
         return complain(f"{command}.mutations", str(error), EXIT_FAILED)
-    print(f"{len(rules) - missed} of {len(rules)} broken rules noticed")
+    print(f"{len(rules) - missed} of {len(rules)} broken rules detected")
     return EXIT_FAILED if missed else 0
 
 
 def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespace) -> int:
-    """Hunt each in a process of its own, and tell of it; how many are not noticed."""
+    """Test each rule in a separate process and print the result; return how many go undetected."""
     for mutation in rules:
         mutation.bindings()
-    # Compiled here once: the others need only what a rule changes.
+    # Compile the original here, so that each worker compiles only what its mutation changes.
     with subject.sides() as sides:
         whole = Runner(subject, sides, 0).check(next(iter(subject.hunting(1))))
     if whole.finding:
-        raise WorkerError(f"no rule is broken, and yet: {whole.finding.what}")
+        raise WorkerError(f"without any broken rule both sides differ: {whole.finding.what}")
     by_rule = {mutation.rule: mutation for mutation in rules}
-    seconds = _SHRINK if options.store else 0
-    opened = partial(_opened, subject, by_rule, options.programs, seconds)
-    hunts = run_tasks(opened, by_rule, options.jobs, patience=subject.patience)
+    seconds = _SHRINK_SECONDS if options.store else 0
+    open_worker = partial(_open_hunter, subject, by_rule, options.programs, seconds)
+    hunts = run_tasks(open_worker, by_rule, options.jobs, patience=subject.patience)
     missed = 0
     with closing(hunts):
         for rule, found in hunts:
             if isinstance(found, Lost):
-                found = _lost(subject, rule, found)
+                found = _hang_detected(subject, rule, found)
             finding = found.finding
             missed += finding is None
             done = f"{found.operations:6} operations: {rule}"
             if finding is None:
-                print(f"NOT NOTICED in {done.strip()}", flush=True)
+                print(f"NOT DETECTED in {done.strip()}", flush=True)
                 continue
             place = f"; {finding.setting.words()}" if finding.setting else ""
-            print(f"noticed after {done} ({finding.what}{place})", flush=True)
+            print(f"detected after {done} ({finding.what}{place})", flush=True)
             if options.store and finding.setting:
                 options.store.mkdir(parents=True, exist_ok=True)
                 dump(subject, by_rule[rule].path(options.store), finding.setting, finding.ops)
     return missed
 
 
-def _lost(subject: Subject, rule: str, lost: Lost) -> Hunt:
-    """The hunt whose worker did not come back: a rule may be noticed by that.
+def _hang_detected(subject: Subject, rule: str, lost: Lost) -> Hunt:
+    """Return the result for a mutation under which the subject hangs, which counts as detected.
 
-    Raises WorkerError where its process has failed or died.
+    Raises WorkerError if the worker process failed or died instead.
     """
     if not lost.hung:
         raise WorkerError(f"{rule}: {lost.how}")

@@ -1,9 +1,8 @@
-"""Worker processes that may die, hang or be asked to end, and where each of them is.
+"""Worker processes that may crash or hang, with the current operation of each.
 
-A worker takes one task at a time.  Compiled code that indexes out of bounds takes its process with
-it, and code that loops for ever cannot be interrupted: so each worker writes the number of the
-operation that it begins into memory that the parent sees, and the parent loses no more than that
-worker, and knows where.
+A worker does one task at a time.  Compiled code that indexes out of bounds kills its process, and
+an endless loop cannot be interrupted.  Each worker therefore writes the number of the operation
+that it starts to shared memory: the parent loses only that worker, and knows the operation.
 """
 
 import multiprocessing
@@ -17,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-#: Seconds between looks at workers that tell nothing.
-_LOOK = 0.5
+#: Seconds between checks of workers that have sent nothing.
+_POLL_INTERVAL = 0.5
 
 
 class Mistake(ValueError):
-    """The task cannot be done as asked; the reason in one line: the command's exit code is 2."""
+    """Request that cannot be carried out; one line says why.  Commands exit with code 2."""
 
 
 class Place:
-    """The place of a worker, as its work tells the parent.  One of its own tells nobody.
+    """Progress that a worker reports to its parent.  Without arguments it reports to no process.
 
-    ``retire``: the process is not to take another task (a loop may still run in it).
+    ``retire``: the process must not take another task (a loop may still run in it).
     """
 
     def __init__(self, shared: Any = None, connection: Connection | None = None) -> None:
@@ -37,26 +36,26 @@ class Place:
         self.retire = False
 
     def at(self, n: int) -> None:
-        """Operation ``n`` begins."""
+        """Record the start of operation ``n``."""
         self._shared[0] = n
         self._shared[1] += 1
 
     def say(self, text: str) -> None:
-        """A part of the task begins."""
+        """Report the start of a part of the task."""
         if self._connection:
             self._connection.send(text)
 
 
-#: Sets a worker up: a context that gives what does one task.
-Open = Callable[[Place], AbstractContextManager[Callable[[Any], Any]]]
+#: Sets up a worker: returns a context manager whose value is the function that does one task.
+OpenWorker = Callable[[Place], AbstractContextManager[Callable[[Any], Any]]]
 
 
 @dataclass
 class Lost:
-    """The end of a task whose worker did not come back from operation ``at``.
+    """Task whose worker was lost in operation ``at``.
 
-    ``part``: the last part of the task that it told of.  ``how`` it was lost, in words; ``hung``:
-    it was ended here because it did not move.
+    ``part``: last part of the task that the worker reported.  ``how``: cause of the loss, as text.
+    ``hung``: the parent killed the worker because it made no progress.
     """
 
     at: int
@@ -67,17 +66,21 @@ class Lost:
 
 @dataclass
 class _Failed:
-    """An exception that has ended a worker, in words."""
+    """Exception that ended a worker, as text."""
 
     error: str
 
 
-def serve(opened: Open, connection: Connection, shared: Any = None) -> None:
-    """Do the tasks that come, until nobody asks: sends each part's name, then (result, last)."""
+def serve(open_worker: OpenWorker, connection: Connection, shared: Any = None) -> None:
+    """Do the tasks received until the connection is closed.
+
+    For each task, send the name of each part as it starts, then (result, last).  ``last``: the
+    worker takes no more tasks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     place = Place(shared, connection)
     try:
-        with opened(place) as work:
+        with open_worker(place) as work:
             while not place.retire:
                 result = work(connection.recv())
                 connection.send((result, place.retire))
@@ -91,34 +94,37 @@ def serve(opened: Open, connection: Connection, shared: Any = None) -> None:
 
 
 class Worker:
-    """A process that does one task at a time: ``task``, of which ``part`` runs."""
+    """Process that does one task at a time: ``task``, currently in its part ``part``."""
 
-    def __init__(self, opened: Open, method: str) -> None:
+    def __init__(self, open_worker: OpenWorker, method: str) -> None:
         context = multiprocessing.get_context(method)
         shared = context.RawArray("b", 16)
         self._position = np.frombuffer(shared, "i8")
         self.connection, theirs = context.Pipe()
-        arguments = (opened, theirs, shared)
+        arguments = (open_worker, theirs, shared)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
-    def give(self, task: Any) -> None:
-        """Let it begin ``task``."""
+    def start_task(self, task: Any) -> None:
+        """Start ``task`` in the process."""
         self.task, self.part = task, "starting"
         self._position[0] = 0
         self._moves, self._since = int(self._position[1]), monotonic()
         self._began = self._moves
-        with suppress(BrokenPipeError):  # it has died: receive tells
+        with suppress(BrokenPipeError):  # the process has died: receive() reports it
             self.connection.send(task)
 
     @property
     def at(self) -> int:
-        """The operation that it does."""
+        """Number of the current operation."""
         return int(self._position[0])
 
     def receive(self) -> tuple[Any, bool] | None:
-        """The result, if that is what it has to tell, and whether it takes no more."""
+        """Receive one message: return (result, last) for a result, None for the start of a part.
+
+        ``last``: the process takes no more tasks.
+        """
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -135,21 +141,24 @@ class Worker:
         return result, last
 
     def hangs(self, patience: float) -> bool:
-        """Return whether it has begun no operation for ``patience`` seconds, after its first."""
+        """Return True if no operation has started for ``patience`` seconds.
+
+        The timeout starts with the first operation, since compilation may precede it.
+        """
         moves = int(self._position[1])
         if moves != self._moves:
             self._moves, self._since = moves, monotonic()
         return moves != self._began and monotonic() - self._since > patience
 
     def end(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def run_tasks(
-    opened: Open,
+    open_worker: OpenWorker,
     tasks: Iterable[Any],
     jobs: int = 1,
     *,
@@ -157,34 +166,35 @@ def run_tasks(
     patience: float | None = None,
     told: Callable[[list[Worker]], None] = lambda workers: None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield each task and its result, or a :class:`Lost`, as they end; ``jobs`` run at a time.
+    """Yield each task with its result or a :class:`Lost`, in order of completion.
 
-    ``opened``: sets a worker up.  ``tasks``: taken one by one, as workers are free.  ``method``:
-    how processes are started; "fork" gives them what was compiled here.  ``patience``: seconds
-    after which a worker that begins no further operation is ended.  ``told``: hears now and then of
-    the workers: their ``task``, ``part`` and operation ``at``.
+    ``open_worker``: sets up a worker.  ``tasks``: consumed one at a time, when a worker is free.
+    ``jobs``: maximum number of concurrent tasks.  ``method``: start method of the processes; with
+    "fork" they inherit compiled code.  ``patience``: seconds without a new operation after which a
+    worker is killed.  ``told``: callback that periodically receives the busy workers, to read their
+    ``task``, ``part`` and ``at`` (operation number).
 
-    Ends its workers when it is closed.  Raises a Mistake of theirs; any other exception of one is a
-    Lost, as when it dies.
+    Kills its workers when it is closed.  Raises a Mistake that a worker raises; any other exception
+    in a worker is returned as a Lost, as if the worker had died.
     """
     waiting = iter(tasks)
     workers: dict[Connection, Worker] = {}
     idle: list[Worker] = []
     try:
         while True:
-            while len(workers) < jobs and (task := next(waiting, _NONE)) is not _NONE:
-                worker = idle.pop() if idle else Worker(opened, method)
+            while len(workers) < jobs and (task := next(waiting, _EXHAUSTED)) is not _EXHAUSTED:
+                worker = idle.pop() if idle else Worker(open_worker, method)
                 workers[worker.connection] = worker
-                worker.give(task)
+                worker.start_task(task)
             if not workers:
                 return
             told(list(workers.values()))
-            ready = wait(list(workers), _LOOK)
+            ready = wait(list(workers), _POLL_INTERVAL)
             for connection, worker in list(workers.items()):
                 if connection in ready:
                     found = worker.receive()
                 elif patience is not None and worker.hangs(patience):
-                    found = Lost(worker.at, worker.part, "does not come back", hung=True), True
+                    found = Lost(worker.at, worker.part, "does not return", hung=True), True
                 else:
                     found = None
                 if found is None:
@@ -203,4 +213,4 @@ def run_tasks(
             worker.end()
 
 
-_NONE = object()
+_EXHAUSTED = object()

@@ -1,4 +1,4 @@
-"""Programs in files: one JSON object, one operation a line, so that they can be read and edited.
+"""Stored programs: one JSON object with one operation per line, easy to read and edit.
 
 ::
 
@@ -19,14 +19,17 @@ from kernel.differential.subject import Subject
 
 
 def dump(subject: Subject, path: Path, setting: Any, ops: list[Any]) -> None:
-    """Store a program and what it runs under."""
+    """Store a program and its setting."""
     lines = ",\n".join("  " + json.dumps(subject.encode(op)) for op in ops)
     head = json.dumps(asdict(setting))
     path.write_text(f'{{"setting": {head},\n"operations": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def load(subject: Subject, path: Path) -> tuple[Any, list[Any]]:
-    """Read a stored program: its setting and operations.  Raises Mistake with the place."""
+    """Read a stored program and return its setting and operations.
+
+    Raises Mistake, which names the file and the operation.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         stored, rows = dict(data["setting"]), [list(row) for row in data["operations"]]

@@ -1,4 +1,4 @@
-"""Branches that a run has reached, those it has missed, and those that no program can reach."""
+"""Branch coverage of a run: branches reached, missed, and unreachable by any program."""
 
 import re
 from collections import Counter
@@ -11,21 +11,24 @@ import numpy as np
 from kernel.differential.tally import table
 from kernel.engine.branches import Branch
 
-#: Branches never reached that are printed.
-_MOST_LINES = 30
+#: Maximum number of missed branches that are printed.
+_MAX_LINES = 30
 
 
 class Rule(NamedTuple):
-    """Branches out of reach, and why.  Regular expressions, each of which must match wholly."""
+    """Description of unreachable branches, with the reason ``why``.
+
+    The other fields are regular expressions; all must match in full.
+    """
 
     why: str
     text: str = ".*"
     function: str = ".*"
     module: str = ".*"
-    under: str = ".*"  # the switch that must be on for it to be compiled
+    under: str = ".*"  # the switch under which the branch is compiled
 
     def fits(self, branch: Branch) -> bool:
-        """Return whether ``branch`` is one of these."""
+        """Return True if the rule matches ``branch``."""
         return bool(
             re.fullmatch(self.text, branch.text)
             and re.fullmatch(self.function, branch.function)
@@ -36,20 +39,20 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Branches that were reached, and how often; that were not; and those out of reach, and why.
+    """Branches reached (with counts), missed, and unreachable (with reasons).
 
-    One that was reached although it was thought out of reach is among the reached.
+    A branch that was executed counts as reached even if a rule declares it unreachable.
     """
 
     reached: dict[Branch, int]
     missed: list[Branch]
-    apart: dict[Branch, str]
+    unreachable: dict[Branch, str]
 
     @classmethod
     def of(
         cls, hits: np.ndarray | None, branches: Iterable[Branch], rules: Iterable[Rule]
     ) -> "Coverage":
-        """Split ``branches`` by ``hits``, (n,) counts; the first rule that fits tells why not."""
+        """Classify ``branches`` by ``hits``, (n,) counts; the first matching rule applies."""
         found, rules = cls({}, [], {}), list(rules)
         for branch in branches:
             count = int(hits[branch.number]) if hits is not None else 0
@@ -57,39 +60,42 @@ class Coverage:
             if count:
                 found.reached[branch] = count
             elif why:
-                found.apart[branch] = why
+                found.unreachable[branch] = why
             else:
                 found.missed.append(branch)
         return found
 
     @property
     def total(self) -> int:
-        """Branches within reach."""
+        """Number of reachable branches."""
         return len(self.reached) + len(self.missed)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return the complete coverage, for JSON."""
         return {
             "reached": len(self.reached),
             "total": self.total,
             "counts": {str(branch): count for branch, count in self.reached.items()},
             "never_reached": [str(branch) for branch in self.missed],
-            "out_of_reach": [f"{branch}  ({why})" for branch, why in self.apart.items()],
+            "out_of_reach": [f"{branch}  ({why})" for branch, why in self.unreachable.items()],
         }
 
     def lines(self, whose: str, target: int = 0) -> list[str]:
-        """The same for people; ``target``: percent that a run of everything should reach."""
+        """Return the coverage of ``whose`` code as lines of text.
+
+        ``target``: coverage expected from a complete run, percent; 0: none.
+        """
         share = 100 * len(self.reached) / self.total if self.total else 0.0
-        aim = f" (target over everything: {target} %)" if target else ""
+        aim = f" (target of a complete run: {target} %)" if target else ""
         rarest = Counter({str(b): count for b, count in self.reached.items()}).most_common()
-        more = len(self.missed) - _MOST_LINES
+        more = len(self.missed) - _MAX_LINES
         return [
             f"branches of {whose}: {len(self.reached)} of {self.total} reached, {share:.1f} %{aim}",
-            *table("  the rarest (--json counts all)", dict(rarest[:-6:-1])),
-            *(f"  never: {branch}" for branch in self.missed[:_MOST_LINES]),
+            *table("  the rarest (--json lists all)", dict(rarest[:-6:-1])),
+            *(f"  missed: {branch}" for branch in self.missed[:_MAX_LINES]),
             *([f"  and {more} more (--json lists all)"] if more > 0 else []),
             *(
-                f"  {count} more out of reach: {why}"
-                for why, count in Counter(self.apart.values()).items()
+                f"  {count} unreachable: {why}"
+                for why, count in Counter(self.unreachable.values()).items()
             ),
         ]

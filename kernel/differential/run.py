@@ -1,4 +1,4 @@
-"""Run programs on both sides, in worker processes; shrink what differs."""
+"""Run programs on both sides in worker processes and shrink those that show a difference."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,30 +11,30 @@ from kernel.differential.shrink import shrink
 from kernel.differential.subject import Outcome, Program, Sides, Subject
 from kernel.differential.tally import Tally
 
-#: How often a program is run again when the host may have interfered.
-MOST_RERUNS = 5
-#: Seconds for shrinking.
-SHRINK = 60.0
-#: Operations that are told of a program that does not come back.
-_SHOWN = 12
+#: Maximum number of reruns of a program when the host may have interfered.
+MAX_RERUNS = 5
+#: Time limit for shrinking, seconds.
+SHRINK_SECONDS = 60.0
+#: Last operations printed of a program that does not return.
+_SHOWN_OPERATIONS = 12
 
 
 class WorkerError(RuntimeError):
-    """A worker has failed or died: where, and how."""
+    """Failure or death of a worker; the message names the operation and the cause."""
 
 
 @dataclass
 class Finding:
-    """A program that shows a difference, as short as it was found."""
+    """Counterexample: the shortest program found that shows a difference."""
 
     setting: Any
-    ops: list[Any]  # none: the setting names a program written by hand
-    lines: list[str]  # the program and both states, for people
-    what: str  # what differs, in one line
-    length: int  # operations before it was shrunk
+    ops: list[Any]  # empty: the setting names a handwritten program
+    lines: list[str]  # the program and both states, as text
+    what: str  # the difference, in one line
+    length: int  # operations before shrinking
 
     def words(self) -> str:
-        """Say what it is, and how much of what."""
+        """Return the difference, the setting and the program's length as text."""
         whole = f"a program of {self.length:,} operations"
         part = f"{len(self.ops)} operations of {whole}" if self.ops else whole
         return f"{self.what} ({self.setting.words()}); {part}"
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """The outcome of one program, counted, and the finding if there is one."""
+    """Counts of one program, and the counterexample if it shows a difference."""
 
     program: Program
     tally: Tally
@@ -50,20 +50,22 @@ class Report:
 
 
 class Runner:
-    """Runs programs in this process."""
+    """Runner of programs in this process."""
 
-    def __init__(self, subject: Subject, sides: Sides, shrink_seconds: float = SHRINK) -> None:
+    def __init__(
+        self, subject: Subject, sides: Sides, shrink_seconds: float = SHRINK_SECONDS
+    ) -> None:
         self.subject = subject
         self.sides = sides
         self.shrink_seconds = shrink_seconds
 
     def check(self, program: Program) -> Report:
-        """Run a program; again where the host may have interfered with a difference.
+        """Run a program; rerun it if the host may have caused the difference.
 
-        A difference that comes again at the same operation is not the host's.
+        The host did not cause a difference that recurs at the same operation.
         """
         seen = None
-        for reruns in range(MOST_RERUNS + 1):
+        for reruns in range(MAX_RERUNS + 1):
             outcome = self.sides.run(program)
             if not outcome.what:
                 outcome.tally.reruns = reruns
@@ -75,21 +77,21 @@ class Runner:
         return Report(program, outcome.tally, self.find(program.setting, outcome))
 
     def find(self, setting: Any, first: Outcome) -> Finding:
-        """Shorten a program that has shown the difference ``first``."""
+        """Shrink a program that has shown the difference ``first``."""
         if first.whole:
             return Finding(setting, first.ops, first.lines, first.what, first.length)
 
-        def shows(candidate: list[Any]) -> list[Any] | None:
+        def reproduce(candidate: list[Any]) -> list[Any] | None:
             outcome = self.sides.repeat(setting, candidate, first)
             return outcome.ops if outcome.what else None
 
         ops = first.ops
-        if self.shrink_seconds and (again := shows(ops)) is not None:
-            ops = shrink(again, shows, self.subject.variants, self.shrink_seconds)
+        if self.shrink_seconds and (again := reproduce(ops)) is not None:
+            ops = shrink(again, reproduce, self.subject.variants, self.shrink_seconds)
         last = self.sides.repeat(setting, ops, first, told=True)
         what, lines = last.what, last.lines
         if not what:
-            what = "not seen again when the program was repeated"
+            what = "a difference that did not recur when the program was repeated"
             lines += first.lines
         if first.context:
             what, lines = first.what, [*first.context, *lines]
@@ -97,10 +99,10 @@ class Runner:
 
 
 @contextmanager
-def _opened(
+def _open_runner(
     subject: Subject, shrink_seconds: float, place: Place
 ) -> Iterator[Callable[[Program], Report]]:
-    """Set a worker up for :func:`run_programs`."""
+    """Set up a worker for :func:`run_programs`."""
     with subject.sides(place) as sides:
         yield Runner(subject, sides, shrink_seconds).check
 
@@ -110,14 +112,14 @@ def run_programs(
     jobs: int = 1,
     *,
     keep_going: bool = False,
-    shrink_seconds: float = SHRINK,
+    shrink_seconds: float = SHRINK_SECONDS,
     told: Callable[[list[Any]], None] = lambda workers: None,
 ) -> Iterator[Report]:
-    """Yield a report for each program, in the order in which they end.
+    """Yield a report for each program, in order of completion.
 
-    After a finding no further program is begun unless ``keep_going``.  ``told``: see
-    :func:`~kernel.differential.pool.run_tasks`.  Ends its workers when it is closed.  Raises
-    Mistake for a program that cannot be, WorkerError when a worker fails or dies.
+    After a difference no further program is started unless ``keep_going``.  ``told``: the callback
+    of :func:`~kernel.differential.pool.run_tasks`.  Kills its workers when it is closed.  Raises
+    Mistake if a program cannot be made, WorkerError if a worker fails or dies.
     """
     stopped = False
 
@@ -127,18 +129,21 @@ def run_programs(
                 return
             yield program
 
-    opened: Callable[[Place], AbstractContextManager] = partial(_opened, subject, shrink_seconds)
-    for program, report in run_tasks(opened, wanted(), jobs, patience=subject.patience, told=told):
+    open_worker: Callable[[Place], AbstractContextManager] = partial(
+        _open_runner, subject, shrink_seconds
+    )
+    patience = subject.patience
+    for program, report in run_tasks(open_worker, wanted(), jobs, patience=patience, told=told):
         if isinstance(report, Lost):
-            report = _lost(subject, program, report)
+            report = _report_hang(subject, program, report)
         stopped = stopped or (report.finding is not None and not keep_going)
         yield report
 
 
-def _lost(subject: Subject, program: Program, lost: Lost) -> Report:
-    """The report of a program that ``subject`` does not come back from.
+def _report_hang(subject: Subject, program: Program, lost: Lost) -> Report:
+    """Return the report of a program in which ``subject`` hangs.
 
-    Raises WorkerError where its process has died.
+    Raises WorkerError if the worker process has died instead.
     """
     if not lost.hung:
         place = f"{program.setting.words()}, operation {lost.at}"
@@ -146,7 +151,7 @@ def _lost(subject: Subject, program: Program, lost: Lost) -> Report:
     with subject.sides() as sides:
         ops = sides.operations(program, lost.at + 1)
     what = f"{subject.whose} {lost.how}"
-    lines = [subject.words(op) for op in ops[-_SHOWN:]]
+    lines = [subject.words(op) for op in ops[-_SHOWN_OPERATIONS:]]
     lines[-1] += f" = ? ({what})"
     tally = Tally(operations=len(ops), asked=program.most, programs=1)
     return Report(program, tally, Finding(program.setting, ops, lines, what, len(ops)))

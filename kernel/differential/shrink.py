@@ -1,25 +1,27 @@
-"""Make a program that shows a difference shorter: first without some operations, then simpler."""
+"""Shrink a program that shows a difference: remove operations, then simplify their arguments."""
 
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-#: Runs a program; the operations up to the first difference, or None where there is none.
-Shows = Callable[[list[Any]], list[Any] | None]
-#: Simpler forms of an operation, the simplest first; each is strictly simpler.
+#: Runs a program; returns its operations up to the first difference, None if both sides agree.
+Reproduce = Callable[[list[Any]], list[Any] | None]
+#: Returns strictly simpler forms of an operation, the simplest first.
 Variants = Callable[[Any], Iterable[Any]]
 
 
-def shrink(ops: list[Any], shows: Shows, variants: Variants, seconds: float = 60) -> list[Any]:
-    """The shortest program found in ``seconds`` that shows a difference; ``ops`` does."""
+def shrink(
+    ops: list[Any], reproduce: Reproduce, variants: Variants, seconds: float = 60
+) -> list[Any]:
+    """Return the shortest program found in ``seconds`` that shows a difference, as ``ops`` does."""
     deadline = time.monotonic() + seconds
-    ops = _fewer(ops, shows, deadline)
-    ops = _simpler(ops, shows, variants, deadline)
-    return _fewer(ops, shows, deadline)
+    ops = _remove_operations(ops, reproduce, deadline)
+    ops = _simplify_operations(ops, reproduce, variants, deadline)
+    return _remove_operations(ops, reproduce, deadline)
 
 
-def _fewer(ops: list[Any], shows: Shows, deadline: float) -> list[Any]:
-    """Leave out runs of operations, half of them at first, in the end one."""
+def _remove_operations(ops: list[Any], reproduce: Reproduce, deadline: float) -> list[Any]:
+    """Remove runs of operations: first half the program at a time, finally single operations."""
     size = max(len(ops) // 2, 1)
     while True:
         before = len(ops)
@@ -28,7 +30,7 @@ def _fewer(ops: list[Any], shows: Shows, deadline: float) -> list[Any]:
             start = max(end - size, 0)
             if time.monotonic() > deadline:
                 return ops
-            shorter = shows(ops[:start] + ops[end:])
+            shorter = reproduce(ops[:start] + ops[end:])
             if shorter is not None:
                 ops = shorter
                 end = min(start, len(ops) - 1)
@@ -40,8 +42,10 @@ def _fewer(ops: list[Any], shows: Shows, deadline: float) -> list[Any]:
             return ops
 
 
-def _simpler(ops: list[Any], shows: Shows, variants: Variants, deadline: float) -> list[Any]:
-    """Replace arguments by simpler ones where the difference stays."""
+def _simplify_operations(
+    ops: list[Any], reproduce: Reproduce, variants: Variants, deadline: float
+) -> list[Any]:
+    """Replace each operation by a simpler form that still shows the difference."""
     n = len(ops) - 1
     while n >= 0:
         changed = True
@@ -50,7 +54,7 @@ def _simpler(ops: list[Any], shows: Shows, variants: Variants, deadline: float) 
             for op in variants(ops[n]):
                 if time.monotonic() > deadline:
                     return ops
-                found = shows([*ops[:n], op, *ops[n + 1 :]])
+                found = reproduce([*ops[:n], op, *ops[n + 1 :]])
                 if found is not None:
                     ops, changed = found, True
                     break

@@ -1,9 +1,9 @@
-"""A subject for the engine: two sides that should do the same under any program.
+"""Interface of a test subject: two sides that should behave identically under any program.
 
-The words: a *program* is a list of *operations*, done under a *setting*.  A setting is a frozen
-dataclass of the subject's with a ``seed`` that makes the program, or names one written by hand;
-its ``words()`` tell it to people, and ``name()`` is for a file.
-An operation is whatever the subject takes for one, as long as it can be pickled.
+Terms: a *program* is a list of *operations* that run under a *setting*.  The subject defines the
+setting as a frozen dataclass.  Its ``seed`` generates the program or names a handwritten one;
+``words()`` returns a description and ``name()`` a file name.
+The subject also defines the type of an operation; it must be picklable.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from kernel.engine.branches import Branch
 
 @dataclass(frozen=True)
 class Program:
-    """A program by what it follows from: its setting, and the operations that it has at most."""
+    """Program identified by its setting and by ``most``, its maximum number of operations."""
 
     setting: Any
     most: int
@@ -27,13 +27,15 @@ class Program:
 
 @dataclass
 class Outcome:
-    """The end of a program.  ``what`` differs there, in one line; '' where nothing does.
+    """Result of running one program.
 
-    ``ops``: up to the one that differs, at least.  ``at``: the number of that one, or -1 where only
-    the states at the end do.  ``suspect``: the host may have interfered.  ``whole``: there is
-    nothing to shorten, and ``lines`` tell it all; else they tell the difference alone, unless the
-    sides were asked to tell more.  ``context``: lines about where the program is from, which stay
-    above those of the shortened one.
+    ``what``: the difference, in one line; '' if both sides agree.  ``ops``: at least the operations
+    up to the one that differs.  ``at``: index of that operation, or -1 if only the final states
+    differ.  ``length``: operations before shrinking.  ``suspect``: the host may have caused the
+    difference.  ``whole``: the program must not be shrunk, and ``lines`` are the complete report;
+    otherwise ``lines`` describe only the difference, unless :meth:`Sides.repeat` was called with
+    ``told``.  ``context``: lines about the program's origin, printed above those of the shrunk
+    program.
     """
 
     tally: Tally
@@ -48,117 +50,125 @@ class Outcome:
 
 
 class Sides(Protocol):
-    """Both sides of a subject, in one process, for one program after another."""
+    """Both sides of a subject in one process; they run one program after another."""
 
     def run(self, program: Program) -> Outcome:
-        """Run a program as its setting makes it, up to the first difference, and count."""
+        """Generate a program from its setting, run it up to the first difference, and count."""
 
     def repeat(
         self, setting: Any, ops: list[Any], like: Outcome | None = None, *, told: bool = False
     ) -> Outcome:
         """Run given operations up to the first difference.
 
-        Its ``ops`` end there, and leave out what must not be done in the state that it finds.
-        ``like``: the difference looked for.  ``told``: the program in words, and both states.
-        Without ``ops`` it is the program written by hand that the setting names.
+        The ``ops`` of the outcome end there and omit operations that are not permitted in the
+        state they meet.  ``like``: the difference to reproduce.  ``told``: the outcome's ``lines``
+        describe the program and both states.  If ``ops`` is empty, run the handwritten program
+        that the setting names.
         """
 
     def operations(self, program: Program, count: int) -> list[Any]:
-        """The first ``count`` operations of a program, of which the last is not done."""
+        """Return the first ``count`` operations of a program without executing the last one."""
 
 
 class Subject:
-    """A subject: what the engine asks of it.  Those with a body may be left as they are.
+    """Interface between a test subject and the engine.  Methods with a body are optional.
 
-    It is made in the parent and inherited by the workers: what :meth:`prepare` compiles, they have.
+    The parent creates the subject and forked workers inherit it, including all code that
+    :meth:`prepare` has compiled.
     """
 
-    #: The module whose command verifies it.
+    #: Module of the command that verifies the subject.
     command = ""
-    #: The class of its settings.
+    #: Class of its settings.
     setting_class: type = object
-    #: What the command needs besides ``--replay`` to repeat a stored program.
+    #: Arguments that the command needs besides ``--replay`` to repeat a stored program.
     arguments = ""
-    #: Whose branches are counted.
+    #: Name of the side whose branches are counted.
     whose = "the model"
-    #: Percent of the branches that a run of everything should reach; 0: not said.
+    #: Branch coverage expected from a complete run, percent; 0: no target.
     target = 0
-    #: Seconds that a worker may take over one operation; None where the sides watch themselves.
+    #: Timeout of one operation in a worker, seconds; None if the sides detect hangs themselves.
     patience: float | None = None
-    #: Tables of counts: by their name in a Tally, the title.
+    #: Title of each table of counts, by its name in Tally.tables.
     tables: Mapping[str, str] = {}
-    #: Count branches, in a build of its own.
+    #: Count branches, which takes a separate build.
     count_branches = True
-    #: Operations that the programs have in all.
+    #: Total operations of all programs; 0: unknown.
     total = 0
 
     def unavailable(self) -> str:
-        """Say why nothing can be verified here, in one line; '' where it can."""
+        """Return, in one line, why nothing can be verified on this host; '' if it can."""
         return ""
 
     def wrong(self) -> str:
-        """Say why the truth here is not the subject's: then it is compared, and nothing passes."""
+        """Return why this host's reference is not the one the subject models; '' if it is.
+
+        If it is not, programs are still compared, but no run passes.
+        """
         return ""
 
     def scope(self) -> dict[str, Any]:
-        """Return what is verified, for JSON."""
+        """Return a description of what is verified, for JSON."""
         return {}
 
     def heading(self) -> list[str]:
-        """The same in lines for people."""
+        """Return the same description as lines of text."""
         return []
 
     def prepare(self) -> None:
-        """Compile, in the parent, what all programs use."""
+        """Compile in the parent the code that all programs use."""
 
     def programs(self) -> Iterator[Program]:
-        """Yield the programs of a run.  Raises Mistake for what cannot be."""
+        """Yield the programs of a run.  Raises Mistake if a program cannot be made."""
         raise NotImplementedError
 
     def kind(self, program: Program) -> str:
-        """The kind of a program, shown while it runs."""
+        """Return the kind of a program, which is shown while it runs."""
         return ""
 
     def hunting(self, programs: int) -> Iterator[Program]:
-        """Yield programs against a broken rule, those first that find most; so many random ones."""
+        """Yield programs to run against a mutation, the most revealing first.
+
+        ``programs``: maximum number of random ones.
+        """
         raise NotImplementedError
 
     def sides(self, place: Place | None = None) -> AbstractContextManager[Sides]:
-        """Both sides, for this process; they tell ``place`` where they are."""
+        """Open both sides in this process; they report their progress to ``place``."""
         raise NotImplementedError
 
     def broken(self, bindings: Mapping[str, Any]) -> "Subject":
-        """The subject with functions and constants replaced, which counts no branches."""
+        """Return a copy with functions and constants replaced, which counts no branches."""
         raise NotImplementedError
 
     def variants(self, op: Any) -> Iterable[Any]:
-        """Simpler forms of an operation, the simplest first; each is strictly simpler."""
+        """Return strictly simpler forms of an operation, the simplest first."""
         return ()
 
     def words(self, op: Any) -> str:
-        """An operation in words."""
+        """Return an operation as text."""
         return op.words()
 
     def encode(self, op: Any) -> list[Any]:
-        """An operation as a row of JSON."""
+        """Return an operation as a JSON row."""
         raise NotImplementedError
 
     def decode(self, row: list[Any]) -> Any:
-        """An operation from a row of JSON.  Raises ValueError or TypeError for what is none."""
+        """Return the operation of a JSON row.  Raises ValueError or TypeError if it is invalid."""
         raise NotImplementedError
 
     def branches(self) -> list[Branch]:
-        """The branches that are told of; their numbers are those of ``hits`` in a Tally."""
+        """Return the branches to report; their numbers are indices into Tally.hits."""
         return []
 
     def rules(self) -> Iterable[Rule]:
-        """Branches out of reach, and why.  The first rule that fits a branch counts."""
+        """Return rules for unreachable branches; the first that matches a branch applies."""
         return ()
 
     def summary(self, tally: Tally, findings: list[Any]) -> list[str]:
-        """Lines at the end about what only this subject counts."""
+        """Return final lines about counts that only this subject has."""
         return []
 
     def summary_json(self, tally: Tally, findings: list[Any]) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the same counts for JSON."""
         return {}

@@ -1,4 +1,4 @@
-"""Counts of a run of programs, and their tables."""
+"""Counts of a run of programs, and tables of them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ import numpy as np
 
 @dataclass
 class Tally:
-    """Counts of one or many programs.  They add up.
+    """Counts of one or more programs, which can be added.
 
-    ``numbers`` and ``tables`` are the subject's, by name; counts of a table are by kind.
+    ``numbers`` and ``tables`` are the subject's own counts by name; each table counts by kind.
     """
 
-    operations: int = 0  # compared, with the one that differs
-    asked: int = 0  # that the programs have
+    operations: int = 0  # compared, including the one that differs
+    asked: int = 0  # requested: the maximum lengths of the programs
     programs: int = 0
-    reruns: int = 0  # of programs whose difference the host may have made
+    reruns: int = 0  # of programs whose difference the host may have caused
     numbers: Counter[str] = field(default_factory=Counter)
     tables: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    hits: np.ndarray | None = None  # of branches, (n,) i8
+    hits: np.ndarray | None = None  # executions of each branch, (n,) i8
 
     def add(self, other: "Tally") -> None:
-        """Add what another has counted."""
+        """Add the counts of another tally."""
         self.operations += other.operations
         self.asked += other.asked
         self.programs += other.programs
@@ -35,12 +35,12 @@ class Tally:
         self.add_hits(other.hits)
 
     def add_hits(self, hits: np.ndarray | None) -> None:
-        """Add how often each branch was taken."""
+        """Add the executions of each branch."""
         if hits is not None:
             self.hits = hits.copy() if self.hits is None else self.hits + hits
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the branches, for JSON."""
+        """Return all counts except those of branches, for JSON."""
         return {
             "operations": self.operations,
             "asked": self.asked,
@@ -51,7 +51,7 @@ class Tally:
         }
 
     def lines(self, titles: Mapping[str, str]) -> list[str]:
-        """The tables for people, in the order of ``titles``."""
+        """Return the tables as lines of text, in the order of ``titles``."""
         return [
             line
             for name, title in titles.items()
@@ -60,7 +60,7 @@ class Tally:
 
 
 def table(title: str, counts: Mapping[str, int], *, share: bool = False) -> list[str]:
-    """Lines of a table of counts, the largest first, with each one's ``share`` of them all."""
+    """Return the lines of a table of counts, largest first; ``share`` adds percentages."""
     lines = [title]
     width = max((len(name) for name in counts), default=0)
     total = sum(counts.values())

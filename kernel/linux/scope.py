@@ -1,26 +1,26 @@
-"""The rules that this host can prove; the one place that gates by kernel version."""
+"""Rules that can be verified on this host; the only module that depends on the kernel version."""
 
 from typing import Any
 
 from kernel.linux.host import kernel_version, unavailable
 from kernel.linux.host.observe import host_settings
 
-#: The model follows the rules of this kernel and later ones (placement of large mappings).
+#: Oldest kernel whose rules the model follows (placement of large mappings).
 OLDEST = (6, 7)
-#: From here on mremap moves several areas at once, as the model does.
+#: First kernel whose mremap moves several areas at once, as the model's does.
 MOVES_AREAS = (6, 17)
 
 
 def cannot_serve(thp: str) -> str:
-    """Say why this host cannot serve as truth, in one line; '' where it can.
+    """Return, in one line, why this host cannot serve as the reference; '' if it can.
 
-    ``thp``: "on", "off" or "both", as asked for.
+    ``thp``: "on", "off" or "both", the value of --thp.
     """
     if reason := unavailable():
         return reason
     version = kernel_version()
     if version < OLDEST:
-        return f"unsupported: Linux {_dotted(version)} (the model follows 6.7 and later)"
+        return f"unsupported: Linux {_dotted(version)} (the model covers 6.7 and later)"
     found = host_settings()
     sizes = {
         size: choice
@@ -32,26 +32,26 @@ def cannot_serve(thp: str) -> str:
             f"{s >> 10} KiB ({c})" for s, c in sorted(sizes.items())
         )
     if found["numa_balancing"]:
-        return "unsupported: NUMA balancing is on, which causes faults of its own"
+        return "unsupported: NUMA balancing is on, which causes additional page faults"
     if found["ksm_run"]:
         return "unsupported: KSM is on, which merges pages"
     if found["swap"]:
-        return "unsupported: the host has swap, so that pages may go at any time"
+        return "unsupported: the host has swap, so pages may be swapped out at any time"
     if thp == "on":
         if not huge_pages():
-            return "--thp on, but the host has no transparent huge pages"
+            return "--thp on: transparent huge pages are disabled on this host"
         if found["thp_use_zero_page"] == 0:
-            return "--thp on, but the host does not use the huge zero page"
+            return "--thp on: the host does not use the huge zero page"
     return ""
 
 
 def huge_pages() -> bool:
-    """Return whether the host gives huge pages to who asks."""
+    """Return True if the host provides huge pages at least to programs that request them."""
     return host_settings()["thp_enabled"] in ("madvise", "always")
 
 
 def modes(thp: str) -> dict[str, Any]:
-    """Return what is verified on this host and what only against the written rules."""
+    """Return the modes that are verified on this host, and those that only unit tests cover."""
     found = host_settings()
     mode = found["overcommit_memory"]
     enabled = found["thp_enabled"] or "never"

@@ -1,7 +1,7 @@
-"""The state of a process as both sides of a comparison tell it: areas, resident pages, counters.
+"""State of a process in the form that both sides share: areas, resident pages, counters.
 
-Both states are arrays of the same form, made by compiled code, so that comparing them is comparing
-bytes.  What belongs to the harness in the real process is left out of both.
+Compiled code writes both states as arrays of the same layout, so that they can be compared byte by
+byte.  Both omit the memory that belongs to the harness in the real process.
 """
 
 import resource
@@ -30,31 +30,31 @@ from kernel.page import next_slot, page_of, page_size, pmd_addr_end, table_pages
 from kernel.types import PTE_FILE, PTE_FRAME, PTE_HUGE, PTE_SWAP, PTE_ZERO, VM_MAYSHARE
 from kernel.uapi import RLIM_INFINITY
 
-#: One area as both sides tell it.
+#: One area (VMA), in the form that both sides share.
 AREA_ROW = np.dtype(
     [
         ("start", "i8"),
         ("end", "i8"),
         ("prot", "i8"),
         ("shared", "i8"),
-        ("offset", "i8"),  # bytes, of files
-        ("file", "i8"),  # 0 anonymous; files are numbered in the order of their first area
+        ("offset", "i8"),  # bytes; 0 if no file is mapped
+        ("file", "i8"),  # 0 anonymous; files are numbered by first appearance
         ("kind", "i8"),  # AREA_*
     ]
 )
 AREA_ANON, AREA_HEAP, AREA_FILE, AREA_HARNESS = range(4)
 AREA_KINDS = ("", "[heap]", "file", "(harness)")
-#: A run of pages in one state (kernel.linux.host.observe), outside the harness.
+#: A run of pages in the same state (kernel.linux.host.observe), outside the harness.
 REGION_ROW = np.dtype([("start", "i8"), ("end", "i8"), ("state", "i8")])
-#: What is counted, bytes; the order of State.counters.
+#: Names of State.counters (bytes), in the same order.
 COUNTERS = ("VmSize", "VmData", "VmStk", "VmLck", "VmPTE", "RssAnon")
-#: log2 of the window of these models, bytes: room for corners that are far apart.
+#: log2 of the window of these models, bytes: large enough for mappings that are far apart.
 WINDOW_BITS = 41
-#: More than any program has.
+#: Capacities, larger than any program needs.
 MAX_AREAS, MAX_REGIONS = 70000, 200000
-#: The fields of kernel.linux.host.observe.STATUS that COUNTERS are.
+#: The fields of kernel.linux.host.observe.STATUS that correspond to COUNTERS.
 _FIELDS = ("vm_size", "vm_data", "vm_stk", "vm_lck", "vm_pte", "rss_anon")
-#: The limits that a process begins with.
+#: The initial limits that the model copies from a process.
 _RLIMITS = {
     "rlim_as": resource.RLIMIT_AS,
     "rlim_data": resource.RLIMIT_DATA,
@@ -64,7 +64,7 @@ _RLIMITS = {
 
 
 class State(NamedTuple):
-    """Areas (AREA_ROW), resident pages outside the harness (REGION_ROW), COUNTERS in bytes."""
+    """State of a process: areas (AREA_ROW), resident pages (REGION_ROW), COUNTERS in bytes."""
 
     areas: np.ndarray
     regions: np.ndarray
@@ -73,7 +73,7 @@ class State(NamedTuple):
 
 @jit
 def _touches(protected, start, end):
-    """Return whether [start, end) meets the harness: ``protected``, (n, 2) addresses."""
+    """Return True if [start, end) overlaps the harness (``protected``, (n, 2) addresses)."""
     for i in range(len(protected)):
         if protected[i, 0] < end and start < protected[i, 1]:
             return True
@@ -82,10 +82,10 @@ def _touches(protected, start, end):
 
 @jit
 def _within(protected, start, end):
-    """Return whether [start, end) lies in the harness.
+    """Return True if [start, end) is entirely within the harness.
 
-    An area that only begins or ends there has grown out of it: what is beyond counts, and in the
-    harness's part the model has no pages.
+    An area that only begins or ends there has merged with one of the harness: the part outside is
+    compared, and the model has no pages in the part inside.
     """
     for i in range(len(protected)):
         if protected[i, 0] <= start and end <= protected[i, 1]:
@@ -95,7 +95,7 @@ def _within(protected, start, end):
 
 @jit
 def put_area(protected, rows, ids, n, start, end, prot, shared, offset, file, heap):
-    """Write area row ``n``; ``file`` is an id of either side, numbered anew through ``ids``."""
+    """Write area row ``n``; renumber ``file``, an id of either side, by first use in ``ids``."""
     row = rows[n]
     row["start"] = start
     row["end"] = end
@@ -123,7 +123,7 @@ def put_area(protected, rows, ids, n, start, end, prot, shared, offset, file, he
 
 @jit
 def model_areas(k, protected, rows, ids):
-    """Write the areas of the model to ``rows``; their number."""
+    """Write the areas of the model to ``rows`` and return their number."""
     mm = k.mm
     for i in range(mm.map_count):
         v = k.vma[i]
@@ -139,7 +139,7 @@ def model_areas(k, protected, rows, ids):
 
 @jit
 def _put_region(rows, n, start, end, state):
-    """Append a run of pages, joined with the last where it goes on; the number of rows."""
+    """Append a run of pages, or extend the last run; return the number of rows."""
     if n and rows[n - 1]["end"] == start and rows[n - 1]["state"] == state:
         rows[n - 1]["end"] = end
         return n
@@ -151,7 +151,7 @@ def _put_region(rows, n, start, end, state):
 
 @jit
 def _page_state(f):
-    """Return the host's word for the state ``f`` of a page (host.observe); 0: nothing mapped."""
+    """Return page-table entry ``f`` as a state of host.observe; 0 if nothing is mapped."""
     state = 0
     if f & PTE_FRAME:
         state = PRESENT
@@ -168,7 +168,7 @@ def _page_state(f):
 
 @jit
 def model_regions(k, protected, rows):
-    """Write the runs of resident pages to ``rows``; their number."""
+    """Write the model's runs of resident pages to ``rows`` and return their number."""
     n = 0
     for i in range(k.mm.map_count):
         end = k.vma[i].vm_end
@@ -188,7 +188,7 @@ def model_regions(k, protected, rows):
 
 @jit
 def observe(k, protected, rows, ids, regions, out):
-    """Write everything that is compared: areas, regions, and numbers to ``out``."""
+    """Write the state that is compared: areas, regions, and to ``out`` all numbers."""
     mm = k.mm
     out[0] = model_areas(k, protected, rows, ids)
     out[1] = model_regions(k, protected, regions)
@@ -205,7 +205,7 @@ def observe(k, protected, rows, ids, regions, out):
 
 @jit
 def host_areas(areas, protected, rows, ids):
-    """Write what the host told (kernel.linux.host.observe.AREA) to ``rows``; their number."""
+    """Write the host's areas (kernel.linux.host.observe.AREA) to ``rows``; return their number."""
     n = 0
     for i in range(len(areas)):
         a = areas[i]
@@ -230,14 +230,14 @@ def host_areas(areas, protected, rows, ids):
 
 @jit
 def host_regions(regions, protected, rows):
-    """Write what the host told (host.observe.REGION), less the harness; their number."""
+    """Write the host's regions (host.observe.REGION) outside the harness; return their number."""
     n = 0
     for i in range(len(regions)):
         start = regions[i]["start"]
         end = regions[i]["end"]
         state = regions[i]["state"]
         while start < end:
-            # Up to where the harness begins; then from where it ends.
+            # Keep the part before the harness, then continue after it.
             stop = end
             after = end
             for j in range(len(protected)):
@@ -250,12 +250,12 @@ def host_regions(regions, protected, rows):
     return n
 
 
-#: Where COUNTERS end in what :func:`observe` writes; behind them brk, minflt, majflt.
+#: Index of brk in the ``out`` of :func:`observe`, after COUNTERS; minflt and majflt follow.
 _BRK_AT = 2 + len(COUNTERS)
 
 
 class _Tables:
-    """Room for what one side tells; ``protected``, (n, 2) addresses, are the harness's."""
+    """Buffers for the state of one side; ``protected``: (n, 2) addresses of the harness."""
 
     def __init__(self) -> None:
         self.protected = np.zeros((0, 2), "i8")
@@ -265,7 +265,7 @@ class _Tables:
 
 
 class ModelSide(_Tables):
-    """A simulated process that tells its state as the host tells a real one's."""
+    """Simulated process that reports its state in the form of the host's."""
 
     def __init__(self, config: KernelConfig) -> None:
         super().__init__()
@@ -279,28 +279,28 @@ class ModelSide(_Tables):
         self.machine.reset()
 
     def refresh(self) -> None:
-        """Look at the state anew."""
+        """Read the state of the model."""
         self._observe(self.k, self.protected, self._rows, self._ids, self._regions, self._out)
 
     def state(self) -> State:
-        """The state when it was looked at last.  Overwritten by the next."""
+        """Return the state as of the last :meth:`refresh`, which overwrites the previous one."""
         areas, regions, *counters = self._out[:_BRK_AT].tolist()
         return State(self._rows[:areas], self._regions[:regions], tuple(counters))
 
     @property
     def brk(self) -> int:
-        """The break when it was looked at last."""
+        """Program break as of the last :meth:`refresh`."""
         return int(self._out[_BRK_AT])
 
     @property
     def faults(self) -> tuple[int, int]:
-        """Minor and major page faults until then."""
+        """Total minor and major page faults as of the last :meth:`refresh`."""
         minflt, majflt = self._out[_BRK_AT + 1 :].tolist()
         return minflt, majflt
 
 
 class RealSide(_Tables):
-    """A real process, looked at from outside."""
+    """Real process, observed from outside."""
 
     def __init__(self, host: HostProcess) -> None:
         super().__init__()
@@ -311,11 +311,14 @@ class RealSide(_Tables):
         self._host_regions = build_once(host_regions)
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the observer."""
         self.observer.close()
 
     def state(self) -> State:
-        """The state as it is, counters less ``base``.  Overwritten by the next."""
+        """Return the current state with ``base`` subtracted from its counters.
+
+        The next call overwrites it.
+        """
         areas = self.observer.areas().view(np.recarray)
         n = self._host_areas(areas, self.protected, self._rows, self._ids)
         m = self._host_regions(self.observer.residency(), self.protected, self._regions)
@@ -325,7 +328,7 @@ class RealSide(_Tables):
 
 
 def align(real: RealSide, model: ModelSide) -> None:
-    """Let the model begin where the real process is, less what is the harness's own."""
+    """Set the model to the initial state of the real process, without the harness's pages."""
     host, k = real.host, model.k
     mm = k.mm
     areas = k.vma[: mm.map_count]
@@ -334,7 +337,7 @@ def align(real: RealSide, model: ModelSide) -> None:
     mm.start_brk = mm.brk = host.start_brk
     mm.end_data = mm.start_data + host.data_bytes
     mm.dac_mmap_min_addr = host_settings()["mmap_min_addr"] or 0
-    # A build may round hints up to more than the setting says.
+    # A kernel build may round hints up further than the setting.
     mm.mmap_min_addr = max(mm.dac_mmap_min_addr, MMAP_MIN_ADDR)
     for name, number in _RLIMITS.items():
         soft = resource.prlimit(host.pid, number)[0]
@@ -343,14 +346,14 @@ def align(real: RealSide, model: ModelSide) -> None:
         model.machine.assume_tables(int(region["start"]), int(region["end"]))
     model.refresh()
     # Linux counts the text, stack and shared memory of the harness, whose pages the model does not
-    # know; from here on only changes count.
+    # have: compare only changes from here on.
     real.base = (0,) * len(COUNTERS)
     pairs = zip(real.state().counters, model.state().counters, strict=True)
     real.base = tuple(r - m for r, m in pairs)
 
 
 def host_config(host: HostProcess, **more: Any) -> KernelConfig:
-    """A kernel like the one that runs, for a process like ``host``."""
+    """Return the configuration of the running kernel, for a process like ``host``."""
     found = host_settings()
     return KernelConfig(
         maps=host.maps,
@@ -365,44 +368,49 @@ def host_config(host: HostProcess, **more: Any) -> KernelConfig:
 
 
 class Models:
-    """Models by the maps that they start from: the same again is reset, which is quick.
+    """Cache of models, keyed by their initial maps.  Resetting a model is faster than creating one.
 
-    ``make``: makes one of a configuration.
+    ``make``: creates a model from a configuration.
     """
 
-    #: Models that are kept: each takes an address space of its own.
-    _MOST = 4
+    #: Maximum number of cached models: each occupies a separate address space.
+    _CAPACITY = 4
 
     def __init__(self, make: Callable[[KernelConfig], Any]) -> None:
         self._make = make
         self._kept: dict[tuple, Any] = {}
 
     def forget(self) -> None:
-        """Keep none: one whose loop still runs, or that would be reset by what it has broken."""
+        """Empty the cache.
+
+        A model must not be reused if a loop still runs in it, or if a mutation may have corrupted
+        the state on which its reset relies.
+        """
         self._kept.clear()
 
     def model(self, host: HostProcess, **more: Any) -> Any:
-        """A model of ``host`` as it has just started; ``more``: of :class:`KernelConfig`.
+        """Return a model of ``host`` in its initial state.
 
-        Raises ValueError for a layout that the model's window cannot hold.
+        ``more``: further fields of :class:`KernelConfig`.  Raises ValueError if the layout does not
+        fit into the model's window.
         """
-        # Inodes differ with every start, and say nothing here.
+        # Leave out inodes, which differ at every start and are irrelevant here.
         lines = tuple(tuple(line.split()[:3]) for line in host.maps.splitlines())
         key = (lines, *sorted(more.items()))
         if key in self._kept:
             self._kept[key].reset()
             return self._kept[key]
-        if len(self._kept) == self._MOST:  # maps of a random layout do not come again
+        if len(self._kept) == self._CAPACITY:  # maps of a random layout do not recur
             self._kept.pop(next(iter(self._kept)))
         self._kept[key] = self._make(host_config(host, **more))
         return self._kept[key]
 
 
-# --- In words -------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
-    """One thing that both sides disagree on, and what each of them says."""
+    """Observable ``what`` on which both sides differ, with the value of each side."""
 
     what: str
     real: str
@@ -410,7 +418,7 @@ class Difference(NamedTuple):
 
 
 def same(real: State, model: State) -> bool:
-    """Return whether both sides are in the same state."""
+    """Return True if both sides are in the same state."""
     return (
         real.counters == model.counters
         and real.areas.tobytes() == model.areas.tobytes()
@@ -419,7 +427,7 @@ def same(real: State, model: State) -> bool:
 
 
 def differences(real: State, model: State) -> Iterator[Difference]:
-    """In what two states differ."""
+    """Yield the differences between two states."""
     for name, r, m in zip(COUNTERS, real.counters, model.counters, strict=True):
         if r != m:
             yield Difference(name, f"{r // 1024} kB", f"{m // 1024} kB")
@@ -437,7 +445,7 @@ def differences(real: State, model: State) -> Iterator[Difference]:
 
 
 def area_lines(rows: np.ndarray) -> list[str]:
-    """Areas in words, one a line, much as /proc/PID/maps has them."""
+    """Return a line for each area, in a format similar to /proc/PID/maps."""
     lines = []
     for start, end, prot, shared, offset, file, kind in rows.tolist():
         rights = "".join(c if prot & b else "-" for c, b in zip("rwx", (1, 2, 4), strict=True))
@@ -447,7 +455,7 @@ def area_lines(rows: np.ndarray) -> list[str]:
 
 
 def region_lines(rows: np.ndarray) -> list[str]:
-    """Runs of resident pages in words, one a line."""
+    """Return a line for each run of resident pages."""
     lines = []
     for start, end, state in rows.tolist():
         huge = "huge " if state & HUGE else ""
@@ -461,7 +469,7 @@ def region_lines(rows: np.ndarray) -> list[str]:
 
 
 def side_by_side(real: State, model: State) -> list[str]:
-    """Both states, what differs marked."""
+    """Return both states as lines in two columns, with differences marked."""
     left = _state_lines(real)
     right = _state_lines(model)
     lines = [f"      {'Linux':<58} model"]
@@ -474,7 +482,7 @@ def side_by_side(real: State, model: State) -> list[str]:
 
 
 def _state_lines(state: State) -> dict[tuple[Any, ...], str]:
-    """Lines of a state by a key that brings those about the same thing together."""
+    """Return the lines of a state, keyed so that the lines of both sides can be paired."""
     lines: dict[tuple[Any, ...], str] = {}
     for n, (name, value) in enumerate(zip(COUNTERS, state.counters, strict=True)):
         lines[(0, n)] = f"{name} {value // 1024} kB"

@@ -1,8 +1,8 @@
 """``python -m kernel.linux.calibrate``: measure the prices of kernel work on this machine.
 
-They are written to conf/kernel/cost/host.yaml, for ``python bench.py kernel/cost=host``.  Exit
-codes: 0 written, 1 the file cannot be written, 2 bad arguments, 77 the host cannot serve,
-130 interrupted: nothing is written.
+The command writes them to conf/kernel/cost/host.yaml, for ``python bench.py kernel/cost=host``.
+Exit codes: 0 written, 1 the reference table cannot be read or the file cannot be written, 2 bad
+arguments, 77 this host cannot be measured, 130 interrupted: nothing is written.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from kernel.differential.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP
 #: The project's cost tables.
 TABLES = PROJECT / "conf" / "kernel" / "cost"
 
-#: Fresh processes, and batches that each of them times of every size.
+#: Number of fresh processes, and of batches of each size that every process times.
 PROCESSES, QUICK_PROCESSES = 15, 3
 ROUNDS, QUICK_ROUNDS = 31, 9
 
@@ -36,23 +36,26 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write (default: the project's conf/kernel/cost/host.yaml)",
+        help="cost table to write (default: the project's conf/kernel/cost/host.yaml)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{QUICK_PROCESSES} processes instead of {PROCESSES}: a try, not to be compared",
+        help=f"measure {QUICK_PROCESSES} processes instead of {PROCESSES}: a trial run, "
+        "not precise enough for comparisons",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
     path = options.output or TABLES / "host.yaml"
-    if reason := _no_place(path):
+    if reason := _unwritable(path):
         parser.error(reason)
     try:
         return _calibrate(path, quick=options.quick, as_json=options.json)
@@ -60,23 +63,23 @@ def main(argv: list[str] | None = None) -> int:
         if options.json:
             print(json.dumps({"status": "interrupted"}))
         else:
-            _say("interrupted: nothing written")
+            _complain("interrupted: nothing written")
         return EXIT_INTERRUPTED
 
 
-def _no_place(path: Path) -> str:
-    """Why no file can be written at ``path``, '' if it can."""
+def _unwritable(path: Path) -> str:
+    """Return why a file cannot be written at ``path``; '' if it can."""
     if path.is_dir():
-        return f"{_shown(path)} is a folder"
+        return f"--output {_shown(path)}: is a folder; name a file"
     if not path.parent.is_dir():
-        return f"there is no folder {_shown(path.parent)}"
+        return f"--output {_shown(path)}: the folder does not exist; create it first"
     if not os.access(path.parent, os.W_OK):
-        return f"nothing can be written in {_shown(path.parent)}"
+        return f"--output {_shown(path)}: the folder is not writable"
     return ""
 
 
 def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
-    # Late: mistakes in the arguments answer at once, and not every platform can import all of it.
+    # Late imports: argument errors are reported at once, and not all platforms can import these.
     from kernel.linux.host import unavailable
 
     if reason := unavailable():
@@ -100,16 +103,16 @@ def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
     except HostError as error:
         return _skip(str(error), as_json=as_json)
     except OSError as error:
-        return _skip(f"the host process cannot be made: {error.strerror}", as_json=as_json)
+        return _skip(f"the host process cannot be created: {error.strerror}", as_json=as_json)
     except PricesError as error:
-        _say(str(error))
+        _complain(str(error))
         return EXIT_FAILED
     prices = make_prices(processes, reference, NEIGHBOURHOOD)
     machine = describe_machine()
     try:
         write_table(path, table_text(prices, machine))
     except OSError as error:
-        _say(f"{_shown(path)}: {error.strerror}")
+        _complain(f"{_shown(path)}: {error.strerror}")
         return EXIT_FAILED
     if as_json:
         content = {
@@ -126,7 +129,7 @@ def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
 
 
 def _measure(processes: int, rounds: int) -> list[dict[str, float | str]]:
-    """Measure in fresh processes, one after the other, showing how far it is."""
+    """Measure in fresh processes, one at a time, and show progress."""
     from contextlib import closing
 
     from rich.console import Console
@@ -159,18 +162,18 @@ def _print_table(prices: Mapping[str, Any], machine: str) -> None:
     from rich.table import Table
 
     from kernel.cost import COSTS
-    from kernel.linux.calibrate.prices import BESIDE
+    from kernel.linux.calibrate.prices import ADDITIONAL
 
-    table = Table("price", "ns", "quartiles", "of", caption=machine, box=None)
+    table = Table("price", "ns", "quartiles", "meaning", caption=machine, box=None)
     for column in table.columns[1:3]:
         column.justify = "right"
     for name, price in prices.items():
-        spread, meaning = f"{price.q1:,.1f}–{price.q3:,.1f}", (COSTS | BESIDE)[name]
+        spread, meaning = f"{price.q1:,.1f}–{price.q3:,.1f}", (COSTS | ADDITIONAL)[name]
         if price.reason:
-            spread, meaning = "–", f"not measured: {price.reason}; the reference's value"
+            spread, meaning = "–", f"reference value, not measured: {price.reason}"
         table.add_row(name, f"{price.ns:,.1f}", spread, meaning)
     console = Console()
-    if not console.is_terminal:  # a file or a pipe wraps no lines
+    if not console.is_terminal:  # lines in a file or a pipe should not be wrapped
         console.width = 120
     console.print(table)
 
@@ -179,16 +182,16 @@ def _skip(reason: str, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"status": "skipped", "reason": reason}))
     else:
-        _say(f"nothing measured: {reason}")
+        _complain(f"nothing measured: {reason}")
     return EXIT_SKIP
 
 
-def _say(text: str) -> None:
+def _complain(text: str) -> None:
     print(f"kernel.linux.calibrate: {text}", file=sys.stderr)
 
 
 def _shown(path: Path) -> str:
-    """The path, from here where it lies below."""
+    """Return the path, relative to the working directory if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

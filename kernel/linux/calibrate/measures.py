@@ -1,8 +1,8 @@
-"""What is timed: the same work in two sizes, executed and timed inside a tiny process of our own.
+"""Timing of kernel work: the same work in batches of two sizes, in a tiny separate process.
 
-The difference of the two sizes, divided, is the marginal price of one unit: the clock, the call
-around it and whatever else does not grow with the size cancel out.  The clock is the thread's CPU
-time, which stands still while other processes have the processor.
+The difference between the times of both sizes, divided by the difference in size, is the marginal
+price of one unit: the clock, the call around it and all other fixed costs cancel out.  The clock is
+the thread's CPU time, which excludes the time of other processes.
 """
 
 import errno
@@ -21,19 +21,20 @@ from kernel.linux.host.process import FIRST_FILE, HostProcess
 PAGE = 4096
 HUGE_PAGE = 2 << 20
 
-#: Two addresses far from everything else, multiples of 1 GiB.
+#: Two addresses far from all other mappings, multiples of 1 GiB.
 PLACE, ELSEWHERE = 0x2000_0000_0000, 0x2100_0000_0000
-#: Units of a small and of a large batch.  Pages: with the one that is touched before, a large batch
-#: still fits one page of page tables, whose cost so stays out of the difference.
+#: Units of a small and of a large batch.  Together with the one page touched beforehand, even a
+#: large batch of PAGES fits into one page of page-table entries, so that the cost of a page table
+#: does not enter the difference.
 CALLS = (64, 320)
 PAGES = (64, 448)
 HUGE_PAGES = (1, 5)
-#: Pages brought back from the swap area, each from a neighbourhood of its own in which reading
-#: ahead does no harm.
+#: Pages read back from swap in a batch, and the size of the separate neighbourhood around each,
+#: pages: readahead in it brings in no other page of the batch.
 SWAPPED = (16, 64)
 NEIGHBOURHOOD = 64
 
-#: The clock stands still while other processes have the processor.
+#: CPU time of the thread, which excludes the time of other processes.
 _CLOCK_THREAD_CPUTIME_ID = 3
 _NR_GETPPID = 110
 _READ_WRITE = uapi.PROT_READ | uapi.PROT_WRITE
@@ -44,19 +45,19 @@ Ops = list[tuple]
 
 
 class NotMeasuredError(Exception):
-    """The host does not do what was to be timed: a few words that say why."""
+    """Work that cannot be timed because the host does not do it as intended, with the reason."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of work, in batches of ``sizes`` units.
+    """Kind of work, measured in batches of ``sizes`` units.
 
-    ``timed(n)``: the operations of a batch of n units.  Not timed: ``before(n)``, and ``after``,
-    which is given what the timed operations returned.  ``loop``: every unit is an operation, so
-    that what executing an operation costs is to be taken off.  ``faults``, ``majors``: minor and
-    major faults that a unit causes; where there are others, something else was timed.
-    ``proof(n)``: operations that cause no fault if the work was done as meant.  ``needs``: an
-    earlier measure without which this one means nothing.
+    ``timed(n)``: operations of a batch of n units.  Not timed: ``before(n)``, and ``after``, which
+    receives the values that the timed operations returned.  ``loop``: every unit is one operation,
+    so that the overhead of executing an operation is subtracted.  ``faults``, ``majors``: expected
+    minor and major faults of a unit; with any other number the work was not as intended.
+    ``proof(n)``: operations that cause no fault if the work was done as intended.  ``needs``:
+    earlier measure without which this one is meaningless.
     """
 
     name: str
@@ -85,7 +86,7 @@ def _mmap(start: int, pages: int, prot: int = _READ_WRITE, flags: int = 0, fd: i
 
 
 def _area(pages: int, fd: int = -1, at: int = PLACE) -> Ops:
-    """An area of small pages; the touch of its first one has it given a page of page tables."""
+    """Return operations that map small pages and touch the first, which allocates a PTE page."""
     return [
         _mmap(at, pages, flags=uapi.MAP_FIXED, fd=fd),
         _call(uapi.NR_MADVISE, at, pages * PAGE, uapi.MADV_NOHUGEPAGE),
@@ -94,17 +95,17 @@ def _area(pages: int, fd: int = -1, at: int = PLACE) -> Ops:
 
 
 def _resident(n: int) -> Ops:
-    """An area of ``n`` pages after the first, all of them touched."""
+    """Return operations that map and touch ``n`` pages after the first."""
     return [*_area(n + 1), _touch(PLACE, n + 1)]
 
 
 def _untouched(n: int) -> Ops:
-    """``n`` areas of one page side by side."""
+    """Return operations that map ``n`` adjacent areas of one page each."""
     return [_mmap(PLACE + i * PAGE, 1, _rights(i), uapi.MAP_FIXED) for i in range(n)]
 
 
 def _rights(i: int) -> int:
-    """Alternating, so that neighbours do not merge."""
+    """Return alternating protections, so that neighbours do not merge."""
     return uapi.PROT_READ if i % 2 else _READ_WRITE
 
 
@@ -113,7 +114,7 @@ def _one_untouched(_n: int) -> Ops:
 
 
 def _next_pages(n: int) -> Ops:
-    """Room for :func:`_writes` and :func:`_reads`."""
+    """Return operations that map the pages for :func:`_writes` and :func:`_reads`."""
     return _area(n + 1)
 
 
@@ -148,7 +149,7 @@ def _lock_in_turn(n: int) -> Ops:
 
 
 def _destination(n: int) -> Ops:
-    """Resident pages, and a page of page tables where they will go."""
+    """Return operations that make pages resident, and a PTE page at their destination."""
     return [*_resident(n), *_area(HUGE_PAGE // PAGE, at=ELSEWHERE)]
 
 
@@ -184,15 +185,15 @@ def _paged_out(n: int) -> Ops:
 
 
 def _loads_apart(n: int) -> Ops:
-    """One load in the middle of each neighbourhood."""
+    """Return one load in the middle of each neighbourhood."""
     step = NEIGHBOURHOOD * PAGE
     return [(OP_LOAD, 0, (PLACE + step // 2 + i * step, 0, 0, 0, 0, 0)) for i in range(n)]
 
 
 def measures(start_brk: int, *, swap: bool) -> list[Measure]:
-    """What is measured in a process whose break starts at ``start_brk``.
+    """Return the measures for a process whose break starts at ``start_brk``.
 
-    ``swap``: whether the host has any.
+    ``swap``: True if the host has swap.
     """
     call = partial(Measure, sizes=CALLS, loop=True)
     fault = partial(Measure, sizes=PAGES, before=_next_pages, faults=1)
@@ -224,7 +225,7 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
         Measure(
             "page_moved",
             PAGES,
-            # Not by a multiple of 2 MiB: no page of page tables can be carried over as a whole.
+            # The distance is not a multiple of 2 MiB, so no page table can be moved as a whole.
             lambda n: [
                 _call(uapi.NR_MREMAP, PLACE + PAGE, n * PAGE, n * PAGE, _MOVE, ELSEWHERE + 2 * PAGE)
             ],
@@ -277,18 +278,18 @@ def measures(start_brk: int, *, swap: bool) -> list[Measure]:
 
 
 def marginal(sizes: tuple[int, int], small: Sequence[float], large: Sequence[float]) -> float:
-    """Return what one unit costs: the difference of the medians by the difference of the sizes.
+    """Return the cost of one unit: the difference of the medians by the difference of the sizes.
 
-    ``small`` and ``large``: what batches of ``sizes[0]`` and ``sizes[1]`` units took.
+    ``small`` and ``large``: times of batches of ``sizes[0]`` and ``sizes[1]`` units.
     """
     return (median(large) - median(small)) / (sizes[1] - sizes[0])
 
 
 def measure_process(rounds: int, *, swap: bool) -> Iterator[tuple[str, float | str]]:
-    """Start a process and measure everything in it; yield each name with ns a unit as it comes.
+    """Start a process and run all measures in it; yield each name with its result, in ns per unit.
 
-    ``rounds``: batches timed of each size.  What cannot be measured comes with the reason instead.
-    Raises HostError.
+    ``rounds``: number of batches timed of each size.  The result is a text with the reason if the
+    work cannot be measured.  Raises HostError.
     """
     fd = os.memfd_create("calibrate", os.MFD_CLOEXEC)
     try:
@@ -308,14 +309,14 @@ def _measure_all(
             found[measure.name] = _measure(host, measure, rounds, found)
         except NotMeasuredError as error:
             found[measure.name] = str(error)
-            host.run(_prepared(_clear_both(())))
+            host.run(_as_array(_clear_both(())))
         yield measure.name, found[measure.name]
 
 
 def _measure(
     host: HostProcess, measure: Measure, rounds: int, found: Mapping[str, float | str]
 ) -> float:
-    """Return nanoseconds a unit.  Raises NotMeasuredError."""
+    """Return nanoseconds per unit.  Raises NotMeasuredError."""
     if isinstance(found.get(measure.needs), str):
         raise NotMeasuredError(found[measure.needs])
     for n in measure.sizes:
@@ -329,7 +330,7 @@ def _measure(
 
 
 def _verify(host: HostProcess, measure: Measure, n: int) -> None:
-    """Do the work once, untimed, and count its faults.  Raises NotMeasuredError."""
+    """Do the work once, untimed, and check its faults.  Raises NotMeasuredError."""
     _run(host, measure.before(n))
     results = _run(host, measure.timed(n), faults=True)
     minors, majors = int(results["minflt"].sum()), int(results["majflt"].sum())
@@ -339,12 +340,12 @@ def _verify(host: HostProcess, measure: Measure, n: int) -> None:
             f"{n * measure.faults} and {n * measure.majors}"
         )
     if _run(host, measure.proof(n), faults=True)["minflt"].sum():
-        raise NotMeasuredError("the host gives small pages instead of huge ones")
+        raise NotMeasuredError("the host maps small pages instead of huge ones")
     _run(host, measure.after(results["value"].tolist()))
 
 
 def _time(host: HostProcess, measure: Measure, n: int) -> int:
-    """Do the work once; return the nanoseconds that it took, with one look at the clock."""
+    """Do the work once; return its time in nanoseconds, which includes one reading of the clock."""
     clock = (OP_CLOCK, 0, (_CLOCK_THREAD_CPUTIME_ID, 0, 0, 0, 0, 0))
     _run(host, measure.before(n))
     values = _run(host, [clock, *measure.timed(n), clock])["value"].tolist()
@@ -352,13 +353,13 @@ def _time(host: HostProcess, measure: Measure, n: int) -> int:
     return values[-1] - values[0]
 
 
-def _prepared(ops: Ops) -> np.ndarray:
+def _as_array(ops: Ops) -> np.ndarray:
     return np.array(ops, OP) if ops else np.zeros(0, OP)
 
 
 def _run(host: HostProcess, ops: Ops, *, faults: bool = False) -> np.ndarray:
-    """Execute operations that all must succeed.  Raises NotMeasuredError."""
-    prepared = _prepared(ops)
+    """Execute operations, all of which must succeed.  Raises NotMeasuredError."""
+    prepared = _as_array(ops)
     results = host.run(prepared, faults=faults)
     values = results["value"]
     failed = (values < 0) & (values >= -4095) & (prepared["kind"] != OP_LOAD)
@@ -370,7 +371,7 @@ def _run(host: HostProcess, ops: Ops, *, faults: bool = False) -> np.ndarray:
     )
     for i in np.flatnonzero(failed):
         _kind, nr, args = ops[i]
-        # A kernel without huge pages gives small ones anyway.
+        # A kernel without huge pages refuses MADV_NOHUGEPAGE, but maps small pages anyway.
         if (nr, args[2], values[i]) != (uapi.NR_MADVISE, uapi.MADV_NOHUGEPAGE, -uapi.EINVAL):
             raise NotMeasuredError(_failure(nr, args, results[i]))
     return results
@@ -389,7 +390,7 @@ _NAMES = {
 
 
 def _failure(nr: int, args: Sequence[int], result: np.void) -> str:
-    """Say what went wrong."""
+    """Return the reason why an operation failed."""
     if result["sig"]:
         return f"an access ended in signal {result['sig']}"
     reason = errno.errorcode.get(-int(result["value"]), "refused")

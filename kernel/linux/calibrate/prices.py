@@ -1,4 +1,4 @@
-"""Prices from what was measured, and the file that bench.py reads them from."""
+"""Computation of prices from measurements, and the cost table that bench.py reads."""
 
 import os
 from collections import Counter
@@ -9,32 +9,32 @@ from statistics import median, quantiles
 
 from kernel.cost import COSTS, check_costs
 
-#: What else is measured.  The table has one price a kind, so that these stand beside it.
-BESIDE = {
-    "syscall_floor": "a call that does nothing; part of the price of every call",
-    "mremap_move": "mremap to another place",
-    "page_moved": "each page that it moves",
-    "returned_by_madvise": "a frame given back by MADV_DONTNEED",
-    "returned_by_munmap": "a frame given back by munmap",
+#: Additional measurements, which are not in the cost table: it has only one price per kind.
+ADDITIONAL = {
+    "syscall_floor": "a call that does nothing; included in the price of every call",
+    "mremap_move": "mremap to another address",
+    "page_moved": "each page moved by mremap",
+    "returned_by_madvise": "a frame freed by MADV_DONTNEED",
+    "returned_by_munmap": "a frame freed by munmap",
 }
 
-#: The reason where the host has no swap area.
+#: Reason for the missing prices of a host without a swap area.
 NO_SWAP = "the host has no swap"
 
-#: What one process found: nanoseconds by name, or the reason why there are none.
+#: Results of one process: nanoseconds by name, or the reason why a price is missing.
 Found = Mapping[str, float | str]
 
 
 class PricesError(ValueError):
-    """A cost table that cannot be read; the message names it."""
+    """Unreadable cost table; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """Nanoseconds: median and quartiles over ``processes``.
+    """Price of a kind of work, ns: median and quartiles over ``processes``.
 
-    Where nothing was measured, ``processes`` is 0, ``reason`` says why and ``ns`` is the value of
-    the reference.
+    If it could not be measured, ``processes`` is 0, ``reason`` says why and ``ns`` is the value of
+    the reference table.
     """
 
     ns: float
@@ -45,7 +45,7 @@ class Price:
 
 
 def price(samples: Sequence[float]) -> Price:
-    """Return median and quartiles of at least one sample."""
+    """Return the median and quartiles of at least one sample."""
     if len(samples) == 1:
         return Price(samples[0], samples[0], samples[0], 1)
     q1, _, q3 = quantiles(samples, n=4, method="inclusive")
@@ -53,7 +53,7 @@ def price(samples: Sequence[float]) -> Price:
 
 
 def _combined(found: Found, neighbourhood: int) -> dict[str, float | str]:
-    """Add the prices that are made of others: of a frame given back, of a page swapped out."""
+    """Add the prices derived from others: of a frame freed, and of a page swapped out."""
     both = [found.get(f"returned_by_{way}", "not measured") for way in ("madvise", "munmap")]
     reasons = [value for value in both if isinstance(value, str)]
     swapped = found.get("swapped_neighbourhood", NO_SWAP)
@@ -68,23 +68,23 @@ def _combined(found: Found, neighbourhood: int) -> dict[str, float | str]:
 def make_prices(
     processes: Sequence[Found], reference: Mapping[str, float], neighbourhood: int
 ) -> dict[str, Price]:
-    """Return the price of every name of COSTS, and of those of BESIDE that were measured.
+    """Return the price of every name in COSTS, and of those in ADDITIONAL that were measured.
 
-    ``reference``: nanoseconds for what was not.  ``neighbourhood``: pages that were swapped out for
-    each unit of ``swapped_neighbourhood``.
+    ``reference``: nanoseconds of the prices that were not measured.  ``neighbourhood``: pages
+    swapped out per unit of ``swapped_neighbourhood``.
     """
     every = [_combined(found, neighbourhood) for found in processes]
     made = {}
-    for name in (*COSTS, *BESIDE):
+    for name in (*COSTS, *ADDITIONAL):
         values = [found.get(name, "not measured") for found in every]
         samples = [value for value in values if not isinstance(value, str)]
-        made_of = price(samples) if samples else None
-        if made_of and made_of.ns > 0:
-            made[name] = made_of
+        measured = price(samples) if samples else None
+        if measured and measured.ns > 0:
+            made[name] = measured
         elif name in COSTS:
             reason = (
-                f"lost in the noise: {made_of.ns:.0f} ns"
-                if made_of
+                f"below the noise: {measured.ns:.0f} ns"
+                if measured
                 else Counter(values).most_common(1)[0][0]
             )
             made[name] = Price(*(float(reference[name]),) * 3, 0, reason)
@@ -93,7 +93,7 @@ def make_prices(
 
 @dataclass(frozen=True)
 class MeasuredMachine:
-    """Where it was measured.  ``thp``: the host's mode of transparent huge pages."""
+    """Machine on which prices were measured; ``thp``: its mode of transparent huge pages."""
 
     cpu: str
     virtual: bool
@@ -101,7 +101,7 @@ class MeasuredMachine:
     thp: str
 
     def __str__(self) -> str:
-        kind = "virtual machine" if self.virtual else "no virtual machine"
+        kind = "virtual machine" if self.virtual else "not a virtual machine"
         return f"{self.cpu} ({kind}), Linux {self.release}, huge pages: {self.thp}"
 
 
@@ -109,7 +109,7 @@ def describe_machine(
     cpuinfo: Path = Path("/proc/cpuinfo"),
     thp: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
 ) -> MeasuredMachine:
-    """Describe this machine, without its name."""
+    """Return a description of this machine that omits its host name."""
     lines = {
         key.strip(): value.strip()
         for line in reversed(_text(cpuinfo).splitlines())
@@ -133,34 +133,34 @@ def _text(path: Path) -> str:
 
 
 def table_text(prices: Mapping[str, Price], machine: MeasuredMachine) -> str:
-    """Return the file's contents."""
+    """Return the contents of the cost table's file."""
     lines = [
-        "# Nanoseconds of kernel work on one machine, by python -m kernel.linux.calibrate.",
+        "# Prices of kernel work on one machine, ns, measured by python -m kernel.linux.calibrate.",
         f"# {machine}",
-        "# Each line: the median, then the first and the third quartile over fresh processes.",
+        "# Each line: the median, then the first and third quartiles over fresh processes.",
         *(f"{name}: {_figures(prices[name])}" for name in COSTS),
-        "# Beside the table, which has one price a kind:",
-        *(f"# {name}: {_figures(prices[name])}" for name in BESIDE if name in prices),
+        "# Additional measurements, which are not part of the table:",
+        *(f"# {name}: {_figures(prices[name])}" for name in ADDITIONAL if name in prices),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _figures(price: Price) -> str:
     if price.reason:
-        return f"{price.ns:.1f}  # the reference's value, not measured: {price.reason}"
+        return f"{price.ns:.1f}  # reference value, not measured: {price.reason}"
     return f"{price.ns:.1f}  # {price.q1:.1f}–{price.q3:.1f}, {price.processes} processes"
 
 
 def read_table(path: Path) -> dict[str, float]:
     """Return the cost table at ``path``, nanoseconds by name.  Raises PricesError."""
-    import yaml  # late: only here
+    import yaml  # late: only this function needs it
 
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PricesError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PricesError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        raise PricesError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(table, dict):
         raise PricesError(f"{path}: not a table of names and numbers")
     try:
@@ -171,7 +171,7 @@ def read_table(path: Path) -> dict[str, float]:
 
 
 def write_table(path: Path, text: str) -> None:
-    """Replace the file at ``path`` as a whole or not at all.  Raises OSError."""
+    """Replace the file at ``path`` atomically.  Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")

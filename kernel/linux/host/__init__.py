@@ -1,10 +1,13 @@
-"""The real kernel as the truth that the model is held against.
+"""Access to the real kernel, the reference against which the model is validated.
 
-:mod:`kernel.linux.host.process` is a tiny process of our own that executes prepared operations,
-:mod:`kernel.linux.host.observe` looks at it from outside, :mod:`kernel.linux.host.code` is its
-machine code.
+:mod:`kernel.linux.host.process` runs a tiny process that executes prepared operations,
+:mod:`kernel.linux.host.code` is the machine code of that process,
+:mod:`kernel.linux.host.observe` observes a process from outside,
+:mod:`kernel.linux.host.elf` reads object files and writes the executable, and
+:mod:`kernel.linux.host.files` identifies file systems.
 
-Imports no part of the model; the rest of kernel.linux and the real libraries import it.
+This package imports no part of the model; the rest of kernel.linux and the runs with real
+libraries import it.
 """
 
 import functools
@@ -25,9 +28,9 @@ def kernel_version() -> tuple[int, int]:
 
 @functools.cache
 def unavailable() -> str:
-    """Return '' where the host can serve as truth, else the reason in one line.
+    """Return, in one line, why the host cannot serve as the reference; '' if it can.
 
-    It tries: a process is started and answers.  The answer is remembered.
+    The test starts a process and runs one operation in it.  The result is cached.
     """
     if platform.system() != "Linux":
         return f"the host is {platform.system() or 'unknown'}, not Linux"
@@ -43,9 +46,9 @@ def unavailable() -> str:
             op = np.zeros(1, OP)
             op["kind"] = OP_NOP
             if host.run(op)["minflt"][0]:
-                return "the host process sees page faults that are not its own"
+                return "the host process counts page faults that it does not cause"
     except HostError as error:
         return str(error)
     except (OSError, ImportError) as error:
-        return f"the host process cannot be made: {error}"
+        return f"the host process cannot be created: {error}"
     return ""

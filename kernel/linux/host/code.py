@@ -1,22 +1,22 @@
-"""The machine code of the host process, and of the function that talks to it.
+"""Machine code of the host process, and of the function that communicates with it.
 
-The assembly below becomes machine code by LLVM's assembler, which comes with Numba's llvmlite: no
-compiler and no linker is needed.  Three entries live in the same few hundred bytes: ``child`` is
-where the host process starts, ``parent`` is called by Python (through ctypes) to hand over a batch
-and to wait for the answer.
+LLVM's assembler, which comes with Numba's llvmlite, assembles the code below: no compiler and no
+linker is needed.  The code has three entry points: the host process starts at ``child``; Python
+calls ``parent`` (through ctypes) to submit a batch and wait for its results; ``thread`` is the
+start routine of further threads in the child.
 
-The child may have several threads, which the C library's pthread_create starts at ``thread`` with a
-number as the argument.  One has the turn and goes through the operations; OP_SWITCH lets another go
-on with the next.  All others sleep, so that what the process does is what that thread does.
+The C library's pthread_create starts these threads, with the thread's number as the argument.  One
+thread at a time executes operations, and OP_SWITCH makes another one continue with the next
+operation.  All others sleep, so that everything the process does is done by that thread.
 
-Memory of the child, all in one 2 MiB slot so that it needs one page of page tables::
+Memory of the child, all in one 2 MiB slot so that it needs only one page of page-table entries::
 
     HARNESS           shared memory: control page, stack, signal stack, operations, results
     CODE              the program: ELF header and code, one page
-    CODE + 4096       the break starts here
+    CODE + 4096       initial program break
 
-The child runs on the shared memory alone, and has touched all of it before the first operation:
-the page faults that it counts afterwards are those of the operations.
+The harness uses only the shared memory, all of which the child touches before the first operation:
+all page faults counted afterwards are caused by the operations.
 """
 
 import ctypes
@@ -42,19 +42,19 @@ from kernel.linux.host.elf import PAGE_SIZE, ElfFile, program
     OP_JOIN,
 ) = range(10)
 
-#: Operations that one batch can hold.
+#: Maximum number of operations in a batch.
 CHUNK = 1024
 
-#: What the child executes.  ``nr`` is the number of the system call.  OP_SWITCH: thread ``args[0]``
-#: goes on, 0 being the first.  OP_JOIN: thread ``args[1]`` returns from its start routine, and the
-#: function at ``args[0]``, pthread_join, waits for it.  Both answer -ESRCH where there is no such
-#: thread.
+#: One operation.  ``nr``: number of the system call.  OP_SWITCH: thread ``args[0]`` continues; 0 is
+#: the first thread.  OP_JOIN: thread ``args[1]`` returns from its start routine, and the function
+#: at ``args[0]``, pthread_join, waits for it.  The value of both is -ESRCH if the thread does not
+#: exist.
 OP = np.dtype([("kind", "i8"), ("nr", "i8"), ("args", "i8", (6,))])
 
-#: What it answers.  ``value``: the register after the system call (negative errno), the word
-#: loaded, the pages touched, what the function returned, nanoseconds of clock ``args[0]`` (by
-#: clock_gettime's numbers).  ``sig``, ``si_code``, ``si_addr``: the signal that ended the
-#: operation, else 0.  ``minflt``, ``majflt``: page faults it caused.
+#: Result of one operation.  ``value``: result register of the system call (negative errno), word
+#: loaded, pages touched, return value of the function, or nanoseconds of clock ``args[0]``
+#: (numbered as for clock_gettime).  ``sig``, ``si_code``, ``si_addr``: signal that ended the
+#: operation, or 0.  ``minflt``, ``majflt``: page faults that the operation caused.
 RESULT = np.dtype(
     [
         ("value", "i8"),
@@ -66,7 +66,7 @@ RESULT = np.dtype(
     ]
 )
 
-#: The first word of the control page, shared by both processes.
+#: Start of the control page, which both processes share.
 CONTROL = np.dtype(
     {
         "names": [
@@ -74,24 +74,25 @@ CONTROL = np.dtype(
             *("count", "options", "spin", "usage_of"),
         ],
         "formats": ["u4", "u4", "u4", "u4", "i8", "i8", "i8", "i8"],
-        # command and done are written by different sides: a cache line each
+        # different sides write command and done, so each is in a separate cache line
         "offsets": [0, 4, 64, 68, 128, 136, 144, 152],
     }
 )
-#: Option: leave minflt and majflt at 0 (twice as fast).
+#: Option: leave minflt and majflt at 0, which is twice as fast.
 OPTION_NO_FAULTS = 1
-#: Whose faults are counted, by getrusage's numbers: those of a process with one thread are that
-#: thread's, which costs half; else those of all, of which one is awake.
+#: Scope of the fault counts, with getrusage's numbers.  Counting those of the thread costs half as
+#: much, and suffices for a process with a single thread.  With several threads the process is
+#: counted, in which only one thread is awake.
 USAGE_OF_PROCESS, USAGE_OF_THREAD = 0, 1
 
-#: Threads that there can be at a time, with the first.
+#: Maximum number of concurrent threads, including the first.
 MAX_THREADS = 64
-#: Bytes of its stack that a thread touches before its first operation, below where it starts.
+#: Bytes that a thread touches below its initial stack pointer before its first operation.
 THREAD_STACK = 16 << 12
-#: Where in the control page pthread_create leaves the threads' handles, 8 bytes each.
+#: Offset in the control page where pthread_create stores the threads' handles, 8 bytes each.
 HANDLES = 0x600
 
-#: File descriptor of the shared memory in the child, which closes it once it is mapped.
+#: File descriptor of the shared memory in the child, which closes it after mapping the memory.
 SHARED_FD = 3
 
 CODE = 0x5555_5555_4000
@@ -106,7 +107,7 @@ HARNESS_SIZE = RESULTS + CHUNK * RESULT.itemsize
 #: Exit status of a child that could not map its shared memory or set its signal handlers.
 EXIT_SET_UP = 120
 
-#: Linux's reply to an operation that does not exist, and the C library's about such a thread.
+#: Errors returned for an unknown operation (as Linux does for system calls) and an unknown thread.
 _ENOSYS, _ESRCH = 38, 3
 
 _ASSEMBLY = """
@@ -115,7 +116,7 @@ _ASSEMBLY = """
 
 # ---- the child -----------------------------------------------------------------------------------
 # r15 shared memory, r12 operation, r13 its result, r14 operations left; rbx pages touched
-# for each thread: GO 0 waits, 1 has the turn, 2 shall end; STACKS where its own stack begins
+# for each thread: GO is 0 to wait, 1 to run, 2 to exit; STACKS is its initial stack pointer
 
 .globl child
 child:
@@ -137,7 +138,7 @@ child:
     mov edi, SHARED_FD
     syscall
 
-    # Populating a shared mapping only reads: write once to every page too.
+    # Populating a shared mapping only reads it: also write to every page once.
     mov rdi, r15
     lea rsi, [r15 + HARNESS_SIZE]
 touch_own:
@@ -168,7 +169,7 @@ touch_own:
     call sigaction
     mov edi, 7                          # SIGBUS
     call sigaction
-    jmp finished                        # tells the parent that we are ready
+    jmp finished                        # signals the parent that the child is ready
 
 sigaction:
     xor edx, edx
@@ -194,7 +195,7 @@ spin:
     dec rcx
     jg spin
     mov eax, 1
-    xchg [r15 + CHILD_SLEEPS], eax      # a full barrier: the parent sees it, or we its command
+    xchg [r15 + CHILD_SLEEPS], eax      # full barrier: the parent sees this, or we see its command
 sleep:
     cmp [r15 + COMMAND], ebx
     jne awake
@@ -219,7 +220,7 @@ run:
 next:
     test r14, r14
     jz finished
-    mov [r15 + SAVED], r12              # a function that we call may end in a signal
+    mov [r15 + SAVED], r12              # a called function may be ended by a signal
     mov [r15 + SAVED + 8], r13
     mov [r15 + SAVED + 16], r14
     mov rax, [r12]
@@ -311,7 +312,7 @@ do_setrlimit:
     mov rsi, [r12 + 16]
     xor edx, edx
     lea r10, [r15 + SCRATCH]
-    mov eax, 302                        # prlimit64: read the hard limit, which is kept
+    mov eax, 302                        # prlimit64: read the hard limit in order to keep it
     syscall
     test rax, rax
     jnz answer
@@ -344,7 +345,7 @@ do_switch:
     mov [r15 + TURN], rbx
     mov edx, 1
     call go
-wait_turn:                              # rbp own number; what runs next is read from SAVED
+wait_turn:                              # rbp: own number; the next operation is in SAVED
     mov eax, [r15 + 4 * rbp + GO]
     cmp eax, 1
     je taken
@@ -365,7 +366,7 @@ switched:
     xor eax, eax
     jmp answer
 
-go:                                     # tell thread rbx (edx: to go on, or to end)
+go:                                     # set GO of thread rbx to edx (1 run, 2 exit) and wake it
     lea rdi, [r15 + 4 * rbx + GO]
     xchg [rdi], edx
     mov esi, 1                          # FUTEX_WAKE
@@ -374,7 +375,7 @@ go:                                     # tell thread rbx (edx: to go on, or to 
     syscall
     ret
 
-must_be_there:                          # thread rbx, or this is the answer
+must_be_there:                          # return if thread rbx exists, else answer -ESRCH
     mov rax, -ESRCH
     cmp qword ptr [r15 + 8 * rbx + HANDLES], 0
     jne is_there
@@ -390,7 +391,7 @@ do_join:
     call go
     mov rdi, [r15 + 8 * rbx + HANDLES]
     xor esi, esi
-    call [r12 + 16]                     # which keeps rbx
+    call [r12 + 16]                     # pthread_join, which preserves rbx
     mov dword ptr [r15 + 4 * rbx + GO], 0
     mov qword ptr [r15 + 8 * rbx + HANDLES], 0
 
@@ -415,7 +416,7 @@ account:
     dec r14
     jmp next
 
-usage:                                  # faults until now: rax minor, rdx major
+usage:                                  # total faults so far: rax minor, rdx major
     xor eax, eax
     xor edx, edx
     test qword ptr [r15 + OPTIONS], OPTION_NO_FAULTS
@@ -449,7 +450,7 @@ handler:                                # rdi signal, rsi siginfo_t, rdx ucontex
     mov rax, [rsi + 16]                 # si_addr
     mov [rcx + SIGNAL + 16], rax
     lea rax, [rip + recover]
-    mov [rdx + 168], rax                # rip: where the interrupted code goes on
+    mov [rdx + 168], rax                # rip: where the interrupted code resumes
     ret
 restorer:
     mov eax, 15                         # rt_sigreturn
@@ -476,7 +477,7 @@ signalled:
     mov [r13 + 24], rax
     jmp account
 
-# ---- another thread: void *thread(its number) ----------------------------------------------------
+# ---- another thread: void *thread(number) --------------------------------------------------------
 
 .globl thread
 thread:
@@ -491,7 +492,7 @@ thread:
     mov rbp, rdi
     mov [r15 + 8 * rbp + STACKS], rsp
     lea rax, [rsp - THREAD_STACK]
-touch_stack:                            # no operation shall fault there
+touch_stack:                            # so that no operation faults there
     mov qword ptr [rax], 0
     add rax, 4096
     cmp rax, rsp
@@ -510,7 +511,7 @@ thread_ends:
     ret
 
 # ---- the parent: int parent(shared memory, sequence number, spins, struct timespec *) ------------
-# 0: the child has answered; 1: not yet, after the time given or a signal
+# returns 0 if the child has answered, 1 after a timeout or a signal
 
 .globl parent
 parent:
@@ -567,7 +568,7 @@ parent_return:
 
 
 def _constants() -> dict[str, int]:
-    """The numbers that the assembly names."""
+    """Return the values of the symbols that the assembly uses."""
     return {
         **{name.upper(): CONTROL.fields[name][1] for name in CONTROL.names},
         "SCRATCH": 256,
@@ -600,16 +601,16 @@ def _constants() -> dict[str, int]:
 
 @functools.cache
 def assemble() -> tuple[bytes, dict[str, int]]:
-    """Return the machine code and where its entries are (``child``, ``thread``, ``parent``)."""
+    """Return the machine code and the offsets of ``child``, ``thread`` and ``parent``."""
     return assembled(_ASSEMBLY, _constants())
 
 
 def assembled(assembly: str, constants: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
-    """Return machine code of x86-64 and the offsets of its global symbols.
+    """Assemble x86-64 code; return the machine code and the offsets of its global symbols.
 
-    The code must refer to nothing outside itself but ``constants``.
+    The code must not refer to external symbols other than ``constants``.
     """
-    import llvmlite.binding as llvm  # late: nothing else of the host needs it
+    import llvmlite.binding as llvm  # late: only this function needs it
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -622,16 +623,16 @@ def assembled(assembly: str, constants: Mapping[str, int]) -> tuple[bytes, dict[
     machine = llvm.Target.from_triple(triple).create_target_machine()
     compiled = ElfFile(machine.emit_object(module))
     if compiled.has(".rela.text"):
-        raise AssertionError("the host's code refers to addresses that a linker would have to fill")
+        raise AssertionError("the host's code needs relocations, which only a linker resolves")
     entries = {name: value for name, (value, _kind) in compiled.symbols(".symtab").items()}
     return compiled.section(".text"), entries
 
 
 class HarnessCode:
-    """The program in a memfd, mapped executable here too for the sake of its ``parent`` function.
+    """The program in a memfd, which is also mapped in this process to call its ``parent`` function.
 
-    ``fd``: what to execute.  ``parent(shared, sequence, spins, timeout)``: see the assembly.
-    ``thread``: the address of that entry in the child.
+    ``fd``: descriptor to execute.  ``parent(shared, sequence, spins, timeout)``: see the assembly.
+    ``thread``: address of that entry point in the child.
     """
 
     def __init__(self, *, libc: bool) -> None:
@@ -653,14 +654,14 @@ class HarnessCode:
 
 
 @functools.cache
-def the_program(*, libc: bool = False) -> HarnessCode:
-    """Return the program, with a C library or without; each is made once."""
+def harness_program(*, libc: bool = False) -> HarnessCode:
+    """Return the program, with or without the C library; each is built once."""
     return HarnessCode(libc=libc)
 
 
 def executable_memfd() -> int:
-    """Open a memfd that may be executed.  Raises OSError where the system forbids it."""
-    mfd_exec = 0x10  # since Linux 6.3, where a sysctl may take the right away by default
+    """Create an executable memfd.  Raises OSError if the system forbids it."""
+    mfd_exec = 0x10  # since Linux 6.3, where a sysctl may make memfds non-executable by default
     try:
         return os.memfd_create("host", os.MFD_CLOEXEC | mfd_exec)
     except OSError:

@@ -1,18 +1,18 @@
-"""As much of the ELF format as the host process needs: read an object file, write a program."""
+"""The part of the ELF format that the host process needs: read an object file, write a program."""
 
 import struct
 
 PAGE_SIZE = 4096
 
-#: Kind of a symbol whose address is a function that chooses the real one when it is loaded.
+#: Type of a symbol whose address is a resolver, which selects the real function at load time.
 STT_GNU_IFUNC = 10
 
 
 class ElfFile:
-    """The sections of a 64-bit little-endian ELF file."""
+    """Sections of a 64-bit little-endian ELF file."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError for anything else."""
+        """Parse the section headers.  Raises ValueError for any other file."""
         if data[:6] != b"\x7fELF\x02\x01":
             raise ValueError("not a 64-bit little-endian ELF file")
         self._data = data
@@ -27,7 +27,7 @@ class ElfFile:
         return self._data[header[4] : header[4] + header[5]]
 
     def has(self, name: str) -> bool:
-        """Whether there is a section of that name."""
+        """Return True if there is a section of that name."""
         return name in self._by_name
 
     def section(self, name: str) -> bytes:
@@ -35,9 +35,9 @@ class ElfFile:
         return self._body(self._by_name[name])
 
     def symbols(self, table: str) -> dict[str, tuple[int, int]]:
-        """Return (value, kind) by name of the global symbols that section ``table`` defines.
+        """Return (value, type) of the global symbols defined in section ``table``, by name.
 
-        Of several versions of a name the first is taken.
+        If a name has several versions, the first one counts.
         """
         strings = self._body(self._headers[self._by_name[table][6]])
         found: dict[str, tuple[int, int]] = {}
@@ -49,7 +49,7 @@ class ElfFile:
         return found
 
     def build_id(self) -> str:
-        """Return what the linker named this build by, hex digits; '' if it did not."""
+        """Return the build ID that the linker recorded, in hex digits; '' if there is none."""
         name = ".note.gnu.build-id"
         if not self.has(name):
             return ""
@@ -63,7 +63,7 @@ def _string(table: bytes, at: int) -> str:
     return table[at : table.index(b"\0", at)].decode()
 
 
-#: Types and rights of ELF segments, and tags of the dynamic section.
+#: Types and permissions of ELF segments, and tags of the dynamic section.
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_PHDR, _PT_GNU_STACK = 1, 2, 3, 6, 0x6474E551
 _PF_RX, _PF_RW, _PF_R = 5, 6, 4
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT = 0, 1, 5, 6, 10, 11
@@ -71,11 +71,11 @@ _INTERPRETER = b"/lib64/ld-linux-x86-64.so.2\0"
 
 
 def program(text: bytes, entry: int, start: int, *, libc: bool) -> bytes:
-    """Return machine code as an executable of one page at address ``start``, its only mapping.
+    """Return an executable with the machine code ``text``: one page, mapped at ``start``.
 
-    ``entry``: where in ``text`` to begin.  With ``libc`` the usual loader brings the C library in
-    too; the program imports nothing from it.  The empty segment sits where the page ends, so that
-    ``end_data - start_data``, which counts against RLIMIT_DATA, is 0.
+    ``entry``: offset of the entry point in ``text``.  ``libc``: the standard loader also loads the
+    C library, from which the program imports nothing.  The empty segment is at the end of the page,
+    so that ``end_data - start_data``, which counts against RLIMIT_DATA, is 0.
     """
     segment = struct.Struct("<IIQQQQQQ")  # type, flags, offset, vaddr, paddr, filesz, memsz, align
     segments = 6 if libc else 3
@@ -89,7 +89,7 @@ def program(text: bytes, entry: int, start: int, *, libc: bool) -> bytes:
         strings = b"\0libc.so.6\0"
         names_at = at + len(_INTERPRETER)
         symbols_at = names_at + len(strings) + -(names_at + len(strings)) % 8
-        dynamic_at = symbols_at + 24  # the one symbol that every table starts with
+        dynamic_at = symbols_at + 24  # after the null symbol, with which every table starts
         dynamic = struct.pack(
             "<12Q",
             *(_DT_NEEDED, 1),
@@ -126,5 +126,5 @@ def program(text: bytes, entry: int, start: int, *, libc: bool) -> bytes:
     )
     image = header + headers + body + text
     if len(image) > PAGE_SIZE:
-        raise AssertionError("the program has outgrown its page")
+        raise AssertionError("the program does not fit into one page")
     return image.ljust(PAGE_SIZE, b"\0")

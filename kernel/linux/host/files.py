@@ -1,8 +1,8 @@
-"""File systems: which one holds a file, and whether it aligns large mappings of its files."""
+"""File systems: identify the one that holds a file, and those that align large mappings."""
 
 import ctypes
 
-#: Names by statfs's f_type; others are named by the number.
+#: Names by statfs's f_type; file systems not listed are named by the number.
 _NAMES = {
     0xEF53: "ext4",  # ext2 and ext3 too
     0x58465342: "xfs",
@@ -24,9 +24,10 @@ _NAMES = {
     0x50495045: "pipefs",
     0x534F434B: "sockfs",
 }
-#: Those whose file_operations place mappings by thp_get_unmapped_area, so that huge pages can map
-#: them, in every Linux that the model follows (6.7 and later).  bcachefs and erofs do since a later
-#: one, f2fs does not: like all that are in neither set, they may answer both ways.
+#: File systems whose file_operations place mappings with thp_get_unmapped_area, so that huge pages
+#: can map them, in every Linux version that the model covers (6.7 and later).  bcachefs and erofs
+#: do so only since a later version, and f2fs does not.  They are in neither set: for a file system
+#: in neither set, either placement is possible.
 ALIGNING = frozenset({"ext4", "xfs", "btrfs"})
 NOT_ALIGNING = frozenset({"tmpfs", "proc", "sysfs"})
 
@@ -34,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def file_system(path: str) -> str:
-    """Return the name of the file system that holds ``path``, '?' when statfs fails."""
+    """Return the name of the file system that holds ``path``, '?' if statfs fails."""
     buffer = ctypes.create_string_buffer(256)
     if _libc.statfs(path.encode(), buffer) != 0:
         return "?"

@@ -1,17 +1,17 @@
-"""Looking at a process from outside: its mappings, its resident pages, its memory counters.
+"""Observation of a process from outside: mappings, resident pages, memory counters.
 
-Nothing here disturbs the process.  What is exact, and what is not:
+Observation does not disturb the process.  Accuracy:
 
 * The list of mappings and the state of every page are exact.
 * VmSize, VmLck, VmData, VmStk and VmPTE are plain counters: exact.
 * RssAnon, RssFile and RssShmem: since Linux 6.17 /proc/PID/status sums the counters of all
-  processors, so it is exact right after an operation.  From 6.2 on it read a shared part only,
-  and each processor kept back up to max(32, 2 × processors) pages; before 6.2 each thread kept back
-  up to 64 events.  There RssAnon is taken from /proc/PID/smaps_rollup, which walks the page
-  tables; the other two are as inexact as the kernel makes them.  :attr:`Observer.exact_rss`.
-* VmHWM and ru_maxrss lag and are left out.
+  processors, so it is exact right after an operation.  From 6.2 to 6.16 it reads only the shared
+  part of each counter, while each processor batches up to max(32, 2 × processors) pages; before 6.2
+  each thread batches up to 64 events.  On these kernels RssAnon comes from /proc/PID/smaps_rollup,
+  which walks the page tables; the other two remain inexact.  See :attr:`Observer.exact_rss`.
+* VmHWM and ru_maxrss lag, so they are not read.
 
-khugepaged may collapse pages behind everybody's back: compare :func:`thp_counters`.
+khugepaged may collapse pages asynchronously: compare :func:`thp_counters` before and after.
 """
 
 import fcntl
@@ -33,8 +33,8 @@ USER_END = 0x7FFF_FFFF_F000
 KIND_ANONYMOUS, KIND_HEAP, KIND_STACK, KIND_SPECIAL, KIND_FILE = range(5)
 
 #: One line of /proc/PID/maps.  ``prot``: read 1, write 2, exec 4.  ``offset`` in bytes.  Shared
-#: anonymous memory (an unlinked /dev/zero) is of kind anonymous.  [vsyscall] lies beyond i8: its
-#: addresses are negative.
+#: anonymous memory (an unlinked /dev/zero) has kind KIND_ANONYMOUS.  The addresses of [vsyscall]
+#: exceed the range of i8 and wrap to negative numbers.
 AREA = np.dtype(
     [
         ("vm_start", "i8"),
@@ -49,7 +49,7 @@ AREA = np.dtype(
 
 PRESENT, ZERO, HUGE, FILE, SWAPPED = 1, 2, 4, 8, 16
 
-#: A run of pages in one state (bits above).  ZERO and HUGE: the huge zero page.
+#: A run of pages in the same state (bits above).  ZERO | HUGE: the huge zero page.
 REGION = np.dtype([("start", "i8"), ("end", "i8"), ("state", "i8")])
 
 #: Memory counters of a process, in bytes.
@@ -66,7 +66,7 @@ STATUS = np.dtype(
     ]
 )
 
-#: The ioctl that the kernel's documentation of pagemap describes, and its argument.
+#: The PAGEMAP_SCAN ioctl and its argument (Linux documentation, admin-guide/mm/pagemap).
 _PAGEMAP_SCAN = 0xC060_6610
 _SCAN = np.dtype(
     [
@@ -89,7 +89,7 @@ _SCAN = np.dtype(
 )
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_ZERO, _IS_HUGE = 4, 8, 16, 32, 64
 _IS_ANY = _IS_FILE | _IS_PRESENT | _IS_SWAPPED | _IS_ZERO | _IS_HUGE
-#: From the categories of the ioctl to our states.
+#: State of a region (bits above) by the category bits of the ioctl.
 _STATES = np.array(
     [
         PRESENT * bool(c & _IS_PRESENT)
@@ -109,7 +109,7 @@ _KPF_THP = 1 << 22
 
 #: Shortest line of /proc/PID/maps.
 _SHORTEST_LINE = 40
-#: Length of "/dev/zero (deleted)"; the d and the z are looked at.
+#: Length of "/dev/zero (deleted)"; only this length, the d and the z are compared.
 _ZERO_NAME = 19
 _LAST_LINE = b"[vsyscall]\n"
 
@@ -123,7 +123,7 @@ _ANONYMOUS_LINE = re.compile(rb"Anonymous:\s*(\d+)")
 
 @jit
 def _kind(text, begin, end):
-    """The kind of an area whose name is text[begin:end]."""
+    """Return the kind of an area whose name is text[begin:end]."""
     if begin == end:
         return KIND_ANONYMOUS
     second = np.int64(text[begin + 1])
@@ -132,7 +132,7 @@ def _kind(text, begin, end):
             return KIND_HEAP
         if second == 115:  # [stack]
             return KIND_STACK
-        # [anon:…] and [anon_shmem:…] are names that a program gave.
+        # [anon:…] and [anon_shmem:…] are names set by the program.
         return KIND_ANONYMOUS if second == 97 else KIND_SPECIAL
     if end - begin == _ZERO_NAME and second == 100 and np.int64(text[begin + 5]) == 122:
         return KIND_ANONYMOUS
@@ -190,18 +190,19 @@ def _parse_maps(text, length, areas):
 
 
 class Observer:
-    """Keeps the files of /proc/PID open, so that a look costs little.  A context manager.
+    """Observer of one process, a context manager.
 
-    Raises OSError when the process is gone or may not be looked at.
+    It keeps the files of /proc/PID open, so that each observation is cheap.  Raises OSError if the
+    process has ended or must not be observed.
     """
 
     def __init__(self, pid: int, *, scan: bool | None = None) -> None:
-        """``scan``: use the PAGEMAP_SCAN ioctl; by default where the kernel has it."""
+        """Open the files.  ``scan``: use PAGEMAP_SCAN; None: use it if the kernel supports it."""
         folder = f"/proc/{pid}"
         self._maps = os.open(f"{folder}/maps", os.O_RDONLY | os.O_CLOEXEC)
         self._status = os.open(f"{folder}/status", os.O_RDONLY | os.O_CLOEXEC)
         self._pagemap = os.open(f"{folder}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        #: Whether the kernel's RssAnon is exact; else it is found by walking the page tables.
+        #: True if the kernel's RssAnon is exact; otherwise smaps_rollup walks the page tables.
         self.exact_rss = kernel_version() >= (6, 17)
         self._rollup = (
             -1 if self.exact_rss else os.open(f"{folder}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
@@ -217,7 +218,7 @@ class Observer:
         self._scan_record["vec_len"] = len(self._regions)
         self._scan_record["category_anyof_mask"] = _IS_PRESENT | _IS_SWAPPED
         self._scan_record["return_mask"] = _IS_ANY
-        #: Whether residency comes from one ioctl; else from plain pagemap.
+        #: True if residency comes from the ioctl; otherwise it comes from /proc/PID/pagemap.
         self.scans = self._can_scan() if scan is None else scan
         if not self.scans:
             try:
@@ -227,7 +228,7 @@ class Observer:
 
     @property
     def sees_huge(self) -> bool:
-        """Whether residency tells huge pages (HUGE) from small ones."""
+        """True if residency distinguishes huge pages (HUGE) from small ones."""
         return self.scans or self._kpageflags >= 0
 
     def close(self) -> None:
@@ -250,7 +251,7 @@ class Observer:
         return bytes(self._text[: self._read_maps()]).decode()
 
     def areas(self) -> np.ndarray:
-        """Return the mappings, dtype AREA, in the order of their addresses."""
+        """Return the mappings, dtype AREA, in ascending order of address."""
         length = self._read_maps()
         if length // _SHORTEST_LINE >= len(self._areas):
             self._reserve_areas(2 * (length // _SHORTEST_LINE) + 1)
@@ -264,15 +265,15 @@ class Observer:
 
     def _reserve_areas(self, count: int) -> None:
         self._areas = np.zeros(count, AREA)
-        self._records = self._areas.view(np.recarray)  # field access with the JIT off, too
+        self._records = self._areas.view(np.recarray)  # for field access with the JIT disabled
 
     def _read_maps(self) -> int:
-        """Read /proc/PID/maps, which comes in pieces of a page; return its length."""
+        """Read /proc/PID/maps, which returns at most a page per read; return its length."""
         length = 0
         while got := os.preadv(self._maps, [self._view[length:]], length):
             length += got
             if self._view[length - len(_LAST_LINE) : length] == _LAST_LINE:
-                break  # saves the read that returns nothing
+                break  # saves the read that would return 0 bytes
             if length + PAGE_SIZE > len(self._text):
                 self._reserve_text(2 * len(self._text))
                 length = 0
@@ -283,8 +284,8 @@ class Observer:
     def residency(self, start: int = 0, end: int = USER_END) -> np.ndarray:
         """Return the pages of [start, end) that are present or swapped out, dtype REGION.
 
-        Neighbours in the same state are one region; absent pages are left out.  Both ends are
-        multiples of the page size.  By default the whole of user space.
+        Adjacent pages in the same state form one region; absent pages are omitted.  ``start`` and
+        ``end`` must be multiples of the page size; the default is all of user space.
         """
         if not self.scans:
             return self._read_pagemap(start, end)
@@ -296,13 +297,13 @@ class Observer:
             if count < len(self._regions):
                 break
             parts.append(found)
-            # Not walk_end, where the kernel says that it stopped: after a walk to the end it may
-            # name an earlier place, and regions would come twice.
+            # Do not continue at walk_end, where the kernel reports that it stopped: after a full
+            # walk that address may be lower than the last region, which would then be repeated.
             start = int(found["end"][-1])
         return _merge(np.concatenate([*parts, found])) if parts else found
 
     def _ioctl(self, start: int, end: int) -> int:
-        """Fill ``_regions`` from the start on; return how many were found."""
+        """Fill ``_regions`` from index 0 and return the number of regions found."""
         record = self._scan_record
         record["start"] = start
         record["end"] = end
@@ -316,12 +317,12 @@ class Observer:
         return True
 
     def _read_pagemap(self, start: int, end: int) -> np.ndarray:
-        """Return the same from /proc/PID/pagemap, an entry of 8 bytes for each page.
+        """Return the regions from /proc/PID/pagemap, which has an 8-byte entry for each page.
 
-        It does not name the zero page, but a page of private memory that is not the process's own
-        alone is that.  Huge pages show in /proc/kpageflags, for root only: a slot of contiguous
-        aligned frames of one huge page inside one mapping.  (A huge page that was split into small
-        entries in place still looks huge here.)
+        pagemap does not identify the zero page, but a present page of private memory that is not
+        exclusive to the process must be that.  Huge pages are visible only to root, in
+        /proc/kpageflags: a slot of contiguous aligned frames of one huge page in one mapping.
+        (A huge page whose mapping was split in place still looks huge.)
         """
         parts = [np.zeros(0, REGION)]
         for area in self.areas():
@@ -333,7 +334,7 @@ class Observer:
     def _read_area(self, start: int, end: int, area: np.void) -> np.ndarray:
         parts = [np.zeros(0, REGION)]
         step = 64 * PMD_SIZE
-        # Whole slots of huge pages are read, and cut to size below.
+        # Read whole huge-page slots; regions outside [start, end) are discarded below.
         for low in range(start - start % PMD_SIZE, end, step):
             first, last = max(low, int(area["vm_start"])), min(low + step, int(area["vm_end"]))
             size = (last - first) // PAGE_SIZE * 8
@@ -343,7 +344,7 @@ class Observer:
             state = np.where(held & _PM_PRESENT, PRESENT, SWAPPED)
             if area["inode"] or area["kind"] == KIND_SPECIAL:
                 state |= np.where(held & _PM_FILE, FILE, 0)
-            else:  # the huge zero page counts as a file's here
+            else:  # ignore _PM_FILE, which pagemap sets for the huge zero page
                 state |= np.where(held & (_PM_PRESENT | _PM_EXCLUSIVE) == _PM_PRESENT, ZERO, 0)
             if self._kpageflags >= 0:
                 state |= np.where(self._huge(entries, first)[pages], HUGE, 0)
@@ -355,7 +356,7 @@ class Observer:
         return _merge(np.concatenate(parts))
 
     def _huge(self, entries: np.ndarray, start: int) -> np.ndarray:
-        """Return which of the pages from ``start`` on are mapped by a huge entry (bool array)."""
+        """Return a bool array: True for each page from ``start`` that a huge entry maps."""
         huge = np.zeros(len(entries), bool)
         per_slot = PMD_SIZE // PAGE_SIZE
         skipped = -start % PMD_SIZE // PAGE_SIZE
@@ -379,7 +380,7 @@ class Observer:
         """Return the memory counters, one record of dtype STATUS, in bytes."""
         found = _STATUS_LINES.search(os.pread(self._status, 4096, 0))
         if not found:
-            raise ProcessLookupError("the process has no memory any more")
+            raise ProcessLookupError("the process has ended: its status has no memory counters")
         size, locked, anon, file, shmem, data, stack, tables = map(int, found.groups())
         if not self.exact_rss:
             anon = int(_ANONYMOUS_LINE.search(os.pread(self._rollup, 4096, 0))[1])
@@ -388,7 +389,7 @@ class Observer:
 
 
 def _merge(regions: np.ndarray) -> np.ndarray:
-    """Join neighbours in the same state (sorted regions)."""
+    """Join adjacent regions in the same state; ``regions`` are sorted by address."""
     if len(regions) < 2:
         return regions
     joins = (regions["start"][1:] == regions["end"][:-1]) & (
@@ -403,7 +404,7 @@ def _merge(regions: np.ndarray) -> np.ndarray:
 def thp_counters() -> dict[str, int]:
     """Return the host's counters of huge pages (``thp_*`` of /proc/vmstat).
 
-    ``thp_collapse_alloc`` that moved during a run: khugepaged may have interfered.
+    If ``thp_collapse_alloc`` changes during a run, khugepaged may have interfered.
     """
     lines = Path("/proc/vmstat").read_text().splitlines()
     pairs = (line.split() for line in lines if line.startswith("thp_"))
@@ -411,9 +412,10 @@ def thp_counters() -> dict[str, int]:
 
 
 def pages_out() -> bool:
-    """Whether DAMON pages memory out that is not accessed: splits huge pages, drops lazily freed.
+    """Return True if DAMON is active: it may page out memory that is not accessed.
 
-    A setting of the host (/sys/kernel/mm/damon); seen on virtual machines that give memory back.
+    It then splits huge pages and discards lazily freed ones.  This is a setting of the host
+    (/sys/kernel/mm/damon), observed on virtual machines that return memory to their host.
     """
     for state in Path("/sys/kernel/mm/damon/admin/kdamonds").glob("*/state"):
         if _choice(state) == "on":
@@ -422,10 +424,10 @@ def pages_out() -> bool:
 
 
 def host_settings() -> dict[str, object]:
-    """Return the settings of the host that decide how its memory behaves; None where it has none.
+    """Return the host's settings of memory management; the value of an absent setting is None.
 
-    Sizes in bytes.  A THP setting is the word chosen (``always``, ``madvise``, …); ``thp_sizes``
-    gives it by size of the huge page.
+    Sizes are in bytes.  A THP setting is the selected word (``always``, ``madvise``, …);
+    ``thp_sizes`` maps the size of a huge page to its setting.
     """
     thp = Path("/sys/kernel/mm/transparent_hugepage")
     vm = Path("/proc/sys/vm")
@@ -472,7 +474,7 @@ def _number(path: Path) -> int | None:
 
 
 def _choice(path: Path) -> str | None:
-    """Return the word in brackets."""
+    """Return the selected value of a setting, the word in brackets."""
     try:
         found = re.search(r"\[(\S+)\]", path.read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""A tiny real process that executes prepared operations on the real kernel.
+"""Tiny real process that executes prepared operations on the real kernel.
 
 ::
 
@@ -9,9 +9,9 @@
         ops[1] = (OP_STORE, 0, (address, 42, 0, 0, 0, 0))
         assert host.run(ops[1:])["minflt"][0] == 1
 
-The process starts with no heap, an empty environment and almost no mappings of its own
+The process starts with no heap, an empty environment and very few mappings
 (:mod:`kernel.linux.host.code`).  It runs without capabilities, because root is exempt from some
-limits, and dies with the thread that made it.  No setting of the host is changed.
+limits, and dies with the thread that created it.  It changes no setting of the host.
 """
 
 import contextlib
@@ -30,53 +30,54 @@ from typing import NoReturn
 import numpy as np
 
 from kernel.linux.host import code as harness
-from kernel.linux.host.code import the_program
+from kernel.linux.host.code import harness_program
 from kernel.linux.host.elf import PAGE_SIZE, STT_GNU_IFUNC, ElfFile
 
 #: First file descriptor of ``files`` in the child.
 FIRST_FILE = 10
 
-#: The usual size of a stack; the place of the first mapping depends on this limit.
+#: Default stack size limit, bytes; the address of the first mapping depends on it.
 _STACK_LIMIT = 8 << 20
 
-#: How often each side looks for the other's word before it sleeps in the kernel.  The scheduler
-#: puts both on one processor, where spinning only delays the other.
+#: Iterations that each side spins, waiting for the other, before it sleeps in the kernel.  The
+#: scheduler puts both sides on one processor, where spinning only delays the other.
 SPINS = 0
 
-#: Longest wait inside one call of machine code: a dead child and Ctrl-C are noticed so soon.
-_PATIENCE_NS = 20_000_000
+#: Longest wait inside one call of machine code, ns.  It bounds the delay until a dead child or
+#: Ctrl-C is noticed.
+_WAIT_NS = 20_000_000
 
-#: What the child's answer reads before its first one.
+#: Value of the ``done`` word before the child's first answer.
 _NOT_READY = 0xFFFFFFFF
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 24, 28
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
-#: SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP, both locked: exec as root gives nothing back.
+#: SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP, both locked: exec as root regains no capability.
 _SECUREBITS = 0x0F
 _NR_CAPSET, _NR_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 126, 436, 4
 
 
 class HostError(Exception):
-    """The host process could not be started, or has died: one line that says why."""
+    """Failure to start the host process, or its death; one line says why."""
 
 
 class HostProcess:
-    """One real process at the mercy of prepared operations.
+    """Real process that executes prepared operations.
 
-    ``randomize``: keep address space randomisation; else it is switched off for this process, and
-    where the system refuses that, ``.randomized`` says so.  ``stack_unlimited``: start as under
-    ``ulimit -s unlimited``.  ``legacy_layout``: mappings from the bottom up, by personality; on
+    ``randomize``: keep address space randomisation.  Otherwise it is disabled for this process; if
+    the system refuses that, ``.randomized`` is True.  ``stack_unlimited``: start as under
+    ``ulimit -s unlimited``.  ``legacy_layout``: place mappings bottom-up, by personality; on
     Linux 6.18 an unlimited stack alone leaves them top-down, from a sixth of the address space.
-    ``limits``: soft limits in bytes by RLIMIT number; hard limits stay, and the stack's is 8 MiB
-    unless given.  ``files``: open descriptors, which the child has as 10, 11, ….
-    ``libc``: load the system's C library too, with these environment variables (``{}`` for none);
-    LD_PRELOAD among them names libraries, by path, whose functions come before the C library's.
+    ``limits``: soft limits in bytes by RLIMIT number; hard limits are unchanged, and the soft limit
+    of the stack is 8 MiB by default.  ``files``: open descriptors, which the child gets as 10, 11….
+    ``libc``: also load the system's C library, with these environment variables (``{}`` for none);
+    LD_PRELOAD may list paths of libraries whose functions take precedence over the C library's.
 
-    ``.pid``; ``.areas``: (start, end) of the mappings that an operation must leave alone;
-    ``.maps``: the text of /proc/PID/maps at the start; ``.start_brk``.
+    ``.pid``; ``.areas``: (start, end) of the mappings that operations must not change;
+    ``.maps``: text of /proc/PID/maps at the start; ``.start_brk``.
 
-    Raises HostError where it cannot be made.
+    Raises HostError if the process cannot be started.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class HostProcess:
         self._status = -1
         self._sequence = 0
         try:
-            self._program = the_program(libc=libc is not None)
+            self._program = harness_program(libc=libc is not None)
             shared = os.memfd_create("shared", os.MFD_CLOEXEC)
         except OSError as error:
             raise HostError(f"no executable memory file: {error.strerror}") from error
@@ -114,7 +115,7 @@ class HostProcess:
             os.close(shared)
         self._owner = os.getpid()
         self._finalizer = weakref.finalize(self, _reap, self.pid, self._owner)
-        # Bytes, because NumPy copies records field by field.
+        # Bytes instead of records, which NumPy copies field by field.
         self._ops = np.frombuffer(
             self._memory, "u1", harness.CHUNK * harness.OP.itemsize, harness.OPS
         )
@@ -126,12 +127,12 @@ class HostProcess:
         self._options = ctypes.c_int64.from_buffer(
             self._memory, harness.CONTROL.fields["options"][1]
         )
-        self._timeout = (ctypes.c_int64 * 2)(0, _PATIENCE_NS)
+        self._timeout = (ctypes.c_int64 * 2)(0, _WAIT_NS)
         self._timeout_address = ctypes.addressof(self._timeout)
         self.spins = SPINS
         try:
             self._wait_until_ready()
-            self._look_around()
+            self._read_initial_state()
         except BaseException:
             self.close()
             raise
@@ -144,7 +145,7 @@ class HostProcess:
 
     @property
     def spins(self) -> int:
-        """How often each side looks for the other's word before it sleeps."""
+        """Iterations that each side spins before it sleeps."""
         return self._spins
 
     @spins.setter
@@ -162,11 +163,11 @@ class HostProcess:
         """Execute ``ops`` (dtype OP, any number) in order; return an array of RESULT.
 
         Without ``faults`` the fault counts stay 0 and an operation costs one system call less.
-        ``waiting`` is called every so often while there is no answer; when it raises, the process
-        ends.  Raises HostError when the process dies; what it has answered by then is lost.
+        ``waiting`` is called periodically until the results arrive; if it raises, the process is
+        killed.  Raises HostError if the process dies; the results of this call are then lost.
         """
         if self._status >= 0:
-            raise HostError(f"the host process {_in_words(self._status)}")
+            raise HostError(f"the host process {_exit_reason(self._status)}")
         self._options.value = 0 if faults else harness.OPTION_NO_FAULTS
         total = len(ops)
         if total <= harness.CHUNK:
@@ -178,38 +179,40 @@ class HostProcess:
         return results
 
     def expect_threads(self) -> None:
-        """From now on pthread_create may be called, with what :meth:`create` returns.
+        """Allow calls of pthread_create, with the arguments that :meth:`create` returns.
 
-        Faults are those of the process: the acting thread's, because the others sleep.
+        Page faults are then counted for the whole process.  They are those of the thread that
+        executes operations, because all others sleep.
         """
         self._control["usage_of"] = harness.USAGE_OF_PROCESS
 
     def create(self, thread: int) -> tuple[int, int, int, int]:
-        """Arguments of pthread_create for thread number ``thread``, 1 to MAX_THREADS - 1.
+        """Return the arguments of pthread_create for thread ``thread``, 1 to MAX_THREADS - 1.
 
-        OP_SWITCH and OP_JOIN know it by that number.  It touches what it needs of its stack and
-        waits: its faults until then are of the operations that it runs beside.
+        OP_SWITCH and OP_JOIN refer to the thread by that number.  The thread first touches the part
+        of its stack that it needs, then waits.  The faults of that start are counted for whichever
+        operations run meanwhile.
         """
         if not 0 < thread < harness.MAX_THREADS:
-            raise HostError(f"no thread can have the number {thread}")
+            raise HostError(f"thread number {thread}: must be 1 to {harness.MAX_THREADS - 1}")
         return harness.HARNESS + harness.HANDLES + 8 * thread, 0, self._program.thread, thread
 
     def function(self, name: str) -> int:
         """Return the address of a function, for OP_CALL: a preloaded library's, else libc's.
 
-        Raises HostError when the process has no C library, when a library was not preloaded, and
-        when none has such a function.
+        Raises HostError if the process has no C library, if a library was not preloaded, or if no
+        library defines the function.
         """
         return self.provider(name)[1]
 
     def provider(self, name: str) -> tuple[str, int]:
-        """Path of the library whose function ``name`` is called, and the function's address.
+        """Return the path of the library that provides function ``name``, and its address.
 
-        Libraries come in the loader's order: the preloaded ones, then the C library.  Raises
-        HostError as :meth:`function` does.
+        Libraries are searched in the loader's order: the preloaded ones, then the C library.
+        Raises HostError as :meth:`function` does.
         """
         if self._environment is None:
-            raise HostError("the host process was made without a C library")
+            raise HostError("the host process was started without a C library")
         loaded: dict[str, int] = {}
         for line in self.maps.splitlines():
             span, _rights, offset, _device, _inode, *path = line.split(maxsplit=5)
@@ -223,13 +226,13 @@ class HostProcess:
         for path in order:
             value, kind = _library(path).get(name, (0, 0))
             if kind == STT_GNU_IFUNC:
-                raise HostError(f"{name} of {path} is chosen when it is loaded: no fixed address")
+                raise HostError(f"{path}: {name} is resolved at load time, so its address varies")
             if value:
                 return path, loaded[path] + value
-        raise HostError(f"{order[-1] if order else 'the host process'} has no {name}")
+        raise HostError(f"{order[-1] if order else 'the host process'} has no function {name}")
 
     def close(self) -> None:
-        """End the process; more than once does no harm."""
+        """Kill the process.  Further calls do nothing."""
         if self._finalizer.detach():
             self._status = max(_reap(self.pid, self._owner), 0)
 
@@ -243,33 +246,33 @@ class HostProcess:
                 self._check_alive()
                 if waiting:
                     waiting()
-        except BaseException:  # such as Ctrl-C: nobody may write operations while it reads them
+        except BaseException:  # e.g. Ctrl-C: the child may still be reading these operations
             self.close()
             raise
         return self._results[: count * harness.RESULT.itemsize].copy().view(harness.RESULT)
 
     def _check_alive(self) -> None:
-        """Raise HostError when the child has ended."""
+        """Raise HostError if the child has ended."""
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError as error:  # somebody else has waited for it
-            raise HostError("the host process has ended, nobody knows how") from error
+        except ChildProcessError as error:  # other code has already waited for the child
+            raise HostError("the host process has ended, its exit status is unknown") from error
         if pid:
             self._finalizer.detach()
             self._status = status
-            raise HostError(f"the host process {_in_words(status)}")
+            raise HostError(f"the host process {_exit_reason(status)}")
 
     def _wait_until_ready(self) -> None:
-        """Wait for the child's answer to command 0, which nobody gave."""
+        """Wait until the child sets ``done`` to command 0, the initial value."""
         deadline = time.monotonic() + 30
         while self._control["done"] == _NOT_READY:
             self._check_alive()
             if time.monotonic() > deadline:
-                raise HostError("the host process does not answer")
+                raise HostError("the host process does not respond")
             time.sleep(0.0002)
 
-    def _look_around(self) -> None:
-        """Read what the child is like at the start, and that it has no capabilities."""
+    def _read_initial_state(self) -> None:
+        """Read the child's state at the start, and check that it has no capabilities."""
         folder = Path(f"/proc/{self.pid}")
         try:
             self.maps = (folder / "maps").read_text()
@@ -286,19 +289,19 @@ class HostProcess:
             (harness.HARNESS, harness.HARNESS + harness.HARNESS_SIZE),
             (harness.CODE, harness.CODE + PAGE_SIZE),
         )
-        # One processor: lists of pages that each keeps for itself (MADV_FREE adds to one) would
-        # make what MADV_PAGEOUT finds depend on where the process has been.
+        # Pin the child to one processor.  Each processor keeps lists of pages (MADV_FREE adds to
+        # one of them), so that the effect of MADV_PAGEOUT would depend on migrations.
         allowed = sorted(os.sched_getaffinity(self.pid))
         os.sched_setaffinity(self.pid, {allowed[os.getpid() % len(allowed)]})
         effective = status.split("CapEff:", 1)[1].split()[0]
         if int(effective, 16):
-            raise HostError(f"capabilities cannot be given up ({effective} are left)")
+            raise HostError(f"capabilities cannot be dropped ({effective} remain)")
 
     # --- the start ----------------------------------------------------------------------------
 
     def _start(self, shared: int, files: list[int]) -> int:
-        """Fork and exec; return the child's pid.  Raises HostError with what was refused."""
-        _libc()  # loaded before the fork
+        """Fork and exec; return the child's pid.  Raises HostError, which names the failed step."""
+        _libc()  # load it before the fork
         reader, writer = os.pipe()
         parent = os.getpid()
         pid = os.fork()
@@ -313,16 +316,16 @@ class HostProcess:
         return pid
 
     def _become(self, parent: int, shared: int, files: list[int], writer: int) -> NoReturn:
-        """Turn the forked child into the program; the pipe closes itself when that succeeds."""
+        """Exec the program in the forked child; success closes the pipe."""
         step = "the fork"
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            step = "passing on files"
+            step = "passing files"
             program, writer = _pass_files([shared, *files], self._program.fd, writer)
-            with contextlib.suppress(OSError):  # if memory runs out, this process goes first
+            with contextlib.suppress(OSError):  # make it the first victim of the OOM killer
                 Path("/proc/self/oom_score_adj").write_text("1000")
-            step = "giving up capabilities"
+            step = "dropping capabilities"
             _drop_capabilities()
             libc = _libc()
             libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -351,20 +354,20 @@ def _library(path: str) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
-    """Return this Python's C library, for the calls that Python does not offer."""
+    """Return the C library of this Python, for calls that Python does not wrap."""
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
     return library
 
 
 def _pass_files(files: list[int], program: int, writer: int) -> tuple[int, int]:
-    """Give the child ``files`` (the shared memory first), nothing else.
+    """Pass only ``files`` (the shared memory first) to the child.
 
-    Return the descriptors of the program and of the pipe, which close when the program starts.
+    Return the new descriptors of the program and of the pipe, which close when the program starts.
     """
     import fcntl
 
-    # Out of the way of the numbers to come.
+    # Move all descriptors above the numbers that the child's files get.
     above = FIRST_FILE + len(files)
     program, writer, *files = (
         fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (program, writer, *files)
@@ -381,9 +384,9 @@ def _pass_files(files: list[int], program: int, writer: int) -> tuple[int, int]:
 
 
 def _drop_capabilities() -> None:
-    """Give up every capability for good, so that the limits hold for root as for anybody.
+    """Drop every capability permanently, so that the limits apply to root as to any user.
 
-    What only root may do is attempted; without root there is nothing to give up.
+    Failures of calls that only root may make are ignored: other users have nothing to drop.
     """
     libc = _libc()
     for capability in range(64):
@@ -398,11 +401,11 @@ def _drop_capabilities() -> None:
 
 
 def _set_limit(number: int, soft: int, *, strict: bool) -> None:
-    """Set a soft limit; above the hard one it becomes that, or an error if ``strict``."""
+    """Set a soft limit; lower a value above the hard limit, or refuse it if ``strict``."""
     hard = resource.getrlimit(number)[1]
     if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
         if strict:
-            raise ValueError(f"limit {number} cannot be {soft}: the hard limit is {hard}")
+            raise ValueError(f"soft limit {number} cannot be {soft}: the hard limit is {hard}")
         soft = hard
     resource.setrlimit(number, (soft, hard))
 
@@ -416,8 +419,11 @@ def _randomization() -> int:
 
 
 def _reap(pid: int, parent: int) -> int:
-    """Kill a child of ``parent`` and wait for it; return its wait status, -1 if it is not ours."""
-    if os.getpid() != parent:  # a fork of the parent forgets its copy of the HostProcess
+    """Kill a child of ``parent`` and wait for it.
+
+    Return its wait status, or -1 if this process is not ``parent`` or the child has already ended.
+    """
+    if os.getpid() != parent:  # a fork of the parent must not kill the original's child
         return -1
     try:
         os.kill(pid, signal.SIGKILL)
@@ -426,8 +432,8 @@ def _reap(pid: int, parent: int) -> int:
         return -1
 
 
-def _in_words(status: int) -> str:
-    """Say how a process ended."""
+def _exit_reason(status: int) -> str:
+    """Return a wait status as text."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:

@@ -1,7 +1,7 @@
 """``python -m kernel.linux.verify``: run random programs on the real kernel and on the model.
 
-Exit codes: 0 no mismatch, 1 a mismatch, 2 bad arguments, 77 the host cannot serve as truth,
-130 interrupted.  The last line is ``N operations, M mismatches``.
+Exit codes: 0 no mismatch, 1 a mismatch or a failure, 2 bad arguments, 77 the host cannot serve as
+the reference, 130 interrupted.  The last line is ``N operations, M mismatches``.
 """
 
 import sys
@@ -15,20 +15,20 @@ def _parser() -> OneLineParser:
         description="Run random programs on the real kernel and on the model, and compare result, "
         "faults, areas, resident pages and counters after every operation.",
     )
-    add_arguments(parser, 10_000, "in all", "kernel")
+    add_arguments(parser, 10_000, "in total", "kernel")
     parser.add_argument(
         "--thp",
         choices=("on", "off", "both"),
-        help="programs with huge pages, without, or in turn (default: both where "
-        "the host has them)",
+        help="run programs with huge pages, without, or alternately (default: both if "
+        "the host has huge pages, else off)",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     options = _parser().parse_args(argv)
-    # Late: mistakes in the arguments answer at once, and not every platform can import all of it.
+    # Late imports: argument errors are reported at once, and not all platforms can import these.
     from kernel.linux.host import unavailable
 
     if reason := unavailable():

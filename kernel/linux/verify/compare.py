@@ -1,8 +1,7 @@
-"""Two sides, the real process and the model, one operation at a time; the first difference.
+"""Comparison of a real process and the model, one operation at a time.
 
-The real process starts with mappings of its own (the harness of kernel.linux.host), and the model
-with the same ones: it is built from the text of /proc/PID/maps.  They are left alone by every
-program.
+The real process starts with the mappings of its harness (kernel.linux.host).  The model is built
+from the text of /proc/PID/maps and starts with the same mappings, which no program changes.
 """
 
 import contextlib
@@ -33,37 +32,44 @@ from kernel.linux.verify.operation import OP_SETRLIMIT, Op, result_words
 from kernel.types import VM_GROWSDOWN, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
 from kernel.uapi import RLIM_INFINITY
 
-#: Random layouts that are tried, one in ten does not fit the model's window.
+#: Maximum number of random layouts to try; one in ten does not fit into the model's window.
 _STARTS = 20
 
 
 @dataclass(frozen=True)
 class ProcessSetting:
-    """The process of a program as it is set up.  ``seed`` makes the program, or names it."""
+    """Setting of a program: the set-up of its process, and the seed.
+
+    ``seed`` generates a random program or names a handwritten one.
+    """
 
     seed: str
     thp: bool = False
     legacy: bool = False
-    unlimited: bool = False  # no limit of the stack: mappings go lower
+    unlimited: bool = False  # no stack limit: mappings start lower
     randomize: bool = False
 
     def words(self) -> str:
-        """The setting in a few words."""
+        """Return the setting as text."""
         return f"seed {self.seed}, {self.kind().removesuffix(', plain')}"
 
     def kind(self) -> str:
-        """The setting without its seed."""
+        """Return the setting without its seed, as text."""
         named = [n for n, v in asdict(self).items() if v is True and n != "thp"]
         return ", ".join([f"thp {'on' if self.thp else 'off'}", *(named or ["plain"])])
 
     def name(self) -> str:
-        """The setting for the name of a file: the seed says it all."""
+        """Return a file name for the setting, which the seed determines."""
         return self.seed.replace("/", "-")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that programs map: its descriptor here, VM_MAY* as opened, and its alignment."""
+    """File that programs map.
+
+    ``fd``: descriptor in this process.  ``may``: VM_MAY* flags by the mode of opening.
+    ``thp_align``: True if large mappings of it are aligned to huge pages.
+    """
 
     fd: int
     may: int
@@ -72,9 +78,10 @@ class File:
 
 @contextlib.contextmanager
 def files() -> Iterator[list[File]]:
-    """Files to map, for FDS: memory files read-write and read-only; on disk also write-only.
+    """Open the files for FDS: two memfds (read-write, read-only) and three files on disk.
 
-    On disk means in the working or the temporary directory, whichever aligns large mappings.
+    Those on disk are read-write, read-only and write-only, in the first of the working directory
+    and the temporary directory whose file system aligns large mappings.
     """
     with contextlib.ExitStack() as stack:
 
@@ -114,7 +121,7 @@ def files() -> Iterator[list[File]]:
 
 
 class Real(RealSide):
-    """The real process as one side of a comparison."""
+    """Real process as one side of a comparison."""
 
     def __init__(self, setting: ProcessSetting, opened: Sequence[File]) -> None:
         host = HostProcess(
@@ -131,12 +138,12 @@ class Real(RealSide):
         self._op = np.zeros(1, OP)
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         super().close()
         self.host.close()
 
     def do(self, op: Op) -> Result:
-        """Do one operation."""
+        """Execute one operation."""
         args = op.arguments()
         if op.kind == OP_SETRLIMIT and args[1] == RLIM_INFINITY:
             args = (args[0], -1, 0, 0, 0, 0)
@@ -145,13 +152,13 @@ class Real(RealSide):
         return Result(0 if rest[0] else value, *rest)
 
     def do_all(self, ops: Sequence[Op]) -> list[int]:
-        """Do system calls at once; their values."""
+        """Execute system calls in one batch; return their values."""
         batch = np.array([(op.kind, op.nr, op.arguments()) for op in ops], OP)
         return self.host.run(batch)["value"].tolist()
 
 
 class Pair:
-    """A real process and its model, just started.  A context manager."""
+    """Real process and its model, both in their initial state; a context manager."""
 
     def __init__(self, setting: ProcessSetting, opened: Sequence[File], models: Models) -> None:
         self.setting = setting
@@ -160,14 +167,14 @@ class Pair:
             try:
                 self.model: Model = models.model(
                     self.real.host,
-                    # The kernel's own pages were the first to be placed, top-down.
+                    # The kernel places vdso and vvar first, top-down.
                     mmap_base=max(end for _, end in _kernel_pages(self.real.host)),
                     legacy_layout=setting.legacy,
                 )
                 self.ground = self._align(opened)
                 break
             except ValueError:
-                # A random layout that the model's window cannot hold: another will do.
+                # The random layout does not fit into the model's window: try another one.
                 self.real.close()
                 if not left or not self.real.host.randomized:
                     raise
@@ -182,7 +189,7 @@ class Pair:
         self.real.close()
 
     def _align(self, opened: Sequence[File]) -> Ground:
-        """Let the model begin where the real process is; what stays the same from then on."""
+        """Set the model to the real process's initial state; return the constants of that state."""
         host, k = self.real.host, self.model.k
         mm = k.mm
         if host.randomized and self.setting.legacy:
@@ -210,7 +217,7 @@ class Pair:
         )
 
     def step(self, op: Op) -> tuple[Result, list[Difference]]:
-        """Do ``op`` on both sides; the model's result, and in what they differ."""
+        """Execute ``op`` on both sides; return the model's result and the differences."""
         theirs = self.real.do(op)
         ours = self.model.do(op)
         real, model = self.both()
@@ -219,9 +226,9 @@ class Pair:
         return ours, [*_results(theirs, ours), *differences(real, model)]
 
     def crowd(self, ops: Sequence[Op]) -> tuple[Result, list[Difference]]:
-        """Do all of ``ops`` on both sides; what the last gave, and in what they differ then.
+        """Execute all ``ops`` on both sides; return the last result and the differences after it.
 
-        Also when one of them gave something else on the two sides.
+        If the return values of an earlier operation differ, stop there and return that difference.
         """
         theirs = self.real.do_all(ops[:-1])
         for op, real in zip(ops[:-1], theirs, strict=True):
@@ -231,12 +238,12 @@ class Pair:
         return self.step(ops[-1])
 
     def both(self) -> tuple[State, State]:
-        """The states after the last operation, real and model."""
+        """Return the states after the last operation, real and model."""
         return self.real.state(), self.model.state()
 
 
 def _results(theirs: Result, ours: Result) -> Iterator[Difference]:
-    """In what the results of one operation differ."""
+    """Yield the differences between the results of one operation."""
     if theirs[:4] != ours[:4]:
         yield Difference("result", result_words(*theirs[:4]), result_words(*ours[:4]))
     for name in ("minflt", "majflt"):
@@ -245,6 +252,6 @@ def _results(theirs: Result, ours: Result) -> Iterator[Difference]:
 
 
 def _kernel_pages(host: HostProcess) -> list[tuple[int, int]]:
-    """Return where the kernel's own pages lie in user space (vdso, vvar)."""
+    """Return the (start, end) addresses of the kernel's mappings in user space (vdso, vvar)."""
     lines = [line.split() for line in host.maps.splitlines() if "[vvar" in line or "[vdso" in line]
     return [tuple(int(part, 16) for part in line[0].split("-")) for line in lines]

@@ -1,7 +1,7 @@
-"""Programs written by hand, for rules that random ones seldom meet; part of every run.
+"""Handwritten programs for rules that random programs seldom exercise; every run includes them.
 
-Each is a list of operations, compared like random ones.  A :class:`Crowd` is many at once, of which
-only the last state is compared: what it takes to reach the limit of areas.
+Each is a list of operations, compared like random ones.  A :class:`Crowd` is a batch of operations
+of which only the final state is compared; it is needed to reach the limit on areas.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from kernel import uapi
 from kernel.linux.verify.generator import Ground
 from kernel.linux.verify.operation import OP_LOAD, OP_STORE, OP_TOUCH, Op, syscall
 
-#: What their operations are called, of whatever kind.
+#: Label of all operations of these programs.
 LABEL = "directed"
 PAGE, SLOT, GIB = 4096, 2 << 20, 1 << 30
-#: Where the programs live: a multiple of 1 GiB, far from everything in the model's window.
+#: Addresses that the programs use: far from all other mappings, HERE a multiple of 1 GiB.
 HERE, THERE = 0x600040000000, 0x6C8040000000
 _FIXED = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED
 _MOVE = uapi.MREMAP_MAYMOVE | uapi.MREMAP_FIXED
 
 
 class Crowd(NamedTuple):
-    """Operations that are compared only in the state that the last one leaves."""
+    """Batch of operations of which only the final state is compared."""
 
     ops: list[Op]
 
@@ -43,7 +43,7 @@ def _write(addr: int, pages: int = 1) -> Op:
 
 
 def whole_tables(ground: Ground) -> Iterator[Op]:
-    """Moves of whole tables: 1 GiB, 2 MiB, and a first slot that is shared with free space only."""
+    """Move whole page tables: 1 GiB, 2 MiB, and a first slot that holds no other mapping."""
     yield _map(HERE, 2 * GIB)
     yield _write(HERE + 5 * SLOT)
     yield _write(HERE + GIB + 7 * SLOT + 3 * PAGE, 5)
@@ -65,7 +65,7 @@ def whole_tables(ground: Ground) -> Iterator[Op]:
 
 
 def unwritten_moves(ground: Ground) -> Iterator[Op]:
-    """Areas never written merge where they go; once written they keep their offset."""
+    """Move areas: one never written merges at its destination, one written keeps its offset."""
     yield _map(HERE, 8 * PAGE)
     yield _map(THERE, PAGE)
     yield _call(uapi.NR_MREMAP, HERE, PAGE, PAGE, _MOVE, THERE + PAGE)
@@ -78,7 +78,10 @@ def unwritten_moves(ground: Ground) -> Iterator[Op]:
 
 
 def anon_vmas(ground: Ground) -> Iterator[Op]:
-    """Neighbours that differ in protection only share an anon_vma; others never merge again."""
+    """Write areas: neighbours that differ only in protection share an anon_vma.
+
+    Others get separate ones and never merge again.
+    """
     yield _map(HERE, 6 * PAGE)
     yield _call(uapi.NR_MPROTECT, HERE + 2 * PAGE, 2 * PAGE, 1)
     yield _write(HERE)
@@ -92,7 +95,7 @@ def anon_vmas(ground: Ground) -> Iterator[Op]:
 
 
 def huge_pages(ground: Ground) -> Iterator[Op]:
-    """Deposits, and what is left of a huge page of which a part is freed, written or not."""
+    """Test deposited page tables, and huge pages after a part (written or not) is freed."""
     if not ground.thp:
         return
     yield _map(HERE, 4 * SLOT)
@@ -109,7 +112,7 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
     yield _write(HERE + 2 * SLOT + PAGE)
     yield _advise(HERE + 2 * SLOT, SLOT, uapi.MADV_PAGEOUT)
     yield _advise(HERE + 2 * SLOT, SLOT, uapi.MADV_PAGEOUT)
-    # A huge page that is mapped page by page, but whole.
+    # A whole huge page that is mapped by small entries.
     yield _map(HERE + 3 * SLOT, SLOT)
     yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_HUGEPAGE)
     yield _write(HERE + 3 * SLOT)
@@ -117,14 +120,14 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
     yield _call(uapi.NR_MPROTECT, HERE + 3 * SLOT, PAGE, 3)
     yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_FREE)
     yield _advise(HERE + 3 * SLOT, SLOT, uapi.MADV_PAGEOUT)
-    # Two huge pages, mapped page by page one after the other, meet inside a slot.
+    # Two huge pages mapped by small entries are adjacent inside one slot.
     yield _map(HERE, 2 * SLOT)
     yield _advise(HERE, 2 * SLOT, uapi.MADV_HUGEPAGE)
     yield _write(HERE)
     yield _write(HERE + SLOT)
     yield _call(uapi.NR_MREMAP, HERE, 2 * SLOT, 2 * SLOT, _MOVE, THERE + PAGE)
     yield _advise(THERE + SLOT, 4 * PAGE, uapi.MADV_FREE)
-    # Locked, moved in part, unlocked: what was locked in memory stays whole.
+    # Locked, partly moved, unlocked: the huge page that was locked in memory is not split.
     yield _map(HERE, SLOT)
     yield _advise(HERE, SLOT, uapi.MADV_HUGEPAGE)
     yield _call(uapi.NR_MLOCK, HERE, SLOT)
@@ -133,7 +136,7 @@ def huge_pages(ground: Ground) -> Iterator[Op]:
 
 
 def too_large(ground: Ground) -> Iterator[Op]:
-    """Overcommit mode 0 refuses what memory could never hold, whoever asks."""
+    """Request more than RAM + swap, which overcommit mode 0 refuses to every call."""
     if not ground.memory:
         return
     more = ground.memory // PAGE * PAGE + 3 * PAGE
@@ -148,13 +151,13 @@ def too_large(ground: Ground) -> Iterator[Op]:
     yield _call(uapi.NR_MUNMAP, HERE, more)
     yield _map(HERE, more, 3, _FIXED | uapi.MAP_NORESERVE)
     yield _call(uapi.NR_MUNMAP, HERE, more)
-    # No gap is as large as this.
+    # No gap is that large.
     yield _map(HERE, PAGE, 0)
     yield _call(uapi.NR_MREMAP, HERE, PAGE, 0x7FF000000000, uapi.MREMAP_MAYMOVE, 0)
 
 
 def beyond(ground: Ground) -> Iterator[Op]:
-    """Ranges that end beyond user space, or begin there."""
+    """Use ranges that begin or end beyond user space."""
     yield _map(HERE, 4 * PAGE)
     for length in (-(1 << 62), 1 << 62):
         yield _call(uapi.NR_MUNLOCK, HERE, length)
@@ -168,9 +171,9 @@ def beyond(ground: Ground) -> Iterator[Op]:
 
 
 def crowded(ground: Ground) -> Iterator[Op | Crowd]:
-    """At the limit of areas: what would make one more is refused, after what it did before."""
+    """Reach the limit on areas: calls that need one more are refused, after partial effects."""
     most = 65530
-    # One in two pages, so that nothing merges; the harness and the rest have about ten.
+    # Every second page, so that nothing merges.  The harness and the kernel have about ten areas.
     first, last = HERE, HERE + 2 * (most - 40) * PAGE
     yield Crowd([_map(addr, PAGE) for addr in range(first, last, 2 * PAGE)])
     tail = last + 16 * PAGE
@@ -195,7 +198,7 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
         yield _call(uapi.NR_MREMAP, tail, PAGE, 2 * PAGE, uapi.MREMAP_MAYMOVE, 0)
         yield _call(uapi.NR_MREMAP, tail + 2 * PAGE, PAGE, PAGE, _MOVE, tail + 5 * PAGE)
         yield _call(uapi.NR_MPROTECT, tail + PAGE, PAGE, 5)
-    # Two splits needed and room for one: the first is made.
+    # Two splits are needed but only one is possible: the first one is made.
     for n in range(4, 8):
         yield _call(uapi.NR_MUNMAP, tail + (16 + 2 * n) * PAGE, PAGE)
         yield _call(uapi.NR_MPROTECT, tail + (201 + 3 * n) * PAGE, PAGE, 1)
@@ -204,7 +207,7 @@ def crowded(ground: Ground) -> Iterator[Op | Crowd]:
 
 
 def locked(ground: Ground) -> Iterator[Op]:
-    """Pages stay locked in memory when their area is no longer: MREMAP_DONTUNMAP unlocks all."""
+    """Unlock an area with MREMAP_DONTUNMAP: the pages that remain stay locked in memory."""
     yield _map(HERE, 4 * PAGE)
     yield _write(HERE, 4)
     yield _call(uapi.NR_MLOCK, HERE, 4 * PAGE)
@@ -224,7 +227,7 @@ def locked(ground: Ground) -> Iterator[Op]:
 
 
 def populated(ground: Ground) -> Iterator[Op]:
-    """Populating for writing keeps what was lazily freed."""
+    """Populate lazily freed pages for writing, which keeps them."""
     yield _map(HERE, 4 * PAGE)
     yield _write(HERE, 4)
     yield _advise(HERE, 4 * PAGE, uapi.MADV_FREE)
@@ -233,7 +236,7 @@ def populated(ground: Ground) -> Iterator[Op]:
     yield _advise(HERE, 4 * PAGE, uapi.MADV_PAGEOUT)
 
 
-#: All of them, by name.
+#: All programs by name.
 PROGRAMS = {
     make.__name__: make
     for make in (
@@ -251,6 +254,6 @@ PROGRAMS = {
 
 
 def operations(name: str, ground: Ground) -> list[Op]:
-    """All operations of a program, one after the other."""
+    """Return all operations of a program, in order."""
     steps = PROGRAMS[name](ground)
     return [op for step in steps for op in (step.ops if isinstance(step, Crowd) else [step])]

@@ -1,11 +1,12 @@
-"""Random operations, aimed: at the areas that are there, their edges, and the free space beside.
+"""Random operations aimed at existing areas, their edges, and the free space next to them.
 
-A program lives in two or three *corners* of the address space (around the ends of a PTE, a PMD and
-a PUD page, the heap, the mmap area, below the stack …), so that its mappings meet.  Kinds come from
-a deck that is dealt out before it is shuffled again: their shares are exact.  Everything follows
-from the seed and from what the model says; the operations that come out are plain numbers.
+A program works in two or three *corners* of the address space (near the boundaries of a PTE, a PMD
+and a PUD page, the heap, the mmap area, below the stack …), so that its mappings become adjacent.
+Kinds are drawn from a deck that is dealt completely before it is reshuffled, so their shares are
+exact.  The seed and the model's state determine everything; the operations are plain numbers.
 
-What must not be done to the real process is in :func:`permitted`, which the shrinker asks too.
+:func:`permitted` rejects operations that the real process must not execute; the shrinker uses it
+too.
 """
 
 import random
@@ -26,22 +27,22 @@ from kernel.maps import MMAP_MIN_ADDR, TASK_SIZE
 from kernel.types import VM_GROWSDOWN, VM_HUGEPAGE, VM_LOCKED, VM_SHARED
 
 PAGE = 4096
-SLOT = 2 << 20  # what a PTE page maps, and a huge page
-#: No area larger than this, and no more in all: areas must not meet in the model's window.
-LARGEST, LARGEST_TOTAL = 8 << 30, 40 << 30
-#: Corners are this far apart in the window, bytes.
-APART = 64 << 30
-#: Areas of a program, beyond which it clears up.
-MOST_AREAS = 40
+SLOT = 2 << 20  # bytes mapped by a PTE page, and the size of a huge page
+#: Maximum sizes of one area and of all, bytes: areas must not collide in the model's window.
+MAX_AREA, MAX_TOTAL = 8 << 30, 40 << 30
+#: Minimum distance of corners in the window, bytes.
+CORNER_DISTANCE = 64 << 30
+#: Number of areas above which a program unmaps some.
+MAX_AREAS = 40
 _ANONYMOUS = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS
-#: Descriptors that the real process inherits (kernel.linux.verify.compare makes the files).
+#: Descriptors that the real process inherits (kernel.linux.verify.compare opens the files).
 FDS = (10, 11, 12, 13, 14)
 _CLOSED_FD = 999
 
 
 @dataclass(frozen=True)
 class Area:
-    """One area of the model: addresses in bytes, ``flags`` VM_*, ``file`` an id or 0."""
+    """Area of the model: addresses in bytes, ``flags`` VM_*, ``file`` an id or 0."""
 
     start: int
     end: int
@@ -52,13 +53,13 @@ class Area:
 
     @property
     def plain(self) -> bool:
-        """Return whether it is private anonymous memory, which may be touched."""
+        """True if the area is private anonymous memory, which may be touched."""
         return not self.file and not self.flags & VM_SHARED
 
 
 @dataclass
 class View:
-    """All that a generator may know of the model.  Sizes in pages, limits in bytes."""
+    """State of the model that a generator uses.  Addresses are in bytes, counters in pages."""
 
     areas: list[Area]
     brk: int
@@ -70,31 +71,31 @@ class View:
 
 @dataclass(frozen=True)
 class Ground:
-    """All that stays the same while a program runs."""
+    """Constants of the environment in which a program runs."""
 
     protected: tuple[tuple[int, int], ...]  # areas of the harness in the real process
-    stack: int  # where its stack begins
+    stack: int  # lowest address of its stack
     start_brk: int
     mmap_base: int
     legacy_base: int
     window: int  # bytes of the model's window
     memlock: int  # RLIMIT_MEMLOCK at the start, bytes
-    memory: int  # MemTotal and swap, bytes, when overcommit mode 0 checks it; else 0
+    memory: int  # MemTotal + swap, bytes, in overcommit mode 0, which checks it; else 0
     thp: bool
     randomized: bool
 
     @property
-    def populate_most(self) -> int:
-        """Pages that one operation may fault in."""
+    def max_populate(self) -> int:
+        """Maximum number of pages that one operation may fault in."""
         return 1600 if self.thp else 200
 
     @property
-    def rss_most(self) -> int:
-        """Resident pages beyond which a program clears up."""
+    def max_rss(self) -> int:
+        """Number of resident pages above which a program unmaps some."""
         return 10000 if self.thp else 500
 
     def is_protected(self, start: int, end: int) -> bool:
-        """Return whether [start, end) meets the harness."""
+        """Return True if [start, end) overlaps the harness."""
         return any(low < end and start < high for low, high in self.protected)
 
 
@@ -103,18 +104,18 @@ def _aligned(value: int) -> bool:
 
 
 def _span(addr: int, length: int) -> tuple[int, int]:
-    """The pages of [addr, addr + length)."""
+    """Return the range of whole pages that contains [addr, addr + length)."""
     return addr // PAGE * PAGE, -(-(addr + length) // PAGE) * PAGE
 
 
 def _touchable(view: View, ground: Ground, start: int, end: int) -> bool:
-    """Return whether [start, end) has only plain areas and holes, and grows no foreign stack."""
+    """Return True if [start, end) has only plain areas and gaps, and grows no harness stack."""
     if ground.is_protected(start, end):
         return False
     for area in view.areas:
         if area.end > start:
             if area.start >= end:
-                # A touch in the hole below may let this area grow down.
+                # A touch in the gap below may make this area grow down.
                 foreign = ground.is_protected(area.start, area.end)
                 return not (area.flags & VM_GROWSDOWN and foreign)
             if not area.plain:
@@ -123,12 +124,12 @@ def _touchable(view: View, ground: Ground, start: int, end: int) -> bool:
 
 
 def _room(view: View, ground: Ground, length: int, *, charged: bool) -> bool:
-    """Return whether ``length`` more bytes are few enough, or sure to be refused."""
+    """Return True if ``length`` more bytes fit into the model's window or are surely refused."""
     if length > TASK_SIZE or length < 0:
         return True
     if charged and ground.memory and length > 2 * ground.memory:
         return True
-    return length <= LARGEST and view.total_vm * PAGE + length <= LARGEST_TOTAL
+    return length <= MAX_AREA and view.total_vm * PAGE + length <= MAX_TOTAL
 
 
 def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
@@ -140,11 +141,11 @@ def _mmap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool:
         if not flags & uapi.MAP_ANONYMOUS and fd in FDS and kind:
             return False
         shared = kind in (uapi.MAP_SHARED, uapi.MAP_SHARED_VALIDATE)
-        if shared or length > ground.populate_most * PAGE:
+        if shared or length > ground.max_populate * PAGE:
             return False
     fixed, gentle = flags & uapi.MAP_FIXED, flags & uapi.MAP_FIXED_NOREPLACE
     if ground.randomized and flags & uapi.MAP_32BIT and not (fixed or gentle):
-        return False  # Linux then begins its search at a random place
+        return False  # Linux starts its search at a random address
     if fixed and not gentle and ground.is_protected(*_span(addr, length)):
         if _aligned(addr) and 0 < length <= TASK_SIZE - addr:
             return False
@@ -162,22 +163,22 @@ def _mremap_permitted(view: View, ground: Ground, args: tuple[int, ...]) -> bool
     if new_len > old_len:
         for area in view.areas:
             if area.start <= addr < area.end and area.flags & VM_LOCKED:
-                if new_len - old_len > ground.populate_most * PAGE:
+                if new_len - old_len > ground.max_populate * PAGE:
                     return False
     return _room(view, ground, new_len, charged=False)
 
 
 def permitted(op: Op, view: View, ground: Ground) -> bool:
-    """Return whether the real process survives ``op``, and the model can tell what comes of it.
+    """Return True if the real process survives ``op`` and the model covers it.
 
-    Refused is what would take the harness's own memory away, touch shared or file memory (only
-    their layout is modelled), or exceed what the model's window can hold.
+    Not permitted: operations that unmap or change the harness's memory, touch shared or file memory
+    (of which only the layout is modelled), or do not fit into the model's window.
     """
     args = op.args
     if op.kind in (OP_LOAD, OP_STORE):
         return args[0] >= 0 and _touchable(view, ground, *_span(args[0], 8))
     if op.kind == OP_TOUCH:
-        small = 0 <= args[1] <= ground.populate_most * PAGE
+        small = 0 <= args[1] <= ground.max_populate * PAGE
         return small and args[0] >= 0 and _touchable(view, ground, *_span(args[0], args[1]))
     if op.kind == OP_SETRLIMIT:
         return True
@@ -186,8 +187,8 @@ def permitted(op: Op, view: View, ground: Ground) -> bool:
     if op.nr == uapi.NR_MREMAP:
         return _mremap_permitted(view, ground, args)
     if op.nr == uapi.NR_BRK:
-        # The stack is in the way of what is not small.
-        return args[0] < ground.start_brk + LARGEST or args[0] >= ground.stack
+        # A break at or above the stack's start collides with the stack and is refused.
+        return args[0] < ground.start_brk + MAX_AREA or args[0] >= ground.stack
     addr, length = args[:2]
     start, end = _span(addr, length)
     if op.nr == uapi.NR_MUNMAP:
@@ -196,23 +197,23 @@ def permitted(op: Op, view: View, ground: Ground) -> bool:
     if op.nr in (uapi.NR_MLOCK, uapi.NR_MLOCK2):
         if length < 0:
             return True
-        small = length <= ground.populate_most * PAGE
+        small = length <= ground.max_populate * PAGE
         return small and addr >= 0 and _touchable(view, ground, start, end)
     if op.nr == uapi.NR_MADVISE and args[2] in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
         if not _aligned(addr) or length <= 0:
             return True
-        small = length <= ground.populate_most * PAGE
+        small = length <= ground.max_populate * PAGE
         return small and addr >= 0 and _touchable(view, ground, start, end)
     if op.nr != uapi.NR_MUNLOCK and not _aligned(addr):
         return True
     if length < 0:
-        # An unsigned length: refused where the sum wraps, else everything from addr on.
+        # The length is unsigned: refused if the sum wraps, else it covers all addresses from addr.
         wraps = addr < 0 or addr + length >= 0 or length > -PAGE
         return wraps or not ground.is_protected(start, 1 << 64)
     return not ground.is_protected(start, end)
 
 
-#: Kinds of operations: what makes one, its share in the deck, and whether it needs huge pages.
+#: For each kind of operation: its constructor, its share of the deck, True if it needs huge pages.
 _KINDS: dict[str, tuple[Callable, float, bool]] = {}
 
 
@@ -225,12 +226,12 @@ def _kind(label: str, share: float = 1.5, *, thp: bool = False) -> Callable:
 
 
 def _advising(advice: int) -> Callable:
-    """Return a function that makes a madvise of some range."""
+    """Return a constructor of madvise calls with ``advice``."""
     return lambda self, label: self._madvise(label, advice)
 
 
 class Generator:
-    """Makes the next operation from a seed and the state that the ones before have led to."""
+    """Generator of operations, each determined by the seed and the current state of the model."""
 
     def __init__(self, seed: str, ground: Ground) -> None:
         self.rng = random.Random(seed)
@@ -239,19 +240,19 @@ class Generator:
         self.own: list[Area] = []
         self.focus = 0
         self.deck: list[str] = []
-        self.planned: list[tuple[int, Op]] = []  # at which operation what must come
+        self.planned: list[tuple[int, Op]] = []  # (number, operation) to insert at that number
         self.made = 0
         self.word = 0
         self.corners = self._choose_corners()
 
     def next(self, view: View) -> Op:
-        """The next operation, made for the state ``view``."""
+        """Return the next operation, generated for the state ``view``."""
         self.view = view
         self.own = [a for a in view.areas if not self.ground.is_protected(a.start, a.end)]
         self.made += 1
         if self.planned and self.planned[0][0] <= self.made:
             return self.planned.pop(0)[1]
-        if len(self.own) > MOST_AREAS or view.rss > self.ground.rss_most:
+        if len(self.own) > MAX_AREAS or view.rss > self.ground.max_rss:
             op = self._clear_up()
             if permitted(op, view, self.ground):
                 return op
@@ -275,7 +276,7 @@ class Generator:
         self.rng.shuffle(self.deck)
 
     def _clear_up(self) -> Op:
-        """Unmap a run of areas, from a random one on."""
+        """Return an munmap of consecutive areas, starting at a random one."""
         first = self.rng.randrange(len(self.own)) if self.own else 0
         group = self.own[first : first + self.rng.randint(3, 20)]
         while len(group) > 1 and self.ground.is_protected(group[0].start, group[-1].end):
@@ -287,7 +288,7 @@ class Generator:
     # --- places -------------------------------------------------------------------------------
 
     def _choose_corners(self) -> list[int]:
-        """Two or three places far enough apart in the window of the model."""
+        """Choose up to three addresses that are far enough apart in the model's window."""
         g = self.ground
         fixed = [start for start, _ in g.protected]
         candidates = {
@@ -305,10 +306,10 @@ class Generator:
         chosen: list[int] = []
         for name in self.rng.sample(sorted(candidates), len(candidates)):
             place = candidates[name]
-            near = [a for a in fixed if abs(a - place) < APART]
+            near = [a for a in fixed if abs(a - place) < CORNER_DISTANCE]
             folds = [a % g.window for a in [*fixed, *chosen] if a not in near]
             distances = [min((place - f) % g.window, (f - place) % g.window) for f in folds]
-            if min(distances, default=APART) >= APART:
+            if min(distances, default=CORNER_DISTANCE) >= CORNER_DISTANCE:
                 chosen.append(place)
             if len(chosen) == 3:
                 break
@@ -323,7 +324,7 @@ class Generator:
         return (place // SLOT + rng.randrange(-2, 4)) * SLOT + rng.choice((0, 0, -1, 1)) * PAGE
 
     def _area(self) -> Area | None:
-        """Some area of the program, often the one last worked on."""
+        """Choose an area of the program, often the one last used."""
         if not self.own:
             return None
         if self.rng.random() < 0.3:
@@ -331,7 +332,7 @@ class Generator:
         return self.rng.choice(self.own)
 
     def _huge_area(self) -> Area | None:
-        """An area with a whole slot in it that may hold huge pages, if there is one."""
+        """Choose an area that contains a whole slot and may have huge pages, if there is one."""
         found = [
             a
             for a in self.own
@@ -340,7 +341,7 @@ class Generator:
         return self.rng.choice(found) if found else self._area()
 
     def _inside(self, area: Area) -> int:
-        """A page of the area: near an end, at a slot, or anywhere."""
+        """Choose a page of the area: near an end, at a slot boundary, or anywhere."""
         rng = self.rng
         pages = (area.end - area.start) // PAGE
         kind = rng.random()
@@ -355,7 +356,7 @@ class Generator:
         return area.start + rng.randrange(min(pages, 1 << 18)) * PAGE
 
     def _place(self) -> int:
-        """An address for something new or anything: an edge, a neighbour, a corner."""
+        """Choose an address: an edge of an area or a neighbour of it, or a corner."""
         rng = self.rng
         area = self._area()
         if area is None or rng.random() < 0.3:
@@ -367,7 +368,7 @@ class Generator:
         )
 
     def _perhaps(self, flag: int, share: float) -> int:
-        """Return ``flag`` in that share of the cases, else 0."""
+        """Return ``flag`` with probability ``share``, else 0."""
         return flag if self.rng.random() < share else 0
 
     def _length(self) -> int:
@@ -386,20 +387,20 @@ class Generator:
         return pages * PAGE
 
     def _touched_length(self) -> int:
-        """Of what will be faulted in."""
+        """Choose the length of a range that will be faulted in."""
         if self.ground.thp and self.rng.random() < 0.3:
             return self.rng.choice((511, 512, 513, 520, 1024)) * PAGE
         return min(self._length(), self.rng.choice((8, 30, 100)) * PAGE)
 
     def _new_place(self, length: int) -> int:
-        """Return a place where a mapping of ``length`` would often touch others."""
+        """Choose an address where a mapping of ``length`` is often adjacent to others."""
         area = self._area()
         if area and self.rng.random() < 0.25:
             return area.start - -(-length // PAGE) * PAGE
         return self._place()
 
     def _range(self) -> tuple[int, int]:
-        """An address and a length, related to areas: whole, part, across, beyond."""
+        """Choose a range related to areas: a whole one, part of one, several, or beyond one."""
         rng = self.rng
         area = self._area()
         kind = rng.random()
@@ -426,7 +427,7 @@ class Generator:
         return start, end - start
 
     def _huge_range(self) -> tuple[int, int]:
-        """Slots, or parts of slots, of an area that may hold huge pages."""
+        """Choose whole or partial slots of an area that may have huge pages."""
         rng = self.rng
         area = self._huge_area()
         if area is None or rng.random() < 0.15:
@@ -448,7 +449,7 @@ class Generator:
         return self._spoil(max(addr, 0), length)
 
     def _spoil(self, addr: int, length: int) -> tuple[int, int]:
-        """Make one call in twenty wrong."""
+        """Make the arguments of one call in twenty invalid or odd."""
         rng = self.rng
         kind = rng.randrange(120)
         if kind == 0:
@@ -469,7 +470,7 @@ class Generator:
         return self.rng.choices((3, 1, 0, 7, 2, 5, 4, 6), weights=(60, 14, 12, 4, 4, 2, 2, 2))[0]
 
     def _word(self) -> int:
-        """A word to store: never 0, which Linux may take for a page that was never written."""
+        """Return a word to store, never 0: Linux may take a zero page for one never written."""
         self.word += 1
         return self.word
 
@@ -548,7 +549,7 @@ class Generator:
         addr = 0x40000000 + self.rng.randrange(40) * PAGE if self.rng.random() < 0.4 else 0
         flags = _ANONYMOUS | uapi.MAP_32BIT
         if self.ground.randomized:
-            flags |= uapi.MAP_FIXED  # which then only passes
+            flags |= uapi.MAP_FIXED  # only fixed addresses are permitted then
             addr = addr or self._new_place(PAGE)
         return self._mmap(label, addr, self._length(), self._prot(), flags)
 
@@ -573,7 +574,7 @@ class Generator:
         addr = self._new_place(length) if rng.random() < 0.8 else 0
         area = self._area()
         if area and area.file and rng.random() < 0.3:
-            pages = area.pgoff + (area.end - area.start) // PAGE  # goes on where that one ends
+            pages = area.pgoff + (area.end - area.start) // PAGE  # continue at that area's end
             addr, fixed, offset = area.end, uapi.MAP_FIXED, pages * PAGE
         else:
             offset = rng.choice((0, 0, 0, 1, 2, 5, 512, 511)) * PAGE
@@ -647,8 +648,8 @@ class Generator:
     def _brk_refused(self, label: str) -> Op:
         rng = self.rng
         above = [a.start for a in self.view.areas if a.start >= self.view.brk]
-        if above and rng.random() < 0.6 and above[0] - self.view.brk < LARGEST:
-            # Right up to the next area, or a page less, which is too much as well, or two.
+        if above and rng.random() < 0.6 and above[0] - self.view.brk < MAX_AREA:
+            # Up to the next area or one page below it, which is also refused, or two pages below.
             return syscall(label, uapi.NR_BRK, above[0] - rng.choice((0, 0, 1, 1, 2)) * PAGE)
         place = rng.choice((0, self.ground.start_brk - 1, PAGE, TASK_SIZE, 1 << 47, -PAGE))
         return syscall(label, uapi.NR_BRK, place)
@@ -688,7 +689,7 @@ class Generator:
         return self._mremap(label, flags, addr, length, max(length - less, 1), 0)
 
     def _moved_range(self) -> tuple[int, int]:
-        """Choose what to move: in one area, often whole slots where there are huge pages."""
+        """Choose a range to move in one area; with huge pages often whole slots."""
         if self.ground.thp and self.rng.random() < 0.5:
             return self._huge_range()
         area = self._area()
@@ -714,7 +715,7 @@ class Generator:
         return self._mremap(label, uapi.MREMAP_MAYMOVE, addr, length, length + self._length(), 0)
 
     def _destination(self, addr: int, length: int) -> int:
-        """Choose where to move to: anywhere, or agreeing with ``addr`` in its place in a slot."""
+        """Choose a destination: any address, or one with the same offset in a slot as ``addr``."""
         rng = self.rng
         if rng.random() < (0.6 if self.ground.thp else 0.3):
             return self._corner() // SLOT * SLOT + addr % SLOT
@@ -828,7 +829,7 @@ class Generator:
 
     @_kind("mmap_slots", 5, thp=True)
     def _mmap_slots(self, label: str) -> Op:
-        """Room for huge pages."""
+        """Return a mapping large enough for huge pages."""
         rng = self.rng
         length = self._slots() + rng.choice((0, 0, 0, PAGE, -PAGE, 17 * PAGE))
         addr = self._corner() // SLOT * SLOT + rng.choice((0, 0, 0, PAGE, -PAGE)) * (
@@ -872,7 +873,7 @@ class Generator:
         return self._madvise(label, advice)
 
     def _limit(self, label: str, resource: int, soft: int, otherwise: int) -> Op:
-        """Set a limit, and plan to lift it some operations later."""
+        """Return a setrlimit, and usually plan to lift the limit some operations later."""
         if self.rng.random() < 0.15:
             return Op(label, OP_SETRLIMIT, 0, (resource, otherwise))
         lift = Op(label, OP_SETRLIMIT, 0, (resource, otherwise))
@@ -881,7 +882,7 @@ class Generator:
         return Op(label, OP_SETRLIMIT, 0, (resource, max(soft, 0)))
 
     def _near(self, pages: int) -> int:
-        """A limit some pages more than ``pages``, or a little less; bytes."""
+        """Return a limit near ``pages``, in bytes: slightly lower, or up to 520 pages higher."""
         more = self.rng.choice((-20, -1, 0, 1, 2, 3, 5, 8, 20, 520))
         return (pages + more) * PAGE + self.rng.choice((0, 0, 1, PAGE - 1))
 
@@ -910,7 +911,7 @@ class Generator:
         return self._limit(label, uapi.RLIMIT_STACK, soft, 8 << 20)
 
     def _touched_place(self) -> int:
-        """Choose where to touch: nearly always in an area, at times below one that grows down."""
+        """Choose an address to touch: mostly in an area, sometimes below one that grows down."""
         rng = self.rng
         plain = [a for a in self.own if a.plain]
         if not plain or rng.random() < 0.06:
@@ -946,4 +947,4 @@ class Generator:
         return self._touch(label, 1)
 
 
-assert OP_SYSCALL == 0, "syscall() writes the kind of a system call"
+assert OP_SYSCALL == 0, "OP_SYSCALL must be 0, as in kernel.linux.host.code"

@@ -1,4 +1,4 @@
-"""The model's side of a comparison: does an operation as the real process does it."""
+"""The model's side of a comparison: executes operations as the real process does."""
 
 from collections.abc import Callable
 from functools import cache
@@ -22,12 +22,12 @@ from kernel.types import SimulatedSignal
 from kernel.uapi import RLIM_INFINITY, RLIMIT_AS
 from kernel.vma import find_vma
 
-#: The counters that a View has, in its order.
+#: Indices of a View's counters in State.counters, in the order of View's fields.
 _VIEWED = tuple(map(COUNTERS.index, ("VmSize", "VmData", "VmLck", "RssAnon")))
 
 
 class Result(NamedTuple):
-    """The result of one operation; ``value`` is 0 where a signal came instead."""
+    """Result of one operation; ``value`` is 0 if a signal ended it."""
 
     value: int
     sig: int
@@ -39,10 +39,10 @@ class Result(NamedTuple):
 
 @jit
 def _reach(k, addr, write):
-    """Let the fault handler judge an address that is in no area.
+    """Call the fault handler for an address outside all areas.
 
-    The hook of accesses alone would take one that folds onto a mapped page for that page: the
-    price of its one AND (kernel.access), which is no rule of Linux's to compare.
+    The access hook alone masks the address with a single AND (kernel.access), so it takes an
+    address that folds onto a mapped page for that page.  Linux has no such rule to compare with.
     """
     i = find_vma(k, addr)
     if i == k.mm.map_count or k.vma[i].vm_start > addr:
@@ -51,9 +51,9 @@ def _reach(k, addr, write):
 
 @jit
 def execute(k, kind, nr, a, b, c, d, e, f):
-    """Do one operation; its value (of OP_TOUCH, of whole pages: their number).
+    """Execute one operation and return its value; of OP_TOUCH, the number of whole pages.
 
-    Raises SimulatedSignal as the process would be killed.
+    Raises SimulatedSignal if the process would receive a fatal signal.
     """
     if kind == OP_SYSCALL:
         return syscall(k, nr, a, b, c, d, e, f)
@@ -82,15 +82,15 @@ def _instrumented() -> tuple[Callable, list[Branch]]:
 
 
 def counted_branches() -> list[Branch]:
-    """The branches of the model, by their number in ``k.hits``."""
+    """Return the branches of the model; their numbers are indices into ``k.hits``."""
     return _instrumented()[1]
 
 
 class Model(ModelSide):
-    """A simulated process as one side of a comparison.
+    """Simulated process as one side of a comparison.
 
-    ``count_branches`` uses a build that counts them in ``k.hits``; ``bindings`` replace functions
-    or constants of the kernel in a build of its own (mutation checks).
+    ``count_branches``: use a build that counts branches in ``k.hits``.  ``bindings``: replacements
+    of functions or constants of the kernel, in a separate build (for mutation testing).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Model(ModelSide):
         self.compile()
 
     def do(self, op: Op) -> Result:
-        """Do one operation."""
+        """Execute one operation."""
         before = self.faults
         value, sig = 0, (0, 0, 0)
         try:
@@ -123,17 +123,17 @@ class Model(ModelSide):
         return Result(int(value), *sig, *faults)
 
     def do_unseen(self, op: Op) -> int:
-        """Do one system call without looking at the state; its value."""
+        """Execute one system call without reading the state; return its value."""
         return int(self._execute(self.k, op.kind, op.nr, *op.arguments()))
 
     def view(self) -> View:
-        """Return what the generator of programs sees."""
+        """Return the state that the generator of programs uses."""
         areas = [Area(*row) for row in self._vma[: self.k.mm.map_count].tolist()]
         counters = self.state().counters
         return View(areas, self.brk, *(counters[n] >> 12 for n in _VIEWED))
 
     def compile(self) -> None:
-        """Compile what has not been compiled: the patience with operations is not for that."""
+        """Compile everything, so that compilation does not count towards an operation's timeout."""
         self.do(Op("", OP_SETRLIMIT, 0, (RLIMIT_AS, RLIM_INFINITY)))
         self.reset()
         self.k["hits"][:] = 0

@@ -1,11 +1,11 @@
-"""An operation of a program: as numbers for both sides, as words for people, as text in a file."""
+"""Operations of programs: as numbers for both sides, as readable text, and as JSON."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kernel import uapi
 
-#: What an operation is (the harness of kernel.linux.host knows the same numbers).
+#: Values of Op.kind, equal to those of kernel.linux.host.code.
 OP_SYSCALL, OP_LOAD, OP_STORE, OP_TOUCH = 0, 1, 2, 3
 OP_SETRLIMIT = 6
 
@@ -13,7 +13,7 @@ _WORD = (1 << 64) - 1
 
 
 class Op(NamedTuple):
-    """One operation; ``label`` is the kind under which it is counted."""
+    """Operation of a program; ``label`` is the kind under which it is counted."""
 
     label: str
     kind: int
@@ -21,11 +21,11 @@ class Op(NamedTuple):
     args: tuple[int, ...]
 
     def arguments(self) -> tuple[int, ...]:
-        """All six of them."""
+        """Return all six arguments, padded with zeros."""
         return self.args + (0,) * (6 - len(self.args))
 
     def words(self) -> str:
-        """The operation as strace would print it."""
+        """Return the operation as strace would print it."""
         if self.kind == OP_LOAD:
             return f"load({self.args[0]:#x})"
         if self.kind == OP_STORE:
@@ -41,23 +41,23 @@ class Op(NamedTuple):
 
 
 def syscall(label: str, nr: int, *args: int) -> Op:
-    """A system call, its arguments as 64-bit numbers with a sign."""
+    """Return a system call with its arguments as signed 64-bit integers."""
     return Op(label, OP_SYSCALL, nr, tuple(signed(a) for a in args))
 
 
 def signed(value: int) -> int:
-    """``value`` modulo 2**64 as a number with a sign, which is how registers are stored."""
+    """Return ``value`` modulo 2**64 as a signed integer, the form in which registers are stored."""
     value &= _WORD
     return value - (1 << 64) if value >> 63 else value
 
 
 def errno_name(value: int) -> str:
-    """Name of the errno that a negative return value stands for."""
+    """Return the name of the errno in a negative return value."""
     return _ERRNOS.get(-value, f"errno {-value}")
 
 
 def result_words(value: int, sig: int, si_code: int, si_addr: int) -> str:
-    """Return what an operation gave, in words."""
+    """Return the result of an operation as text."""
     if sig:
         name = {7: "SIGBUS", 11: "SIGSEGV"}.get(sig, f"signal {sig}")
         code = {1: "MAPERR", 2: "ACCERR"}.get(si_code, f"code {si_code}")
@@ -68,16 +68,16 @@ def result_words(value: int, sig: int, si_code: int, si_addr: int) -> str:
 
 
 def encode(op: Op) -> list[Any]:
-    """The operation as a row of JSON."""
+    """Return the operation as a JSON row."""
     return [op.label, op.kind, op.nr, [hex(a) for a in op.args]]
 
 
 def decode(row: list[Any]) -> Op:
-    """An operation from a row of JSON.  Raises ValueError or TypeError."""
+    """Return the operation of a JSON row.  Raises ValueError or TypeError if it is invalid."""
     label, kind, nr, args = row
     op = Op(str(label), int(kind), int(nr), tuple(int(a, 16) for a in args))
     if len(op.args) > 6 or not all(-(1 << 63) <= a < 1 << 63 for a in op.args):
-        raise ValueError("has impossible arguments")
+        raise ValueError("has more than six arguments, or one beyond 64 bits")
     return op
 
 
@@ -144,7 +144,7 @@ _CALLS = {
     uapi.NR_MLOCK2: ("mlock2", (_hex, str, str)),
     uapi.NR_MUNLOCK: ("munlock", (_hex, str)),
 }
-#: Which argument of a call is a length in bytes.
+#: Indices of the arguments that are lengths in bytes, by system call.
 _LENGTHS = {
     uapi.NR_MMAP: (1,),
     uapi.NR_MUNMAP: (1,),
@@ -156,7 +156,7 @@ _PAGE = 4096
 
 
 def variants(op: Op) -> Iterator[Op]:
-    """Simpler forms of an operation, the simplest first.  Each is strictly simpler."""
+    """Yield strictly simpler forms of an operation, the simplest first."""
 
     def with_argument(n: int, value: int) -> Op:
         return op._replace(args=(*op.args[:n], value, *op.args[n + 1 :]))

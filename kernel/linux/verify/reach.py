@@ -1,21 +1,21 @@
-"""Branches of the model that no program can reach on a host, and why: the one table of them."""
+"""Table of the branches of the model that no program can reach on a host, with reasons."""
 
 from kernel.differential.reach import Rule
 from kernel.linux.host.observe import host_settings
 
-_HARNESS = "the kernel's own mappings belong to the harness, which programs leave alone"
-_FRAMES = "physical frames and the TLB are not compared with the host: compiled away"
-_LAYOUT = "shared memory and files are compared as far as their layout goes: never touched"
-_REPLAY = "without pages only for recorded calls (kernel.linux.replay)"
-_WINDOW = "the model's window holds every program"
-_MEMORY = "memory is not exhausted here"
-_SWITCH = "a switch that programs here leave alone"
-_HELD = "only allocators look at a page once for several loads"
-_NOEXEC = "no file here is on a file system without execution"
-_STACK = "a stack grows by less than memory"
-_KNOWN = "programs make only calls that the model knows, and set limits by an operation of its own"
+_HARNESS = "special mappings belong to the harness, which programs do not change"
+_FRAMES = "physical frames and the TLB are not compared with the host, so they are not compiled in"
+_LAYOUT = "only the layout of shared memory and files is compared: programs never access them"
+_REPLAY = "only replays of recorded calls run without pages (kernel.linux.replay)"
+_WINDOW = "every program fits into the model's window"
+_MEMORY = "programs do not exhaust memory"
+_SWITCH = "programs do not change this switch"
+_HELD = "only allocators check a page once for several loads"
+_NOEXEC = "no file is on a file system mounted noexec"
+_STACK = "a stack never grows by more than the size of memory"
+_KNOWN = "programs make only calls that the model supports, and set limits by OP_SETRLIMIT"
 
-#: The first that fits a branch counts.
+#: The first rule that matches a branch applies.
 _OUT_OF_REACH = (
     Rule(_KNOWN, "if resource == RLIMIT_STACK:  else", "setrlimit", r"kernel\.limits"),
     Rule(_KNOWN, r"if nr == uapi\.NR_(SETRLIMIT|MUNLOCK):.*", "syscall", r"kernel\.syscall"),
@@ -37,13 +37,13 @@ _OUT_OF_REACH = (
     Rule(_FRAMES, module=r"kernel\.(frames|vmscan|swap|tlb)"),
     Rule(_FRAMES, under=".+"),
 )
-#: The same, on a host whose overcommit mode is not the key.
+#: Rules that apply if the host's overcommit mode is not the key.
 _OVERCOMMIT = {
     0: Rule(
-        "overcommit mode 0 is not this host's", function="enough_memory", module=r"kernel\.limits"
+        "this host is not in overcommit mode 0", function="enough_memory", module=r"kernel\.limits"
     ),
     2: Rule(
-        "overcommit mode 2 is not this host's",
+        "this host is not in overcommit mode 2",
         "if mm.overcommit == 0:  else",
         "enough_memory",
         r"kernel\.limits",
@@ -52,6 +52,6 @@ _OVERCOMMIT = {
 
 
 def rules() -> list[Rule]:
-    """All that hold on this host."""
+    """Return the rules that apply on this host."""
     mode = host_settings()["overcommit_memory"]
     return [*(rule for m, rule in _OVERCOMMIT.items() if m != mode), *_OUT_OF_REACH]

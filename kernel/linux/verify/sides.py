@@ -1,4 +1,4 @@
-"""The real process and the model under one program after another, as the engine asks for them."""
+"""The two sides of the comparison, a real process and the model, under whole programs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +17,16 @@ from kernel.linux.verify.model import Model, Result
 from kernel.linux.verify.operation import Op, errno_name, result_words
 from kernel.types import SIGSYS
 
-#: What begins the seed of a program written by hand, before its name.
-BY_HAND = "directed/"
-#: Counters of the host that say that huge pages came, or did not, for reasons of its own.
+#: Prefix of the seed of a handwritten program, before its name.
+DIRECTED = "directed/"
+#: Counters of the host that change if it collapses huge pages or fails to allocate them.
 _INTERFERENCE = ("thp_collapse_alloc", "thp_fault_fallback", "thp_fault_fallback_charge")
-#: Lines of both states behind a program written by hand.
-_MOST_LINES = 100
+#: Maximum number of lines of both states after a handwritten program.
+_MAX_LINES = 100
 
 
 class ProcessSides:
-    """Both sides, in one process.  ``bindings`` replace parts of the model."""
+    """Both sides in one process.  ``bindings`` replace functions and constants of the model."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class ProcessSides:
         )
 
     def run(self, program: Program) -> Outcome:
-        """Run a program: random ones are made as the model's state goes."""
+        """Run a program; each random operation is generated from the model's current state."""
         counters = thp_counters()
-        if program.setting.seed.startswith(BY_HAND):
-            outcome = self._by_hand(program.setting)
+        if program.setting.seed.startswith(DIRECTED):
+            outcome = self._run_handwritten(program.setting)
         else:
             outcome = self._random(program)
         if outcome.what:
@@ -70,7 +70,7 @@ class ProcessSides:
                 outcome.ops.append(op)
                 result, found = pair.step(op)
                 if result.sig == SIGSYS:
-                    # A random layout that the model's window cannot hold: nothing to compare.
+                    # The random layout does not fit into the model's window: nothing to compare.
                     tally.numbers["outside"] += 1
                     break
                 _count(tally, op, result)
@@ -80,25 +80,25 @@ class ProcessSides:
             self._count_hits(pair, tally)
         return outcome
 
-    def _by_hand(self, setting: ProcessSetting) -> Outcome:
-        """Run a program written by hand, which is short enough as it is.
+    def _run_handwritten(self, setting: ProcessSetting) -> Outcome:
+        """Run a handwritten program, which needs no shrinking.
 
-        It is known by its name, and fits any host: its operations are not kept.
+        Its name identifies it and it adapts to the host, so its operations are not stored.
         """
         tally = Tally(programs=1)
         tally.tables["settings"]["written by hand"] += 1
         outcome = Outcome(tally, whole=True)
         with self._pair(setting) as pair:
-            for step in directed.PROGRAMS[setting.seed.removeprefix(BY_HAND)](pair.ground):
+            for step in directed.PROGRAMS[setting.seed.removeprefix(DIRECTED)](pair.ground):
                 ops = step.ops if isinstance(step, directed.Crowd) else [step]
                 self._place.at(outcome.length)
                 outcome.length += len(ops)
                 result, found = pair.crowd(ops) if len(ops) > 1 else pair.step(ops[0])
-                _count(tally, ops[-1], result)  # of a crowd only the last is compared in full
+                _count(tally, ops[-1], result)  # only the last one of a crowd is fully compared
                 outcome.lines.append(f"{ops[-1].words()} = {result_words(*result[:4])}")
                 if found:
                     _differ(outcome, found)
-                    outcome.lines += side_by_side(*pair.both())[:_MOST_LINES]
+                    outcome.lines += side_by_side(*pair.both())[:_MAX_LINES]
                     break
             self._count_hits(pair, tally)
         tally.asked = tally.operations
@@ -112,11 +112,11 @@ class ProcessSides:
         *,
         told: bool = False,
     ) -> Outcome:
-        """Run given operations, but for those that must not be done in the state they find."""
+        """Run given operations, except those that are not permitted in the state they meet."""
         if self._broken:
             self._models.forget()
-        if not ops and setting.seed.startswith(BY_HAND):
-            return self._by_hand(setting)
+        if not ops and setting.seed.startswith(DIRECTED):
+            return self._run_handwritten(setting)
         outcome = Outcome(Tally(programs=1))
         with self._pair(setting) as pair:
             for op in ops:
@@ -135,12 +135,12 @@ class ProcessSides:
         return outcome
 
     def operations(self, program: Program, count: int) -> list[Op]:
-        """The first ``count`` operations of a program, of which the last is not done."""
+        """Return the first ``count`` operations of a program without executing the last one."""
         made: list[Op] = []
         setting = program.setting
         with self._pair(setting) as pair:
-            if setting.seed.startswith(BY_HAND):
-                return directed.operations(setting.seed.removeprefix(BY_HAND), pair.ground)[:count]
+            if setting.seed.startswith(DIRECTED):
+                return directed.operations(setting.seed.removeprefix(DIRECTED), pair.ground)[:count]
             generator = Generator(setting.seed, pair.ground)
             for _ in range(count):
                 made.append(generator.next(pair.model.view()))
@@ -152,7 +152,7 @@ class ProcessSides:
         return Pair(setting, self._opened, self._models)
 
     def _count_hits(self, pair: Pair, tally: Tally) -> None:
-        """Take over the branches that the program's model has counted."""
+        """Move the model's branch counts to ``tally``."""
         if self._count_branches:
             hits = pair.model.k["hits"]
             tally.hits = np.array(hits[: len(pair.model.branches)])
@@ -163,7 +163,7 @@ def _count(tally: Tally, op: Op, result: Result) -> None:
     """Count one operation."""
     tally.operations += 1
     if op.label == directed.LABEL:
-        tally.numbers["written_by_hand"] += 1  # of no random kind
+        tally.numbers["written_by_hand"] += 1
     else:
         tally.tables["kinds"][op.label] += 1
     tally.numbers["minor_faults"] += result.minflt
@@ -177,7 +177,7 @@ def _count(tally: Tally, op: Op, result: Result) -> None:
 
 
 def _differ(outcome: Outcome, found: list[Difference]) -> None:
-    """Note that the last operation shows the differences ``found``."""
+    """Record that the last operation shows the differences ``found``."""
     outcome.length = outcome.length or len(outcome.ops)
     outcome.at = outcome.length - 1
     outcome.what = ", ".join(d.what for d in found)

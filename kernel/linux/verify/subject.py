@@ -1,4 +1,4 @@
-"""The running Linux and the model as a subject of the engine."""
+"""Test subject of kernel.differential: the running Linux and the model."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -17,20 +17,20 @@ from kernel.linux.state import WINDOW_BITS
 from kernel.linux.verify import directed, operation, reach
 from kernel.linux.verify.compare import ProcessSetting, files
 from kernel.linux.verify.model import Model, counted_branches
-from kernel.linux.verify.sides import BY_HAND, ProcessSides
+from kernel.linux.verify.sides import DIRECTED, ProcessSides
 
-#: The module whose command this is.
+#: Module of the command.
 COMMAND = "kernel.linux.verify"
-#: Operations of one program, in one process.
+#: Operations of one program, which runs in one process.
 PROGRAM_LENGTH = 500
 
 
 @dataclass
 class Linux(Subject):
-    """A run: ``operations`` of random programs, then those written by hand.
+    """Test run: ``operations`` of random programs, then the handwritten programs.
 
-    ``thp``: programs with huge pages "on", "off", or "both" in turn.  ``bindings`` replace
-    functions and constants of the model.
+    ``thp``: run programs with huge pages ("on"), without ("off"), or alternately ("both").
+    ``bindings``: replacements of functions and constants of the model.
     """
 
     operations: int = PROGRAM_LENGTH
@@ -45,7 +45,7 @@ class Linux(Subject):
     encode = staticmethod(operation.encode)
     decode = staticmethod(operation.decode)
     whose = "the model"
-    #: A model that takes longer over one operation does not come back, seconds.
+    #: Timeout of one operation of the model, seconds.
     patience = 20.0
     tables: ClassVar = {
         "kinds": "operations by kind",
@@ -55,88 +55,88 @@ class Linux(Subject):
 
     @property
     def total(self) -> int:
-        """Operations of the random programs."""
+        """Total operations of the random programs."""
         return self.operations
 
     def unavailable(self) -> str:
-        """Say why this host cannot serve as truth."""
+        """Return why this host cannot serve as the reference; '' if it can."""
         return scope.cannot_serve(self.thp)
 
     def scope(self) -> dict[str, Any]:
-        """Return what this host can prove."""
+        """Return the modes that this host can verify."""
         return {"thp": self.thp, **scope.modes(self.thp)}
 
     def heading(self) -> list[str]:
-        """The same for people."""
+        """Return the same modes as lines of text."""
         found = self.scope()
         return [
             f"Linux {found['kernel']}, seed {self.seed}",
             f"verified here: {'; '.join(found['verified'])}",
-            f"only against the written rules: {'; '.join(found['written_rules_only'])}",
+            f"not verified here (unit tests only): {'; '.join(found['written_rules_only'])}",
         ]
 
     def prepare(self) -> None:
-        """Compile what all programs use."""
+        """Compile the code that all programs use."""
         Model(KernelConfig(window_bits=WINDOW_BITS), count_branches=self.count_branches)
 
     # --- programs -------------------------------------------------------------------------------
 
     def program(self, number: int) -> Program:
-        """Random program ``number``, and how its process is set up; the last one is shorter."""
+        """Return random program ``number`` with its setting; the last program may be shorter."""
         seed = f"{self.seed}/{number}"
         choice = random.Random(f"setting {seed}").random()
         setting = ProcessSetting(
             seed,
             thp=number % 2 == 1 if self.thp == "both" else self.thp == "on",
-            # Without randomisation an unlimited stack puts the mappings where the model's window
-            # has the program.
+            # Only with randomisation: without it an unlimited stack places the mappings where the
+            # model's window holds the program.
             randomize=choice < 0.15,
             unlimited=0.12 <= choice < 0.15,
             legacy=0.09 <= choice < 0.12 or 0.15 <= choice < 0.24,
         )
         return Program(setting, min(PROGRAM_LENGTH, self.operations - number * PROGRAM_LENGTH))
 
-    def by_hand(self, name: str) -> Program:
-        """The program of that name in :mod:`kernel.linux.verify.directed`."""
-        return Program(ProcessSetting(BY_HAND + name, thp=self.thp != "off"), 0)
+    def handwritten(self, name: str) -> Program:
+        """Return the handwritten program ``name`` of :mod:`kernel.linux.verify.directed`."""
+        return Program(ProcessSetting(DIRECTED + name, thp=self.thp != "off"), 0)
 
     def programs(self) -> Iterator[Program]:
-        """Yield the random programs, then those written by hand."""
+        """Yield the random programs, then the handwritten ones."""
         for number in range(-(-self.operations // PROGRAM_LENGTH)):
             yield self.program(number)
-        yield from map(self.by_hand, directed.PROGRAMS)
+        yield from map(self.handwritten, directed.PROGRAMS)
 
     def hunting(self, programs: int) -> Iterator[Program]:
-        """Yield ``programs`` random programs, then those written by hand."""
+        """Yield ``programs`` random programs, then the handwritten ones."""
         return replace(self, operations=programs * PROGRAM_LENGTH).programs()
 
     @contextmanager
     def sides(self, place: Place | None = None) -> Iterator[ProcessSides]:
-        """Both sides, with files to map."""
+        """Open both sides, with files to map."""
         with files() as opened:
             yield ProcessSides(
                 opened, place or Place(), count_branches=self.count_branches, bindings=self.bindings
             )
 
     def broken(self, bindings: Mapping[str, Any]) -> "Linux":
-        """A model with functions replaced."""
+        """Return a copy whose model has functions and constants replaced."""
         return replace(self, bindings=bindings, count_branches=False)
 
-    # --- telling --------------------------------------------------------------------------------
+    # --- report ---------------------------------------------------------------------------------
 
     def branches(self) -> list[Branch]:
-        """The branches of the model."""
+        """Return the branches of the model."""
         return counted_branches()
 
     def rules(self) -> list[Rule]:
-        """Branches that no program can reach on this host."""
+        """Return rules for branches that no program can reach on this host."""
         return reach.rules()
 
     def summary(self, tally: Tally, findings: list[Any]) -> list[str]:
-        """Page faults, and programs that ended early."""
+        """Return the number of page faults, and of programs that ended early."""
         lines = [f"{tally.numbers['minor_faults']} page faults"]
         if outside := tally.numbers["outside"]:
             lines += [
-                f"{outside} programs ended early: the model's window cannot hold their layout"
+                f"{outside} programs ended early: their layout does not fit into the model's window"
             ]
         return lines

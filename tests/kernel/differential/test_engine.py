@@ -1,4 +1,4 @@
-"""The engine under a toy subject: a fault is found, shortened, stored, repeated, and told."""
+"""The engine with a toy subject: a bug is found, shrunk, stored, replayed and reported."""
 
 import argparse
 import json
@@ -32,24 +32,24 @@ pytestmark = pytest.mark.once
 
 def options(*arguments):
     parser = OneLineParser(prog="python -m tests.toy")
-    add_arguments(parser, 400, "in all", "counter")
+    add_arguments(parser, 400, "in total", "counter")
     return parser.parse_args(arguments)
 
 
 # --- one run --------------------------------------------------------------------------------------
 
 
-def test_a_fault_is_found_shortened_stored_and_repeated(tmp_path, capsys):
+def test_a_bug_is_found_shrunk_stored_and_replayed(tmp_path, capsys):
     path = tmp_path / "program.json"
     assert verify(Toy(toy.carry), options("--save", str(path))) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a counter"
     assert re.fullmatch(
-        r"MISMATCH in the total \(seed 1/0\); 2 operations of a program of \d+ operations", lines[1]
+        r"MISMATCH: the total \(seed 1/0\); 2 operations of a program of \d+ operations", lines[1]
     )
-    # The shortest: a 7 upon an odd total, and no digit larger than it need be.
+    # The shortest program: 7 added to an odd total, with the smallest possible digits.
     assert lines[2:5] == ["add 1 = 1", "add 7 = -2", "! counter 8, model -2"]
-    assert lines[5] == f"again: python -m tests.toy counter --replay {path}"
+    assert lines[5] == f"repeat with: python -m tests.toy counter --replay {path}"
     assert lines[-1].endswith(" operations, 1 mismatches")
     assert load(Toy(), path) == (ToySetting("1/0"), [1, 7])
     assert verify(Toy(toy.carry), options("--replay", str(path))) == 1
@@ -59,7 +59,7 @@ def test_a_fault_is_found_shortened_stored_and_repeated(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
-def test_a_run_without_a_fault(jobs, capsys):
+def test_a_run_without_a_bug(jobs, capsys):
     assert verify(Toy(), options("--jobs", jobs)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "operations by parity"
@@ -69,7 +69,7 @@ def test_a_run_without_a_fault(jobs, capsys):
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_after_a_finding_no_program_begins_unless_asked(jobs, tmp_path, capsys):
+def test_after_a_mismatch_no_program_starts_without_keep_going(jobs, tmp_path, capsys):
     save = ["--save", str(tmp_path / "x.json"), "--jobs", jobs, "--json"]
     assert verify(Toy(toy.carry), options(*save)) == 1
     some = json.loads(capsys.readouterr().out)
@@ -83,24 +83,24 @@ def test_after_a_finding_no_program_begins_unless_asked(jobs, tmp_path, capsys):
     assert every["findings"][0]["program"][-1].startswith("! counter")
 
 
-def test_a_program_is_stored_somewhere_where_nobody_says(tmp_path, capsys, monkeypatch):
+def test_a_program_is_stored_in_the_temporary_folder_by_default(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     assert verify(Toy(toy.carry), options()) == 1
     (path,) = re.findall(r"--replay (.*)", capsys.readouterr().out)
     assert load(Toy(), tmp_path / "verify-1-0.json") == load(Toy(), tmp_path / path)
 
 
-def test_a_difference_that_is_not_seen_again_is_told(capsys):
+def test_a_difference_that_does_not_recur_is_reported():
     class Once(toy.ToySides):
         def run(self, program):
-            return Outcome(Tally(), [1, 2], "the total", 1, 2, ["! told once"])
+            return Outcome(Tally(), [1, 2], "the total", 1, 2, ["! seen once"])
 
     finding = Runner(Toy(), Once(toy.no_fault, Place())).check(Program(ToySetting("x"), 2)).finding
-    assert finding.what == "not seen again when the program was repeated"
-    assert finding.lines == ["add 1 = 1", "add 2 = 3", "! told once"]
+    assert finding.what == "a difference that did not recur when the program was repeated"
+    assert finding.lines == ["add 1 = 1", "add 2 = 3", "! seen once"]
 
 
-def test_what_the_host_may_have_done_is_run_again():
+def test_a_program_is_rerun_if_the_host_may_have_interfered():
     class Disturbed(toy.ToySides):
         def __init__(self, places):
             super().__init__(toy.no_fault, Place())
@@ -117,21 +117,21 @@ def test_what_the_host_may_have_done_is_run_again():
     assert check(3, 0).finding is None
     assert check(3, 0).tally.reruns == 1
     assert check(3, 4, 0).tally.reruns == 2
-    assert check(3, 3).finding.length == 3  # again at the same place: it is no accident
+    assert check(3, 3).finding.length == 3  # it recurs at the same operation: no interference
     assert check(*range(1, 9)).finding.length == 6
 
 
-# --- what may go wrong ----------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [toy.dies, toy.raises])
-def test_a_worker_that_fails_is_a_failure_that_names_the_place(fault, capsys):
+def test_a_failed_worker_is_reported_with_its_operation(fault, capsys):
     how = "the process died (SIGKILL)" if fault is toy.dies else "KeyError: 9"
     first = toy.ToySides(fault, Place()).operations(Program(ToySetting("1/0"), 1), 100).index(9)
     assert verify(Toy(fault), options()) == 1
-    said = capsys.readouterr()
-    assert f"a worker failed: seed 1/0, operation {first}: {how}" in said.err
-    assert "mismatches" not in said.out
+    printed = capsys.readouterr()
+    assert f"a worker failed: seed 1/0, operation {first}: {how}" in printed.err
+    assert "mismatches" not in printed.out
 
 
 def test_a_model_that_hangs_is_found(tmp_path, capsys):
@@ -140,16 +140,16 @@ def test_a_model_that_hangs_is_found(tmp_path, capsys):
     assert verify(Toy(toy.hangs), options("--save", str(path))) == 1
     assert time.monotonic() - begin < 10
     out = capsys.readouterr().out
-    assert "MISMATCH in the model does not come back (seed 1/0)" in out
-    assert "add 9 = ? (the model does not come back)" in out
+    assert "MISMATCH: the model does not return (seed 1/0)" in out
+    assert "add 9 = ? (the model does not return)" in out
     assert load(Toy(), path)[1][-1] == 9
 
 
-def test_nothing_is_verified_without_a_truth(capsys):
+def test_nothing_is_verified_without_a_reference(capsys):
     assert verify(Toy(absent="no counter here"), options()) == 77
-    said = capsys.readouterr()
-    assert said.err == "tests.toy: nothing verified: no counter here\n"
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err == "tests.toy: nothing verified: no counter here\n"
+    assert printed.out == ""
     assert verify(Toy(absent="no counter here"), options("--json")) == 77
     assert json.loads(capsys.readouterr().out) == {
         "status": "skipped",
@@ -158,49 +158,49 @@ def test_nothing_is_verified_without_a_truth(capsys):
 
 
 @pytest.mark.parametrize("fault", [toy.no_fault, toy.carry])
-def test_against_another_truth_nothing_passes(fault, capsys):
+def test_with_the_wrong_reference_nothing_passes(fault, capsys):
     assert verify(Toy(fault, wrong_one="it counts downwards"), options()) == 77
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "no truth here: it counts downwards"
+    assert lines[1] == "wrong reference: it counts downwards"
     assert "% of the operations are the same; it counts downwards" in lines[-2]
     assert (lines[-1] == "400 operations, 0 mismatches") == (fault is toy.no_fault)
     assert not any("MISMATCH" in line for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "No such file"),
         ("", "not a stored program"),
         ("[]", "not a stored program"),
-        ('{"setting": {"seed": "x"}, "operations": [[1], ["one"]]}', "operation 1 is no number"),
+        ('{"setting": {"seed": "x"}, "operations": [[1], ["one"]]}', "operation 1 is not a number"),
         ('{"setting": {"sed": "x"}, "operations": [[1]]}', "not a stored program"),
     ],
 )
-def test_a_program_that_cannot_be_read_is_one_line(text, said, tmp_path, capsys):
+def test_an_unreadable_program_is_reported_in_one_line(text, message, tmp_path, capsys):
     path = tmp_path / "program.json"
     if text is not None:
         path.write_text(text)
     assert verify(Toy(), options("--replay", str(path))) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
     "arguments", [["--ops", "0"], ["--jobs", "x"], ["--shrink", "soon"], ["x"]]
 )
-def test_bad_arguments_are_one_line(arguments, capsys):
+def test_bad_arguments_are_reported_in_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         options(*arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("tests.toy: ")
 
 
-def test_ctrl_c_ends_the_run_and_tells_what_was_done():
+def test_ctrl_c_ends_the_run_and_reports_what_was_done():
     script = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell had it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored SIGINT
 from tests.kernel.differential.test_engine import options, toy, verify
 sys.exit(verify(toy.Toy(toy.slow, total=100_000), options("--jobs", "2")))
 """
@@ -214,7 +214,7 @@ sys.exit(verify(toy.Toy(toy.slow, total=100_000), options("--jobs", "2")))
     )
     assert process.stdout.readline() == "a counter\n"
     time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal, which signals the workers too
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == ""
@@ -225,7 +225,7 @@ sys.exit(verify(toy.Toy(toy.slow, total=100_000), options("--jobs", "2")))
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def test_tasks_are_given_as_workers_are_free_and_closing_ends_them():
+def test_workers_take_tasks_when_they_are_free_and_closing_kills_them():
     asked = []
 
     def tasks():
@@ -243,12 +243,12 @@ def test_tasks_are_given_as_workers_are_free_and_closing_ends_them():
             os.kill(pid, 0)
 
 
-def test_a_worker_that_retires_is_followed_by_another():
+def test_a_retired_worker_is_replaced():
     pids = [pid for _, pid in run_tasks(opened_once, range(3))]
     assert len(set(pids)) == 3
 
 
-def test_a_worker_tells_its_part_and_place():
+def test_a_worker_reports_its_part_and_operation():
     parts = []
 
     def told(workers):
@@ -260,7 +260,7 @@ def test_a_worker_tells_its_part_and_place():
     assert "the middle" in parts
 
 
-def test_a_mistake_in_a_worker_is_the_parents():
+def test_a_mistake_in_a_worker_is_raised_in_the_parent():
     with pytest.raises(Mistake, match="no x here"):
         list(run_tasks(opened_mistaken, ["x"]))
     with pytest.raises(WorkerError, match="seed 1/0"):
@@ -268,7 +268,7 @@ def test_a_mistake_in_a_worker_is_the_parents():
 
 
 class Opened:
-    """Sets a worker up whose work is ``work``."""
+    """Set-up of a worker that does its tasks with ``work``."""
 
     def __init__(self, work):
         self.work = work
@@ -304,11 +304,11 @@ opened_pid = Opened(lambda place, task: os.getpid())
 opened_once, opened_to_die, opened_mistaken = Opened(_pid_once), Opened(_die), Opened(_mistake)
 
 
-def test_shrinking_keeps_what_shows_the_difference():
-    def shows(candidate):
+def test_shrinking_keeps_the_difference():
+    def reproduce(candidate):
         return candidate if sum(candidate) > 20 and 9 in candidate else None
 
-    found = shrink([*range(10)] * 3, shows, Toy().variants, seconds=5)
+    found = shrink([*range(10)] * 3, reproduce, Toy().variants, seconds=5)
     assert sum(found) == 21
     assert 9 in found
     assert len(found) <= 4
@@ -323,8 +323,7 @@ def test_tallies_add_up():
     whole = Tally()
     for part in (one, two, two):
         whole.add(part)
-    told = whole.as_dict()
-    assert told == {
+    assert whole.as_dict() == {
         "operations": 11,
         "asked": 5,
         "programs": 1,
@@ -341,7 +340,7 @@ def test_tallies_add_up():
     ]
 
 
-def test_branches_are_reached_missed_or_out_of_reach():
+def test_branches_are_reached_missed_or_unreachable():
     def branch(n, text, under=""):
         return Branch(n, "kernel.x", "f", "x.py", n, text, under)
 
@@ -356,9 +355,9 @@ def test_branches_are_reached_missed_or_out_of_reach():
         "out_of_reach": ["kernel/x.py:2: f: if c:  (c is never)", "kernel/x.py:3: f: d  (off)"],
     }
     assert found.lines("it", 90)[0] == (
-        "branches of it: 1 of 2 reached, 50.0 % (target over everything: 90 %)"
+        "branches of it: 1 of 2 reached, 50.0 % (target of a complete run: 90 %)"
     )
-    # One that was thought out of reach counts as reached.
+    # A branch that was executed counts as reached in spite of the rule.
     assert Coverage.of(np.array([7, 0, 1, 0]), branches, rules).total == 3
 
 
@@ -369,31 +368,31 @@ def hunt(rules, *arguments):
     return mutations.main("tests.toy", Toy, rules, arguments, programs=3)
 
 
-def test_broken_rules_are_noticed_and_their_programs_stored(tmp_path, capsys):
+def test_broken_rules_are_detected_and_their_programs_stored(tmp_path, capsys):
     assert hunt(toy.MUTATIONS, "--store", str(tmp_path), "--jobs", "2") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "2 of 2 broken rules noticed"
+    assert lines[-1] == "2 of 2 broken rules detected"
     assert any(line.endswith("a digit is carried (the total; seed 1/0)") for line in lines)
-    assert any("the model comes back (the model does not come back)" in line for line in lines)
+    assert any("the model returns (the model does not return)" in line for line in lines)
     (path,) = tmp_path.iterdir()
     assert path.name == "a_digit_is_carried.json"
     assert load(Toy(), path)[1] == [1, 7]
 
 
-def test_a_rule_that_is_never_noticed_is_exit_code_1(capsys):
+def test_an_undetected_rule_is_exit_code_1(capsys):
     harmless = Mutation("nothing, it's whole", "fault", toy.no_fault)
     assert hunt([*toy.MUTATIONS, harmless], "--only", "nothing") == 1
     assert capsys.readouterr().out.splitlines() == [
-        "NOT NOTICED in 300 operations: nothing, it's whole",
-        "0 of 1 broken rules noticed",
+        "NOT DETECTED in 300 operations: nothing, it's whole",
+        "0 of 1 broken rules detected",
     ]
     assert harmless.path(ROOT).name == "nothing_its_whole.json"
 
 
-def test_hunting_needs_a_subject_that_is_whole(capsys, monkeypatch):
+def test_mutation_testing_needs_a_subject_without_bugs(capsys, monkeypatch):
     monkeypatch.setattr(Toy, "fault", toy.carry)
     assert mutations.main("tests.toy", lambda: Toy(toy.carry), toy.MUTATIONS, [], programs=3) == 1
-    assert "no rule is broken, and yet: the total" in capsys.readouterr().err
+    assert "without any broken rule both sides differ: the total" in capsys.readouterr().err
     assert mutations.main("tests.toy", lambda: Toy(absent="gone"), toy.MUTATIONS, [], 3) == 77
     assert hunt(toy.MUTATIONS, "--only", "nonesuch") == 2
     mistaken = [Mutation("x", "fault", toy.dies)]
@@ -402,12 +401,12 @@ def test_hunting_needs_a_subject_that_is_whole(capsys, monkeypatch):
 
 
 def mutation(text):
-    """The one that a table has, of the toy's."""
+    """Return the bindings of a table's only mutation, which is of the toy module."""
     (found,) = mutations.read(text, "tests.kernel.differential.toy")
     return found.bindings()
 
 
-def test_rules_are_broken_by_a_table():
+def test_a_table_of_mutations_is_parsed():
     one, two = mutations.read("""
 carry: the model carries after 7
 - op == 7 and
@@ -423,7 +422,7 @@ kernel.merge.can_merge_after: areas merge
     assert (two.name, two.module, two.answer) == ("can_merge_after", "kernel.merge", "False")
 
 
-def test_functions_and_constants_are_changed():
+def test_functions_and_constants_are_replaced():
     changed = mutation("carry: x\n- op == 7\n+ op == 8\n")["carry"]
     assert [changed(10, op) for op in (7, 8)] == [10, 0]
     assert toy.carry(10, 7) == 0
@@ -431,14 +430,14 @@ def test_functions_and_constants_are_changed():
     assert mutation("DIGITS: x\n= 8\n") == {"DIGITS": 8}
 
 
-def test_words_that_are_gone_break_nothing():
+def test_a_mutation_that_changes_nothing_is_refused():
     with pytest.raises(Mistake, match="'nowhere' 0 times"):
         mutation("carry: x\n- nowhere\n+ somewhere\n")
     with pytest.raises(Mistake, match="DIGITS is 10 already"):
         mutation("DIGITS: x\n= 5 + 5\n")
 
 
-def test_programs_are_stored_one_operation_a_line(tmp_path):
+def test_programs_are_stored_one_operation_per_line(tmp_path):
     path = tmp_path / "x.json"
     dump(Toy(), path, ToySetting("a/1", 4), [3, 4])
     assert path.read_text() == (

@@ -1,4 +1,4 @@
-"""A subject in a few lines: a counter, and a model of it that has a fault which may be chosen."""
+"""Toy subject: a counter, and a model of the counter with a selectable bug."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def no_fault(total, op):
 
 
 def carry(total, op):
-    """Forgets to carry, after a 7 that came upon an odd total."""
+    """Return the total; lose a carry if 7 was added to an odd total."""
     return total - DIGITS if op == 7 and total % 2 == 0 else total
 
 
@@ -144,11 +144,11 @@ class Toy(Subject):
 
     def decode(self, row):
         if not isinstance(row[0], int):
-            raise ValueError("is no number")
+            raise ValueError("is not a number")
         return row[0]
 
 
 MUTATIONS = [
     Mutation("a digit is carried", "fault", carry),
-    Mutation("the model comes back", "fault", hangs),
+    Mutation("the model returns", "fault", hangs),
 ]

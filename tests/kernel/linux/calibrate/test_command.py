@@ -1,4 +1,4 @@
-"""``python -m kernel.linux.calibrate`` from the arguments to the file."""
+"""The command ``python -m kernel.linux.calibrate``, from its arguments to the file it writes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from kernel.cost import COSTS
 from kernel.linux.calibrate import __main__ as command
 from kernel.linux.calibrate import measures
-from kernel.linux.calibrate.prices import BESIDE, read_table
+from kernel.linux.calibrate.prices import ADDITIONAL, read_table
 from kernel.linux.host import unavailable
 from kernel.linux.host.process import HostError
 from tests.conftest import ROOT
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """A folder of cost tables with a reference."""
+    """Create a folder of cost tables that contains a reference."""
     folder = tmp_path / "tables"
     folder.mkdir()
     text = "".join(f"{name}: {i}\n" for i, name in enumerate(COSTS, 1000))
@@ -29,7 +29,7 @@ def tables(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(monkeypatch):
-    """A host that can serve, whose processes do nothing: every price is 5 ns."""
+    """Fake a usable host whose processes do nothing: every price is 5 ns."""
     monkeypatch.setattr("kernel.linux.host.unavailable", lambda: "")
 
     def measure_process(rounds, *, swap):
@@ -43,14 +43,14 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_default_file_is_the_project_s(tables, served, capsys):
+def test_the_default_file_is_in_the_project_s_folder(tables, served, capsys):
     assert command.main(["--quick"]) == 0
     assert names(tables) == ["host.yaml", "reference.yaml"]
     assert read_table(tables / "host.yaml")["brk"] == 5
     assert "written: " in capsys.readouterr().out
 
 
-def test_the_project_ignores_it():
+def test_git_ignores_the_default_file():
     assert (ROOT / "conf/kernel/cost/reference.yaml").is_file()
     assert command.TABLES == ROOT / "conf/kernel/cost"
     assert "conf/kernel/cost/host.yaml" in (ROOT / ".gitignore").read_text().splitlines()
@@ -61,8 +61,8 @@ def test_the_project_ignores_it():
     [
         (["--fast"], "unrecognized arguments: --fast"),
         (["-o"], "expected one argument"),
-        (["-o", "."], "is a folder"),
-        (["-o", "nowhere/host.yaml"], "there is no folder"),
+        (["-o", "."], "--output .: is a folder"),
+        (["-o", "nowhere/host.yaml"], "nowhere/host.yaml: the folder does not exist"),
         (["more"], "unrecognized arguments: more"),
     ],
 )
@@ -118,7 +118,7 @@ def test_ctrl_c_writes_nothing(tables, served, monkeypatch, capsys):
     assert names(tables) == ["reference.yaml"]
 
 
-def test_a_bad_reference_ends_it_before_measuring(tables, served, monkeypatch, capsys):
+def test_a_bad_reference_is_refused_before_measuring(tables, served, monkeypatch, capsys):
     (tables / "reference.yaml").write_text("brk: much\n")
     monkeypatch.setattr(measures, "measure_process", None)
     assert command.main([]) == 1
@@ -137,46 +137,46 @@ def test_a_file_that_cannot_be_written(tables, served, monkeypatch, capsys):
 # --- the real kernel ------------------------------------------------------------------------------
 
 
-def _really():
+def _skip_without_host():
     if reason := unavailable():
         pytest.skip(f"no host to measure: {reason}")
 
 
 def test_quick_run(tables, tmp_path, capsys):
-    _really()
+    _skip_without_host()
     path = tmp_path / "mine.yaml"
     assert command.main(["--quick", "--json", "-o", str(path)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["status"] == "ok"
-    assert set(told["prices"]) <= set(COSTS) | set(BESIDE)
+    result = json.loads(capsys.readouterr().out)
+    assert result["status"] == "ok"
+    assert set(result["prices"]) <= set(COSTS) | set(ADDITIONAL)
     table = read_table(path)
     assert list(table) == list(COSTS)
     assert all(value > 0 for value in table.values())
-    for name, price in told["prices"].items():
+    for name, price in result["prices"].items():
         assert price["processes"] in (1, 2, 3) or price["reason"], name
         assert price["q1"] <= price["ns"] <= price["q3"]
-    # What no limit and no setting can take away.
+    # Prices that can be measured under all limits and settings.
     for name in ("syscall_floor", "brk", "mmap", "munmap", "madvise", "mremap", "mprotect"):
-        assert told["prices"][name]["processes"] == 3
+        assert result["prices"][name]["processes"] == 3
     assert stat.S_ISREG(path.stat().st_mode)
 
 
-def test_work_that_is_not_what_was_meant_has_no_price():
-    """A mapping that is written through is not one that is first read."""
-    _really()
+def test_work_with_unexpected_faults_has_no_price():
+    """Pages that were already written cause no copy-on-write faults."""
+    _skip_without_host()
     wanted = {m.name: m for m in measures.measures(0, swap=False)}
-    meant = wanted["fault_cow"]
+    right = wanted["fault_cow"]
     wrong = measures.Measure(
-        "fault_cow", meant.sizes, meant.timed, before=wanted["returned_by_madvise"].before, faults=1
+        "fault_cow", right.sizes, right.timed, before=wanted["returned_by_madvise"].before, faults=1
     )
     with measures.HostProcess() as host:
         with pytest.raises(measures.NotMeasuredError, match="0 minor and 0 major faults instead"):
             measures._measure(host, wrong, 1, {})
-        assert measures._measure(host, meant, 1, {}) != 0
+        assert measures._measure(host, right, 1, {}) != 0
 
 
 def test_a_refused_call_has_no_price():
-    _really()
+    _skip_without_host()
     import resource
 
     with measures.HostProcess(limits={resource.RLIMIT_MEMLOCK: 0}) as host:
@@ -186,35 +186,35 @@ def test_a_refused_call_has_no_price():
     assert not isinstance(found["fault_write"], str)
 
 
-def test_small_pages_are_no_huge_ones():
-    _really()
+def test_small_pages_are_not_priced_as_huge_ones():
+    _skip_without_host()
     wanted = {m.name: m for m in measures.measures(0, swap=False)}
-    meant = wanted["fault_huge"]
+    right = wanted["fault_huge"]
 
     def small(n):
         return measures._area(n * 512)[:2]
 
     wrong = measures.Measure(
-        "fault_huge", meant.sizes, meant.timed, before=small, proof=meant.proof, faults=1
+        "fault_huge", right.sizes, right.timed, before=small, proof=right.proof, faults=1
     )
     with measures.HostProcess() as host:
         found = dict(measures._measure_all(host, [wrong, wanted["huge_page_returned"]], 1))
-    assert found["fault_huge"] == "the host gives small pages instead of huge ones"
+    assert found["fault_huge"] == "the host maps small pages instead of huge ones"
     assert found["huge_page_returned"] == found["fault_huge"]
 
 
-def test_the_break_that_does_not_move_has_no_price():
-    """brk(2) says so by its value, not by an error."""
-    _really()
+def test_a_break_that_does_not_move_has_no_price():
+    """brk(2) reports failure by its value, not by an error."""
+    _skip_without_host()
     stuck = measures.measures(0, swap=False)[2]
     assert stuck.name == "brk"
     with measures.HostProcess() as host, pytest.raises(measures.NotMeasuredError, match="brk"):
         measures._measure(host, stuck, 1, {})
 
 
-def test_swap_is_priced_only_where_pages_go_out():
-    """Where the host has no swap area, nothing goes there, and the count of faults tells."""
-    _really()
+def test_swap_has_no_price_if_pages_are_not_swapped_out():
+    """Without a swap area no page is swapped out, which the number of faults shows."""
+    _skip_without_host()
     from kernel.linux.host.observe import host_settings
 
     if host_settings()["swap"]:
@@ -226,7 +226,7 @@ def test_swap_is_priced_only_where_pages_go_out():
 
 
 def test_the_clock():
-    _really()
+    _skip_without_host()
     import numpy as np
 
     monotonic, no_clock = 1, 99

@@ -1,11 +1,11 @@
-"""From samples to prices, and the file that holds them.  No process is started."""
+"""Prices from samples, and the file that stores them; no process is started."""
 
 import pytest
 
 from kernel.cost import COSTS
 from kernel.linux.calibrate.measures import SWAPPED, marginal, measures
 from kernel.linux.calibrate.prices import (
-    BESIDE,
+    ADDITIONAL,
     MeasuredMachine,
     Price,
     PricesError,
@@ -23,7 +23,7 @@ REFERENCE = {name: 1000 + i for i, name in enumerate(COSTS)}
 
 
 def found(**changes):
-    """What a process might find: 100, 101, … by name."""
+    """Return possible results of a process: 100, 101, … by name."""
     names = [measure.name for measure in measures(0, swap=True)]
     return {name: 100.0 + i for i, name in enumerate(names)} | changes
 
@@ -35,13 +35,13 @@ def fake_timer(n, *, fixed=700, unit=25, delay=0):
     return fixed + n * unit + delay
 
 
-def test_what_does_not_grow_with_the_batch_costs_nothing():
+def test_fixed_costs_cancel_out():
     sizes = (64, 320)
     columns = [[fake_timer(n) for _ in range(5)] for n in sizes]
     assert marginal(sizes, *columns) == 25
 
 
-def test_a_few_disturbed_batches_change_nothing():
+def test_a_few_disturbed_batches_do_not_change_the_result():
     sizes = (64, 320)
     calm = [fake_timer(sizes[0])] * 7
     disturbed = [fake_timer(sizes[1], delay=d) for d in (0, 0, 9_000_000, 0, 0, 4_000, 0)]
@@ -54,7 +54,7 @@ def test_median_and_quartiles():
     assert price([1, 2]) == Price(1.5, 1.25, 1.75, 2)
 
 
-def test_combined_prices_are_made_within_each_process():
+def test_derived_prices_are_computed_per_process():
     processes = [
         found(returned_by_madvise=a, returned_by_munmap=b, swapped_neighbourhood=s)
         for a, b, s in ((100, 300, 64), (400, 200, 128), (1000, 0, 6400))
@@ -65,7 +65,7 @@ def test_combined_prices_are_made_within_each_process():
     assert made["brk"].ns == found()["brk"]
 
 
-def test_what_was_not_measured_keeps_the_reference_value():
+def test_an_unmeasured_price_keeps_the_reference_value():
     processes = [found(mlock="mlock: EPERM", returned_by_munmap="munmap: EINVAL")] * 3
     for process in processes:
         process.pop("fault_major", None)
@@ -81,7 +81,7 @@ def test_what_was_not_measured_keeps_the_reference_value():
     assert "returned_by_munmap" not in made
 
 
-def test_a_price_stands_if_some_processes_have_it():
+def test_a_price_is_taken_from_the_processes_that_measured_it():
     processes = [found(fault_huge=v) for v in (10.0, "small pages", 30.0)]
     assert make_prices(processes, REFERENCE, 64)["fault_huge"] == Price(20, 15, 25, 2)
 
@@ -90,14 +90,14 @@ def test_a_price_stands_if_some_processes_have_it():
 def test_no_price_is_zero_or_less(value):
     made = make_prices([found(brk=value, page_moved=value)], REFERENCE, 64)
     assert made["brk"].ns == REFERENCE["brk"]
-    assert made["brk"].reason.startswith("lost in the noise")
+    assert made["brk"].reason.startswith("below the noise")
     assert "page_moved" not in made
 
 
 def test_every_price_comes_from_a_measure():
     names = {measure.name for measure in measures(0, swap=True)}
     assert set(COSTS) - names == {"page_returned", "swap_out"}
-    assert set(BESIDE) <= names
+    assert set(ADDITIONAL) <= names
     without = {measure.name for measure in measures(0, swap=False)}
     assert names - without == {"fault_major", "swapped_neighbourhood"}
     assert SWAPPED[0] < SWAPPED[1]
@@ -120,7 +120,7 @@ def test_the_file_reads_back(tmp_path):
         assert value == pytest.approx(made[name].ns, abs=0.05)
 
 
-def test_the_file_says_where_it_is_from_and_what_was_not_measured():
+def test_the_file_names_the_machine_and_the_unmeasured_prices():
     made = make_prices([found(mlock="mlock: EPERM"), found(brk=200.0)], REFERENCE, 64)
     lines = table_text(made, MACHINE).splitlines()
     assert str(MACHINE) in lines[1]
@@ -129,14 +129,12 @@ def test_the_file_says_where_it_is_from_and_what_was_not_measured():
     assert any(line.endswith(", 2 processes") for line in lines)
     made = make_prices([found(mlock="mlock: EPERM")], REFERENCE, 64)
     text = table_text(made, MACHINE)
-    expected = (
-        f"mlock: {REFERENCE['mlock']:.1f}  # the reference's value, not measured: mlock: EPERM"
-    )
+    expected = f"mlock: {REFERENCE['mlock']:.1f}  # reference value, not measured: mlock: EPERM"
     assert expected in text.splitlines()
     assert "\n# syscall_floor: " in text
 
 
-def test_hydra_takes_the_file(tmp_path):
+def test_hydra_reads_the_file(tmp_path):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -154,7 +152,7 @@ def test_hydra_takes_the_file(tmp_path):
     assert job.cost["brk"] == pytest.approx(found()["brk"])
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "host.yaml"
     write_table(path, "old: 1\n")
 
@@ -173,7 +171,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("brk: [1", "not YAML"),
+        ("brk: [1", "not valid YAML"),
         ("- 1", "not a table"),
         ("mmap: 1", "brk is missing"),
         ("brk: true", "brk=True: expected nanoseconds"),
@@ -181,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         ("brq: 1", "brq: no such price"),
     ],
 )
-def test_a_bad_reference_is_named(tmp_path, text, message):
+def test_an_error_in_a_table_is_reported(tmp_path, text, message):
     path = tmp_path / "reference.yaml"
     path.write_text(text)
     with pytest.raises(PricesError, match=message):

@@ -1,4 +1,4 @@
-"""Short ways to say operations."""
+"""Short constructors of operations for the host process."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ HUGE_PAGE = 2 << 20
 READ, WRITE = 1, 2
 ANONYMOUS = 0x22
 FIXED = 0x10
-#: An address far from everything, a multiple of 1 GiB.
+#: An address far from all other mappings, a multiple of 1 GiB.
 PLACE = 0x2000_0000_0000
 
 

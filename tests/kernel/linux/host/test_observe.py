@@ -1,4 +1,4 @@
-"""Is what the observer reports what is there?"""
+"""Reports of the observer agree with the mappings, pages and counters of a real process."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ NAMES = {"[heap]": KIND_HEAP, "[stack]": KIND_STACK}
 
 
 def slow_areas(text):
-    """What areas() must return, by plain Python."""
+    """Return the expected result of areas(), in plain Python."""
     rows = []
     for line in text.splitlines():
         span, rights, offset, _device, inode, *name = line.split(maxsplit=5)
@@ -101,7 +101,7 @@ def test_thousands_of_areas(host, observer):
 
 
 def prepare(host):
-    """Make pages of every kind in 16 MiB at PLACE."""
+    """Create pages in every state in 16 MiB at PLACE; return the range."""
     size = 16 << 20
     ops = [
         mmap(size, at=PLACE),
@@ -120,12 +120,12 @@ def prepare(host):
     return PLACE, PLACE + size
 
 
-def test_residency_names_every_state(host, observer):
+def test_residency_distinguishes_all_states(host, observer):
     start, end = prepare(host)
     if not observer.sees_huge:
-        pytest.skip("this kernel does not say which pages are huge")
+        pytest.skip("this kernel does not report which pages are huge")
     if host_settings()["thp_enabled"] == "never" or not host_settings()["thp_use_zero_page"]:
-        pytest.skip("huge pages or the huge zero page are off")
+        pytest.skip("huge pages or the huge zero page are disabled")
     in_pages = [
         ((int(r["start"]) - start) // PAGE, (int(r["end"]) - start) // PAGE, int(r["state"]))
         for r in observer.residency(start, end)
@@ -143,7 +143,7 @@ def test_residency_names_every_state(host, observer):
     ]
 
 
-def test_plain_pagemap_says_the_same(host, observer):
+def test_pagemap_and_the_ioctl_agree(host, observer):
     if not observer.scans:
         pytest.skip("this kernel has no PAGEMAP_SCAN")
     prepare(host)
@@ -179,7 +179,7 @@ def test_more_regions_than_one_call_returns(host, observer):
 
 
 def test_counters_are_exact_after_every_operation(host, observer):
-    """One page at a time, so that a counter that lags is noticed."""
+    """Change a few pages at a time, so that a lagging counter is detected."""
     size = 8 << 20
     value(host, mmap(size, at=PLACE))
     value(host, madvise(PLACE, size, HUGEPAGE + 1))
@@ -212,7 +212,7 @@ def test_locked_memory_is_counted(host, observer):
     assert observer.status()["vm_lck"] - before == 3 * PAGE
 
 
-def test_an_observation_disturbs_nothing(host, observer):
+def test_observation_causes_no_faults(host, observer):
     start = value(host, mmap(64 * PAGE))
     for i in range(20):
         observer.areas(), observer.status(), observer.residency()

@@ -1,4 +1,4 @@
-"""Does the host process do what it is told, count only what that causes, and leave nothing?"""
+"""The host process executes operations, counts only the faults they cause, and cleans up."""
 
 import os
 import resource
@@ -51,7 +51,7 @@ def test_the_host_serves_and_has_a_version():
     assert kernel_version() >= (3, 10)
 
 
-def test_elsewhere_the_reason_is_one_line(monkeypatch):
+def test_an_unsuitable_host_is_reported_in_one_line(monkeypatch):
     from kernel.linux.host import process
 
     def refuse(*, libc):
@@ -64,11 +64,11 @@ def test_elsewhere_the_reason_is_one_line(monkeypatch):
         patch.setattr("platform.system", lambda: "Darwin")
         assert unavailable.__wrapped__() == "the host is Darwin, not Linux"
         assert kernel_version() == (0, 0)
-    monkeypatch.setattr(process, "the_program", refuse)
+    monkeypatch.setattr(process, "harness_program", refuse)
     assert unavailable.__wrapped__() == "no executable memory file: Permission denied"
 
 
-def test_an_operation_of_nothing_faults_never(host):
+def test_an_empty_operation_never_faults(host):
     results = host.run(np.repeat(op(OP_NOP), 3 * CHUNK + 5))
     assert len(results) == 3 * CHUNK + 5
     assert not results.view("i8").any()
@@ -101,20 +101,20 @@ def test_faults_are_counted_exactly(host):
             0,
         ), f"case {i}"
         assert result["sig"] == 0
-    # the same in one batch
+    # The same in one batch.
     again = value(host, mmap(64 * PAGE))
     batch = np.concatenate([touch(again, 64 * PAGE, 0), touch(again, 64 * PAGE), load(again)])
     assert host.run(batch)["minflt"].tolist() == [64, 64, 0]
 
 
-def test_populate_and_mlock_count_a_fault_a_page(host):
+def test_populate_and_mlock_count_one_fault_per_page(host):
     result = one(host, mmap(16 * PAGE, flags=ANONYMOUS | 0x8000))
     assert result["minflt"] == 16
     start = value(host, mmap(8 * PAGE))
     assert one(host, syscall(149, start, 8 * PAGE))["minflt"] == 8
 
 
-def test_a_length_of_part_of_a_page_is_a_page(host):
+def test_touch_rounds_its_range_up_to_whole_pages(host):
     start = value(host, mmap(4 * PAGE))
     assert one(host, touch(start, PAGE + 1))["value"] == 2
     assert one(host, touch(start, 0))["value"] == 0
@@ -127,7 +127,7 @@ def test_without_fault_counts(host):
     assert one(host, op(OP_NOP))["minflt"] == 0
 
 
-def test_bad_accesses_say_why_and_the_next_operation_runs(host):
+def test_a_bad_access_is_reported_and_the_next_operation_runs(host):
     start = value(host, mmap(4 * PAGE, at=PLACE))
     readable = value(host, mmap(PAGE, prot=READ, at=PLACE + (1 << 30)))
     batch = np.concatenate(
@@ -156,7 +156,7 @@ def test_bad_accesses_say_why_and_the_next_operation_runs(host):
     assert one(host, load(start))["value"] == 3
 
 
-def test_files_are_inherited_and_their_end_is_a_bus_error(tmp_path):
+def test_files_are_inherited_and_access_past_their_end_is_a_bus_error(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(np.arange(1024, dtype="i8").tobytes())
     with (
@@ -181,7 +181,7 @@ def test_unknown_operations_are_refused(host):
     assert one(host, op(-1))["value"] == ENOSYS
 
 
-def test_limits_hold_for_root_too(host):
+def test_limits_apply_to_root_too(host):
     hard = int(
         next(
             line
@@ -227,7 +227,7 @@ def test_the_start_is_the_same_every_time(host):
         first_lines = [line.split()[:3] for line in host.maps.splitlines()]
         assert [line.split()[:3] for line in second.maps.splitlines()] == first_lines
         if host.randomized:
-            pytest.skip("the system refuses to switch randomisation off")
+            pytest.skip("the system refuses to disable randomisation")
         assert value(host, mmap(PAGE)) == value(second, mmap(PAGE))
     assert host.data_bytes == 0
     assert value(host, syscall(12, 0)) == host.start_brk
@@ -256,7 +256,7 @@ def test_an_unlimited_stack_moves_the_first_mapping(host):
         assert value(unlimited, mmap(PAGE)) < value(host, mmap(PAGE)) // 2
 
 
-def test_its_death_is_told_in_words(host):
+def test_an_exit_of_the_process_is_reported(host):
     start = time.monotonic()
     with pytest.raises(HostError, match="exited with status 3"):
         host.run(syscall(231, 3))
@@ -265,7 +265,7 @@ def test_its_death_is_told_in_words(host):
         host.run(op(OP_NOP))
 
 
-def test_being_killed_is_told_too(host):
+def test_a_killed_process_is_reported(host):
     os.kill(host.pid, signal.SIGKILL)
     with pytest.raises(HostError, match="was killed by SIGKILL"):
         host.run(op(OP_NOP))
@@ -277,7 +277,7 @@ def test_unmapping_its_own_memory_kills_it(host):
         host.run(munmap(start, end - start))
 
 
-def test_a_use_after_the_end_is_an_error():
+def test_use_after_close_is_an_error():
     host = HostProcess()
     host.close()
     host.close()
@@ -289,7 +289,7 @@ def _exists(pid):
     return Path(f"/proc/{pid}").exists()
 
 
-def test_nothing_is_left():
+def test_no_process_or_descriptor_is_leaked():
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with HostProcess() as host:
         pid = host.pid
@@ -302,7 +302,7 @@ def test_nothing_is_left():
 
 
 def test_an_interrupted_wait_ends_the_process(host):
-    """The alarm comes while the child sleeps for a minute."""
+    """Raise an exception from a signal handler while the child sleeps for a minute."""
 
     class AlarmError(Exception):
         pass
@@ -349,14 +349,14 @@ def test_it_dies_with_its_parent():
         time.sleep(0.01)
 
 
-def test_a_user_without_rights_can_use_it():
-    """The files of /proc can be read although capabilities are gone, and nothing needs root."""
+def test_an_unprivileged_user_can_use_it():
+    """The files of /proc are readable without capabilities, and nothing needs root."""
     if os.getuid():
-        pytest.skip("not root, so that all other tests show it")
+        pytest.skip("not root: all other tests cover this case")
     from kernel.linux.host.observe import Observer
 
     with HostProcess() as host, Observer(host.pid) as observer:
-        observer.areas()  # everything is loaded before the rights go
+        observer.areas()  # load all code before dropping privileges
     pid = os.fork()
     if not pid:
         try:
@@ -383,14 +383,14 @@ def test_a_huge_page_is_one_fault(host):
     assert value(host, madvise(start, 2 * HUGE_PAGE, NOHUGEPAGE)) == 0
     assert one(host, touch(start, 2 * HUGE_PAGE))["minflt"] == 1024
     if host_settings()["thp_enabled"] in (None, "never"):
-        pytest.skip("huge pages are off")
+        pytest.skip("huge pages are disabled")
     start = value(host, mmap(2 * HUGE_PAGE, at=2 * PLACE))
     assert value(host, madvise(start, 2 * HUGE_PAGE, HUGEPAGE)) == 0
     assert one(host, touch(start, 2 * HUGE_PAGE))["minflt"] == 2
 
 
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
-needs_libc = pytest.mark.skipif(not LOADER.exists(), reason="no glibc at its usual place")
+needs_libc = pytest.mark.skipif(not LOADER.exists(), reason="glibc's loader is not installed")
 
 
 @needs_libc
@@ -405,7 +405,7 @@ def test_functions_of_the_c_library_are_called():
         bad = one(host, op(OP_CALL, free, 1 << 40))
         assert (bad["sig"], bad["si_addr"]) == (11, (1 << 40) - 8)
         assert value(host, op(OP_CALL, malloc, 24)) > second
-        with pytest.raises(HostError, match="has no mallocc"):
+        with pytest.raises(HostError, match="has no function mallocc"):
             host.function("mallocc")
 
 
@@ -429,7 +429,7 @@ def test_without_a_c_library_there_are_no_functions(host):
 
 @pytest.fixture
 def threaded():
-    """A process in which there may be threads, and the addresses of what starts and joins them."""
+    """Yield a process that may have threads, with the addresses of pthread_create and _join."""
     with HostProcess(libc={}) as host:
         host.expect_threads()
         yield host, host.function("pthread_create"), host.function("pthread_join")
@@ -451,9 +451,9 @@ def test_threads_take_turns(threaded):
     assert again == [second, first, first]
     assert main == host.pid
     assert len({main, first, second}) == 3
-    # Each finds its pages untouched but for those that the others have touched.
+    # A thread faults only on pages that no other thread has touched.
     assert results["minflt"][4::3].tolist() == [2, 1, 1, 0, 0, 0]
-    # The turn stays from batch to batch, and a bad access takes it from nobody.
+    # The same thread continues in the next batch, even after a bad access.
     results = host.run(np.concatenate([load(16), syscall(GETTID), op(OP_SWITCH, 0)]))
     assert (results["sig"][0], results["value"][1]) == (11, first)
     results = host.run(np.concatenate([op(OP_JOIN, join, 1), op(OP_JOIN, join, 2)]))
@@ -462,7 +462,7 @@ def test_threads_take_turns(threaded):
 
 
 @needs_libc
-def test_a_thread_s_number_can_be_used_again(threaded):
+def test_a_thread_number_can_be_reused(threaded):
     host, create, join = threaded
     for _ in range(3):
         batch = [op(OP_CALL, create, *host.create(63)), op(OP_SWITCH, 63), syscall(GETPID)]
@@ -475,12 +475,12 @@ def test_a_thread_s_number_can_be_used_again(threaded):
 
 
 @needs_libc
-def test_what_a_thread_does_before_its_first_operation_counts(threaded):
+def test_faults_of_a_thread_before_its_first_operation_are_counted(threaded):
     host, create, join = threaded
     faults = []
-    for number in (1, 2):  # the first finds pages of the C library untouched
+    for number in (1, 2):  # the first also touches pages of the C library
         batch = [op(OP_CALL, create, *host.create(number)), op(OP_SWITCH, number)]
         faults.append(int(host.run(np.concatenate([*batch, op(OP_SWITCH, 0)]))["minflt"].sum()))
-    # Its descriptor is in one page, where it starts in another.
+    # Two pages besides THREAD_STACK: the thread's descriptor, and its initial stack pointer.
     assert faults[0] > faults[1] == 2 + THREAD_STACK // PAGE
     host.run(np.concatenate([op(OP_JOIN, join, 1), op(OP_JOIN, join, 2)]))

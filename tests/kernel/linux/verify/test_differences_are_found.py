@@ -1,4 +1,4 @@
-"""A broken model is objected to, and the objection is short and can be repeated."""
+"""A mutated model is detected, with a short counterexample that can be replayed."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,12 @@ from tests.kernel.linux.verify.conftest import needs_host
 
 pytestmark = pytest.mark.once
 
-#: For each broken rule the shortest program that was found to show it
-#: (kernel.linux.verify.mutations).
+#: For each mutation the shortest program found that detects it (kernel.linux.verify.mutations).
 PROGRAMS = Path(__file__).with_name("programs")
 
 
 def stored(rule):
-    """The program stored for a rule."""
+    """Return the setting and operations of the program stored for a rule."""
     return load(Linux(), rule.path(PROGRAMS))
 
 
@@ -36,8 +35,8 @@ def test_every_rule_has_a_program():
 
 @needs_host
 @pytest.mark.parametrize("rule", MUTATIONS, ids=lambda m: m.rule)
-def test_a_broken_rule_is_noticed(rule, monkeypatch):
-    # As plain Python: nothing is compiled for a rule.
+def test_a_broken_rule_is_detected(rule, monkeypatch):
+    # Run as plain Python, so that nothing is compiled for each rule.
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     setting, ops = stored(rule)
     if setting.thp and (reason := cannot_serve("on")):
@@ -48,9 +47,9 @@ def test_a_broken_rule_is_noticed(rule, monkeypatch):
 
 
 @needs_host
-def test_a_random_program_is_made_short(monkeypatch):
+def test_a_random_program_is_shrunk(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the one above")
+    (rule,) = (m for m in MUTATIONS if m.rule == "areas never merge with the area above")
     bindings = rule.bindings()
     subject = Linux(60, 1, "off", count_branches=False, bindings=bindings)
     with subject.sides() as sides:
@@ -60,21 +59,21 @@ def test_a_random_program_is_made_short(monkeypatch):
     assert any(line.startswith("    ! ") for line in finding.lines)
 
 
-def test_shrinking_keeps_what_shows_the_difference():
+def test_shrinking_keeps_the_difference():
     ops = [operation.syscall("munmap", 11, 4096 * n, 4096) for n in range(40)]
 
-    def shows(candidate):
+    def reproduce(candidate):
         wanted = [op for op in candidate if op.args[0] in (4096 * 7, 4096 * 30)]
         return candidate if len(wanted) == 2 else None
 
-    found = shrink([*ops, ops[30]], shows, operation.variants, seconds=5)
+    found = shrink([*ops, ops[30]], reproduce, operation.variants, seconds=5)
     assert {op.args[0] for op in found} >= {4096 * 7, 4096 * 30}
     assert len(found) <= 3
 
 
 @needs_host
 @pytest.mark.usefixtures("plain")
-def test_a_stored_program_is_run_again(tmp_path, capsys):
+def test_a_stored_program_is_replayed(tmp_path, capsys):
     path = tmp_path / "program.json"
     ops = [operation.syscall("munmap", 11, 4096, 4096)]
     dump(Linux(), path, ProcessSetting("x"), ops)
@@ -114,7 +113,7 @@ def test_a_missing_program_is_refused(capsys):
 @pytest.mark.parametrize(
     "arguments", [["--ops", "0"], ["--ops", "many"], ["--thp", "maybe"], ["--jobs", "-1"]]
 )
-def test_bad_arguments_are_one_line(arguments, capsys):
+def test_bad_arguments_are_reported_in_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

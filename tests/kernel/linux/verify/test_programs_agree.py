@@ -1,7 +1,7 @@
 """Random programs on the running Linux and on the model, as ``kernel.linux.verify`` runs them.
 
-In every lane: compiled, with bounds checked, and as plain Python (where it is the measure of what
-the programs cover).
+They run in every lane: compiled, with bounds checks, and as plain Python, which measures the
+coverage of the programs.
 """
 
 import pytest
@@ -28,15 +28,15 @@ def sides():
 
 @pytest.mark.parametrize("number", range(PROGRAMS))
 def test_random_programs_agree(sides, number):
-    # As the command does: khugepaged may collapse pages in the middle of a program, and only a
-    # difference that is found again counts.
+    # Like the command, run a program again after a difference: khugepaged may have collapsed pages
+    # in the middle of it.  Only a difference that recurs counts.
     subject = Linux(500 * PROGRAMS)
     report = Runner(subject, sides, shrink_seconds=0).check(subject.program(number))
     assert report.finding is None, "\n".join(report.finding.lines)
     assert report.tally.operations == 500
 
 
-def test_a_given_program_agrees_to_the_word(sides):
+def test_a_given_program_is_reported_line_by_line(sides):
     ops = [
         syscall("mmap", NR_MMAP, 0x600000000000, 8192, 3, 0x32, -1, 0),
         Op("store", OP_STORE, 0, (0x600000000008, 7)),
