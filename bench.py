@@ -19,7 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.run.compose import resolved
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -34,26 +35,6 @@ OmegaConf.register_new_resolver("flat", lambda choice: choice.replace("/", "-"),
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _configuration(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain data with absolute paths.  Raises JobError."""
-    from benchmarks.run.job import JobError, absolute_paths
-
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise JobError(str(error).splitlines()[0]) from None
-    plain.pop("experiment", None)
-    runtime = HydraConfig.get().runtime
-    sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
-    for group in ("allocator", "workload"):
-        choice = f"{group}/{runtime.choices[group]}.yaml"
-        homes = sorted({str(folder / choice) for folder in sources if (folder / choice).is_file()})
-        if len(homes) > 1:
-            raise JobError(f"{group}={runtime.choices[group]} stands twice: {' and '.join(homes)}")
-    folders = [Path.cwd(), *sources, *(s / g for s in sources for g in ("allocator", "workload"))]
-    return absolute_paths(plain, folders)
 
 
 def _already_done(directory: Path, config: dict[str, Any]) -> bool:
@@ -101,7 +82,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     }
     plain: dict[str, Any] = {}
     try:
-        plain = _configuration(config)
+        plain = resolved(config, HydraConfig.get().runtime)
         job = check_job(plain)
     except JobError as error:
         _say(f"bench.py: {error}")

@@ -1,6 +1,7 @@
 """How every figure looks: colours, units, panels, remarks, captions, files."""
 
 import argparse
+import io
 import json
 import math
 import textwrap
@@ -105,6 +106,17 @@ def publication() -> Iterator[None]:
     """Within it figures are drawn and saved in this module's style."""
     with sns.axes_style("whitegrid"), mpl.rc_context(_SETTINGS):
         yield
+
+
+class Picture(Figure):
+    """A figure that shows itself where it is the value of a notebook's cell."""
+
+    def _repr_png_(self) -> bytes:
+        """The PNG, by the name under which notebooks ask for it."""
+        content = io.BytesIO()
+        with publication():
+            self.savefig(content, dpi=self.dpi)
+        return content.getvalue()
 
 
 # --- Words and units -----------------------------------------------------------------------------

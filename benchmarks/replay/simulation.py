@@ -179,7 +179,8 @@ class Simulation:
         for lack of memory ends the replay early (``stopped_at``).  Without ``watch`` the loop runs
         in the calling thread, and nobody notices if it does not end.  Raises AllocatorFailure for
         any other death, WorkloadError for a stream that breaks off, and
-        kernel.engine.watchdog.SoftLockup.
+        kernel.engine.watchdog.SoftLockup; after that, and after KeyboardInterrupt, the loop's
+        thread has lost its memory and the simulation is of no use.
         """
         self.start()
         last = self.length if end is None else end
@@ -206,7 +207,10 @@ class Simulation:
             self.stopped_at = event
             self._verify_killed()
             return 0.0
-        except (SoftLockup, WorkloadError):
+        except (SoftLockup, KeyboardInterrupt):
+            self.machine.revoke()
+            raise
+        except WorkloadError:
             raise
         except Exception as error:
             event = int(self.k.task.now)
@@ -227,7 +231,11 @@ class Simulation:
         """Raise AllocatorFailure when the plugin's own checker finds the heap broken."""
         if self.stopped_at >= 0:
             return
-        code = build(run_check, **self._bindings)(self.k, self.a)
+        try:
+            code = build(run_check, **self._bindings)(self.k, self.a)
+        except SimulatedSignal:
+            what = f"the allocator's own check failed after the last event: {reason(self.k)}"
+            raise AllocatorFailure(what) from None
         if code:
             checks = getattr(self.plugin.module, "CHECKS", {})
             raise AllocatorFailure(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from allocators.base.library import LibraryError
+from benchmarks.events.progress import Progress
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
 from benchmarks.workloads import Workload, WorkloadError
@@ -39,13 +40,13 @@ def observe(directory: Path) -> None:
     report(0.0, "preparing the workload")
     workload = job.load_workload(report)
     report(0.0, "compiling")
-    run = (_on_model if job.library is None else _on_library)(job, workload)
+    run = (on_model if job.library is None else _on_library)(job, workload, report)
     results.write_timeline(directory / "timeline.parquet", run.timeline)
     results.write_json(directory / "metrics.json", run.metrics)
     run.entries["hashes"]["workload"] = workload.fingerprint
     results.update_run(
         directory,
-        status=results.OOM if run.reason else results.OK,
+        status=run.status,
         reason=run.reason,
         workload_provenance=workload.provenance,
         **run.entries,
@@ -53,13 +54,22 @@ def observe(directory: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Observed:
-    """What a run left: its files, entries of run.json, and why memory ran out, if it did."""
+class Observed:
+    """What a run left: its files, entries of run.json, and why memory ran out, if it did.
+
+    ``simulation``: of a run on the model, as it stands at the end; None of one on a library.
+    """
 
     metrics: dict[str, Any]
     timeline: dict[str, Any]
     entries: dict[str, Any]
     reason: str
+    simulation: Any = None
+
+    @property
+    def status(self) -> str:
+        """``oom`` or ``ok``: memory that ran out is a result."""
+        return results.OOM if self.reason else results.OK
 
 
 def _failures(r: Any) -> str:
@@ -68,18 +78,25 @@ def _failures(r: Any) -> str:
     return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
 
 
-def _on_model(job: Job, workload: Workload) -> _Observed:
-    """The simulated allocator on the kernel model."""
-    from benchmarks.replay.simulation import (
-        OBSERVED,
-        Simulation,
-    )  # after the checks: it brings the compiler
-    from kernel.engine.jit import source_hash as code_hash
+def observing(job: Job, workload: Workload) -> Any:
+    """Return a benchmarks.replay.simulation.Simulation with every instrument.
+
+    Raises AllocatorFailure when the allocator does not compile.
+    """
+    # Only now, after the checks: it brings the compiler.
+    from benchmarks.replay.simulation import OBSERVED, Simulation
 
     switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
-    simulation = Simulation(job.plugin, workload, job.kernel, switches)
+    return Simulation(job.plugin, workload, job.kernel, switches)
+
+
+def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
+    """Replay once on the kernel model.  Raises AllocatorFailure, WorkloadError and SoftLockup."""
+    from kernel.engine.jit import source_hash as code_hash
+
+    simulation = observing(job, workload)
     length = max(simulation.length, 1)
-    seconds = simulation.replay(progress=lambda event: report(event / length, "replaying"))
+    seconds = simulation.replay(progress=lambda event: progress(event / length, "replaying"))
     simulation.verify_end()
     stopped = simulation.stopped_at
     entries = {
@@ -96,15 +113,16 @@ def _on_model(job: Job, workload: Workload) -> _Observed:
     reason = _failures(simulation.r)
     if stopped >= 0:
         reason = f"killed at event {stopped}: out of memory on a page fault"
-    return _Observed(simulation.metrics(job.cost), simulation.timeline(), entries, reason)
+    metrics, timeline = simulation.metrics(job.cost), simulation.timeline()
+    return Observed(metrics, timeline, entries, reason, simulation)
 
 
-def _on_library(job: Job, workload: Workload) -> _Observed:
+def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
     """The real library in a process of its own."""
     from benchmarks.real.memory import RealRun, clean_seconds, length
 
     events = max(length(workload), 1)
-    run = RealRun(job.library, workload, lambda event: report(event / events, "replaying"))
+    run = RealRun(job.library, workload, lambda event: progress(event / events, "replaying"))
     # What a replay takes without being watched tells how much timing is affordable.
     seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
     entries = {
@@ -114,7 +132,7 @@ def _on_library(job: Job, workload: Workload) -> _Observed:
         "library": job.library.identity() | run.conditions(),
         "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
     }
-    return _Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
+    return Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
 
 
 def main(directory: Path) -> int:
