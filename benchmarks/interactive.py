@@ -24,10 +24,10 @@ as bench.py's ``--config-dir``, is ``overrides=["hydra.searchpath=[DIR]"]``.  Re
 at the working directory.
 
 The numbers are those of ``python bench.py ... measure=counters``, to the last digit.  Nothing is
-timed and nothing is written but Numba's cache: an allocator under a kind of workload compiles once,
-for some seconds or tens of them.  What is compiled cannot be interrupted, but a replay can: Ctrl-C,
-or the notebook's button, ends it.  An allocator that loops for ever without touching its memory
-keeps its thread, and a core, until the process ends.
+timed, and nothing is written but Numba's cache: an allocator compiles once for each kind of
+workload, for some seconds or tens of them.  Ctrl-C, or the notebook's button, ends a replay too,
+but an allocator that loops for ever without touching its memory keeps a thread, and a core, until
+the process ends.
 
 A Run keeps its simulated process and the host memory thereof, about the largest RSS, until it is
 deleted.
