@@ -1,5 +1,7 @@
 """``python bench.py allocator=NAME workload=NAME``: run an allocator under a workload.
 
+Where the project is installed, ``malloc-bench`` is the same command from any directory.
+
 Hydra composes conf/ and the command line into one configuration.  It is checked before anything
 long begins, run in child processes (benchmarks.run.launch), and summarised.  The last line printed
 is ``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of memory, 130
@@ -20,8 +22,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.run.compose import resolved
+from benchmarks.run.compose import CONF, resolved
+from benchmarks.run.job import Job, JobError, check_job
 
+#: As the user has called it: bench.py or malloc-bench.
+PROGRAM = Path(sys.argv[0]).name
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 # Two runs that start in the same second must not share a directory.  (Hydra imports this file once
@@ -31,10 +36,37 @@ OmegaConf.register_new_resolver(
 )
 # A choice such as native/glibc in the name of one directory.
 OmegaConf.register_new_resolver("flat", lambda choice: choice.replace("/", "-"), replace=True)
+# How to call it, in its help.
+OmegaConf.register_new_resolver(
+    "command", lambda: f"python {PROGRAM}" if PROGRAM.endswith(".py") else PROGRAM, replace=True
+)
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove the directory that Hydra made, unless something is in it."""
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
+    """Return the job that a configuration asks for.  Raises JobError."""
+    if not isinstance(debug, bool):
+        raise JobError(f"debug={debug}: expected true or false")
+    if debug and sweep:
+        raise JobError("debug=true: runs one job at a time, no sweep")
+    if debug:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"  # before anything imports Numba
+    job = check_job(plain)
+    if job.library is None:
+        if not debug:
+            job.inspect()
+    elif debug:
+        raise JobError(f"debug=true: {job.plugin.name} is a real library: use its own debugger")
+    return job
 
 
 def _already_done(directory: Path, config: dict[str, Any]) -> bool:
@@ -68,7 +100,6 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
     from benchmarks.events.progress import shown_progress
     from benchmarks.run import results
-    from benchmarks.run.job import JobError, check_job
     from benchmarks.run.launch import run_job
     from benchmarks.workloads import DEFAULT_TOUCH
 
@@ -83,15 +114,20 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     plain: dict[str, Any] = {}
     try:
         plain = resolved(config, HydraConfig.get().runtime)
-        job = check_job(plain)
+        job = _checked(plain, debug=config.get("debug"), sweep=quiet)
     except JobError as error:
-        _say(f"bench.py: {error}")
+        _say(f"{PROGRAM}: {error}")
         if quiet:  # a run of its own has nothing worth a directory
             _open_directory(directory, plain, **known)
             results.update_run(directory, status=results.FAILED, reason=str(error))
-        elif directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
+        else:
+            _remove_empty(directory)
         return results.FAILED
+    if config.debug:
+        from benchmarks.run.debug import debug
+
+        _remove_empty(directory)
+        return debug(job)
     known |= {
         "allocator": job.plugin.name,
         "label": job.plugin.label,
@@ -108,7 +144,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     with shown_progress(f"{title}{job.plugin.label} {choices['workload']}") as progress:
         status = run_job(job, directory, progress)
     if status == results.FAILED:
-        _say(f"bench.py: {job.plugin.label}: {results.read_run(directory)['reason']}")
+        _say(f"{PROGRAM}: {job.plugin.label}: {results.read_run(directory)['reason']}")
     elif not quiet:
         from benchmarks.run.summary import console, print_run
 
@@ -129,7 +165,7 @@ class SweepSummary(Callback):
         sys.exit(EXIT_OK if well else EXIT_FAILED)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> str:
     """Run one job; alone it decides the exit code, in a sweep it only records."""
     from benchmarks.run import results
@@ -145,12 +181,16 @@ def main(config: DictConfig) -> str:
     sys.exit({results.OK: EXIT_OK, results.OOM: EXIT_OOM}.get(status, EXIT_FAILED))
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+def run() -> None:
+    """Be the command: Ctrl-C and SIGTERM end it with exit code 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        _say("bench.py: interrupted; finished runs are complete")
+        _say(f"{PROGRAM}: interrupted; finished runs are complete")
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run()

@@ -34,6 +34,7 @@ from allocators.base.contract import (
     BLOCK_HEADER,
     BLOCK_USED,
     MAX_REQUEST,
+    MAX_THREADS,
     Promises,
     align_up,
     emit,
@@ -113,8 +114,6 @@ HEADS = ARENAS * BINS
 MAPS = 4
 #: Segments of the main arena that walk and check know.
 SEGMENTS = 256
-#: Threads whose numbers have a tcache of their own.
-THREADS = 4096
 TCACHE_BINS = 64
 #: The tcache: counts of 2 bytes, then first entries; 0x280 bytes.
 TCACHE_ENTRIES = 2 * TCACHE_BINS
@@ -147,8 +146,8 @@ STATE = np.dtype(
         ("free_list", "i8"),  # arena + 1
         ("next_to_use", "i8"),
         ("aligned_heap_area", "i8"),
-        ("tcache", "i8", (THREADS,)),  # 0: none yet
-        ("arena", "i8", (THREADS,)),  # arena + 1; 0: none yet
+        ("tcache", "i8", (MAX_THREADS,)),  # 0: none yet
+        ("arena", "i8", (MAX_THREADS,)),  # arena + 1; 0: none yet
         ("threads", "i8"),  # that had a tcache: their numbers are less
         ("multiple", "i8"),  # 0: no thread yet, -1: several; else who began, plus 1
         ("noncontiguous", "i8"),
@@ -456,10 +455,7 @@ def tcache_init(k, a):
 @jit(inline=True)
 def own_cache(k, a):
     """The running thread's tcache; 0: none yet."""
-    tid = k.task.tid
-    if not 0 <= tid < THREADS:
-        abort(k, ABORT_CORRUPT, tid)
-    return a.tcache[tid]
+    return a.tcache[k.task.tid]
 
 
 @jit(inline=True)
@@ -1444,8 +1440,6 @@ def first_thread(k, a):
 def thread_exit(k, a):
     """Free what the thread's tcache holds, and the tcache; leave the arena to others."""
     tid = k.task.tid
-    if tid >= THREADS:
-        abort(k, ABORT_CORRUPT, tid)
     t = a.tcache[tid]
     if t:
         for index in range(TCACHE_BINS):

@@ -90,6 +90,7 @@ def simulate(
             f"python bench.py allocator={name}"
         )
     job = check_job(config)
+    job.inspect()
     title = f"{job.plugin.label} {job.workload_label}"
     with shown_progress(title) if progress else nullcontext(lambda *_: None) as report:
         report(0.0, "preparing the workload")

@@ -201,6 +201,7 @@ ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
 #: The same signal when frames are lost, doubled or mixed up; si_addr is the code of
 #: kernel.conservation.CHECKS.
 ABORT_FRAMES = 6
+ABORT_CHECK = 7
 
 
 class SimulatedSignal(Exception):

@@ -136,13 +136,14 @@ def test_the_list_of_commands_is_printed():
 
 
 def prose():
-    """Yield (file, line, text) of every comment and docstring, the README, the YAML and the C."""
+    """Yield (file, line, text) of every comment and docstring, the READMEs, the YAML and the C."""
     for path in [*python_files(*PACKAGES, "tests"), ROOT / "bench.py"]:
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
             if token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
                 yield path, token.start[0], token.string
     others = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.c")]
-    for path in [ROOT / "README.md", *others]:
+    documents = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *ROOT.glob("*/README.md")]
+    for path in [*documents, *others]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             yield path, number, line
 

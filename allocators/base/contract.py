@@ -45,6 +45,9 @@ ALIGNMENT = 16
 #: No allocator serves a larger request, bytes: a process has 2**47 in all.
 MAX_REQUEST = 1 << 46
 
+#: A plugin sees thread numbers (``k.task.tid``) from 0 to MAX_THREADS - 1.
+MAX_THREADS = 4096
+
 #: Kinds of a walk row.
 BLOCK_USED, BLOCK_FREE, BLOCK_HEADER = 1, 2, 3
 
@@ -106,7 +109,7 @@ def init(k, a):
 
 
 @jit
-def malloc(k, a, size):
+def malloc(k, a, size) -> int:
     """Return the address of ``size`` >= 0 bytes, a multiple of ALIGNMENT, or 0."""
     raise NotImplementedError
 
@@ -118,7 +121,7 @@ def free(k, a, p):
 
 
 @jit
-def usable_size(k, a, p):
+def usable_size(k, a, p) -> int:
     """Return the bytes that the program may use at ``p``."""
     raise NotImplementedError
 
@@ -140,7 +143,7 @@ def move(k, a, p, old, size):
 
 
 @jit
-def realloc(k, a, p, size):
+def realloc(k, a, p, size) -> int:
     """Keep a block that still fits and is not twice too large; else move it."""
     old = usable_size(k, a, p)
     if old // 2 <= size <= old:
@@ -149,7 +152,7 @@ def realloc(k, a, p, size):
 
 
 @jit
-def calloc(k, a, size):
+def calloc(k, a, size) -> int:
     """malloc, then clear."""
     p = malloc(k, a, size)
     if p:
@@ -158,7 +161,7 @@ def calloc(k, a, size):
 
 
 @jit
-def aligned_alloc(k, a, alignment, size):
+def aligned_alloc(k, a, alignment, size) -> int:
     """Serve what malloc's own alignment covers, refuse the rest."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
@@ -166,13 +169,13 @@ def aligned_alloc(k, a, alignment, size):
 
 
 @jit
-def walk(k, a, rows):
+def walk(k, a, rows) -> int:
     """List nothing."""
     return 0
 
 
 @jit
-def check(k, a):
+def check(k, a) -> int:
     """Find nothing wrong."""
     return 0
 

@@ -1,18 +1,51 @@
-"""Modules that are plugins: found by the stem of a file in one folder, or by a path anywhere."""
+"""Modules that are plugins: found by the stem of a file in some folders, or by a path anywhere.
+
+The folders are the project's own, and those that installed packages declare.
+"""
 
 import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+
+#: The entry points by which packages declare folders of plugins.
+GROUP = "malloc_bench.plugins"
+
+
+@cache
+def installed() -> tuple[list[Path], list[str]]:
+    """Return the folders that installed packages declare, and what is wrong with other packages.
+
+    The value of an entry point is the dotted name of a folder laid out as conf/ is, with every
+    module beside its YAML: allocator/NAME.yaml and allocator/NAME.py, workload/NAME.yaml and so on.
+    Nothing of the package is imported.
+    """
+    folders, complaints = [], []
+    for entry in entry_points(group=GROUP):
+        top, *below = entry.value.split(".")
+        try:
+            spec = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            spec = None
+        places = (spec and spec.submodule_search_locations) or ()
+        found = [folder for place in places if (folder := Path(place, *below).resolve()).is_dir()]
+        if not found:
+            what = f"entry point {entry.name} = {entry.value}: there is no such folder of modules"
+            complaints.append(f"package {entry.dist.name}: {what}; reinstall or remove the package")
+        folders += [folder for folder in found[:1] if folder not in folders]
+    return folders, complaints
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins of one ``kind`` (a word for messages) in the folder of a ``package``.
+    """The plugins of one ``kind``: every module in the folder of a ``package`` of the project.
 
-    Every module in the folder is one.  Mistakes raise ``error``, a ValueError.
+    So is every module in the folder named after the kind, of those that are installed.  Mistakes
+    raise ``error``, a ValueError.
     """
 
     kind: str
@@ -28,31 +61,53 @@ class Plugins:
         """Import a plugin, one that is named by its path anew each time."""
         if name.endswith(".py"):
             path = Path(name).resolve()
-            module_name = f"{self.kind}_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+            module_name = self._anonymous(path)
             if not path.is_file():
                 raise self.error(f"no {self.kind} file {name}")
-        elif name in self.names():
-            path = self.folder / f"{name}.py"
-            module_name = f"{self.package}.{name}"
+        else:
+            path = self._find(name)
+            own = path.parent == self.folder
+            module_name = f"{self.package}.{name}" if own else self._anonymous(path)
             if module_name in sys.modules:
                 return sys.modules[module_name]
-        else:
-            known = ", ".join(self.names())
-            raise self.error(f"no {self.kind} {name!r}; choose one of {known}, or a .py file")
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            text = f"{path}{_last_line(error, path)}: {type(error).__name__}: {error}"
-            raise self.error(f"{self.kind} {name}: {text}".replace("\n", " ")) from error
+            raise self.error(f"{self.kind} {path.stem}: {located(error, path)}") from error
         return module
 
+    def _find(self, name: str) -> Path:
+        """Return the file of the plugin ``name``, of which there must be one."""
+        folders, complaints = installed()
+        homes = [self.folder, *(folder / self.kind for folder in folders)]
+        files = [path for home in homes for path in sorted(home.glob("[!_]*.py"))]
+        found = [path for path in files if path.stem == name]
+        if len(found) > 1:
+            places = " and ".join(map(str, found))
+            raise self.error(f"{self.kind} {name} stands twice: {places}; rename or remove one")
+        if not found:
+            known = ", ".join(path.stem for path in files)
+            what = f"no {self.kind} {name!r}; choose one of {known}, or a .py file"
+            raise self.error("; ".join([what, *complaints]))
+        return found[0]
 
-def _last_line(error: BaseException, path: Path) -> str:
-    """':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
+    def _anonymous(self, path: Path) -> str:
+        """The name of a module that is in no package of the project."""
+        return f"{self.kind}_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+
+
+def located(error: BaseException, path: Path | str) -> str:
+    """Return 'FILE:LINE: ERROR: message', one line; LINE is the last one of ``path`` to raise."""
+    text = f"{path}{_last_line(error, path)}: {type(error).__name__}: {error}"
+    return text.replace("\n", " ")
+
+
+def _last_line(error: BaseException, path: Path | str) -> str:
+    """Return ':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:

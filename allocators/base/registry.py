@@ -13,10 +13,10 @@ import numpy as np
 
 from allocators.base import contract
 from allocators.base.contract import CONTRACT, REQUIRED, Promises
-from allocators.base.plugins import Plugins
+from allocators.base.plugins import Plugins, located
 from allocators.base.settings import Setting
 from kernel.engine import switches
-from kernel.engine.jit import is_jit
+from kernel.engine.jit import WalkError, check_signature, check_state, is_jit, source_hash
 from kernel.engine.record import record
 
 
@@ -56,9 +56,31 @@ class Plugin:
         functions = {name: getattr(self.module, name, getattr(contract, name)) for name in CONTRACT}
         return functions | {name.upper(): value for name, value in self.values.items()}
 
-    def state(self) -> np.recarray:
-        """A zeroed record of the plugin's static variables, (1,) STATE."""
-        return record(self.module.STATE)
+    def inspect(self) -> None:
+        """Look for mistakes in the plugin's functions that no compiler needs to be asked about.
+
+        Raises PluginError, which names file and line.
+        """
+        bindings = self.bindings()
+        state = self.module.STATE.names or ()
+        try:
+            for name in CONTRACT:
+                function = getattr(self.module, name, None)
+                if function is not None:
+                    check_signature(getattr(contract, name), function)
+                    check_state(function, 1, state)
+            for name in ("init", "walk", "check", "reset"):
+                source_hash(bindings[name], **bindings)
+            source_hash(contract.perform, **bindings)
+        except WalkError as error:
+            raise PluginError(str(error)) from None
+
+    def state(self, *, bounded: bool = False) -> np.recarray:
+        """Return a zeroed record of the plugin's static variables, (1,) STATE.
+
+        ``bounded``: see :func:`kernel.engine.record.record`.
+        """
+        return record(self.module.STATE, bounded=bounded)
 
     def promises(self) -> Promises:
         """What the design detects and gives back under these settings."""
@@ -112,4 +134,6 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
             module.check_settings(dict(values))
         except ValueError as error:
             raise PluginError(f"allocator {name}: {error}") from None
+        except Exception as error:
+            raise PluginError(f"allocator {stem}: {located(error, module.__file__)}") from error
     return Plugin(stem, module, values)

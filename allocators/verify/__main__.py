@@ -108,6 +108,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
     for word in arguments.names or names():
         name, base = _configured(word, arguments.config_dir)
         plugins = [load(name, base | given)] if given else list(variations(name, base))
+        plugins[0].inspect()
         for i, plugin in enumerate(plugins):
             cases += [
                 Case(

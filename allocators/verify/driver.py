@@ -9,7 +9,16 @@ record ``d`` and ends the run; what needs the whole heap at once (overlap, walk)
 import numpy as np
 
 from allocators.base import operation as ops
-from allocators.base.contract import check, free, init, perform, reset, usable_size, walk
+from allocators.base.contract import (
+    MAX_THREADS,
+    check,
+    free,
+    init,
+    perform,
+    reset,
+    usable_size,
+    walk,
+)
 from kernel.access import peek, poke
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAYLOAD
@@ -242,7 +251,8 @@ def drive(k, a, d, objects, events, rows, begin, end):
     task = k.task
     for i in range(begin, end):
         task.now = i
-        task.tid = i >> 6 & 3
+        turn = i >> 6 & 3
+        task.tid = turn if turn < 3 else MAX_THREADS - 1
         events[i, EVENT_RESULT] = do_event(
             k,
             a,

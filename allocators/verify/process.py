@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from allocators.base.contract import ALIGNMENT, BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
+from allocators.base.plugins import located
 from allocators.base.registry import Plugin
 from allocators.verify import driver as dr
 from allocators.verify.plan import SLOTS, Phase, Plan
@@ -70,6 +71,7 @@ class Build:
         checks = not self.as_timed
         driver = build(
             dr.drive,
+            guard=self.plugin.module.__name__ if checks else "",
             **self.plugin.bindings(),
             **self.config.switches(),
             COUNT=checks,
@@ -167,7 +169,8 @@ class Process:
             what = f"{self._doing} has not ended after {self._patience:g} s: it loops for ever"
             raise Violation("lockup", lockup.event, 0, what) from None
         except Exception as error:
-            what = f"{self._doing} raised {type(error).__name__}: {error}"
+            place = located(error, self._built.plugin.module.__file__)
+            what = f"{self._doing} raised at {place}"
             raise Violation("exception", self._now, 0, what) from None
 
     def run(self, begin: int, end: int, *, inspect: bool = True) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 
 from allocators.base.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED, walk
 from benchmarks.replay.simulation import AllocatorFailure, Simulation, explain
-from kernel.engine.jit import WalkError, build, jit
+from kernel.engine.jit import WalkError, jit
 from kernel.engine.memory import load_half_word, load_word
 from kernel.page import fold, page_of
-from kernel.task import kill, reason
+from kernel.task import kill
 from kernel.types import (
     PTE_PRESENT,
     PTE_SWAP,
@@ -61,12 +61,12 @@ def pieces(simulation: Simulation) -> np.ndarray:
         raise AllocatorFailure(f"{plugin.name} defines no walk, so that nobody can list its heap")
     rows = np.zeros((4096, 3), "i8")
     try:
-        looking = {"load": look, "load_half": look_half}
-        list_pieces = build(run_walk, **simulation.loop_bindings(), **looking)
+        bindings = simulation.loop_bindings() | {"load": look, "load_half": look_half}
+        list_pieces = simulation.specialise(run_walk, bindings)
         while (count := list_pieces(simulation.k, simulation.a, rows)) > len(rows):
             rows = np.zeros((count, 3), "i8")
     except SimulatedSignal:
-        raise AllocatorFailure(f"walk: {reason(simulation.k)}") from None
+        raise AllocatorFailure(f"walk: {simulation.reason()}") from None
     except WalkError as error:
         raise AllocatorFailure(str(error)) from None
     except Exception as error:

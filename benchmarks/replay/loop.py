@@ -17,6 +17,7 @@ from allocators.base.contract import (
     ALIGNMENT,
     aligned_alloc,
     calloc,
+    check,
     free,
     init,
     malloc,
@@ -33,7 +34,14 @@ from kernel.engine.record import summed
 from kernel.engine.switches import COUNT, PAGE_SHIFT
 from kernel.page import table_pages
 from kernel.task import abort
-from kernel.types import ABORT_FRAMES, ABORT_MISALIGNED, ABORT_OUTSIDE, VM_READ, VM_WRITE
+from kernel.types import (
+    ABORT_CHECK,
+    ABORT_FRAMES,
+    ABORT_MISALIGNED,
+    ABORT_OUTSIDE,
+    VM_READ,
+    VM_WRITE,
+)
 from kernel.vma import covered, heap_pages
 
 # --- Switches of the loop (bound by build, as those of kernel.engine.switches) -------------------
@@ -45,6 +53,8 @@ OBSERVE = True
 TIMELINE = True
 #: Physical memory is checked after every event (needs kernel.engine.switches.FRAMES).
 CHECK_FRAMES = False
+#: Events after which the plugin's own checker looks at the heap; 0: never.
+CHECK_EVERY = 0
 #: Whether the stored events have these columns.
 HAS_ALIGN = False
 HAS_THREAD = False
@@ -119,6 +129,21 @@ def verify_frames(k, r):
     if code:
         abort(k, ABORT_FRAMES, code)
     r.frames_checks += 1
+
+
+@jit(cold=True)
+def verify_heap(k, a):
+    """End the process when the plugin's checker finds the heap broken.
+
+    The checker's own loads and stores do not count.
+    """
+    mm = k.mm
+    loads, stores = mm.loads, mm.stores
+    code = check(k, a)
+    mm.loads = loads
+    mm.stores = stores
+    if code:
+        abort(k, ABORT_CHECK, code)
 
 
 @jit
@@ -352,6 +377,8 @@ def replay_events(k, a, r, objects, e, begin, end):
             observe(k, r, op)
         if CHECK_FRAMES:
             verify_frames(k, r)
+        if CHECK_EVERY and now % CHECK_EVERY == CHECK_EVERY - 1:
+            verify_heap(k, a)
         if TIMELINE and now >= r.next_row:
             sample(k, r, now)
 
@@ -375,6 +402,8 @@ def replay_program(k, a, r, objects, g, begin, end):
             observe(k, r, g.op)
         if CHECK_FRAMES:
             verify_frames(k, r)
+        if CHECK_EVERY and i % CHECK_EVERY == CHECK_EVERY - 1:
+            verify_heap(k, a)
         if TIMELINE and i >= r.next_row:
             sample(k, r, i)
         i += 1

@@ -4,6 +4,7 @@ With OBSERVED switches it counts everything and answers :meth:`Simulation.metric
 all instruments are compiled away and nothing is touched, so that its time is the allocator's own.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from time import perf_counter
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.contract import check
+from allocators.base.contract import MAX_THREADS
+from allocators.base.operation import FUNCTIONS
 from allocators.base.registry import Plugin
+from benchmarks.events.events import Events
 from benchmarks.events.touch import TOUCH_NAMES, TOUCH_NOTHING
 from benchmarks.replay.loop import (
     RUN,
@@ -21,16 +24,17 @@ from benchmarks.replay.loop import (
     replay_events,
     replay_program,
     verify_frames,
+    verify_heap,
 )
 from benchmarks.replay.measured import measured, timeline
 from benchmarks.workloads import Workload, WorkloadError
 from kernel.boot import Machine
 from kernel.config import KernelConfig
-from kernel.engine.jit import WalkError, build, jit
+from kernel.engine.jit import WalkError, build, disabled, source_hash
 from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
-from kernel.types import SIGKILL, SimulatedSignal
+from kernel.types import ABORT_CHECK, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedSignal
 
 #: Switches of the loop with every instrument, and with none.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
@@ -38,13 +42,14 @@ TIMED = {"COUNT": False, "OBSERVE": False, "TIMELINE": False, "TOUCH": TOUCH_NOT
 
 
 class AllocatorFailure(RuntimeError):
-    """The allocator broke its contract during a replay; the message names the event."""
+    """The allocator broke its contract during a replay; the message names the event.
 
+    ``address``: of the block that shows it, or 0.
+    """
 
-@jit
-def run_check(k, a):
-    """Call the plugin's checker."""
-    return check(k, a)
+    def __init__(self, message: str, address: int = 0) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 def explain(error: Exception) -> str:
@@ -58,15 +63,35 @@ def explain(error: Exception) -> str:
     return f"{reason} ({place})"
 
 
+def line_in(error: BaseException, file: str | None) -> int:
+    """Return the last line of ``file`` in the traceback of ``error``, or 0."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno or 0 for f in reversed(frames) if f.filename == file), 0)
+
+
+def _check_threads(events: Events, begin: int) -> None:
+    """Raise WorkloadError for a thread number that no plugin may see; ``begin``: first event."""
+    threads = events.thread
+    if len(threads) and not 0 <= threads.min() <= threads.max() < MAX_THREADS:
+        event = int(np.argmax((threads < 0) | (threads >= MAX_THREADS)))
+        raise WorkloadError(
+            f"event {begin + event}: thread {threads[event]}: an allocator sees thread numbers "
+            f"from 0 to {MAX_THREADS - 1}"
+        )
+
+
 class Simulation:
     """A machine, a plugin's state and a compiled replay loop.
 
     ``switches`` are OBSERVED, TIMED or any other bindings of the loop; TOUCH is the workload's
     where they do not say.  ``stopped_at`` is the event at which the simulated process was killed
     for lack of memory, or -1.  ``waited``: seconds of the last replay in which the loop stood still
-    because the next piece of a stream was not there yet.  Raises AllocatorFailure when the plugin
-    does not compile.
+    because the next piece of a stream was not there yet.  ``guarded``: a wrong index or a division
+    by zero in the plugin raises.  Raises AllocatorFailure when the plugin does not compile.
     """
+
+    #: Plain Python may do what the compiler refuses (kernel.engine.jit.build).
+    loose = False
 
     def __init__(
         self,
@@ -74,6 +99,8 @@ class Simulation:
         workload: Workload,
         kernel: KernelConfig,
         switches: Mapping[str, Any],
+        *,
+        guarded: bool = False,
     ) -> None:
         self.plugin, self.workload = plugin, workload
         self.machine = Machine(kernel)
@@ -83,15 +110,27 @@ class Simulation:
         self.objects = np.zeros((max(workload.slots, 1), 2), "i8")
         self.stopped_at = -1
         self.waited = 0.0
+        #: What the loop reads at the moment, and the number of its first event; None during init.
+        self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
         self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
+        self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
         try:
-            self._initialise = build(initialise, **self._bindings)
-            self._loop = build(self.loop_function, **self.loop_bindings())
+            self._initialise = self.specialise(initialise)
+            self._loop = self.specialise(self.loop_function, self.loop_bindings())
         except WalkError as error:
             raise AllocatorFailure(str(error)) from None
         self._fresh = True
         self._compile()
+
+    def specialise(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
+        """Specialise ``function`` for this simulation, or for other ``bindings``."""
+        return build(function, guard=self._guard, loose=self.loose, **bindings or self._bindings)
+
+    @property
+    def loop_hash(self) -> str:
+        """Hash (16 hex digits) of all code and constants in the loop."""
+        return source_hash(self.loop_function, guard=self._guard, **self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:
         """What the replay loop is specialised for."""
@@ -135,31 +174,39 @@ class Simulation:
         self.waited = 0.0
 
     def _compile(self) -> None:
-        """Compile by replaying no event, outside the clock and the watchdog.
+        """Compile for the types of the arguments, outside the clock and the watchdog.
 
         Raises AllocatorFailure when the plugin does not compile.
         """
         self.start()
+        if disabled():
+            return
+        from numba import typeof
+
+        calls = [(self._initialise, (self.k, self.a))]
+        state = self.k, self.a, self.r, self.objects
+        calls += [(self._loop, (*state, *piece)) for piece in self._pieces(0)]
         try:
-            self._initialise(self.k, self.a)
-            for source, begin, end in self._pieces(0):
-                self._loop(self.k, self.a, self.r, self.objects, source, begin, end)
-        except SimulatedSignal:
-            raise AllocatorFailure(f"init: {reason(self.k)}") from None
+            for function, arguments in calls:
+                function.compile(tuple(map(typeof, arguments)))
         except Exception as error:
             raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
         """What the loop gets, one call after the other: a source of events, begin and end."""
         workload = self.workload
-        if workload.stream is None:
-            yield (workload.events if self._program is None else self._program), 0, end
+        if self._program is not None:
+            yield self._program, 0, end
+        elif workload.stream is None:
+            _check_threads(workload.events, 0)
+            yield workload.events, 0, end
         elif end == 0:
             yield workload.stream.none(), 0, 0
         else:
             begin = 0
             with closing(workload.stream.pieces()) as pieces:
                 for events in pieces:
+                    _check_threads(events, begin)
                     last = min(begin + len(events.op), end)
                     yield events, begin, last
                     begin = last
@@ -186,11 +233,13 @@ class Simulation:
         last = self.length if end is None else end
 
         def run() -> float:
+            self._running = None
             self._initialise(self.k, self.a)
             seconds = 0.0
             with closing(self._pieces(last)) as pieces:
                 stopped = perf_counter()
                 for source, begin, end in pieces:
+                    self._running = source, begin
                     started = perf_counter()
                     self.waited += started - stopped
                     self._loop(self.k, self.a, self.r, self.objects, source, begin, end)
@@ -200,21 +249,60 @@ class Simulation:
 
         try:
             return watched(self.k, run, progress=progress) if watch else run()
-        except SimulatedSignal:
-            event = int(self.k.task.now)
+        except SimulatedSignal as signal:
             if self.k.task.sig != SIGKILL:
-                raise AllocatorFailure(f"event {event}: {reason(self.k)}") from None
-            self.stopped_at = event
+                address = int(self.k.task.si_addr)
+                raise AllocatorFailure(f"{self.where(signal)}: {self.reason()}", address) from None
+            self.stopped_at = int(self.k.task.now)
             self._verify_killed()
             return 0.0
-        except (SoftLockup, KeyboardInterrupt):
+        except KeyboardInterrupt:
             self.machine.revoke()
             raise
+        except SoftLockup as lockup:
+            self.machine.revoke()
+            raise SoftLockup(lockup.event, lockup.seconds, self.where()) from None
         except WorkloadError:
             raise
+        except AllocatorFailure as failure:
+            raise AllocatorFailure(f"{self.where()}: {failure}", failure.address) from None
         except Exception as error:
-            event = int(self.k.task.now)
-            raise AllocatorFailure(f"event {event}: the plugin raised {explain(error)}") from error
+            raise AllocatorFailure(f"{self.where(error)}: {explain(error)}") from error
+
+    def reason(self) -> str:
+        """Return in words why the process ended."""
+        task = self.k.task
+        if task.sig == SIGABRT and task.si_code == ABORT_CHECK:
+            code = int(task.si_addr)
+            meaning = getattr(self.plugin.module, "CHECKS", {}).get(code, f"code {code}")
+            return f"the allocator's own check failed: {meaning}"
+        return reason(self.k)
+
+    def function(self) -> str:
+        """Return the name of the contract's function that the running event calls, or ''."""
+        if self._running is None:
+            return "init"
+        source, begin = self._running
+        now = int(self.k.task.now)
+        op = int(source.op if self._program is not None else source.op[now - begin])
+        return FUNCTIONS.get(op, "")
+
+    def where(self, error: BaseException | None = None) -> str:
+        """Return 'FILE:LINE: event N, function()': where the replay is.
+
+        The line is the last one of the plugin in the traceback of ``error``; without one, that of
+        the function which the event calls.
+        """
+        if self.k.task.si_code == ABORT_FRAMES:  # the kernel's fault, not the plugin's
+            return f"event {int(self.k.task.now)}"
+        name = self.function()
+        event = f"event {int(self.k.task.now)}, {name}()" if self._running else "init()"
+        file = getattr(self.plugin.module, "__file__", None)
+        line = line_in(error, file) if error else 0
+        function = getattr(self.plugin.module, name, None)
+        if not line and function is not None:
+            file, line = function.__code__.co_filename, function.__code__.co_firstlineno
+        return f"{file}:{line}: {event}" if file and line else event
 
     def _verify_killed(self) -> None:
         """Check physical memory once more after the kill, where it is checked at all."""
@@ -228,19 +316,32 @@ class Simulation:
             ) from None
 
     def verify_end(self) -> None:
-        """Raise AllocatorFailure when the plugin's own checker finds the heap broken."""
+        """Raise AllocatorFailure for a heap that is broken after the last event.
+
+        That is what the plugin's own checker says, and live blocks that overlap.
+        """
         if self.stopped_at >= 0:
             return
         try:
-            code = build(run_check, **self._bindings)(self.k, self.a)
+            self.specialise(verify_heap)(self.k, self.a)
         except SimulatedSignal:
-            what = f"the allocator's own check failed after the last event: {reason(self.k)}"
-            raise AllocatorFailure(what) from None
-        if code:
-            checks = getattr(self.plugin.module, "CHECKS", {})
-            raise AllocatorFailure(
-                f"the allocator's own check failed after the last event: {checks.get(code, code)}"
-            )
+            raise AllocatorFailure(f"after the last event: {self.reason()}") from None
+        try:
+            self.check_overlap()
+        except AllocatorFailure as failure:
+            file = getattr(self.plugin.module, "__file__", self.plugin.name)
+            what = f"{file}: after the last event: {failure}"
+            raise AllocatorFailure(what, failure.address) from None
+
+    def check_overlap(self) -> None:
+        """Raise AllocatorFailure when two live blocks overlap."""
+        live = self.objects[self.objects[:, 0] > 0]
+        start, size = live[np.argsort(live[:, 0], kind="stable")].T
+        bad = np.flatnonzero(start[:-1] + np.maximum(size[:-1], 1) > start[1:])
+        if len(bad):
+            low, high = start[bad[0]], start[bad[0] + 1]
+            what = f"the live block of {size[bad[0]]} bytes at {low:#x} overlaps that at {high:#x}"
+            raise AllocatorFailure(what, int(low))
 
     @property
     def out_of_memory(self) -> bool:

@@ -1,25 +1,48 @@
-"""Compose conf/ and the words of a command line into one plain configuration.
+"""Where a configuration comes from: conf/, what packages add to it, and the files that it names.
 
 On bench.py's command line Hydra composes by itself, and :func:`resolved` makes of it what a job is
-checked and repeated from; :func:`compose` does both where there is no command line.
+checked and repeated from; :func:`compose` does both where there is no command line.  Importing this
+tells Hydra of the packages: it finds their choices beside those of conf/.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from allocators.base import registry
+from allocators.base.plugins import installed
 from allocators.base.registry import PluginError
-from benchmarks.run.job import JobError, absolute_paths
+from benchmarks.run.job import JobError
+from benchmarks.trace import shipped
 from kernel import PROJECT
 
+#: The project's own configuration, in a checkout as where it is installed.
 CONF = PROJECT / "conf"
+
+
+class InstalledPlugins(SearchPathPlugin):
+    """The folders that installed packages declare (allocators.base.plugins)."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add them behind conf/; a package that cannot be found is a warning, no more."""
+        folders, complaints = installed()
+        for folder in folders:
+            search_path.append("malloc-bench plugins", str(folder))
+        for complaint in complaints:
+            print(f"warning: {complaint}", file=sys.stderr, flush=True)
+
+
+Plugins.instance().register(InstalledPlugins)
 
 
 def resolved(config: DictConfig, runtime: DictConfig) -> dict[str, Any]:
@@ -33,14 +56,9 @@ def resolved(config: DictConfig, runtime: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise JobError(str(error).splitlines()[0]) from None
     data.pop("experiment", None)
+    data.pop("debug", None)
     sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
-    for group in ("allocator", "workload"):
-        choice = f"{group}/{runtime.choices.get(group)}.yaml"
-        homes = sorted({str(folder / choice) for folder in sources if (folder / choice).is_file()})
-        if len(homes) > 1:
-            raise JobError(f"{group}={runtime.choices[group]} stands twice: {' and '.join(homes)}")
-    folders = [Path.cwd(), *sources, *(s / g for s in sources for g in ("allocator", "workload"))]
-    return absolute_paths(data, folders)
+    return _with_files(data, runtime.choices, sources)
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -61,6 +79,8 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         raise JobError(" ".join(text.split())) from None
     finally:
         GlobalHydra.instance().hydra = theirs
+    if config.get("debug"):
+        raise JobError("debug=true: a debugger runs on its own: python bench.py debug=true")
     runtime = config.hydra.runtime
     with open_dict(config):
         del config["hydra"]
@@ -83,3 +103,40 @@ def _words(override: str) -> list[str]:
 def _quoted(value: object) -> str:
     """Spell ``value`` for Hydra, whose grammar would otherwise split a path at its blanks."""
     return "'{}'".format(value.replace("'", r"\'")) if isinstance(value, str) else str(value)
+
+
+def _with_files(
+    config: Mapping[str, Any], choices: Mapping[str, str], sources: Iterable[Path]
+) -> dict[str, Any]:
+    """Return ``config`` with the files it names made absolute.
+
+    ``choices``: what Hydra chose by group, ``sources``: the folders where it looked.  A relative
+    plugin file is looked for beside the chosen YAML, then in the folder where Hydra looked and in
+    the working directory; a relative trace or library in the working directory only.
+
+    Raises JobError for a choice that stands twice and for a plugin file that is nowhere.
+    """
+    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for group in ("allocator", "workload"):
+        choice = f"{group}/{choices.get(group)}.yaml"
+        homes = {folder.resolve() for folder in sources if (folder / choice).is_file()}
+        if len(homes) > 1:
+            places = " and ".join(sorted(str(home / choice) for home in homes))
+            raise JobError(f"{group}={choices[group]} stands twice: {places}; rename or remove one")
+        section = config.get(group, {})
+        name, path = section.get("name"), section.get("path")
+        if isinstance(name, str) and name.endswith(".py"):
+            beside = [folder for home in homes for folder in ((home / choice).parent, home)]
+            section["name"] = str(_plugin_file(group, name, [*beside, Path.cwd()]))
+        if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
+            section["path"] = str(Path(path).resolve())
+    return config
+
+
+def _plugin_file(group: str, name: str, folders: list[Path]) -> Path:
+    """Return the path of the plugin file ``name``.  Raises JobError when it is nowhere."""
+    for folder in folders:
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    places = ", ".join(map(str, dict.fromkeys(folders)))
+    raise JobError(f"{group}.name={name}: there is no such file (looked in {places})")

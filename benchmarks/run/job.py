@@ -6,7 +6,6 @@ seed.  Checking imports no compiler.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from allocators.base import library as real
@@ -14,7 +13,6 @@ from allocators.base import registry
 from allocators.base.library import Library, LibraryError
 from allocators.base.registry import Plugin, PluginError
 from benchmarks import workloads
-from benchmarks.trace import shipped
 from benchmarks.workloads import WorkloadError
 from kernel.config import KernelConfig
 from kernel.cost import check_costs
@@ -65,14 +63,16 @@ class Timing:
 class Job:
     """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
 
-    ``plugin``: the simulated allocator, or a real library.  ``check_frames``: whether the
-    untimed run checks physical memory after every event.
+    ``plugin``: the simulated allocator, or a real library.  ``check_every``: the untimed run calls
+    the allocator's own check after so many events; 0: only after the last.  ``check_frames``: it
+    checks physical memory after every event.
     """
 
     plugin: Plugin | Library
     workload: Mapping[str, Any]
     kernel: KernelConfig
     cost: Mapping[str, float]
+    check_every: int
     check_frames: bool
     measure: Timing
     seed: int
@@ -86,6 +86,13 @@ class Job:
     def workload_label(self) -> str:
         """The workload's name and the settings that differ from their defaults."""
         return workloads.label(self.workload)
+
+    def inspect(self) -> None:
+        """Look for mistakes in the plugin before anything is compiled.  Raises JobError."""
+        try:
+            self.plugin.inspect()
+        except PluginError as error:
+            raise JobError(str(error)) from None
 
     def load_workload(
         self, progress: Callable[[float, str], None] | None = None
@@ -108,6 +115,8 @@ def check_job(config: Mapping[str, Any]) -> Job:
     for section, settings in (("allocator", allocator), ("workload", workload)):
         if not isinstance(settings.get("name"), str):
             raise JobError(f"{section}.name is missing: it names the {section}'s file")
+    check_every = allocator.pop("check_every", 0)
+    _whole("allocator.check_every", check_every, 0)
     try:
         name = allocator.pop("name")
         load = real.find if real.is_native(name) else registry.load
@@ -117,12 +126,15 @@ def check_job(config: Mapping[str, Any]) -> Job:
         raise JobError(str(error)) from None
     kernel_config, check_frames = _kernel(kernel)
     if isinstance(plugin, Library):
+        if check_every:
+            raise JobError(f"allocator.check_every={check_every}: {name} has no check of its own")
         _check_host(plugin, kernel_config)
     try:
         check_costs(cost)
     except ValueError as error:
         raise JobError(f"kernel.cost.{error}") from None
-    return Job(plugin, workload, kernel_config, cost, check_frames, _measure(config), seed)
+    measure = _measure(config)
+    return Job(plugin, workload, kernel_config, cost, check_every, check_frames, measure, seed)
 
 
 def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
@@ -192,23 +204,3 @@ def _known(prefix: str, given: Mapping[str, Any], known: tuple[str, ...] | list[
 def _whole(name: str, value: object, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 62:
         raise JobError(f"{name}={value}: expected a whole number, {low} or more")
-
-
-def absolute_paths(config: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
-    """Return ``config`` with the files it names made absolute.
-
-    A relative plugin file is looked for in ``folders`` (the working directory first, then the
-    configuration directories), a relative trace or library in the working directory only.
-    """
-    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
-    for section in ("allocator", "workload"):
-        name = config.get(section, {}).get("name")
-        if isinstance(name, str) and name.endswith(".py") and not Path(name).is_absolute():
-            found = [folder / name for folder in folders if (folder / name).is_file()]
-            if found:
-                config[section]["name"] = str(found[0].resolve())
-    for section in ("allocator", "workload"):
-        path = config.get(section, {}).get("path")
-        if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-            config[section]["path"] = str(folders[0].joinpath(path).resolve())
-    return config

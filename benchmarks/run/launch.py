@@ -26,9 +26,12 @@ _PROGRESS = re.compile(r"@ ([\d.]+) (.*)")
 
 
 def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of children: they import the project wherever they are started."""
+    """The environment of children: they import this project wherever they are started.
+
+    Nothing is imported from the working directory: its benchmarks/ may be another project's.
+    """
     path = os.pathsep.join(filter(None, (str(PROJECT), base.get("PYTHONPATH"))))
-    return {**base, "PYTHONPATH": path}
+    return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 @contextmanager
@@ -82,6 +85,7 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
     output = directory / "bench.json"
     output.unlink(missing_ok=True)
     inherited = [n for n in os.environ if n.startswith("NUMBA_") or n in ("XDG_CACHE_HOME", "HOME")]
+    inherited.append("PYTHONSAFEPATH")
     environment: Mapping[str, str] = os.environ
     if job.library is not None:
         # Every process is on the library, and has one thread as long as the workload has.

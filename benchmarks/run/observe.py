@@ -86,14 +86,12 @@ def observing(job: Job, workload: Workload) -> Any:
     # Only now, after the checks: it brings the compiler.
     from benchmarks.replay.simulation import OBSERVED, Simulation
 
-    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
-    return Simulation(job.plugin, workload, job.kernel, switches)
+    switches = OBSERVED | {"CHECK_FRAMES": job.check_frames, "CHECK_EVERY": job.check_every}
+    return Simulation(job.plugin, workload, job.kernel, switches, guarded=True)
 
 
 def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
     """Replay once on the kernel model.  Raises AllocatorFailure, WorkloadError and SoftLockup."""
-    from kernel.engine.jit import source_hash as code_hash
-
     simulation = observing(job, workload)
     length = max(simulation.length, 1)
     seconds = simulation.replay(progress=lambda event: progress(event / length, "replaying"))
@@ -107,7 +105,7 @@ def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
         "hashes": {
             "kernel": results.source_hash("kernel"),
             "plugin": results.file_hash(job.plugin.module.__file__),
-            "loop": code_hash(simulation.loop_function, **simulation.loop_bindings()),
+            "loop": simulation.loop_hash,
         },
     }
     reason = _failures(simulation.r)

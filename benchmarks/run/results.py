@@ -23,7 +23,7 @@ from kernel import PROJECT
 #: Version of the files' layout.
 SCHEMA = 2
 #: Version of the model: a change that alters published numbers raises it.
-MODEL = 2
+MODEL = 3
 
 #: What a run can be.  ``ok`` and ``oom`` are results; the rest has a reason.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"

@@ -38,12 +38,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernel.engine import switches
+from kernel.engine.syntax import mistakes, returns_value, unknown_fields
 
 #: Modules whose functions Numba knows itself.  Of the project's own, a compiled function may name
 #: only a header: a module with ``HEADER = True``, of which it reads constants (kernel.uapi).
 _FOREIGN = {"math", "numpy"}
 
 _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
+#: For functions that are guarded: a wrong index or a division by zero raises.
+_GUARDED = {"boundscheck": True, "error_model": "python"}
 #: Functions that only compiled code calls need no entry points of their own.
 _INNER_OPTIONS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -156,18 +159,18 @@ class _Use(NamedTuple):
     line: int
 
 
-def _uses(function: Callable) -> Iterator[_Use]:
+def _uses(function: Callable, *, loose: bool = False) -> Iterator[_Use]:
     """Yield each mention of a global in ``function``.
 
-    Raises WalkError where one is assigned, or an object made.
+    Raises WalkError where one is assigned, or an object made, unless ``loose``.
     """
     for code in _codes(function.__code__):
         instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
         for i, after in zip(instructions, [*instructions[1:], None], strict=True):
             line = i.positions.lineno or code.co_firstlineno
-            if i.opname == "STORE_GLOBAL":
+            if i.opname == "STORE_GLOBAL" and not loose:
                 raise _error(function, line, f"assigns the global {i.argval}: it belongs in STATE")
-            if i.opname in _MAKES:
+            if i.opname in _MAKES and not loose:
                 raise _error(
                     function, line, f"makes {_MAKES[i.opname]}: compiled code makes no objects"
                 )
@@ -193,9 +196,13 @@ _compiled: dict[str, Callable] = {}
 class _Walk:
     """The functions that one outermost function reaches, and everything they depend on."""
 
-    def __init__(self, function: Callable, bindings: dict[str, Any]) -> None:
+    def __init__(
+        self, function: Callable, bindings: dict[str, Any], guard: str = "", *, loose: bool = False
+    ) -> None:
         self.outermost = function = _chosen(function, bindings)
         self.bindings = bindings
+        self.guard = guard
+        self.loose = loose
         self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
         self.callees: dict[Callable, list[str]] = {}
         self.lines: dict[Callable, list[str]] = {}
@@ -222,26 +229,45 @@ class _Walk:
         self.globals[function] = scope
         self.callees[function] = []
         lines = self.lines[function] = []
-        options = (function.__defaults__, function.__jit__, function.__cold__)
+        options = (
+            function.__defaults__,
+            function.__jit__,
+            function.__cold__,
+            *self._guards(function),
+        )
         lines.append(f"def {_name(function)} {options!r}")
         lines.append(_fingerprint(function.__code__))
         self.path.append(function)
-        for use in sorted({use[:2]: use for use in reversed(list(_uses(function)))}.values()):
+        uses = reversed(list(_uses(function, loose=self.loose)))
+        for use in sorted({use[:2]: use for use in uses}.values()):
             self._enter(function, scope, use)
+        for mistake in mistakes(function, scope):
+            raise _error(function, mistake.line, mistake.what)
         self.path.pop()
+
+    def _guards(self, function: Callable) -> dict[str, Any]:
+        """Return Numba's options for a function of the module that is guarded."""
+        guarded = bool(self.guard) and function.__module__ == self.guard
+        return _GUARDED if guarded else {}
 
     def _enter(self, function: Callable, scope: dict[str, Any], use: _Use) -> None:
         """Take one global that ``function`` mentions into its scope, and into what is hashed."""
         name = use.name
         if name in self.bindings:
-            _check_parameters(scope.get(name), self.bindings[name])
+            check_signature(scope.get(name), self.bindings[name])
             scope[name] = self.bindings[name]
         elif name not in scope:
             if not hasattr(builtins, name):
                 raise _error(function, use.line, f"mentions {name}, which does not exist")
+            if name == "breakpoint" and not self.loose:
+                raise _error(
+                    function, use.line, "calls breakpoint(): only bench.py debug=true stops there"
+                )
             return
         value = scope[name] = _chosen(scope[name], self.bindings)
         lines = self.lines[function]
+        if self.loose and not is_jit(value):
+            return  # nothing is compiled, so nothing is frozen or hashed
         if is_jit(value):
             if name not in self.callees[function]:
                 self.callees[function].append(name)
@@ -300,7 +326,7 @@ class _Walk:
                 from kernel.engine.link import declare_inner
 
                 declare_inner(name, function.__cold__)
-            copy = numba.njit(**options, **function.__jit__)(copy)
+            copy = numba.njit(**options | self._guards(function), **function.__jit__)(copy)
             if inner:
                 _compiled[key] = copy
         done[function] = copy
@@ -311,8 +337,8 @@ def _name(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _check_parameters(original: object, bound: object) -> None:
-    """Raise WalkError when ``bound`` cannot be called as the function that it stands for."""
+def check_signature(original: object, bound: object) -> None:
+    """Raise WalkError if ``bound`` cannot replace ``original``: parameters, or no result."""
     if not (is_jit(original) and is_jit(bound)):
         return
     least, most = _arity(original)
@@ -321,6 +347,10 @@ def _check_parameters(original: object, bound: object) -> None:
         given, asked = (inspect.signature(f) for f in (bound, original))
         what = f"has the parameters {given}: it must have {asked}"
         raise _error(bound, code.co_firstlineno, what)
+    if "return" in original.__annotations__ and not returns_value(bound):
+        raise _error(
+            bound, bound.__code__.co_firstlineno, "returns nothing: it must return a number"
+        )
 
 
 def _arity(function: Callable) -> tuple[int, int]:
@@ -377,26 +407,49 @@ def _environment() -> list[str]:
     return [platform.python_version(), platform.machine(), *versions, *flags, *builder]
 
 
-def source_hash(function: Callable, **bindings: Any) -> str:
-    """Hash (16 hex digits) of all code and constants that ``build`` would compile."""
-    return _Walk(function, bindings).key
+def source_hash(function: Callable, *, guard: str = "", **bindings: Any) -> str:
+    """Hash (16 hex digits) of all code and constants that ``build`` would compile.
+
+    Raises WalkError when a reached function cannot be compiled.
+    """
+    return _Walk(function, bindings, guard).key
 
 
-def build(function: Callable, *, cache: bool = True, **bindings: Any) -> Callable:
+def check_state(function: Callable, position: int, fields: tuple[str, ...]) -> None:
+    """Raise WalkError where ``function`` uses a field that its state does not have.
+
+    The state, a record of ``fields``, is argument number ``position``.  The functions that it is
+    handed to are searched as well.
+    """
+    for holder, mistake in unknown_fields(function, position, fields):
+        raise _error(holder, mistake.line, mistake.what)
+
+
+def build(
+    function: Callable,
+    *,
+    cache: bool = True,
+    guard: str = "",
+    loose: bool = False,
+    **bindings: Any,
+) -> Callable:
     """Compile ``function`` and all marked functions it reaches.
 
     ``bindings`` maps global names to values that replace them everywhere in what is reached:
-    marked functions, numbers, booleans.  With NUMBA_DISABLE_JIT=1 the result is plain Python with
-    the same bindings.  Raises WalkError when a reached function cannot be compiled as it stands.
+    marked functions, numbers, booleans.  In functions of the module named ``guard`` an array index
+    below 0 or beyond the end raises IndexError, and a division by zero ZeroDivisionError.  With
+    NUMBA_DISABLE_JIT=1 the result is plain Python with the same bindings; ``loose`` then also
+    admits functions that plain Python can run and the compiler cannot.
+    Raises WalkError when a reached function cannot be compiled.
     """
-    walk = _Walk(function, bindings)
+    walk = _Walk(function, bindings, guard, loose=loose and disabled())
     if not disabled():
         from kernel.engine import (
             link,  # only now: a mistake in the walk answers without Numba's start-up
         )
 
         link.install()
-        walk = _Walk(function, link.INTRINSICS | bindings)
+        walk = _Walk(function, link.INTRINSICS | bindings, guard)
     result = walk.compile(walk.outermost, {})
     if cache and not disabled():
         from numba.core import config

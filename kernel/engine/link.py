@@ -19,8 +19,11 @@ from numba.core import cgutils
 from numba.core import types as nb
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
+from numba.core.errors import TypingError
+from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 #: Qualified names of inner functions, and whether they are cold.
 _inner: dict[str, bool] = {}
@@ -104,6 +107,58 @@ def _unset(call_function: Callable) -> Callable:
         return status, result
 
     return lean
+
+
+#: The Lower that generates code now, whose ``loc`` is the place in the source.
+_lowering: list[Lower] = []
+
+
+def _entered(lower_inst: Callable) -> Callable:
+    """A ``lower_inst`` during which :data:`_lowering` ends with its Lower."""
+
+    def entered(self: Lower, inst: object) -> None:
+        _lowering.append(self)
+        try:
+            lower_inst(self, inst)
+        finally:
+            _lowering.pop()
+
+    return entered
+
+
+def _located(return_user_exc: Callable) -> Callable:
+    """A ``return_user_exc`` that names file and line also of a wrong index or a division by zero.
+
+    The traceback of what is raised ends there.
+    """
+
+    def located(
+        self: CPUCallConv,
+        builder: ir.IRBuilder,
+        exc: type,
+        exc_args: tuple | None = None,
+        loc: object = None,
+        func_name: str | None = None,
+    ) -> None:
+        if loc is None and _lowering:
+            loc = _lowering[-1].loc
+            func_name = _lowering[-1].func_ir.func_id.func_name
+        return_user_exc(self, builder, exc, exc_args, loc, func_name)
+
+    return located
+
+
+def _unwrapped(fix_integer_index: Callable) -> Callable:
+    """A ``fix_integer_index`` for which, where bounds are checked, no index counts from the end."""
+
+    def unwrapped(
+        context: object, builder: ir.IRBuilder, idxty: nb.Type, idx: ir.Value, size: ir.Value
+    ) -> ir.Value:
+        if context.enable_boundscheck:
+            return context.cast(builder, idx, idxty, nb.intp if idxty.signed else nb.uintp)
+        return fix_integer_index(context, builder, idxty, idx, size)
+
+    return unwrapped
 
 
 def declare_inner(name: str, cold: bool) -> None:
@@ -195,9 +250,47 @@ def trailing_zeros(typing_context, n):
     return nb.int64(nb.int64), generate
 
 
-#: What build() binds in place of the plain-Python functions of kernel.memory and
-#: kernel.engine.bits.
+#: How print() writes a value, by its type: a conversion of C's printf.
+_CONVERSIONS = {nb.Boolean: "%d", nb.Integer: "%lld", nb.Float: "%.15g"}
+
+
+@intrinsic
+def print_line(typing_context, *values):  # noqa: ANN002 - types of the call
+    """print() of numbers and literal strings, by C's stdio.
+
+    Numba's own needs the interpreter, which inner functions know nothing of.
+    """
+    words = []
+    for value in values:
+        known = [text for kind, text in _CONVERSIONS.items() if isinstance(value, kind)]
+        if isinstance(value, nb.StringLiteral):
+            words.append(value.literal_value.replace("%", "%%"))
+        elif known:
+            words.append(known[0])
+        else:
+            raise TypingError(f"print() of {value}: compiled code prints numbers and literal text")
+
+    def generate(context, builder, signature, args):
+        shown = []
+        for kind, value in zip(values, cgutils.unpack_tuple(builder, args[0]), strict=True):
+            if isinstance(kind, nb.Float):
+                shown.append(context.cast(builder, value, kind, nb.float64))
+            elif not isinstance(kind, nb.StringLiteral):
+                shown.append(context.cast(builder, value, kind, nb.int64))
+        cgutils.printf(builder, " ".join(words) + "\n", *shown)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.IntType(32), [pointer])
+        flush = cgutils.get_or_insert_function(builder.module, kind, "fflush")
+        builder.call(flush, [pointer(None)])  # all streams
+        return context.get_dummy_value()
+
+    return nb.void(nb.StarArgTuple.from_types(values)), generate
+
+
+#: What build() binds in place of print and of the plain-Python functions of kernel.engine.memory
+#: and kernel.engine.bits.
 INTRINSICS = {
+    "print": print_line,
     "load_word": load_word,
     "store_word": store_word,
     "load_half_word": load_half_word,
@@ -210,7 +303,7 @@ INTRINSICS = {
 
 @functools.cache
 def install() -> None:
-    """Make Numba's CPU target use these libraries and leaner calls, and treat records otherwise.
+    """Make Numba's CPU target use what is defined here, and treat records otherwise.
 
     A symbol spells the types of its arguments; a record's would list all its fields, ten
     kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
@@ -218,6 +311,9 @@ def install() -> None:
     """
     cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
     CPUCallConv.call_function = _unset(CPUCallConv.call_function)
+    CPUCallConv.return_user_exc = _located(CPUCallConv.return_user_exc)
+    Lower.lower_inst = _entered(Lower.lower_inst)
+    arrayobj.fix_integer_index = _unwrapped(arrayobj.fix_integer_index)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
         return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()

@@ -3,33 +3,53 @@
 from collections.abc import Callable, Iterable
 from functools import cache
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
 from kernel.engine.jit import disabled, jit
 
 
-def record(dtype: np.dtype) -> np.record:
+def record(dtype: np.dtype, *, bounded: bool = False) -> np.record:
     """Return one zeroed record with attribute access, compiled or not.
 
-    Raises ValueError for a field whose name NumPy's records use themselves (``base``, ``size`` …):
+    ``bounded``: in plain Python no index of its arrays counts from the end (IndexError).  Raises
+    ValueError for a field whose name NumPy's records use themselves (``base``, ``size`` …):
     compiled code would see the field, plain Python the attribute.
     """
     for name in dtype.names or ():
         if hasattr(np.record, name):
             raise ValueError(f"a record field cannot be called {name!r}: np.record has that name")
-    return as_record(np.zeros(1, dtype))
+    return as_record(np.zeros(1, dtype), bounded=bounded)
 
 
-def as_record(array: np.ndarray) -> np.record:
-    """The one element of ``array``, a record whose fields, and theirs, are its attributes."""
+def as_record(array: np.ndarray, *, bounded: bool = False) -> np.record:
+    """Return the one element of ``array`` with its fields, and theirs, as attributes."""
     if disabled():
-        return array.view(_plain_records(array.dtype))[0]
+        return array.view(_plain_records(array.dtype, bounded))[0]
     return array.view(np.recarray)[0]
 
 
+class _Bounded(np.ndarray):
+    """An array that has no negative indices, as compiled code with checked bounds has none."""
+
+    def __getitem__(self, index: Any) -> Any:
+        _check_index(index)
+        return super().__getitem__(index)
+
+    def __setitem__(self, index: Any, value: object) -> None:
+        _check_index(index)
+        super().__setitem__(index, value)
+
+
+def _check_index(index: Any) -> None:
+    for i in index if isinstance(index, tuple) else (index,):
+        if isinstance(i, (int, np.integer)) and i < 0:
+            raise IndexError(f"index {i} is out of bounds: it is negative")
+
+
 @cache
-def _plain_records(dtype: np.dtype) -> np.dtype:
+def _plain_records(dtype: np.dtype, bounded: bool = False) -> np.dtype:
     """``dtype`` with a type of records that plain Python reads eight times faster.
 
     NumPy's own look each attribute up anew, and only after all others; here each field is a
@@ -42,7 +62,12 @@ def _plain_records(dtype: np.dtype) -> np.dtype:
 
         return put
 
-    members = {name: property(itemgetter(name), setter(name)) for name in dtype.names}
+    def getter(name: str) -> Callable[[np.void], object]:
+        if bounded and dtype[name].shape:
+            return lambda record: record[name].view(_Bounded)
+        return itemgetter(name)
+
+    members = {name: property(getter(name), setter(name)) for name in dtype.names}
     fields = [dtype.fields[name] for name in dtype.names]
     layout = {
         "names": dtype.names,

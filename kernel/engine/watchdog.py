@@ -20,14 +20,14 @@ _INTERVAL = 0.1
 class SoftLockup(RuntimeError):
     """The loop has not advanced; its thread still runs, so the process should end soon.
 
-    ``event`` is the number of the event that does not end.
+    ``event`` is the number of the event that does not end; ``where`` says so in more words.
     """
 
-    def __init__(self, event: int, seconds: float) -> None:
-        super().__init__(
-            f"event {event} has not ended after {seconds:g} s: the allocator loops for ever"
-        )
+    def __init__(self, event: int, seconds: float, where: str = "") -> None:
+        where = where or f"event {event}"
+        super().__init__(f"{where} has not ended after {seconds:g} s: it loops for ever")
         self.event = event
+        self.seconds = seconds
 
 
 def watched(

@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 
 SMALL = ["workload.operations=20000", "workload.live=500"]
 BUMP = (ROOT / "allocators" / "bump.py").read_text()
+CARVE = "    p = a.top + HEADER\n"
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +192,8 @@ def test_an_interrupted_heap_can_be_asked_for_again(run, monkeypatch):
         ({"overrides": ["kernel.memory=${nothing}"]}, "Interpolation key 'nothing' not found"),
         ({"overrides": ["seed=1,2"]}, "Ambiguous value for argument 'seed=1,2'"),
         ({"overrides": ["seed"]}, "Error parsing override 'seed'"),
-        ({"overrides": ["~allocator"]}, "allocator is missing"),
+        ({"overrides": ["~allocator"]}, "allocator.name is missing"),
+        ({"overrides": ["debug=true"]}, "a debugger runs on its own: python bench.py debug=true"),
         ({"overrides": "seed=1"}, "expected a list of words, not one string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
         ({"allocator": "nowhere.py"}, "no allocator file .*nowhere.py"),
@@ -215,17 +217,31 @@ def test_a_trace_that_is_none_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    p = a.top + HEADER\n", "    p = a.top + HEADER + 8\n", "^event 0: SIGABRT: .*align"),
-        ("    p = a.top + HEADER\n", "    p = a.topp + HEADER\n", "does not compile.*topp"),
-        ('"""Forget the block."""', "store(k, p - 8, 1 << 40)", "own check failed after the last"),
-        ("def check(k, a):", "def check(k, a):\n    load(k, 64)", "own check failed.*read of 0x40"),
+        (
+            CARVE,
+            "    p = a.top + HEADER + 8\n",
+            r"mine.py:\d+: event 0, malloc\(\): .*align",
+        ),
+        (CARVE, CARVE + "    return 1 // (size // (1 << 20))\n", r"mine.py:\d+: event 0, .*Zero"),
+        (
+            '"""Forget the block."""',
+            "store(k, p - 8, 1 << 40)",
+            "after the last event: .*own check",
+        ),
+        ("def check(k, a):", "def check(k, a):\n    load(k, 64)", "event: SIGSEGV: read of 0x40"),
     ],
-    ids=["misaligned", "no such field", "corrupt heap", "check goes astray"],
+    ids=["misaligned", "raises", "corrupt heap", "check goes astray"],
 )
 def test_a_failing_allocator_says_at_which_event_and_why(tmp_path, old, new, message):
     assert BUMP.count(old) == 1
     (tmp_path / "mine.py").write_text(BUMP.replace(old, new))
     with pytest.raises(AllocatorFailure, match=message):
+        simulate("mine.py", overrides=SMALL)
+
+
+def test_a_plugin_that_would_not_compile_is_told_before(tmp_path):
+    (tmp_path / "mine.py").write_text(BUMP.replace(CARVE, "    p = a.topp + HEADER\n"))
+    with pytest.raises(JobError, match=r"mine\.py:\d+: .*topp"):
         simulate("mine.py", overrides=SMALL)
 
 
@@ -239,7 +255,7 @@ def test_a_file_is_an_allocator_with_settings_and_is_read_anew(tmp_path):
     file.write_text(BUMP)
     run = simulate(file, overrides=[*SMALL, "allocator.growth=65536"])
     assert run.allocator == "mine(growth=65536)"
-    assert run.config["allocator"] == {"name": str(file), "growth": 65536}
+    assert run.config["allocator"] == {"check_every": 0, "name": str(file), "growth": 65536}
     file.write_text(BUMP.replace("HEADER = 16", "HEADER = 32"))
     again = simulate(file, overrides=[*SMALL, "allocator.growth=65536"])
     assert again.metrics["peak_heap"] > run.metrics["peak_heap"]

@@ -1,13 +1,15 @@
-"""``python -m kernel.linux.replay``: record memory calls; hold a recording against the model.
+"""``python -m kernel.linux.replay``: record memory calls; compare a recording with the model.
 
-record [-o FILE] [--no-aslr] -- COMMAND…   run COMMAND and write its memory calls
-FILE [--maps FILE] [--json] [--verbose]    replay a recording, or a log of strace
+record [-o FILE] [--no-aslr] -- COMMAND…   run COMMAND and record its memory calls
+FILE [--maps FILE] [--json] [--verbose]    replay a recording or an strace log
 trial [--keep FOLDER] [NAME…]              record and replay real programs, print a table
 
-Exit codes of a replay: 0 nothing differs, 1 something does, 2 the file cannot be read, 130
-interrupted.  Of a recording: the command's own (128 + the signal that ended it), 126 or 127 when
-it cannot be run, 77 where recording is impossible.  Of a trial: 0, 1 (also when more than 1 % of
-the calls are not comparable), 2 or 77.
+Exit codes of a replay: 0 nothing differs, 1 something differs, 2 the file cannot be read, 130
+interrupted.  Exit codes of a recording: the command's own (128 + the signal that ended it), 126 or
+127 if the command cannot be run, 77 if recording is impossible, 2 if the file cannot be written.
+Exit codes of a trial: 0 nothing differs; 1 something differs, a run failed, or more than 1 % of the
+calls are not comparable; 2 no program has the given name, or the folder cannot be written; 77
+recording is impossible.
 """
 
 import argparse
@@ -22,43 +24,47 @@ STRACE = "strace -f -y -e trace=%memory,%process,%ipc,io_setup,io_destroy,prlimi
 def _record_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernel.linux.replay record",
-        description="Run a program and write down its memory system calls, with the maps at each "
-        "exec and at the end.  Ctrl-C reaches the program as always; three within two seconds end "
-        "it.  What was recorded is kept.",
+        description="Run a program and record its memory system calls, with the maps at each exec "
+        "and at the end.  Ctrl-C reaches the program as usual; three within two seconds kill it.  "
+        "The calls recorded so far are kept.",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="default: the command's name + .calls.gz; gzip if it ends so",
+        help="file to write, gzip if it ends in .gz (default: the command's name + .calls.gz)",
     )
     parser.add_argument(
         "--no-aslr",
         action="store_true",
-        help="with the same addresses each time, as setarch -R does",
+        help="disable address randomisation, as setarch -R does",
     )
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
+    parser.add_argument(
+        "command", nargs="+", metavar="COMMAND", help="program to run, with its arguments"
+    )
     return parser
 
 
 def _replay_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernel.linux.replay",
-        description="Replay a recording on the kernel model and compare every answer, and the "
-        "maps at the end.  'record -- COMMAND' makes a recording.",
-        epilog=f"A log of strace will do as well: {STRACE}",
+        description="Replay a recording on the kernel model; compare the result of every call, and "
+        "the maps at the end.  'record -- COMMAND' makes a recording.",
+        epilog=f"An strace log can be replayed too; make it with: {STRACE}",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a recording, or a log of strace")
+    parser.add_argument("file", type=Path, metavar="FILE", help="recording or strace log")
     parser.add_argument(
         "--maps",
         type=Path,
         metavar="FILE",
-        help="the program's /proc/PID/maps at its exec, for a log of strace",
+        help="copy of the program's /proc/PID/maps at its exec, for an strace log",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
-        "--verbose", action="store_true", help="list each process and each call not compared"
+        "--verbose",
+        action="store_true",
+        help="list each process and each call that is not comparable",
     )
     return parser
 
@@ -70,7 +76,7 @@ def _record(arguments: list[str]) -> int:
         own, command = arguments[:place], arguments[place + 1 :]
     parser = _record_parser()
     if not command and "-h" not in own and "--help" not in own:
-        parser.error("expected -- COMMAND")
+        parser.error("no command; add -- COMMAND")
     options = parser.parse_args([*own, "--", *command])
     from kernel.linux.replay.recorder import CannotRecordError, record
 
@@ -112,11 +118,13 @@ def _replay(arguments: list[str]) -> int:
 def _trial_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernel.linux.replay trial",
-        description="Record and replay real programs, those that are installed, with randomised "
-        "addresses and without, by the recorder and by strace.",
+        description="Run real programs with the recorder and with strace, with and without address "
+        "randomisation, and replay the logs.  Programs that are not installed are left out.",
     )
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only programs so called")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs in FOLDER")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="run only programs whose name contains NAME"
+    )
     return parser
 
 
@@ -127,7 +135,9 @@ def _trial(arguments: list[str]) -> int:
     chosen = [p for p in PROGRAMS if not options.names or any(n in p.name for n in options.names)]
     if not chosen:
         names = "; ".join(program.name for program in PROGRAMS)
-        print(f"trial: no program is called {options.names[0]!r}: {names}", file=sys.stderr)
+        print(
+            f"trial: no program matches {options.names[0]!r}; choose from {names}", file=sys.stderr
+        )
         return 2
     with tempfile.TemporaryDirectory(prefix="trial-") as folder:
         place = options.keep or Path(folder)
@@ -143,7 +153,7 @@ def _trial(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line and return the exit code."""
     try:
         if arguments[:1] == ["record"]:
             return _record(arguments[1:])

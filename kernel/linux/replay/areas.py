@@ -1,15 +1,15 @@
-"""A snapshot of a real process against the model: areas, sizes, and the range of page tables.
+"""Compare a snapshot of a real process with the model: areas, sizes, range of page tables.
 
-What a log of calls does not tell is left open, and nothing else:
+The comparison allows only for facts that a log of calls cannot show:
 
-- Where the stack (or any area that grows downwards) begins is taken from the snapshot: it grows by
-  being touched, not by a call.
-- Linux keeps two neighbours apart that nothing visible distinguishes when each has been written to
-  on its own (anon_vma), or when they map one file that was opened twice.  Such a boundary, which
-  only the snapshot has, is ignored.  An area that was never writable has no anon_vma: there the
-  boundaries must agree.
-- The page tables lie between those of the pages that are certainly there (resident ones) and those
-  of every mapped page.
+- The start of the stack (or of any area that grows downwards) is taken from the snapshot, because
+  such an area grows when it is touched, not by a call.
+- Linux does not merge two neighbours with equal attributes if each was written to before they met
+  (they have different anon_vmas), or if they map a file that was opened twice.  A boundary of this
+  kind that only the snapshot has is ignored.  An area that was never writable has no anon_vma:
+  there the boundaries must agree.
+- The size of the page tables must lie between what the resident pages need and what all mapped
+  pages would need.
 """
 
 from collections.abc import Iterator
@@ -25,13 +25,14 @@ from kernel.types import VM_EXEC, VM_MAYSHARE, VM_READ, VM_SPECIAL, VM_WRITE
 _PMD, _PUD, _PGD = 21, 30, 39
 USER_END = 1 << 47
 
-#: Flags of smaps that are compared; "ac" only where it cannot depend on what was written.
+#: Flags of smaps that are compared.  "ac" is added for private writable areas only: elsewhere it
+#: depends on whether the area was written to.
 _COMPARED_FLAGS = ("gd", "lo", "sr", "rr", "dc", "wf", "dd", "hg", "nh", "nr")
 
 
 @dataclass(slots=True)
 class View:
-    """An area as both sides can show it."""
+    """Area in a form that a snapshot and the model have in common."""
 
     start: int
     end: int
@@ -39,8 +40,8 @@ class View:
     offset: int  # bytes; 0 for anonymous memory
     kind: str  # anonymous, heap, stack, file, shared, special
     file: tuple[str, str, int] = ("", "", 0)  # path, device, inode
-    flags: frozenset[str] | None = None  # those compared; None: unknown
-    separable: bool = True  # may lie apart from an equal neighbour
+    flags: frozenset[str] | None = None  # of smaps, only those compared; None: unknown
+    separable: bool = True  # Linux may keep it separate from a neighbour with equal attributes
 
     def __str__(self) -> str:
         name = self.file[0] or {"anonymous": "", "shared": "shared"}.get(self.kind, self.kind)
@@ -48,23 +49,26 @@ class View:
         flags = " ".join(sorted(self.flags or ()))
         return f"{text} {name}{f' ({flags})' if flags else ''}".rstrip()
 
-    def same(self, other: Self) -> bool:
-        """Whether nothing distinguishes the two but their places."""
+    def same_attributes(self, other: Self) -> bool:
+        """Return True if the two differ at most in their addresses and offsets."""
         if (self.rights, self.kind) != (other.rights, other.kind):
             return False
         if self.flags is not None and other.flags is not None and self.flags != other.flags:
             return False
         return same_file(self.file, other.file)
 
-    def continues(self, other: Self) -> bool:
-        """Whether ``other``, the next, is the same thing going on."""
-        if self.end != other.start or not self.same(other):
+    def is_continued_by(self, other: Self) -> bool:
+        """Return True if ``other`` begins where this area ends and differs in nothing else."""
+        if self.end != other.start or not self.same_attributes(other):
             return False
         return self.kind != "file" or other.offset == self.offset + self.end - self.start
 
 
 def same_file(a: tuple[str, str, int], b: tuple[str, str, int]) -> bool:
-    """Whether two names of files mean one; its path may have changed, or its device be hidden."""
+    """Return True if two (path, device, inode) may be one file.
+
+    The path may have changed; the device and inode may be unknown.
+    """
     if a[2] and b[2] and a[2] != b[2]:
         return False
     return a[0].removesuffix(" (deleted)") == b[0].removesuffix(" (deleted)") or (
@@ -74,28 +78,28 @@ def same_file(a: tuple[str, str, int], b: tuple[str, str, int]) -> bool:
 
 @dataclass(slots=True)
 class SnapshotDifference:
-    """A snapshot that the model does not agree with."""
+    """First difference between a snapshot and the model."""
 
-    what: str
-    real: list[str] = field(default_factory=list)  # lines around the place
-    model: list[str] = field(default_factory=list)
+    message: str
+    real: list[str] = field(default_factory=list)  # Linux's areas around the difference
+    model: list[str] = field(default_factory=list)  # the model's
 
 
 @dataclass(slots=True)
 class Comparison:
-    """A snapshot held against the model's state."""
+    """Result of comparing a snapshot with the model's state."""
 
-    line: int
+    line: int  # of the snapshot in the log
     areas: int = 0
-    joined: int = 0  # boundaries that the log does not tell of
-    grown: int = 0  # kB by which stacks have grown
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # real and model's, kB
-    tables: tuple[int, int, int] | None = None  # real, least, most, kB
+    ignored_boundaries: int = 0  # boundaries of Linux's that a log of calls cannot show
+    stack_growth: int = 0  # kB by which stacks have grown
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # Linux's and the model's, kB
+    page_tables: tuple[int, int, int] | None = None  # real, least, most, kB
     difference: SnapshotDifference | None = None
 
 
 def real_views(snapshot: Snapshot) -> list[View]:
-    """The areas of a snapshot, without what lies beyond user space."""
+    """Return the areas of a snapshot that lie in user space."""
     views = []
     for area in snapshot.areas:
         if area.start >= USER_END:
@@ -111,7 +115,7 @@ def real_views(snapshot: Snapshot) -> list[View]:
         elif name.startswith("/dev/zero") and area.rights[3] == "s":
             kind = "shared"
         elif name.startswith(SEGMENT):
-            kind, file = "file", (SEGMENT, "", 0)  # the segment's key does not matter
+            kind, file = "file", (SEGMENT, "", 0)  # ignore the segment's key
         else:
             kind, file = "file", (name, area.device, area.inode)
         views.append(
@@ -140,7 +144,7 @@ def _flags_of_smaps(area: Area, kind: str) -> frozenset[str] | None:
 
 
 def _separable(area: Area, kind: str) -> bool:
-    """Whether the area may have an anon_vma, or be a file that was opened twice."""
+    """Return True if the area may have an anon_vma or map a file that was opened twice."""
     if kind == "file":
         return True
     if area.rights[3] == "s":
@@ -151,14 +155,14 @@ def _separable(area: Area, kind: str) -> bool:
 
 @dataclass
 class Names:
-    """What the model's file ids stand for."""
+    """Names of the files and labels that the model knows by number."""
 
-    opened: dict[int, FileInfo]
-    initial: dict[int, Area]  # of the areas that were there at the beginning
-    labels: list[str]  # given to anonymous areas, from number 1 on
+    opened: dict[int, FileInfo]  # files opened by the program, by file id
+    initial: dict[int, Area]  # areas of files mapped at the start, by file id
+    labels: list[str]  # names of anonymous areas, from number 1 on
 
     def file(self, number: int) -> tuple[str, tuple[str, str, int]]:
-        """Kind of an area of that file, and the file's path, device and inode."""
+        """Return the kind of an area that maps the file, and its path, device and inode."""
         if number >= FIRST_FILE_ID and number in self.opened:
             info = self.opened[number]
             return "file", (info.path, info.device, info.inode)
@@ -171,7 +175,7 @@ class Names:
 
 
 def model_views(state: SavedState, names: Names, start_stack: int) -> list[View]:
-    """The model's areas."""
+    """Return the model's areas."""
     mm = state.mm
     start_brk, brk = int(mm["start_brk"]), int(mm["brk"])
     views = []
@@ -209,18 +213,18 @@ def _flags_of_model(bits: int, rights: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _joined(views: list[View], boundaries: set[int]) -> Iterator[View]:
-    """The views, joined where they may be and the other side has no such boundary."""
+def _join(views: list[View], boundaries: set[int]) -> Iterator[View]:
+    """Yield the views; join separable neighbours where ``boundaries`` (of the other side) allow."""
     last: View | None = None
     for view in views:
         if last is None:
             last = view
         elif (
             view.start not in boundaries
-            and last.continues(view)
+            and last.is_continued_by(view)
             and (last.separable or view.separable)
         ):
-            last = View(last.start, view.end, *_rest(last))
+            last = View(last.start, view.end, *_attributes(last))
         else:
             yield last
             last = view
@@ -228,12 +232,12 @@ def _joined(views: list[View], boundaries: set[int]) -> Iterator[View]:
         yield last
 
 
-def _rest(v: View) -> tuple:
+def _attributes(v: View) -> tuple:
     return v.rights, v.offset, v.kind, v.file, v.flags, v.separable
 
 
 def _grow_stacks(real: list[View], model: list[View]) -> int:
-    """Let the model's growing areas begin where the real ones do; kilobytes that they gained."""
+    """Extend the model's areas that grow downwards to the real ones; return the kB added."""
     begins = {view.end: view.start for view in real}
     gained = 0
     for view in model:
@@ -254,19 +258,22 @@ def compare(
     *,
     tainted: bool,
 ) -> Comparison:
-    """Hold a snapshot against the model's state.  ``tainted``: sizes only."""
+    """Compare a snapshot with the model's state.
+
+    ``tainted``: an unmodelled call may have changed areas; compare only VmSize, VmData, VmPTE.
+    """
     result = Comparison(line)
     real, model = real_views(snapshot), model_views(state, names, start_stack)
     result.areas = len(real)
-    result.grown = _grow_stacks(real, model)
+    result.stack_growth = _grow_stacks(real, model)
     if not tainted:
         real_starts, model_starts = {v.start for v in real}, {v.start for v in model}
-        joined = list(_joined(real, model_starts))
-        result.joined = len(real) - len(joined)
-        result.difference = _first_difference(joined, list(_joined(model, real_starts)))
+        joined = list(_join(real, model_starts))
+        result.ignored_boundaries = len(real) - len(joined)
+        result.difference = _first_difference(joined, list(_join(model, real_starts)))
     mm = state.mm
     counted = {
-        "VmSize": (int(mm["total_vm"]) << 2) + result.grown,
+        "VmSize": (int(mm["total_vm"]) << 2) + result.stack_growth,
         "VmData": int(mm["data_vm"]) << 2,
         "VmLck": int(mm["locked_vm"]) << 2,
     }
@@ -274,24 +281,29 @@ def compare(
         if name in snapshot.sizes and not (tainted and name == "VmLck"):
             result.sizes[name] = snapshot.sizes[name], value
             if snapshot.sizes[name] != value and result.difference is None:
-                what = f"{name} is {snapshot.sizes[name]} kB, the model's {value} kB"
-                result.difference = SnapshotDifference(what)
+                message = f"{name} is {snapshot.sizes[name]} kB, the model's {value} kB"
+                result.difference = SnapshotDifference(message)
     if "VmPTE" in snapshot.sizes:
         least, most = tables_range(snapshot)
-        result.tables = snapshot.sizes["VmPTE"], least, most
+        result.page_tables = snapshot.sizes["VmPTE"], least, most
         if not least <= snapshot.sizes["VmPTE"] <= most and result.difference is None:
             result.difference = SnapshotDifference(
-                f"VmPTE is {snapshot.sizes['VmPTE']} kB, not within {least} to {most} kB"
+                f"VmPTE is {snapshot.sizes['VmPTE']} kB, not between {least} and {most} kB"
             )
     return result
 
 
 def _first_difference(real: list[View], model: list[View]) -> SnapshotDifference | None:
-    """The first place where the lists disagree, with some lines around it."""
+    """Return the first difference of the two lists with the areas around it, or None."""
     for i in range(max(len(real), len(model))):
         a = real[i] if i < len(real) else None
         b = model[i] if i < len(model) else None
-        if a and b and (a.start, a.end, a.offset) == (b.start, b.end, b.offset) and a.same(b):
+        if (
+            a
+            and b
+            and (a.start, a.end, a.offset) == (b.start, b.end, b.offset)
+            and a.same_attributes(b)
+        ):
             continue
         place = min(v.start for v in (a, b) if v)
         around = slice(max(0, i - 2), i + 4)
@@ -304,10 +316,10 @@ def _first_difference(real: list[View], model: list[View]) -> SnapshotDifference
 
 
 def tables_range(snapshot: Snapshot) -> tuple[int, int]:
-    """Least and most kilobytes of page tables that such areas can have.
+    """Return the smallest and largest size in kB of the page tables of these areas.
 
-    Least: one page of each level for the resident pages of each area, where no neighbour can
-    share it.  Most: all slots that an area overlaps.
+    Smallest: one table page of each level for the resident pages of each area, unless a neighbour
+    may share the page.  Largest: one table page for each slot that an area overlaps.
     """
     slots: dict[int, set[int]] = {_PMD: set(), _PUD: set(), _PGD: set()}
     least: dict[int, int] = dict.fromkeys(slots, 0)
@@ -325,19 +337,20 @@ def tables_range(snapshot: Snapshot) -> tuple[int, int]:
         for shift in (_PUD, _PGD):
             slots[shift].update(range(area.start >> shift, ((area.end - 1) >> shift) + 1))
         if area.rss:
-            _certain(area, certain, least)
+            _add_certain_tables(area, certain, least)
     tables = len(certain[_PMD]) + least[_PMD]
     upper = len(certain[_PUD]) + len(certain[_PGD])
     most = most_tables + len(slots[_PUD]) + len(slots[_PGD])
     return (tables + upper) * PAGE >> 10, most * PAGE >> 10
 
 
-def _certain(area: Area, certain: dict[int, set[int]], least: dict[int, int]) -> None:
-    """Add the table pages that an area with resident pages must have."""
+def _add_certain_tables(area: Area, certain: dict[int, set[int]], least: dict[int, int]) -> None:
+    """Add the table pages that an area with resident pages certainly needs."""
     for shift, slots in certain.items():
         if area.start >> shift == (area.end - 1) >> shift:
             slots.add(area.start >> shift)
     if area.start >> _PMD != (area.end - 1) >> _PMD:
-        # So many slots at the least hold its pages; those at its ends may be its neighbours'.
+        # The resident pages fill at least this many slots; two of them, at the area's ends, may
+        # already be counted for its neighbours.
         needed = -(-(area.rss or 0) * 1024 // HUGE_PAGE)
         least[_PMD] += max(0, needed - 2)

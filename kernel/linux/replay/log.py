@@ -1,7 +1,7 @@
-"""A log of memory calls, whatever file it came from: the records that readers make.
+"""Records of a log of memory system calls, as both readers (recording.py, strace.py) make them.
 
-Times (``entry``, ``exit``, ``at``) are positions in the log, not clock times: what ends before
-another begins happened before it; what overlaps may have happened in any order.
+Times (``entry``, ``exit``) are positions in the log, not clock times.  An event that ends before
+another begins happened before it; events that overlap may have happened in either order.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-#: The exit time of a call that never returned.
+#: Exit time of a call that never returned.
 NEVER = 1 << 62
 
 _MAPS_LINE = re.compile(
@@ -19,7 +19,7 @@ _MAPS_LINE = re.compile(
 
 @dataclass(slots=True)
 class Area:
-    """One line of /proc/PID/maps, with what smaps adds where it was read."""
+    """One line of /proc/PID/maps; ``rss`` and ``flags`` are known if smaps was read instead."""
 
     start: int
     end: int
@@ -32,14 +32,14 @@ class Area:
     flags: str | None = None  # "rd wr mr mw me ac"
 
     def line(self) -> str:
-        """As maps shows it."""
+        """Return the area as a line of /proc/PID/maps."""
         text = f"{self.start:012x}-{self.end:012x} {self.rights} {self.offset:08x} "
         return f"{text}{self.device} {self.inode} {self.name}".rstrip()
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """The areas of an address space at one time, and sizes of /proc/PID/status in kB."""
+    """Areas of an address space at one time, and sizes from /proc/PID/status in kB."""
 
     areas: list[Area]
     sizes: dict[str, int] = field(default_factory=dict)  # VmSize, VmData, VmLck, VmPTE
@@ -47,18 +47,18 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Soft limits in bytes, None for none, and the capabilities that lift two others."""
+    """Soft limits in bytes (None: unlimited), and the capabilities that exempt from limits."""
 
     address_space: int | None = None
     data: int | None = None
     memlock: int | None = None
-    may_lock: bool = True  # RLIMIT_MEMLOCK does not apply
-    may_map_low: bool = False  # neither does vm.mmap_min_addr, to MAP_FIXED
+    may_lock: bool = True  # CAP_IPC_LOCK: RLIMIT_MEMLOCK does not apply
+    may_map_low: bool = False  # CAP_SYS_RAWIO: MAP_FIXED may go below vm.mmap_min_addr
 
 
 @dataclass(slots=True)
 class Image:
-    """A program that an exec has started."""
+    """Program that an exec started."""
 
     path: str
     bits: int = 64
@@ -67,13 +67,13 @@ class Image:
     end_data: int = 0
     start_brk: int = 0
     start_stack: int = 0
-    stack_limit: int = 8 << 20  # bytes; -1 for none
+    stack_limit: int = 8 << 20  # bytes; -1: unlimited
     limits: Limits = Limits()
 
 
 @dataclass(slots=True)
 class FileInfo:
-    """What a file descriptor named when it was given to mmap; unknown parts are None or empty."""
+    """File behind a descriptor at the time of mmap; unknown fields are None or empty."""
 
     path: str
     kind: str = "file"
@@ -87,7 +87,7 @@ class FileInfo:
 
 @dataclass(slots=True)
 class MachineSettings:
-    """Settings of the machine that the log was taken on."""
+    """Settings of the machine on which the log was made."""
 
     kernel: str = ""
     overcommit: int = 1
@@ -101,7 +101,7 @@ class MachineSettings:
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """Something in a log: ``line`` of the file, the thread, first and last possible time."""
+    """Event of a log: ``line`` of the file, thread, earliest and latest possible time."""
 
     line: int
     tid: int
@@ -111,19 +111,19 @@ class Event:
 
 @dataclass(slots=True, kw_only=True)
 class Call(Event):
-    """A system call on memory.  ``result`` is the register's: a value or a negative errno."""
+    """Memory system call.  ``result`` is a value or a negative errno; None if it never returned."""
 
     name: str
     args: tuple[int, ...]
     result: int | None
     file: FileInfo | None = None
-    #: What else the answer or effect depends on, by name (see the readers).
+    #: Other data that the result or the effect depends on, by name (see the readers).
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class Clone(Event):
-    """A thread or process was made, with the flags of clone(2)."""
+    """Creation of a thread or process, with the flags of clone(2)."""
 
     flags: int
     child: int
@@ -131,9 +131,10 @@ class Clone(Event):
 
 @dataclass(slots=True, kw_only=True)
 class Exec(Event):
-    """A program was started; ``tid`` is the process, ``former`` the thread that called.
+    """Start of a program; ``tid`` is the process, ``former`` the thread that called exec.
 
-    ``before`` is the last look at the memory that the exec gave up, where nobody else used it.
+    ``snapshot`` shows the new address space.  ``before`` shows the old one just before the exec, if
+    no other thread used it.
     """
 
     former: int
@@ -144,14 +145,14 @@ class Exec(Event):
 
 @dataclass(slots=True, kw_only=True)
 class Exit(Event):
-    """A thread ended; with the last look at its memory, where it was the last to use it."""
+    """End of a thread, with a snapshot of its address space if no other thread used it."""
 
     snapshot: Snapshot | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class SetLimit(Event):
-    """A process's soft limit was changed; ``target`` 0 is the caller's own."""
+    """Change of a process's soft limit; ``target`` 0 is the calling process."""
 
     target: int
     resource: int
@@ -160,7 +161,7 @@ class SetLimit(Event):
 
 @dataclass
 class Log:
-    """Everything that a file holds."""
+    """Contents of one file."""
 
     path: str
     kind: str  # "recording" or "strace"
@@ -168,21 +169,21 @@ class Log:
     machine: MachineSettings = field(default_factory=MachineSettings)
     command: list[str] = field(default_factory=list)
     complete: bool = True
-    #: Lines that are neither calls on memory nor needed to follow processes, by kind.
+    #: Number of lines that are neither memory calls nor needed to follow processes, by kind.
     others: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def calls(self) -> Iterator[Call]:
-        """The memory calls, in the order of the file."""
+        """Iterate over the memory calls in the order of the file."""
         return (event for event in self.events if isinstance(event, Call))
 
 
 class LogError(Exception):
-    """A file that cannot be read as a log; the message names file and line."""
+    """File that cannot be read as a log; the message names the file and the line."""
 
 
 def parse_area(line: str) -> Area | None:
-    """One line of a maps text; None when it is not one."""
+    """Parse one line of /proc/PID/maps; return None if it has another form."""
     match = _MAPS_LINE.fullmatch(line.strip())
     if match is None:
         return None
@@ -191,7 +192,10 @@ def parse_area(line: str) -> Area | None:
 
 
 def parse_areas(text: str) -> list[Area]:
-    """Read /proc/PID/maps or smaps.  Raises ValueError, with the line's number, for what is not."""
+    """Parse the text of /proc/PID/maps or smaps.
+
+    Raises ValueError, with the line number, for a line that is neither or areas out of order.
+    """
     areas: list[Area] = []
     for number, line in enumerate(text.splitlines(), 1):
         key, colon, value = line.partition(":")
@@ -209,11 +213,11 @@ def parse_areas(text: str) -> list[Area]:
                 f"{number}: expected 'start-end perms offset dev inode name': {line.strip()[:100]}"
             )
         if not in_order(areas, area):
-            raise ValueError(f"{number}: not above the area before it: {line.strip()[:100]}")
+            raise ValueError(f"{number}: not above the previous area: {line.strip()[:100]}")
         areas.append(area)
     return areas
 
 
 def in_order(areas: list[Area], area: Area) -> bool:
-    """Whether an area may follow these."""
+    """Return True if ``area`` is not empty and begins at or above the end of the last area."""
     return (areas[-1].end if areas else 0) <= area.start < area.end

@@ -1,7 +1,7 @@
-"""The kernel model as replay uses it: rows of system calls in, states out and in again.
+"""Kernel model for replay: makes system calls given as rows, saves and restores its state.
 
-A state is small: the counters and the areas in use.  Pages are never mapped (``layout_only``), so
-nothing else of the kernel's record changes.
+A saved state is small: the counters and the areas in use.  The model never maps a page
+(``layout_only``), so the rest of the kernel's record does not change.
 """
 
 import hashlib
@@ -19,30 +19,36 @@ from kernel.types import MM, VM_SPECIAL, VMA
 from kernel.uapi import ENOMEM, RLIM_INFINITY
 from kernel.vma import find_vma
 
-#: The window is not used: the smallest will do.
+#: Size of the memory window; replay does not use the window, so this is the smallest size.
 WINDOW_BITS = 32
 
-#: Columns of a row: the call, the answer expected, the file behind its descriptor (always 0 in the
-#: model), the process's limits, the lowest address that it may map, and the answer got.
+#: Columns of a row: the call's number and six arguments, the expected result, the mapped file (the
+#: model's descriptor is always 0), the process's limits, the lowest address that the process may
+#: map, and the model's result.
 NUMBER, ARGUMENTS, EXPECTED, FILE_ID, FILE_MAY, FILE_ALIGN = 0, 1, 7, 8, 9, 10
 LIMIT_AS, LIMIT_DATA, LIMIT_MEMLOCK, LOWEST, GOT = 11, 12, 13, 14, 15
 COLUMNS = 16
 
-#: Ids of open files; the model numbers those of the initial map and of shared memory from 1 on.
+#: First id of an opened file; from 1 on the model numbers files of the initial map and shared
+#: memory.
 FIRST_FILE_ID = 1 << 32
 
 Row = tuple[int, ...]
 
-#: What areas carry beyond the model's flags, in bits that it leaves alone: attributes that it does
-#: not act on, but that keep neighbours apart.
+#: Flags that replay adds to areas, in bits that the model does not use.  They mark attributes that
+#: the model does not implement but that prevent neighbours from merging.
 SEALED, FAULTED_BY_USER, MERGEABLE = 1 << 42, 1 << 43, 1 << 44
-#: Shift and width of fields: protection key, number of a NUMA policy, number of a name.
+#: Shift and width of bit fields in an area's flags, for the same purpose: protection key, number of
+#: a NUMA policy, number of a name.
 PKEY, POLICY, NAME = (45, 4), (49, 6), (55, 7)
 
 
 @jit
 def mark_areas(k, start, end, clear, bits):
-    """Clear and set bits in the flags of what lies in [start, end); 0 or -ENOMEM."""
+    """Clear and set bits in the flags of the areas in [start, end), splitting areas at its ends.
+
+    Return 0, or -ENOMEM if an area cannot be split.
+    """
     mm = k.mm
     i = find_vma(k, start)
     while i < mm.map_count and k.vma[i].vm_start < end:
@@ -58,9 +64,10 @@ def mark_areas(k, start, end, clear, bits):
 
 @jit
 def replay_rows(k, rows, first, last):
-    """Make the calls ``rows[first:last]``, (n, COLUMNS) i8, until one answers otherwise.
+    """Make the calls ``rows[first:last]`` until a result differs from the expected one.
 
-    Writes the answers into the column GOT; returns the index of the one that differs, or ``last``.
+    ``rows``: (n, COLUMNS) i8.  Write the results into the column GOT.  Return the index of the row
+    that differs, or ``last`` if none does.
     """
     mm = k.mm
     for i in range(first, last):
@@ -82,14 +89,14 @@ def replay_rows(k, rows, first, last):
 
 @dataclass(frozen=True)
 class SavedState:
-    """All that calls have changed: ``mm`` () MM and ``vma`` (n,) VMA, both copies."""
+    """State that system calls can change: ``mm`` () MM and ``vma`` (n,) VMA, both copies."""
 
     mm: np.ndarray
     vma: np.ndarray
 
     @cached_property
     def key(self) -> bytes:
-        """A digest, equal for states that no later call could tell apart."""
+        """Digest of the state, equal for states that no later call can distinguish."""
         mm = self.mm
         fields = ("brk", "start_brk", "total_vm", "data_vm", "locked_vm", "committed")
         digest = hashlib.blake2b(self.vma.tobytes(), digest_size=16)
@@ -98,7 +105,7 @@ class SavedState:
 
 
 def initial_state(config: KernelConfig) -> SavedState:
-    """The state of a machine that has just been booted so."""
+    """Return the state of a machine booted with ``config``."""
     machine = Machine(config)
     return _copy(machine.k)
 
@@ -110,7 +117,7 @@ def _copy(k: np.record) -> SavedState:
 
 
 class ReplayModel:
-    """One kernel that takes on one state after the other."""
+    """Kernel model whose state can be saved and loaded."""
 
     def __init__(self) -> None:
         config = KernelConfig(layout_only=True, window_bits=WINDOW_BITS)
@@ -121,46 +128,46 @@ class ReplayModel:
         self._one = np.zeros((1, COLUMNS), "i8")
 
     def save(self) -> SavedState:
-        """A copy of the present state."""
+        """Return a copy of the current state."""
         return _copy(self.k)
 
     def load(self, state: SavedState) -> None:
-        """Go to ``state``."""
+        """Make ``state`` the current state."""
         self.k["mm"] = state.mm
         self.k["vma"][: len(state.vma)] = state.vma
 
     def replay(self, rows: np.ndarray, first: int, last: int) -> int:
-        """See :func:`replay_rows`."""
+        """Call :func:`replay_rows` on this model."""
         return int(self._replay(self.k, rows, first, last))
 
     def call(self, row: Row) -> int:
-        """Make one call; the answer."""
+        """Make one call and return its result."""
         self._one[0] = (*row, 0)
         self._replay(self.k, self._one, 0, 1)
         return int(self._one[0, GOT])
 
     def mark(self, start: int, end: int, clear: int, bits: int) -> int:
-        """See :func:`mark_areas`."""
+        """Call :func:`mark_areas` on this model."""
         return int(self._mark(self.k, start, end, clear, bits))
 
     def set_field(self, start: int, end: int, field: tuple[int, int], value: int) -> int:
-        """Give the areas in [start, end) this value of a field."""
+        """Set a bit field of the areas in [start, end); return 0 or -ENOMEM."""
         shift, width = field
         return self.mark(start, end, ((1 << width) - 1) << shift, value << shift)
 
     @property
     def areas(self) -> np.ndarray:
-        """The areas in use, a view of (n,) VMA."""
+        """Areas in use, a view of shape (n,) VMA."""
         return self.k["vma"][: int(self.k.mm.map_count)]
 
     def area_at(self, address: int) -> np.record | None:
-        """The first area that ends above ``address``; None if there is none."""
+        """Return the first area that ends above ``address``, or None if there is none."""
         areas = self.areas
         i = int(np.searchsorted(areas["vm_end"], address, side="right"))
         return areas[i] if i < len(areas) else None
 
     def covered(self, start: int, end: int) -> bool:
-        """Whether areas cover [start, end) without a hole."""
+        """Return True if areas cover [start, end) without a hole."""
         while start < end:
             area = self.area_at(start)
             if area is None or area["vm_start"] > start:
@@ -170,21 +177,21 @@ class ReplayModel:
 
 
 def without_limits(row: Row) -> Row:
-    """The row without its process's limits."""
+    """Return the row with all limits of its process lifted."""
     return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, RLIM_INFINITY, 0)
 
 
-def without_sizes(row: Row) -> Row:
-    """The row without the limits of sizes that calls of other areas count towards."""
+def without_size_limits(row: Row) -> Row:
+    """Return the row with RLIMIT_AS and RLIMIT_DATA lifted: they depend on every area's size."""
     return (*row[:LIMIT_AS], RLIM_INFINITY, RLIM_INFINITY, *row[LIMIT_MEMLOCK:])
 
 
 def field_of(flags: int, field: tuple[int, int]) -> int:
-    """The value of a field in an area's flags."""
+    """Return the value of a bit field in an area's flags."""
     shift, width = field
     return flags >> shift & ((1 << width) - 1)
 
 
-def unlimited(value: int | None) -> int:
-    """A limit as the model counts it."""
+def model_limit(value: int | None) -> int:
+    """Convert a limit to the model's representation, where RLIM_INFINITY means none."""
     return RLIM_INFINITY if value is None else min(value, RLIM_INFINITY)

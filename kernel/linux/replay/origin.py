@@ -1,10 +1,11 @@
-"""How an address space begins: from a snapshot, from a maps file, or from what its calls betray.
+"""Build the state in which an address space begins: from a snapshot, a maps file, or its calls.
 
-A log without the state at exec is anchored: everything from the end of the first mapping whose
-address was left to the kernel, up to ``mmap_base``, is taken; the first answer of brk is where the
-heap begins; and what calls name below it, which no call has mapped, is the program itself.  The
-rest of the program is not in the log, so that a hint that points there may have met it or not, and
-limits of sizes cannot be held against them.
+A log without the areas at exec is *anchored* to the results of two calls.  The first mapping that
+the kernel placed tells where free addresses end: everything from its end up to ``mmap_base`` is
+marked as occupied.  The first result of brk is the start of the heap.  Addresses below the heap
+that calls use but no call has mapped are taken to be the program.  The rest of the program is
+unknown.  Therefore a hint into it may or may not have met an existing area, and RLIMIT_AS and
+RLIMIT_DATA cannot be checked.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from kernel.linux.replay.model import (
     WINDOW_BITS,
     SavedState,
     initial_state,
-    without_sizes,
+    without_size_limits,
 )
 from kernel.linux.replay.plan import PAGE, PlannedCall
 from kernel.linux.replay.table import ADDR_COMPAT_LAYOUT, ADDR_NO_RANDOMIZE
@@ -38,13 +39,13 @@ from kernel.uapi import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE
 _STACK_TOP = 0x7FFFFFFFF000
 _STACK_GUARD = 256 * PAGE
 _MIN_GAP = 128 << 20
-#: Room for what lies between the first mapping and mmap_base when the log does not tell; less than
-#: the gap that the kernel leaves below the stack.
-_TAKEN = 64 << 20
-#: No program is larger than this.
-_PROGRAM = 4 << 30
+#: Assumed size in bytes of the areas between the first mapping and mmap_base if the log does not
+#: show it; less than the gap that the kernel leaves below the stack.
+_OCCUPIED_SIZE = 64 << 20
+#: Assumed upper bound of a program's size in bytes.
+_MAX_PROGRAM_SIZE = 4 << 30
 
-#: The model's flags by the letters of smaps.
+#: The model's flags by their two-letter names in smaps.
 FLAGS = {
     "sh": types.VM_SHARED,
     "mr": types.VM_MAYREAD,
@@ -63,54 +64,54 @@ FLAGS = {
     "hg": types.VM_HUGEPAGE,
     "nh": types.VM_NOHUGEPAGE,
 }
-_SEEN_IN_SMAPS = sum(FLAGS.values())
+_FLAGS_IN_SMAPS = sum(FLAGS.values())
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """What an anchored space does not show: the program below its heap, and the sizes of all."""
+class UnknownProgram:
+    """Program of an anchored space, whose areas and sizes are unknown."""
 
-    low: int  # bytes; where a program may begin at the lowest
-    heap: int
-    taken: int  # an address that certainly is
+    low: int  # lowest address at which the program may begin
+    heap: int  # start of the heap, above the program
+    occupied: int  # an address that is certainly not free
 
     def allow_for(self, ops: list[PlannedCall]) -> None:
-        """Let the ops be answered as they may be whatever is there."""
+        """Lift the size limits of the ops, and let hints into the program fail or succeed."""
         for op in ops:
             if op.step.child is not None:
                 continue
-            op.rows = [without_sizes(row) for row in op.rows]
+            op.rows = [without_size_limits(row) for row in op.rows]
             if op.call.name == "mmap" and len(op.rows) == 1:
                 hint, length, _, flags = op.call.args[:4]
                 plain = not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT)
                 inside = hint < self.heap and self.low < hint + length
                 if plain and inside and op.call.result != hint:
                     row = op.rows[0]
-                    op.rows.append((row[0], self.taken, *row[2:]))
+                    op.rows.append((row[0], self.occupied, *row[2:]))
 
 
 @dataclass
 class Origin:
-    """The state in which a space begins, and the ops whose answers gave it."""
+    """State in which a space begins, and the calls whose results define it."""
 
     state: SavedState
     anchors: list[PlannedCall] = field(default_factory=list)
-    unknown: Unknown | None = None
+    unknown: UnknownProgram | None = None
 
 
 def _mappings(areas: list[Area], image: Image) -> list[Area]:
-    """What the kernel has placed by itself: not the program, the heap or the stack."""
+    """Return the areas placed below mmap_base: all except the program, the heap and the stack."""
     stacks = [area.start for area in areas if area.name == "[stack]"]
     ceiling = min(stacks, default=_STACK_TOP)
     own = {image.path, "[heap]", "[stack]"}
     placed = [area for area in areas if area.end <= ceiling and area.name not in own]
-    # The program's bss lies in an area without a name, right behind its data.
+    # The program's bss is an area without a name directly after its data.
     ends = {area.end for area in areas if area.name == image.path}
     return [area for area in placed if area.name or area.start not in ends]
 
 
 def _computed_base(image: Image) -> int:
-    """mmap_base of a process without address randomisation: by the limit of its stack."""
+    """Return mmap_base without address randomisation, computed from the stack limit."""
     gap = image.stack_limit
     if gap < 0:
         gap = _STACK_TOP
@@ -121,7 +122,7 @@ def _computed_base(image: Image) -> int:
 
 
 def _mmap_base(areas: list[Area], image: Image) -> int:
-    """Where top-down placement begins; 0 when nothing in the maps betrays it."""
+    """Return the address where top-down placement begins, or 0 if the areas do not show it."""
     top = max((area.end for area in _mappings(areas, image)), default=0)
     if image.personality & ADDR_NO_RANDOMIZE:
         return max(top, _computed_base(image))
@@ -129,7 +130,7 @@ def _mmap_base(areas: list[Area], image: Image) -> int:
 
 
 def _is_free_choice(op: PlannedCall) -> bool:
-    """Whether the kernel was free to place a mapping, and did."""
+    """Return True for a successful mmap whose address the kernel chose."""
     event = op.step.event
     if not isinstance(event, Call) or event.name != "mmap" or event.result is None:
         return False
@@ -152,7 +153,7 @@ def _end_of(op: PlannedCall) -> int:
 
 
 def _named_ranges(ops: list[PlannedCall]) -> list[tuple[int, int]]:
-    """Start and end of every range that a call names as there already."""
+    """Return start and end of every range that a call expects to be mapped already."""
     ranges = []
     for op in ops:
         if op.step.child is None and op.call.name in ("mprotect", "madvise", "mlock", "munmap"):
@@ -167,7 +168,7 @@ def _line(start: int, end: int, rights: str, name: str) -> str:
 
 
 def _anchored(ops: list[PlannedCall]) -> tuple[str, int, int, list[PlannedCall]]:
-    """Maps text, mmap_base and heap start that the calls betray, and the calls that did."""
+    """Derive the maps text, mmap_base and heap start from the calls; also return those calls."""
     lines: list[tuple[int, str]] = []
     anchors = []
     base = 0
@@ -176,7 +177,8 @@ def _anchored(ops: list[PlannedCall]) -> tuple[str, int, int, list[PlannedCall]]
         anchors.append(first)
         low = _end_of(first)
         unrandomised = _computed_base(Image(""))
-        base = unrandomised if unrandomised - _TAKEN < low < unrandomised else low + _TAKEN
+        near = unrandomised - _OCCUPIED_SIZE < low < unrandomised
+        base = unrandomised if near else low + _OCCUPIED_SIZE
         lines.append((low, _line(low, base, "rwxp", "[taken]")))
     heap = 0
     grown = _first_brk(ops)
@@ -185,7 +187,8 @@ def _anchored(ops: list[PlannedCall]) -> tuple[str, int, int, list[PlannedCall]]
         assert grown.call.result is not None
         heap = grown.call.result
         below = heap // PAGE * PAGE
-        named = [r for r in _named_ranges(ops) if below - _PROGRAM < r[0] < r[1] <= below]
+        lowest = below - _MAX_PROGRAM_SIZE
+        named = [r for r in _named_ranges(ops) if lowest < r[0] < r[1] <= below]
         if named:
             start, end = min(r[0] for r in named), max(r[1] for r in named)
             lines.append((start, _line(start, end, "rwxp", "[program]")))
@@ -207,17 +210,17 @@ def _config(machine: MachineSettings, text: str, *, legacy: bool) -> KernelConfi
 
 
 def _boot(machine: MachineSettings, areas: list[Area], *, legacy: bool = False) -> SavedState:
-    """A state with these areas; what smaps said of their flags counts."""
+    """Boot a model with these areas and the flags that smaps showed; return its state."""
     user = [area for area in areas if area.start < TASK_SIZE]
     text = "\n".join(area.line() for area in user)
     state = initial_state(_config(machine, text, legacy=legacy))
     for row, area in zip(state.vma, user, strict=True):
         if area.flags is not None:
             flags = sum(FLAGS.get(letters, 0) for letters in area.flags.split())
-            row["vm_flags"] = (int(row["vm_flags"]) & ~_SEEN_IN_SMAPS) | flags
+            row["vm_flags"] = (int(row["vm_flags"]) & ~_FLAGS_IN_SMAPS) | flags
     mm = state.mm
     mm["max_map_count"] = min(machine.max_map_count, int(mm["max_map_count"]))
-    # A build may keep hints away from more than the setting says.
+    # The kernel may have been built with a higher minimum for hints than the setting.
     mm["mmap_min_addr"] = max(machine.mmap_min_addr, MMAP_MIN_ADDR)
     accounted = (state.vma["vm_flags"] & types.VM_ACCOUNT) != 0
     mm["committed"] = _pages(state.vma[accounted])
@@ -250,7 +253,7 @@ def _from_snapshot(
 
 
 def _anchor_base(origin: Origin, ops: list[PlannedCall]) -> int:
-    """mmap_base by the first mapping that the kernel placed; the call is an anchor then."""
+    """Return mmap_base from the first mapping that the kernel placed; add the call to anchors."""
     first = next((op for op in ops if _is_free_choice(op)), None)
     if first is None:
         return _computed_base(Image(""))
@@ -261,7 +264,7 @@ def _anchor_base(origin: Origin, ops: list[PlannedCall]) -> int:
 def _from_maps(
     machine: MachineSettings, areas: list[Area], image: Image, ops: list[PlannedCall]
 ) -> Origin:
-    """From a maps file: as a snapshot, but the heap's start may have to come from brk."""
+    """Build the origin from a maps file; take the heap's start from brk if the file has no heap."""
     origin = Origin(_boot(machine, areas))
     mm = origin.state.mm
     program = next((area.name for area in areas if area.inode and area.name), image.path)
@@ -278,9 +281,10 @@ def _from_maps(
 
 
 def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area] | None) -> Origin:
-    """The origin of a space that an exec (or the log itself) begins, and that makes ``ops``.
+    """Return the origin of a space that an exec (or the start of the log) begins.
 
-    ``maps``: its areas at that time, from a file.  Raises ValueError for areas that cannot be.
+    ``ops``: the calls made in it.  ``maps``: its areas at that time, read from a maps file.  Raises
+    ValueError for areas that the model cannot have.
     """
     image = exec_.image if exec_ and exec_.image else Image("program")
     if exec_ is not None and exec_.snapshot is not None:
@@ -291,19 +295,21 @@ def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area]
     areas = [area for area in map(parse_area, text.splitlines()) if area is not None]
     origin = Origin(_boot(log.machine, areas), anchors)
     mm, vma = origin.state.mm, origin.state.vma
-    # These stand for areas of many kinds: they may be divided and changed, but merge with nothing.
+    # Each of these replaces areas of unknown kinds.  They allow every change and can be split, but
+    # merge with nothing: each has a file id of its own.
     for n, row in enumerate(vma):
         row["vm_flags"] = 7 | types.VM_MAYREAD | types.VM_MAYWRITE | types.VM_MAYEXEC
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
-    origin.unknown = Unknown(max(heap - _PROGRAM, PAGE), heap, int(mm["mmap_base"]) - PAGE)
+    low = max(heap - _MAX_PROGRAM_SIZE, PAGE)
+    origin.unknown = UnknownProgram(low, heap, int(mm["mmap_base"]) - PAGE)
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin
 
 
 def fork(state: SavedState) -> SavedState:
-    """The copy of a state that a fork makes: without what MADV_DONTFORK keeps back, unlocked."""
+    """Return the child's state after a fork: without MADV_DONTFORK areas, nothing locked."""
     kept = state.vma[(state.vma["vm_flags"] & types.VM_DONTCOPY) == 0].copy()
     dropped = state.vma[(state.vma["vm_flags"] & types.VM_DONTCOPY) != 0]
     mm = state.mm.copy()

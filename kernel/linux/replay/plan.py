@@ -1,8 +1,9 @@
-"""What the model is asked for each call of a log, or why it cannot be asked.
+"""Turn each call of a log into calls of the model, or say why it cannot be compared.
 
-A call becomes rows for the model (:mod:`kernel.linux.replay.model`): one for each way in which it
-may have been meant, where the log leaves that open.  What the model cannot answer is left out, with
-the reason, and its effect put in place where it is known.
+A call becomes rows for the model (:mod:`kernel.linux.replay.model`).  There are several rows if the
+log leaves open which of several calls it was for Linux; one must return the logged result.  A call
+that is not modelled is not compared.  It has a reason instead and, if known, its effect on the
+areas is applied.
 """
 
 from collections.abc import Callable
@@ -23,20 +24,20 @@ from kernel.linux.replay.model import (
     SEALED,
     ReplayModel,
     Row,
-    unlimited,
+    model_limit,
 )
 from kernel.linux.replay.spaces import Space, Step
 from kernel.types import VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
-#: How the names of System V's shared segments begin.
+#: Prefix of the names of System V shared memory segments.
 SEGMENT = "/SYSV"
 
-#: Errors of mmap that a plain file has no part in.
-_PLAIN_ERRORS = {-uapi.EINVAL, -uapi.ENOMEM, -uapi.EEXIST}
+#: Errors of mmap that do not depend on a regular file.
+_FILE_INDEPENDENT_ERRORS = {-uapi.EINVAL, -uapi.ENOMEM, -uapi.EEXIST}
 
-#: Calls that the model does not know and that leave areas alone.
+#: Calls that are not modelled and do not change areas, with the reason to report.
 _NO_EFFECT = {
     "get_mempolicy": "NUMA policies of processes are not modelled",
     "set_mempolicy": "NUMA policies of processes are not modelled",
@@ -44,59 +45,61 @@ _NO_EFFECT = {
     "move_pages": "NUMA policies of processes are not modelled",
     "process_madvise": "advice from another process is not modelled",
 }
-#: Calls that the model does not know and that may divide areas or make new ones.
+#: Calls that are not modelled and may split or create areas, with the reason to report.
 _UNKNOWN_EFFECT = {
     "set_mempolicy_home_node": "home nodes of NUMA policies are not modelled",
     "remap_file_pages": "remap_file_pages is not modelled",
     "map_shadow_stack": "shadow stacks are not modelled",
 }
-#: Advice that the model knows; see madvise(2).
+#: Values of madvise(2) that are modelled.
 _ADVICE = {0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
-#: Advice beyond these that divides no area: remove, collapse, poison, offline, guard pages.
-_PLAIN_ADVICE = {table.MADV_REMOVE, 25, 100, 101, 102, 103}
-_OTHER_ADVICE = {*_PLAIN_ADVICE, table.MADV_MERGEABLE, table.MADV_UNMERGEABLE}
+#: Other values that split no area: remove, collapse, poison, offline, guard pages.
+_NON_SPLITTING_ADVICE = {table.MADV_REMOVE, 25, 100, 101, 102, 103}
+#: Values that Linux knows but that are not modelled.
+_UNMODELLED_ADVICE = {*_NON_SPLITTING_ADVICE, table.MADV_MERGEABLE, table.MADV_UNMERGEABLE}
 
-Check = Callable[[ReplayModel, Call], int]
+#: Function that applies the effect of a call to the model and returns the result.
+Emulate = Callable[[ReplayModel, Call], int]
 
 
 @dataclass(slots=True)
 class PlannedCall:
-    """A step as the search sees it."""
+    """Step of a space with the calls of the model that replay it."""
 
     step: Step
-    rows: list[Row] = field(default_factory=list)  # any one of them explains the call
-    reason: str = ""  # why it is not compared
-    check: Check | None = None  # in place of rows: has the effect, computes the answer
-    taints: str = ""  # what it did to areas that the model does not follow
-    excuse: str = ""  # why a difference says nothing, where no order fits: it was refused
+    rows: list[Row] = field(default_factory=list)  # alternatives: one must return the logged result
+    reason: str = ""  # why it is not compared; empty: compared
+    emulate: Emulate | None = None  # replays the call instead of rows
+    taints: str = ""  # why the areas at the end cannot be compared after it
+    fallback_reason: str = ""  # reported as reason, not as a difference, if no order fits
 
     @property
     def compared(self) -> bool:
-        """Whether its answer is held against the model's."""
+        """True if its result is compared with the model's."""
         return not self.reason and self.step.child is None
 
     @property
     def call(self) -> Call:
-        """The call, for what is not a fork."""
+        """Logged call of a step that is not a fork."""
         assert isinstance(self.step.event, Call)
         return self.step.event
 
 
 @dataclass
 class Planner:
-    """Turns the steps of spaces into ops; knows which files are the same."""
+    """Converter of the steps of spaces into planned calls ("ops"); numbers files and attributes."""
 
     machine: MachineSettings
-    blind: bool = False  # the log does not tell limits and what is set on the machine
+    limits_unknown: bool = False  # the log has neither resource limits nor machine settings
     file_ids: dict[tuple, int] = field(default_factory=dict)
-    names: dict[int, FileInfo] = field(default_factory=dict)  # of files by id
-    policies: list[str] = field(default_factory=list)  # NUMA policies met, from number 1 on
+    files: dict[int, FileInfo] = field(default_factory=dict)  # by file id
+    policies: list[str] = field(default_factory=list)  # NUMA policies seen, from number 1 on
     labels: list[str] = field(default_factory=list)  # names given to areas, from number 1 on
-    segments: dict[int, int] = field(default_factory=dict)  # bytes of a shared segment by id
+    segments: dict[int, int] = field(default_factory=dict)  # bytes of a shared segment by file id
     rings: dict[tuple[int, int], int] = field(default_factory=dict)  # bytes by space and context
 
     def plan(self, space: Space) -> list[PlannedCall]:
-        """The ops of a space, in the order of its steps."""
+        """Return the ops of a space in the order of its steps."""
         bits = space.image.bits if space.image else 64
         ops = []
         for step in space.steps:
@@ -105,10 +108,10 @@ class Planner:
                 self._plan(op, space)
                 if op.call.result is None and not op.reason:
                     op.reason = "the thread was ended inside the call"
-                if self.blind and not op.reason and _refused(op.call):
-                    op.excuse = "memory was refused by a limit that is not in the log"
+                if self.limits_unknown and not op.reason and _refused(op.call):
+                    op.fallback_reason = "memory was refused by a limit that is not in the log"
                 if bits == 32:
-                    op.reason, op.rows, op.check = "a 32-bit program", [], None
+                    op.reason, op.rows, op.emulate = "a 32-bit program", [], None
             ops.append(op)
         return ops
 
@@ -117,7 +120,7 @@ class Planner:
         handler = _HANDLERS.get(call.name)
         if handler is not None:
             handler(self, op, space)
-        elif call.name in table.NUMBERS and call.name in _COMPARED:
+        elif call.name in table.NUMBERS and call.name in _DIRECT_CALLS:
             op.rows = [self._row(op, table.NUMBERS[call.name], call.args)]
         elif call.name in _NO_EFFECT:
             op.reason = _NO_EFFECT[call.name]
@@ -138,23 +141,23 @@ class Planner:
         expected: int | None = None,
         file: tuple[int, int, int] = (0, 0, 0),
     ) -> Row:
-        """A row; ``file`` is the id, the rights that it allows, and whether it aligns."""
+        """Return a row for the call; ``file``: its id, VM_MAY* flags, 1 if it aligns to 2 MiB."""
         padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
         if expected is None:
             expected = op.call.result or 0
         limits = op.step.limits
-        # Of a blind log the answer must tell whether its process may.
-        may = limits.may_map_low or (self.blind and not -PAGE < expected < 0)
+        # If the limits are unknown, a successful call shows that its process had the capability.
+        may = limits.may_map_low or (self.limits_unknown and not -PAGE < expected < 0)
         lowest = 0 if may else self.machine.mmap_min_addr
         return (number, *padded, expected, *file, *_limits(limits), lowest)
 
     def _new_file(self, info: FileInfo) -> int:
-        number = FIRST_FILE_ID + len(self.names)
-        self.names[number] = info
+        number = FIRST_FILE_ID + len(self.files)
+        self.files[number] = info
         return number
 
     def file_id(self, info: FileInfo, fd: int) -> int:
-        """An id for an open file: the same for the same descriptor of the same file."""
+        """Return the id of an open file, the same for the same descriptor of the same file."""
         key = (info.path, info.device, info.inode, fd)
         if key not in self.file_ids:
             self.file_ids[key] = self._new_file(info)
@@ -169,7 +172,7 @@ class Planner:
         result = call.result
         args = (addr, length, prot, flags, 0, offset)
         if flags & uapi.MAP_HUGETLB or (call.file and call.file.file_system == "hugetlbfs"):
-            op.reason = "pages of hugetlbfs are not modelled"
+            op.reason = "hugetlbfs pages are not modelled"
             if result is not None and result >= 0:
                 op.taints = op.reason
                 size = -(-length // HUGE_PAGE) * HUGE_PAGE
@@ -178,7 +181,7 @@ class Planner:
                 op.rows = [row]
             return
         if flags & uapi.MAP_32BIT and not flags & uapi.MAP_FIXED and space.randomised:
-            op.reason = "MAP_32BIT looks for a place from a random address on"
+            op.reason = "MAP_32BIT searches from a random address"
             if result is not None and result >= 0:
                 args = (result, length, prot, flags & ~uapi.MAP_32BIT | uapi.MAP_FIXED, 0, offset)
         if flags & uapi.MAP_ANONYMOUS:
@@ -191,18 +194,18 @@ class Planner:
             else:
                 op.rows = [self._row(op, table.NUMBERS["mmap"], args)]
                 return
-        if result is not None and result < 0 and not self._decided(op, file):
-            op.reason = "the file decides whether it can be mapped"
+        if result is not None and result < 0 and not self._is_modelled_error(op, file):
+            op.reason = "the error depends on the file"
             return
         number = self.file_id(file, fd)
-        may = _rights(file)
+        may = _may_flags(file)
         op.rows = [
             self._row(op, table.NUMBERS["mmap"], args, file=(number, may, align))
             for align in self._alignments(file, length)
         ]
 
-    def _decided(self, op: PlannedCall, file: FileInfo) -> bool:
-        """Whether an error is one that the model can tell, from how the file was opened."""
+    def _is_modelled_error(self, op: PlannedCall, file: FileInfo) -> bool:
+        """Return True if the model can predict the error from how the file was opened."""
         error = op.call.result
         if file.kind != "file" or file.file_system in ("anon_inodefs", "proc", "sysfs"):
             return False
@@ -210,17 +213,17 @@ class Planner:
             return file.access is not None
         if error == -uapi.EPERM:
             return bool(file.no_exec and op.call.args[2] & uapi.PROT_EXEC)
-        return error in _PLAIN_ERRORS
+        return error in _FILE_INDEPENDENT_ERRORS
 
     def _alignments(self, file: FileInfo, length: int) -> tuple[int, ...]:
-        """Whether the file aligns to huge pages; both where that is not known and matters."""
+        """Return 1 if the file's mappings align to 2 MiB, else 0; both if unknown and relevant."""
         if file.kind == "file" and file.file_system in ALIGNING:
             return (1,)
         if file.kind == "file" and file.file_system in NOT_ALIGNING:
             return (0,)
         return (1, 0) if length >= HUGE_PAGE else (0,)
 
-    # --- what maps and unmaps beside mmap ---------------------------------------------------------
+    # --- other calls that map and unmap ----------------------------------------------------------
 
     def _shmat(self, op: PlannedCall, space: Space) -> None:
         call = op.call
@@ -228,7 +231,7 @@ class Planner:
         flags &= 0xFFFFFFFF
         size = call.extra.get("size", 0)
         if call.result is None or call.result < 0:
-            op.reason = "the segment decides whether it can be attached"
+            op.reason = "the error depends on the segment"
             return
         if not size:
             op.reason = "the size of the segment is not in the log"
@@ -248,10 +251,10 @@ class Planner:
         op.rows = [self._row(op, table.NUMBERS["mmap"], args, file=(number, may, 0))]
 
     def _shmdt(self, op: PlannedCall, space: Space) -> None:
-        op.check = self._detach
+        op.emulate = self._detach
 
     def _detach(self, model: ReplayModel, call: Call) -> int:
-        """shmdt: unmaps what is left of the segment that was attached at the address."""
+        """Emulate shmdt: unmap the rest of the segment that was attached at the address."""
         addr = call.args[0]
         if addr % PAGE:
             return -uapi.EINVAL
@@ -279,7 +282,7 @@ class Planner:
         call = op.call
         context, size = call.extra.get("context", 0), call.extra.get("size", 0)
         if call.result != 0 or not context:
-            op.reason = "the kernel's limits of asynchronous requests are not modelled"
+            op.reason = "limits of asynchronous I/O are not modelled"
             return
         if not size:
             op.reason = "the size of the ring is not in the log"
@@ -299,11 +302,11 @@ class Planner:
         if op.call.result == 0 and size:
             op.rows = [self._row(op, table.NUMBERS["munmap"], (context, size))]
             return
-        op.reason = "no io_setup in the log made the context"
+        op.reason = "no io_setup in the log created the context"
         if op.call.result == 0:
             op.taints = op.reason
 
-    # --- calls that are nearly others ------------------------------------------------------------
+    # --- calls that extend others ----------------------------------------------------------------
 
     def _pkey_mprotect(self, op: PlannedCall, space: Space) -> None:
         call = op.call
@@ -317,24 +320,26 @@ class Planner:
             return
 
         def protect(model: ReplayModel, call: Call) -> int:
-            answer = model.call(row)
-            if answer == 0:
+            result = model.call(row)
+            if result == 0:
                 model.set_field(*_range(call), PKEY, key)
-            return answer
+            return result
 
-        op.check = protect
+        op.emulate = protect
 
-    # --- attributes of areas that only keep them apart -------------------------------------------
+    # --- attributes that only prevent merging ----------------------------------------------------
 
-    def _number(self, known: list[str], value: str, field: tuple[int, int], op: PlannedCall) -> int:
-        """The number of a policy or name, 0 for none; taints when there are too many."""
+    def _number_of(
+        self, known: list[str], value: str, field: tuple[int, int], op: PlannedCall
+    ) -> int:
+        """Return the number of a policy or name, 0 for none; taint ``op`` if there are too many."""
         if not value:
             return 0
         if value not in known:
             known.append(value)
         number = known.index(value) + 1
         if number >> field[1]:
-            op.taints = "too many NUMA policies or names of areas"
+            op.taints = "too many NUMA policies or area names"
             return 0
         return number
 
@@ -345,14 +350,14 @@ class Planner:
             op.reason = "NUMA nodes are not modelled"
             return
         policy = "" if mode == 0 else f"{mode} {call.extra.get('nodes')}"
-        number = self._number(self.policies, policy, POLICY, op)
+        number = self._number_of(self.policies, policy, POLICY, op)
 
         def bind(model: ReplayModel, call: Call) -> int:
             if mode and not model.covered(*_range(call)):
                 return -uapi.EFAULT
             return model.set_field(*_range(call), POLICY, number)
 
-        op.check = bind
+        op.emulate = bind
 
     def _prctl(self, op: PlannedCall, space: Space) -> None:
         call = op.call
@@ -361,9 +366,9 @@ class Planner:
             op.taints = op.reason
             return
         if call.result is None or call.result < 0:
-            op.reason = "not every kernel can name areas"
+            op.reason = "the kernel may not support names of areas"
             return
-        number = self._number(self.labels, call.extra.get("text") or "", NAME, op)
+        number = self._number_of(self.labels, call.extra.get("text") or "", NAME, op)
         start, end = call.args[2], call.args[2] + -(-call.args[3] // PAGE) * PAGE
 
         def name(model: ReplayModel, call: Call) -> int:
@@ -371,12 +376,12 @@ class Planner:
                 return -uapi.ENOMEM
             return model.set_field(start, end, NAME, number)
 
-        op.check = name
+        op.emulate = name
 
     def _mseal(self, op: PlannedCall, space: Space) -> None:
         op.reason = "sealed areas are not modelled"
         if op.call.result == 0:
-            op.check = _marks(SEALED)
+            op.emulate = _flag_setter(SEALED)
 
     def _userfaultfd(self, op: PlannedCall, space: Space) -> None:
         call = op.call
@@ -390,7 +395,7 @@ class Planner:
                 bits = FAULTED_BY_USER if on else 0
                 return model.mark(start, start + length, FAULTED_BY_USER, bits)
 
-            op.check = register
+            op.emulate = register
 
     def _mlockall(self, op: PlannedCall, space: Space) -> None:
         call = op.call
@@ -398,7 +403,7 @@ class Planner:
         known = table.MCL_CURRENT | table.MCL_FUTURE | table.MCL_ONFAULT
         limit = _limits(op.step.limits)[2]
         if flags & table.MCL_FUTURE:
-            op.reason = "locking of future mappings is not modelled"
+            op.reason = "mlockall(MCL_FUTURE) is not modelled"
             if call.result == 0:
                 op.taints = op.reason
             return
@@ -415,53 +420,53 @@ class Planner:
             _lock_all(model, VM_LOCKED | on_fault)
             return 0
 
-        op.check = lock
+        op.emulate = lock
 
     def _munlockall(self, op: PlannedCall, space: Space) -> None:
         def unlock(model: ReplayModel, call: Call) -> int:
             _lock_all(model, 0)
             return 0
 
-        op.check = unlock
+        op.emulate = unlock
 
     def _madvise(self, op: PlannedCall, space: Space) -> None:
         call = op.call
         advice = call.args[2] & 0xFFFFFFFF
-        # Linux refuses numbers that mean nothing, and the model refuses all that it does not know.
-        nothing = advice not in _OTHER_ADVICE and call.result == -uapi.EINVAL
-        if advice in _ADVICE or nothing:
+        # Linux rejects undefined values.  The model rejects them and all values not modelled.
+        undefined = advice not in _UNMODELLED_ADVICE and call.result == -uapi.EINVAL
+        if advice in _ADVICE or undefined:
             op.rows = [self._row(op, table.NUMBERS["madvise"], call.args)]
             return
         op.reason = f"advice {advice} is not modelled"
         if call.result == 0 and advice in (table.MADV_MERGEABLE, table.MADV_UNMERGEABLE):
-            op.check = _marks(MERGEABLE, on=advice == table.MADV_MERGEABLE)
-        elif call.result == 0 and advice not in _PLAIN_ADVICE:
+            op.emulate = _flag_setter(MERGEABLE, on=advice == table.MADV_MERGEABLE)
+        elif call.result == 0 and advice not in _NON_SPLITTING_ADVICE:
             op.taints = op.reason
 
     def _msync(self, op: PlannedCall, space: Space) -> None:
-        op.check = _msync
+        op.emulate = _msync
 
     def _mincore(self, op: PlannedCall, space: Space) -> None:
-        op.check = _mincore
+        op.emulate = _mincore
         if op.call.result is not None and op.call.result not in (0, -uapi.EINVAL, -uapi.ENOMEM):
-            op.reason, op.check = "the answer depends on where it was to be written", None
+            op.reason, op.emulate = "the result depends on the output buffer", None
 
 
 def _refused(call: Call) -> bool:
-    """Whether the call asked for memory in vain."""
+    """Return True if Linux did not grant the memory that the call requested."""
     if call.name == "brk":
         return call.result is not None and call.result < call.args[0]
     return call.name in ("mmap", "mremap", "mprotect") and call.result == -uapi.ENOMEM
 
 
 def _range(call: Call) -> tuple[int, int]:
-    """Start and end of the pages that the first two arguments name."""
+    """Return start and end of the pages in the range given by the first two arguments."""
     start, length = call.args[:2]
     return start, start + -(-length // PAGE) * PAGE
 
 
-def _marks(bits: int, *, on: bool = True) -> Check:
-    """An effect that is nothing but bits in the flags of areas."""
+def _flag_setter(bits: int, *, on: bool = True) -> Emulate:
+    """Return an emulation that only sets or clears flags of the areas in the call's range."""
 
     def mark(model: ReplayModel, call: Call) -> int:
         return model.mark(*_range(call), bits, bits if on else 0)
@@ -470,7 +475,7 @@ def _marks(bits: int, *, on: bool = True) -> Check:
 
 
 def _lock_all(model: ReplayModel, bits: int) -> None:
-    """mlockall and munlockall: every area becomes locked or not."""
+    """Set the lock flags of every area to ``bits``, as mlockall and munlockall do."""
     model.mark(0, int(model.k.mm.task_size), VM_LOCKED | VM_LOCKONFAULT, bits)
     locked = model.areas[(model.areas["vm_flags"] & VM_LOCKED) != 0]
     model.k.mm.locked_vm = int((locked["vm_end"] - locked["vm_start"]).sum()) // PAGE
@@ -478,11 +483,11 @@ def _lock_all(model: ReplayModel, bits: int) -> None:
 
 def _limits(limits: Limits) -> tuple[int, int, int]:
     memlock = None if limits.may_lock else limits.memlock
-    return unlimited(limits.address_space), unlimited(limits.data), unlimited(memlock)
+    return model_limit(limits.address_space), model_limit(limits.data), model_limit(memlock)
 
 
-def _rights(file: FileInfo) -> int:
-    """VM_MAY* of an open file; what is not known is allowed."""
+def _may_flags(file: FileInfo) -> int:
+    """Return the VM_MAY* flags of an open file; unknown rights count as granted."""
     may = 0 if file.no_exec else VM_MAYEXEC
     if file.access in (None, 0, 2):
         may |= VM_MAYREAD
@@ -518,7 +523,8 @@ def _mincore(model: ReplayModel, call: Call) -> int:
     return 0 if model.covered(start, end) else -uapi.ENOMEM
 
 
-_COMPARED = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}
+#: Calls whose arguments the model takes as they are.
+_DIRECT_CALLS = {"mprotect", "munmap", "brk", "mremap", "mlock", "mlock2", "munlock"}
 _HANDLERS: dict[str, Callable[[Planner, PlannedCall, Space], None]] = {
     "mmap": Planner._mmap,
     "madvise": Planner._madvise,

@@ -1,4 +1,4 @@
-"""What /proc and statfs tell about a traced program and its machine."""
+"""Read the state of a traced program and its machine from /proc and statfs."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 from kernel.linux.host.files import file_system
 from kernel.linux.replay.log import FileInfo, Image, Limits, MachineSettings, Snapshot, parse_areas
 
-#: Fields of /proc/PID/status that a snapshot keeps, by their name there.
+#: Fields of /proc/PID/status that a snapshot contains.
 _SIZES = ("VmSize", "VmData", "VmLck", "VmPTE")
 _CAP_IPC_LOCK, _CAP_SYS_RAWIO = 14, 17
 
@@ -22,12 +22,12 @@ def _status(tid: int) -> dict[str, str]:
 
 
 def snapshot(tid: int) -> Snapshot | None:
-    """Areas and sizes of a stopped thread's memory; None when it has none any more."""
+    """Return the areas and sizes of a stopped thread's memory, or None if its memory is gone."""
     try:
         status = _status(tid)
         try:
             text = Path(f"/proc/{tid}/smaps").read_text()
-        except OSError:  # kernels built without it
+        except OSError:  # a kernel built without smaps
             text = Path(f"/proc/{tid}/maps").read_text()
     except OSError:
         return None
@@ -39,7 +39,7 @@ def snapshot(tid: int) -> Snapshot | None:
 
 
 def limits(tid: int) -> Limits:
-    """The soft limits that memory calls meet."""
+    """Return the soft limits and capabilities that affect memory calls."""
     values = [
         resource.prlimit(tid, kind)[0]
         for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
@@ -50,8 +50,8 @@ def limits(tid: int) -> Limits:
 
 
 def image(tid: int) -> Image:
-    """What an exec has set up, beyond its areas."""
-    # The name in parentheses may hold spaces and parentheses itself.
+    """Return the facts about a just started program that its areas do not show."""
+    # The name in parentheses may itself contain spaces and parentheses.
     fields = Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()
     start_stack = int(fields[25])
     start_data, end_data, start_brk = (int(x) for x in fields[42:45])
@@ -75,7 +75,7 @@ def image(tid: int) -> Image:
 
 
 def read_words(tid: int, address: int, count: int) -> list[int] | None:
-    """``count`` unsigned 8-byte words of the program's memory; None where it has none."""
+    """Read ``count`` unsigned 8-byte words of the program's memory; None if it is not mapped."""
     try:
         with Path(f"/proc/{tid}/mem").open("rb", buffering=0) as memory:
             memory.seek(address)
@@ -88,7 +88,7 @@ def read_words(tid: int, address: int, count: int) -> list[int] | None:
 
 
 def read_text(tid: int, address: int, size: int) -> str | None:
-    """The string at ``address``, at most ``size`` bytes; None where the program has none."""
+    """Read the string at ``address``, at most ``size`` bytes; None if it is not mapped."""
     words = read_words(tid, address, size // 8)
     if words is None:
         return None
@@ -97,11 +97,11 @@ def read_text(tid: int, address: int, size: int) -> str | None:
 
 
 def open_file(tid: int, fd: int) -> FileInfo | None:
-    """What a descriptor names, as far as mmap's answer depends on it; None when it is not open."""
+    """Describe the file behind a descriptor as far as mmap depends on it; None if not open."""
     link = f"/proc/{tid}/fd/{fd}"
     try:
         path = str(Path(link).readlink())
-        info = os.stat(link)  # noqa: PTH116 - the link of a deleted file leads nowhere else
+        info = os.stat(link)  # noqa: PTH116 - only the link itself reaches a deleted file
         flags = int(re.search(r"^flags:\s*(\d+)", _fdinfo(tid, fd), re.M)[1], 8)
     except (OSError, TypeError):
         return None
@@ -127,7 +127,7 @@ def open_file(tid: int, fd: int) -> FileInfo | None:
 
 
 def _no_exec(path: str) -> bool:
-    """Whether the file system that holds an open file is mounted noexec."""
+    """Return True if the file system that holds an open file is mounted noexec."""
     try:
         return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
     except OSError:
@@ -145,8 +145,8 @@ def _sysctl(path: str, default: int) -> int:
         return default
 
 
-def _chosen(path: str) -> str:
-    """The choice in brackets of a file such as transparent_hugepage/enabled."""
+def _bracketed_choice(path: str) -> str:
+    """Return the choice in brackets of a file like transparent_hugepage/enabled."""
     try:
         match = re.search(r"\[(\w+)\]", Path(path).read_text())
     except OSError:
@@ -155,7 +155,7 @@ def _chosen(path: str) -> str:
 
 
 def machine() -> MachineSettings:
-    """The settings of this machine on which memory calls depend."""
+    """Return the settings of this machine on which memory calls depend."""
     amounts: dict[str, Any] = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -168,6 +168,6 @@ def machine() -> MachineSettings:
         max_map_count=_sysctl("vm/max_map_count", 65530),
         mmap_min_addr=_sysctl("vm/mmap_min_addr", 65536),
         legacy_layout=bool(_sysctl("vm/legacy_va_layout", 0)),
-        thp=_chosen(f"{thp}/enabled"),
-        thp_shared=_chosen(f"{thp}/shmem_enabled"),
+        thp=_bracketed_choice(f"{thp}/enabled"),
+        thp_shared=_bracketed_choice(f"{thp}/shmem_enabled"),
     )

@@ -1,6 +1,7 @@
-"""ptrace(2) and seccomp(2) for the recorder, by ctypes: Linux on x86-64 only.
+"""ptrace(2) and seccomp(2) for the recorder, called through ctypes; Linux on x86-64 only.
 
-A filter in the traced program stops it at memory calls alone; all others run at full speed.
+A seccomp filter in the traced program stops it only at the watched calls; all other calls run at
+full speed.
 """
 
 import ctypes
@@ -16,18 +17,19 @@ PTRACE_SEIZE, PTRACE_LISTEN, PTRACE_GET_SYSCALL_INFO = 0x4206, 0x4208, 0x420E
 
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
 EVENT_EXIT, EVENT_SECCOMP, EVENT_STOP = 6, 7, 128
-#: TRACESYSGOOD, the events above, and EXITKILL: no program outlives a recorder that is killed.
+#: TRACESYSGOOD, the events above except EVENT_STOP, and EXITKILL: if the recorder is killed, the
+#: kernel kills the traced program too.
 OPTIONS = 1 | sum(1 << event for event in (1, 2, 3, 4, 6, 7)) | 1 << 20
 
-#: The signal of a stop at a system call's exit.
+#: Signal number of a stop at the entry or exit of a system call.
 SYSCALL_STOP = signal.SIGTRAP | 0x80
-#: waitpid's option: children of every kind.
+#: Option __WALL of waitpid: wait for threads as well as processes.
 WALL = 0x40000000
 
-#: What PTRACE_GET_SYSCALL_INFO says a stop is.
+#: Types of stops, as reported by PTRACE_GET_SYSCALL_INFO.
 STOP_ENTRY, STOP_EXIT, STOP_SECCOMP = 1, 2, 3
 ARCH_X86_64 = 0xC000003E
-#: Set in the number of a call of the x32 ABI.
+#: Bit in the number of a call of the x32 ABI.
 X32 = 0x40000000
 
 _SECCOMP_RET_ALLOW, _SECCOMP_RET_TRACE = 0x7FFF0000, 0x7FF00000
@@ -40,11 +42,11 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 class Gone(Exception):
-    """The traced thread died meanwhile: its end will be reported by waitpid."""
+    """The traced thread has died; waitpid will report its end."""
 
 
 def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
-    """The system call.  Raises Gone when the thread does not exist, else OSError."""
+    """Make one ptrace request.  Raises Gone if the thread does not exist, else OSError."""
     result = _libc.ptrace(request, tid, addr, data)
     if result == -1:
         code = ctypes.get_errno()
@@ -56,7 +58,7 @@ def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
 
 
 def event_message(tid: int) -> int:
-    """What a stop for an event says: the child's id, the former id, the exit status."""
+    """Return the value of an event stop: child id (clone), former id (exec) or exit status."""
     message = ctypes.c_ulong()
     ptrace(PTRACE_GETEVENTMSG, tid, 0, ctypes.addressof(message))
     return message.value
@@ -64,7 +66,7 @@ def event_message(tid: int) -> int:
 
 @dataclass(frozen=True)
 class Stop:
-    """A stop at a system call: at its entry the number and arguments, at its exit the result."""
+    """Stop at a system call: number and arguments at its entry, result at its exit."""
 
     op: int
     arch: int
@@ -77,7 +79,7 @@ _INFO = ctypes.create_string_buffer(88)
 
 
 def syscall_info(tid: int) -> Stop:
-    """Describe the stop that ``tid`` is in.  Arguments and results are signed."""
+    """Return the current stop of ``tid``.  Arguments and results are signed."""
     ptrace(PTRACE_GET_SYSCALL_INFO, tid, len(_INFO), ctypes.addressof(_INFO))
     op, arch = struct.unpack_from("=B3xI", _INFO)
     if op in (STOP_ENTRY, STOP_SECCOMP):
@@ -91,7 +93,7 @@ _REGISTERS = ctypes.create_string_buffer(27 * 8)
 
 
 def call_in_progress(tid: int) -> tuple[int, tuple[int, ...]]:
-    """Number and arguments of the call that an event stopped before it has returned."""
+    """Return number and arguments of the call during which an event stopped the thread."""
     ptrace(PTRACE_GETREGS, tid, 0, ctypes.addressof(_REGISTERS))
     r = struct.unpack("=27q", _REGISTERS)
     return r[15], (r[14], r[13], r[12], r[7], r[9], r[8])
@@ -99,7 +101,7 @@ def call_in_progress(tid: int) -> tuple[int, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Watch:
-    """A system call to stop at: always, or when the low half of an argument is one of these."""
+    """System call to stop at: always, or only if the low half of an argument is in ``values``."""
 
     number: int
     argument: int = 0
@@ -111,7 +113,7 @@ def filter_program(watched: list[Watch], watched_i386: list[int]) -> bytes:
     load, equal, at_least, leave = 0x20, 0x15, 0x35, 0x06
     trace = (leave, 0, 0, _SECCOMP_RET_TRACE)
     allow = (leave, 0, 0, _SECCOMP_RET_ALLOW)
-    # Each test jumps over the verdict behind it unless it matches, so that no jump is long.
+    # Each test is followed by its verdict and skips it unless it matches: no jump is long.
     foreign = [(load, 0, 0, 0)]
     for number in watched_i386:
         foreign += [(equal, 0, 1, number), trace]
@@ -131,13 +133,13 @@ def filter_program(watched: list[Watch], watched_i386: list[int]) -> bytes:
 
 
 def install_filter(program: bytes) -> bool:
-    """Put the filter on the calling thread and its children to come; False if that is refused."""
+    """Install the filter on the calling thread and its future children; False if refused."""
     code = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(
         struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(code)), 16
     )
-    # Who may not install one otherwise promises to gain no rights by exec, which a traced program
-    # cannot in any case.
+    # An unprivileged thread must set no_new_privs first.  This changes nothing for the program: a
+    # traced program gains no privileges by exec anyway.
     for attempt in (False, True):
         if attempt and _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             return False
@@ -147,6 +149,6 @@ def install_filter(program: bytes) -> bool:
 
 
 def no_address_randomisation() -> bool:
-    """Let the calling process's next program have its addresses unrandomised; False if refused."""
+    """Disable address randomisation for the next exec of this process; False if refused."""
     current = _libc.personality(0xFFFFFFFF)
     return current != -1 and _libc.personality(current | _ADDR_NO_RANDOMIZE) != -1

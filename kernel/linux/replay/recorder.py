@@ -1,8 +1,8 @@
-"""Run a program and write down its memory calls, by ptrace.
+"""Run a program under ptrace and record its memory calls.
 
-A thread stops at the entry and at the exit of a memory call; the recorder sees both in an order
-in which they may have happened.  A child stays stopped until its parent's clone has been seen, so
-that no event of a process comes before the one that made it.
+Each thread stops at the entry and at the exit of a memory call; the recorder sees these stops in an
+order that is consistent with what happened.  A child stays stopped until the recorder has seen its
+parent's clone, so that no event of a process precedes the event that created it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from kernel.uapi import MAP_ANONYMOUS
 
 #: Exit codes of a shell for a command that cannot be run.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-#: The exit code where recording is impossible (automake's "skipped").
+#: Exit code if recording is impossible (automake's "skipped").
 IMPOSSIBLE = 77
 
 _FORWARDED = {
@@ -33,17 +33,17 @@ _FORWARDED = {
     signal.SIGUSR1,
     signal.SIGUSR2,
 }
-#: si_code of signals that a terminal sends, to the traced program as well.
+#: si_code of signals from a terminal, which sends them to the traced program as well.
 _SI_KERNEL = 0x80
-#: So many Ctrl-C within so many seconds end a program that does not listen.
-_INSISTENCE, _INSISTENCE_SECONDS = 3, 2.0
-#: Words of a set of NUMA nodes, bytes of a name, that are read at most.
+#: This many Ctrl-C within this many seconds kill a program that ignores SIGINT.
+_KILL_INTERRUPTS, _KILL_SECONDS = 3, 2.0
+#: Largest number of words read of a set of NUMA nodes, and of bytes read of a name.
 _MAX_NODE_WORDS, _MAX_NAME = 16, 80
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class CannotRecordError(Exception):
-    """Recording is impossible here, or the command cannot be run; ``code`` is the exit code."""
+    """Recording is impossible or the command cannot be run; ``code`` is the exit code."""
 
     def __init__(self, message: str, code: int = IMPOSSIBLE) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class CannotRecordError(Exception):
 
 @dataclass(slots=True)
 class _Thread:
-    """A traced thread: whom it shares memory with, and the call that it is in."""
+    """Traced thread: the threads that share its memory, and the call that it is making."""
 
     tid: int
     sharers: set[int]  # tids that use the same memory and have not begun to exit
@@ -64,25 +64,25 @@ class _Thread:
 
 @dataclass
 class Recorder:
-    """One run of one command."""
+    """Tracer of one run of one command."""
 
     writer: Writer
-    filtered: bool = True  # stops at watched calls only
-    root: int = 0
-    status: int = 0
-    started: bool = False  # the command's own program runs
+    filtered: bool = True  # stops at watched calls only; False: at every call
+    root: int = 0  # tid of the command's first process
+    status: int = 0  # its exit code
+    started: bool = False  # the command's program has been started by exec
     clock: int = 0
     threads: dict[int, _Thread] = field(default_factory=dict)
     early: set[int] = field(default_factory=set)  # stopped before their parent's clone was seen
     interrupts: list[float] = field(default_factory=list)
 
     def tick(self) -> int:
-        """The next position in time."""
+        """Advance the clock and return the new time."""
         self.clock += 1
         return self.clock
 
     def run(self, root: int) -> int:
-        """Follow ``root``, which is seized, and all its children to their ends; the exit code."""
+        """Trace ``root``, already seized, and all its children until they end; the exit code."""
         self.root = root
         self.threads[root] = _Thread(root, {root})
         while True:
@@ -105,9 +105,9 @@ class Recorder:
             return
         if number == signal.SIGINT:
             now = time.monotonic()
-            recent = [t for t in self.interrupts if now - t < _INSISTENCE_SECONDS]
+            recent = [t for t in self.interrupts if now - t < _KILL_SECONDS]
             self.interrupts = [*recent, now]
-            if len(self.interrupts) >= _INSISTENCE:
+            if len(self.interrupts) >= _KILL_INTERRUPTS:
                 number = signal.SIGKILL
         if number != signal.SIGKILL and info.si_code == _SI_KERNEL:
             return
@@ -203,7 +203,7 @@ class Recorder:
         now = self.tick()
         try:
             image, snapshot = procfs.image(thread.tid), procfs.snapshot(thread.tid)
-        except OSError:  # killed meanwhile
+        except OSError:  # the process has been killed
             image, snapshot = None, None
         self._write(
             Exec(
@@ -226,7 +226,7 @@ class Recorder:
         self._write(Exit(line=0, tid=thread.tid, entry=now, exit=now, snapshot=snapshot))
 
     def _abandon(self, thread: _Thread) -> None:
-        """Write the call that the thread will never return from."""
+        """Record the thread's pending call as one that never returned."""
         if isinstance(thread.pending, Call):
             self._write(thread.pending)
         thread.pending, thread.in_call = None, False
@@ -234,7 +234,7 @@ class Recorder:
     # --- calls -----------------------------------------------------------------------------------
 
     def _entry(self, thread: _Thread, stop: pt.Stop) -> None:
-        """A thread is about to make a watched call (or, without a filter, any call)."""
+        """Handle the entry of a watched call (or, without a filter, of any call)."""
         tid = thread.tid
         thread.pending, thread.in_call, thread.clone_entry = None, False, 0
         if not self.started:
@@ -265,7 +265,7 @@ class Recorder:
 
     def _call(self, thread: _Thread, name: str, args: tuple[int, ...]) -> None:
         file = None
-        extra = self._pointed_to(thread.tid, name, args)
+        extra = self._pointed_data(thread.tid, name, args)
         if name == "mmap" and not args[3] & MAP_ANONYMOUS:
             file = procfs.open_file(thread.tid, args[4] & 0xFFFFFFFF)
         thread.pending = Call(
@@ -281,8 +281,8 @@ class Recorder:
         )
         thread.in_call = True
 
-    def _pointed_to(self, tid: int, name: str, args: tuple[int, ...]) -> dict[str, Any]:
-        """What of the program's memory a call's effect depends on."""
+    def _pointed_data(self, tid: int, name: str, args: tuple[int, ...]) -> dict[str, Any]:
+        """Read the data behind a call's pointers that its effect depends on."""
         if name == "mbind" and args[3]:
             words = min(-(-args[4] // 64), _MAX_NODE_WORDS)
             return {"nodes": procfs.read_words(tid, args[3], words)}
@@ -329,7 +329,7 @@ class Recorder:
         self._write(event)
 
     def _area_size(self, tid: int, address: int) -> int:
-        """Bytes of the area that begins at ``address``; 0 when there is none."""
+        """Return the bytes of the area that begins at ``address``, or 0 if there is none."""
         snapshot = procfs.snapshot(tid)
         areas = snapshot.areas if snapshot else []
         return next((area.end - area.start for area in areas if area.start == address), 0)
@@ -339,27 +339,32 @@ class Recorder:
 
 
 def _probe(aslr: bool) -> bool:
-    """Whether a filter can be installed, tried in a process of its own.
+    """Return True if a filter can be installed; try it in a separate process.
 
-    Raises CannotRecordError when addresses are to be unrandomised and that is refused.
+    Raises CannotRecordError if ``aslr`` is False and randomisation cannot be disabled.
     """
     pid = os.fork()
     if pid == 0:
         refused = not aslr and not pt.no_address_randomisation()
         filtered = pt.install_filter(pt.filter_program([], []))
         os._exit(2 * refused + filtered)
-    answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if answer & 2:
-        raise CannotRecordError("personality(2) is refused: addresses cannot be unrandomised")
-    return answer == 1
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code & 2:
+        raise CannotRecordError(
+            "personality(2) is refused, cannot disable address randomisation; omit --no-aslr"
+        )
+    return code == 1
 
 
-def _child(command: list[str], aslr: bool, filtered: bool, go: int, answer: int) -> None:
-    """Become the command once the recorder says go; tells it over ``answer`` why that failed."""
+def _child(command: list[str], aslr: bool, filtered: bool, go: int, error_pipe: int) -> None:
+    """Wait for a byte on ``go``, then exec the command; write a failure to ``error_pipe``.
+
+    A failure is one byte with the exit code, then the message.
+    """
     try:
         if not os.read(go, 1):
             return
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python had set both to be ignored
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         if not aslr:
             pt.no_address_randomisation()
@@ -368,48 +373,50 @@ def _child(command: list[str], aslr: bool, filtered: bool, go: int, answer: int)
         os.execvp(command[0], command)
     except OSError as error:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        os.write(answer, bytes([code]) + (error.strerror or str(error)).encode())
+        os.write(error_pipe, bytes([code]) + (error.strerror or str(error)).encode())
 
 
 def _start(command: list[str], aslr: bool, filtered: bool) -> tuple[int, int]:
-    """Start a process that waits to become the command, and trace it.
+    """Fork a process, seize it with ptrace and let it exec the command.
 
-    Returns its id and a descriptor that says, when it ends without, why.  Raises CannotRecordError.
+    Return its id and the read end of a pipe that carries the reason if exec fails.  Raises
+    CannotRecordError if ptrace is not permitted.
     """
     go_read, go_write = os.pipe()
-    answer_read, answer_write = os.pipe()
+    error_read, error_write = os.pipe()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     pid = os.fork()
     if pid == 0:
         try:
             os.close(go_write)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask - _FORWARDED - {signal.SIGCHLD})
-            _child(command, aslr, filtered, go_read, answer_write)
+            _child(command, aslr, filtered, go_read, error_write)
         finally:
             os._exit(NOT_FOUND)
     os.close(go_read)
-    os.close(answer_write)
+    os.close(error_write)
     try:
         pt.ptrace(pt.PTRACE_SEIZE, pid, 0, pt.OPTIONS)
     except (OSError, pt.Gone) as error:
         os.close(go_write)
         os.waitpid(pid, 0)
-        os.close(answer_read)
-        reason = getattr(error, "strerror", None) or "the process is gone"
+        os.close(error_read)
+        reason = getattr(error, "strerror", None) or "the process has ended"
         raise CannotRecordError(f"ptrace is not permitted here: {reason}") from None
     os.write(go_write, b"g")
     os.close(go_write)
-    return pid, answer_read
+    return pid, error_read
 
 
 def record(command: list[str], path: Path, *, aslr: bool = True) -> tuple[int, int]:
-    """Run ``command`` and write its recording; its exit code and the number of calls recorded.
+    """Run ``command``, record it into ``path``, return its exit code and the number of calls.
 
-    A program that a signal ended has 128 + its number.  Raises CannotRecordError where ptrace is
-    not permitted or the command cannot be run, OSError when the file cannot be written.
+    The exit code is 128 + the signal's number if a signal ended the program.  Raises
+    CannotRecordError if ptrace is not permitted or the command cannot be run, OSError if the file
+    cannot be written.
     """
     if sys.platform != "linux" or os.uname().machine != "x86_64":
-        raise CannotRecordError("only Linux on x86-64 can record")
+        raise CannotRecordError("recording needs Linux on x86-64")
     filtered = _probe(aslr)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
     try:
@@ -424,10 +431,10 @@ def record(command: list[str], path: Path, *, aslr: bool = True) -> tuple[int, i
 
 
 def _record(command: list[str], writer: Writer, aslr: bool, filtered: bool) -> int:
-    root, answer = _start(command, aslr, filtered)
+    root, error_pipe = _start(command, aslr, filtered)
     recorder = Recorder(writer, filtered)
     status = recorder.run(root)
-    with os.fdopen(answer, "rb") as file:
+    with os.fdopen(error_pipe, "rb") as file:
         reason = file.read() if not recorder.started else b""
     if reason:
         raise CannotRecordError(f"{command[0]}: {reason[1:].decode()}", reason[0])

@@ -1,8 +1,8 @@
-"""The file of a recording: JSON lines, plain or gzip, written as the program runs.
+"""Recording file: JSON lines, plain or gzip, written while the program runs.
 
-The first line describes machine and command, the last one says how the recording ended; where it
-is missing the recording was cut short.  Between them one line for each event, in the order of
-their ends: ``in`` and ``out`` (or ``at``) are the positions of entry and exit in time.
+The first line describes the machine and the command.  The last line says how the recording ended;
+a file without it was cut short.  Between them is one line per event, in the order in which the
+events end: ``in`` and ``out`` are the times of entry and exit (see log.py).
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from kernel.linux.replay.log import (
 )
 
 FORMAT, VERSION = "memory-calls", 1
-#: Seconds after which what was recorded is handed to the operating system.
+#: Seconds between flushes of the recorded lines to the operating system.
 _FLUSH_EVERY = 1.0
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -59,7 +59,7 @@ def _snapshot_from_json(value: dict[str, Any] | None) -> Snapshot | None:
         if area is None:
             raise ValueError(f"not a line of a maps file: {line}")
         if not in_order(areas, area):
-            raise ValueError(f"not above the area before it: {line}")
+            raise ValueError(f"not above the previous area: {line}")
         area.rss, area.flags = rss, flags
         areas.append(area)
     return Snapshot(areas, dict(value["sizes"]))
@@ -122,10 +122,10 @@ def _from_json(line: int, record: dict[str, Any]) -> Event:
 
 
 class Writer:
-    """Writes a recording; what was written survives whatever happens to the recorder."""
+    """Writer of a recording; flushes often, so that little is lost if the recorder is killed."""
 
     def __init__(self, path: Path, command: list[str], machine: MachineSettings) -> None:
-        """Create the file.  Raises OSError when that is impossible."""
+        """Create the file and write its header.  Raises OSError if it cannot be created."""
         self.calls = 0
         self._file: IO[str] = (
             gzip.open(path, "wt", encoding="utf-8", compresslevel=4)  # noqa: SIM115
@@ -143,7 +143,7 @@ class Writer:
         self._file.close()
 
     def _line(self, record: dict[str, Any]) -> None:
-        # Names of files need not be UTF-8: what is not survives as a surrogate escape.
+        # File names need not be UTF-8: Python reads other bytes as surrogates, which JSON escapes.
         self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
 
     def event(self, event: Event) -> None:
@@ -156,12 +156,12 @@ class Writer:
             self._flushed = now
 
     def end(self, status: int) -> None:
-        """Say that the recording is whole, and the program's exit code."""
+        """Write the last line, which marks the recording as complete, with the exit code."""
         self._line({"t": "end", "calls": self.calls, "status": status})
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a log, plain or gzip.  Raises LogError when that is impossible."""
+    """Open a log, plain or gzip.  Raises LogError if it cannot be opened."""
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -173,7 +173,10 @@ def open_text(path: Path) -> IO[str]:
 
 
 def lines_of(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Number and text of each line; a truncated gzip file ends where its data end."""
+    """Yield the number and text of each line; a truncated gzip file ends where its data end.
+
+    Raises LogError for a damaged file.
+    """
     try:
         yield from enumerate(file, 1)
     except EOFError:
@@ -183,12 +186,12 @@ def lines_of(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
 
 
 def is_recording(first_line: str) -> bool:
-    """Whether a file that starts with this line claims to be a recording."""
+    """Return True if a file that starts with this line claims to be a recording."""
     return first_line.startswith('{"format":')
 
 
 def read_recording(path: Path) -> Log:
-    """Read a recording.  Raises LogError, with the line, for what is not one."""
+    """Read a recording.  Raises LogError, with the line, for a file that is not one."""
     log = Log(path=str(path), kind="recording", complete=False)
     number = 0
     with open_text(path) as file:
@@ -208,9 +211,9 @@ def read_recording(path: Path) -> Log:
                 pending = number, error
     if pending is not None and (number == 1 or pending[1].__class__ is not json.JSONDecodeError):
         raise LogError(f"{path}: line {pending[0]}: {_reason(pending[1])}")
-    # Half a line at the end is what a recorder that was killed leaves.
+    # A recorder that was killed leaves an incomplete last line: ignore it.
     if not log.complete:
-        log.notes.append("the recording was cut short: the states at the exits are missing")
+        log.notes.append("the recording was cut short; snapshots at the exits are missing")
     return log
 
 
@@ -227,7 +230,7 @@ def _read_header(log: Log, record: dict[str, Any]) -> None:
         raise ValueError("not a recording of memory calls")
     if record["version"] != VERSION:
         raise ValueError(
-            f"a recording of version {record['version']}; this program reads version {VERSION}"
+            f"the recording has version {record['version']}, this program reads version {VERSION}"
         )
     log.command = list(record["command"])
     log.machine = MachineSettings(**record["machine"])

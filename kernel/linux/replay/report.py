@@ -1,4 +1,4 @@
-"""What a replay found, in words and as JSON."""
+"""Report the result of a replay as text or JSON."""
 
 import errno
 from collections import Counter
@@ -8,11 +8,11 @@ from kernel.linux.replay import areas, table
 from kernel.linux.replay.log import Call
 from kernel.linux.replay.model import SavedState
 from kernel.linux.replay.run import ANCHOR, LogResult, SpaceResult
-from kernel.linux.replay.search import Unexplained
+from kernel.linux.replay.search import CallDifference
 
-#: Number of arguments of calls; others are shown with three.
+#: Number of arguments to show by call; other calls are shown with three.
 _ARITY = {"mmap": 6, "munmap": 2, "brk": 1, "mremap": 5, "mlock": 2, "munlock": 2, "shmdt": 1}
-#: Names of the bits of arguments, by call and place.
+#: Prefix of the names of an argument's bits, by call and index of the argument.
 _BITS = {
     ("mmap", 2): "PROT_",
     ("mmap", 3): "MAP_",
@@ -20,12 +20,12 @@ _BITS = {
     ("pkey_mprotect", 2): "PROT_",
     ("mremap", 3): "MREMAP_",
 }
-#: Areas shown on each side of the place of a difference.
-_AROUND = 3
+#: Number of areas shown on each side of a difference.
+_AREAS_AROUND = 3
 
 
 def percent(part: int, whole: int) -> float:
-    """``part`` of ``whole`` in percent; 0 of nothing."""
+    """Return ``part`` in percent of ``whole``; 0 if ``whole`` is 0."""
     return 100 * part / whole if whole else 0.0
 
 
@@ -37,7 +37,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _bits(value: int, prefix: str) -> str:
-    """A mask by the names of its bits."""
+    """Format a mask with the names of its bits."""
     if prefix == "PROT_" and value == 0:
         return "PROT_NONE"
     names = []
@@ -59,8 +59,8 @@ def _advice(value: int) -> str:
     return str(value)
 
 
-def show_answer(value: int | None, name: str) -> str:
-    """A result as strace shows it."""
+def show_result(value: int | None, name: str) -> str:
+    """Format the result of the call ``name`` as strace does."""
     if value is None:
         return "?"
     if -4096 < value < 0:
@@ -69,7 +69,7 @@ def show_answer(value: int | None, name: str) -> str:
 
 
 def show_call(call: Call) -> str:
-    """A call as strace shows it, without its result."""
+    """Format a call as strace does, without its result."""
     shown = []
     for i, value in enumerate(call.args[: _ARITY.get(call.name, 3)]):
         prefix = _BITS.get((call.name, i))
@@ -91,12 +91,12 @@ def show_call(call: Call) -> str:
 
 
 def _around(state: SavedState, result: SpaceResult, places: list[int]) -> list[str]:
-    """The areas next to the places, with gaps between what is not shown."""
+    """Return lines for the areas next to the addresses ``places``, with "…" for omitted areas."""
     views = areas.model_views(state, result.names, result.start_stack)
     wanted: set[int] = set()
     for place in places:
         at = next((i for i, view in enumerate(views) if view.end > place), len(views))
-        wanted.update(range(max(0, at - _AROUND), min(len(views), at + _AROUND)))
+        wanted.update(range(max(0, at - _AREAS_AROUND), min(len(views), at + _AREAS_AROUND)))
     lines = []
     last = -1
     for i in sorted(wanted):
@@ -107,24 +107,28 @@ def _around(state: SavedState, result: SpaceResult, places: list[int]) -> list[s
     return lines
 
 
-def _explain_call(result: SpaceResult, difference: Unexplained) -> list[str]:
+def _explain_call(result: SpaceResult, difference: CallDifference) -> list[str]:
     call = difference.op.call
     name, expected, got = call.name, call.result or 0, difference.got
     places = [x for x in (expected, got) if x > 4096] or [call.args[0]]
-    linux, model = show_answer(expected, name), show_answer(got, name)
+    linux, model = show_result(expected, name), show_result(got, name)
     lines = [
         f"line {call.line}, process {call.tid}, {result.space.name}:",
         f"  {show_call(call)}",
-        f"  Linux answered {linux}, the model {model}",
+        f"  Linux returned {linux}, the model {model}",
     ]
-    if difference.orders > 1 and result.outcome.overlaps:
-        lines.append("  no order of the calls that overlap with it fits")
+    if difference.tried > 1 and result.outcome.overlaps:
+        lines.append("  no order of the overlapping calls gives Linux's result")
     before = _around(difference.before, result, places)
     lines += ["  areas of the model before:", *(f"    {line}" for line in before)]
-    for who, state in (("as Linux answered", difference.adopted), ("the model", difference.after)):
+    afterwards = (
+        ("with Linux's result", difference.after_linux),
+        ("with the model's result", difference.after_model),
+    )
+    for title, state in afterwards:
         after = _around(state, result, places)
-        lines.append(f"  areas afterwards, {who}:")
-        lines += [f"    {line}" for line in after] if after != before else ["    the same"]
+        lines.append(f"  areas after, {title}:")
+        lines += [f"    {line}" for line in after] if after != before else ["    unchanged"]
     return lines
 
 
@@ -134,8 +138,8 @@ def _explain_snapshot(result: SpaceResult) -> list[str]:
     assert comparison.difference is not None
     difference = comparison.difference
     lines = [
-        f"line {comparison.line}, the end of process {result.space.pid}, {result.space.name}:",
-        f"  {difference.what}",
+        f"line {comparison.line}, end of process {result.space.pid}, {result.space.name}:",
+        f"  {difference.message}",
     ]
     if difference.real or difference.model:
         lines += ["  Linux:", *(f"    {line}" for line in difference.real)]
@@ -144,7 +148,7 @@ def _explain_snapshot(result: SpaceResult) -> list[str]:
 
 
 def explain_first(result: LogResult) -> list[str]:
-    """The first difference, with the areas around it; nothing when there is none."""
+    """Return lines that explain the first difference; an empty list if there is none."""
     found = [
         (difference.op.call.line, space, difference)
         for space in result.spaces
@@ -159,7 +163,7 @@ def explain_first(result: LogResult) -> list[str]:
     return []
 
 
-# --- the whole -----------------------------------------------------------------------------------
+# --- the whole log -------------------------------------------------------------------------------
 
 
 def _space_line(space: SpaceResult) -> str:
@@ -173,9 +177,9 @@ def _space_line(space: SpaceResult) -> str:
         size = space.comparison.sizes.get("VmSize")
         what = f"{space.comparison.areas} areas"
         parts.append(f"{what} and VmSize {size[0]} kB {verdict}" if size else f"{what} {verdict}")
-        if space.comparison.tables:
-            real, least, most = space.comparison.tables
-            parts.append(f"page tables {real} kB of {least} to {most} kB")
+        if space.comparison.page_tables:
+            real, least, most = space.comparison.page_tables
+            parts.append(f"page tables {real} kB, possible {least} to {most} kB")
     return f"  process {space.space.pid}, {space.space.name}: {'; '.join(parts)}"
 
 
@@ -187,7 +191,7 @@ def _skipped(result: LogResult) -> Counter[str]:
 
 
 def summary(result: LogResult) -> str:
-    """The last line."""
+    """Return the last line of the report."""
     calls = result.total(lambda s: s.calls)
     compared = result.total(lambda s: s.compared)
     differ = result.total(lambda s: s.differ)
@@ -207,18 +211,23 @@ def _snapshots(result: LogResult) -> list[str]:
     if compared:
         differ = sum(c.difference is not None for c in compared)
         areas_seen = sum(c.areas for c in compared)
-        joined = sum(c.joined for c in compared)
+        ignored = sum(c.ignored_boundaries for c in compared)
         lines.append(
             f"maps at the end: {len(compared)} compared ({areas_seen} areas, VmSize, VmData, "
             f"VmLck), {differ} differ"
         )
-        tables = [c.tables for c in compared if c.tables]
+        tables = [c.page_tables for c in compared if c.page_tables]
         if tables:
             real, least, most = (sum(column) for column in zip(*tables, strict=True))
-            lines.append(f"  page tables: {real} kB, from {least} to {most} kB by what was touched")
-        if joined:
-            what = "1 boundary is" if joined == 1 else f"{joined} boundaries are"
-            lines.append(f"  {what} ignored that only what was touched explains")
+            lines.append(
+                f"  page tables: {real} kB, possible {least} to {most} kB (by touched pages)"
+            )
+        if ignored:
+            what = "1 boundary" if ignored == 1 else f"{ignored} boundaries"
+            lines.append(
+                f"  {what} between equal areas ignored: "
+                "a log cannot show why Linux did not merge them"
+            )
     else:
         lines.append("maps at the end: not compared")
     missing = Counter(s.no_comparison for s in result.spaces if s.comparison is None and s.calls)
@@ -227,7 +236,7 @@ def _snapshots(result: LogResult) -> list[str]:
 
 
 def text(result: LogResult, *, verbose: bool = False) -> str:
-    """Everything that is printed."""
+    """Return the whole report as text."""
     log = result.log
     lines = [f"note: {note}" for note in log.notes]
     if verbose:
@@ -241,7 +250,7 @@ def text(result: LogResult, *, verbose: bool = False) -> str:
     lines += sorted({note for space in result.spaces for note in space.notes})
     explained = explain_first(result)
     if explained:
-        lines += ["the first difference:", *(f"  {line}" for line in explained)]
+        lines += ["first difference:", *(f"  {line}" for line in explained)]
     programs = sum(space.space.exec is not None for space in result.spaces)
     copies = sum(space.space.parent is not None for space in result.spaces)
     lines.append(f"{_count(programs, 'program')} started, {copies} copied by fork")
@@ -250,8 +259,8 @@ def text(result: LogResult, *, verbose: bool = False) -> str:
     if overlaps:
         reordered = result.total(lambda s: s.outcome.reordered)
         lines.append(
-            f"calls that overlap: {_count(overlaps, 'place')} with several orders, "
-            f"{_count(reordered, 'call')} not in the order of their ends"
+            f"overlapping calls: {_count(overlaps, 'point')} with several possible orders, "
+            f"{_count(reordered, 'call')} not in the order of return"
         )
     anchors = result.total(lambda s: s.anchors)
     if anchors:
@@ -259,13 +268,13 @@ def text(result: LogResult, *, verbose: bool = False) -> str:
     lines += [f"{count} not comparable: {why}" for why, count in _skipped(result).most_common()]
     if log.others:
         others = ", ".join(f"{name} {count}" for name, count in sorted(log.others.items()))
-        lines.append(f"lines that are no calls on memory: {others}")
+        lines.append(f"lines other than memory calls: {others}")
     lines.append(summary(result))
     return "\n".join(lines)
 
 
 def _space_json(space: SpaceResult) -> dict[str, Any]:
-    """One address space, for programs."""
+    """Return the JSON record of one address space; sizes in kB."""
     record: dict[str, Any] = {
         "pid": space.space.pid,
         "program": space.space.name,
@@ -293,12 +302,12 @@ def _space_json(space: SpaceResult) -> dict[str, Any]:
         record["maps"] = {
             "line": found.line,
             "areas": found.areas,
-            "ignored_boundaries": found.joined,
-            "stack_growth": found.grown,
+            "ignored_boundaries": found.ignored_boundaries,
+            "stack_growth": found.stack_growth,
             "sizes": {k: {"linux": a, "model": b} for k, (a, b) in found.sizes.items()},
-            "page_tables": found.tables
-            and dict(zip(("linux", "least", "most"), found.tables, strict=True)),
-            "difference": found.difference and found.difference.what,
+            "page_tables": found.page_tables
+            and dict(zip(("linux", "least", "most"), found.page_tables, strict=True)),
+            "difference": found.difference and found.difference.message,
         }
     else:
         record["no_maps"] = space.no_comparison
@@ -306,7 +315,7 @@ def _space_json(space: SpaceResult) -> dict[str, Any]:
 
 
 def as_json(result: LogResult) -> dict[str, Any]:
-    """The same for programs; sizes in kB."""
+    """Return the report as a JSON object; sizes in kB."""
     calls = result.total(lambda s: s.calls)
     left = result.total(lambda s: s.not_comparable)
     return {

@@ -1,4 +1,4 @@
-"""Replay a whole log: every space in turn, and what came of it."""
+"""Replay a whole log, one address space after the other, and collect the results."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,106 +15,108 @@ from kernel.linux.replay.spaces import Space, follow
 from kernel.linux.replay.strace import read_strace
 from kernel.uapi import MAP_FIXED
 
-#: The reason of calls that say where mappings or the heap begin, where no maps do.
-ANCHOR = "taken as given: it says where mappings or the heap begin"
+#: Reason for not comparing a call whose result shows, without maps, where mappings or the heap
+#: begin.
+ANCHOR = "taken as given: its result shows where mappings or the heap begin"
 
 
 @dataclass
 class SpaceResult:
-    """What came of one address space."""
+    """Result of replaying one address space."""
 
     space: Space
     ops: list[PlannedCall]
     outcome: SearchResult
     names: areas.Names
     start_stack: int
-    compared: int = 0  # those that differ included
-    anchors: int = 0
+    compared: int = 0  # including the calls that differ
+    anchors: int = 0  # calls taken as given
     skipped: Counter[str] = field(default_factory=Counter)  # calls not comparable, by reason
-    comparison: areas.Comparison | None = None
-    no_comparison: str = ""  # why there is none
+    comparison: areas.Comparison | None = None  # of the last snapshot
+    no_comparison: str = ""  # why there is no comparison
     notes: list[str] = field(default_factory=list)
 
     @property
     def calls(self) -> int:
-        """Calls on memory in it."""
+        """Number of memory calls."""
         return sum(op.step.child is None for op in self.ops)
 
     @property
     def not_comparable(self) -> int:
-        """Calls that are not compared, anchors apart."""
+        """Number of calls that are not compared, without the anchors."""
         return self.skipped.total()
 
     @property
     def differ(self) -> int:
-        """Calls whose answer differs."""
+        """Number of calls whose result differs."""
         return len(self.outcome.differences)
 
     @property
     def snapshot_differs(self) -> bool:
-        """Whether the last snapshot does."""
+        """True if the last snapshot differs."""
         return self.comparison is not None and self.comparison.difference is not None
 
 
 @dataclass
 class LogResult:
-    """What came of a log."""
+    """Result of replaying a log."""
 
     log: Log
     spaces: list[SpaceResult] = field(default_factory=list)
 
     def total(self, count: Callable[[SpaceResult], int]) -> int:
-        """The sum of something over all spaces."""
+        """Return the sum of ``count`` over all spaces."""
         return sum(count(space) for space in self.spaces)
 
     @property
     def differ(self) -> bool:
-        """Whether anything does."""
+        """True if any call or snapshot differs."""
         return any(space.differ or space.snapshot_differs for space in self.spaces)
 
 
 def read_log(path: Path) -> Log:
-    """Read a recording or a log of strace.  Raises LogError for what is neither."""
+    """Read a recording or an strace log.  Raises LogError for a file that is neither."""
     with open_text(path) as file:
         try:
             first = file.readline()
         except (OSError, EOFError) as error:
             raise LogError(f"{path}: damaged: {error}") from None
     if not first:
-        raise LogError(f"{path}: empty")
+        raise LogError(f"{path}: the file is empty; expected a recording or an strace log")
     return read_recording(path) if is_recording(first) else read_strace(path)
 
 
 def read_maps(path: Path) -> list[Area]:
-    """Read the text of /proc/PID/maps or smaps.  Raises LogError, with the line."""
+    """Read a copy of /proc/PID/maps or smaps.  Raises LogError, with the line, if it is wrong."""
     try:
         with open_text(path) as file:
             found = parse_areas(file.read())
     except ValueError as error:
         raise LogError(f"{path}: line {error}") from None
     if not found:
-        raise LogError(f"{path}: no areas in it")
+        raise LogError(f"{path}: no areas; expected a copy of /proc/PID/maps")
     return found
 
 
 class Replayer:
-    """Replays the spaces of one log, parents before their copies."""
+    """Replayer of the spaces of one log, parents before their copies."""
 
     def __init__(self, log: Log, maps: list[Area] | None = None) -> None:
         self.log = log
         self.maps = maps
         self.model = ReplayModel()
-        self.planner = Planner(log.machine, blind=log.kind != "recording")
-        self.unknown: dict[int, origin.Unknown] = {}  # by number of the space
+        self.planner = Planner(log.machine, limits_unknown=log.kind != "recording")
+        self.unknown: dict[int, origin.UnknownProgram] = {}  # by number of the space
         self.results: dict[int, SpaceResult] = {}
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> LogResult:
-        """Replay everything.  Raises LogError for a log that cannot be followed."""
+        """Replay all spaces; call ``progress`` with the spaces done and their total.
+
+        Raises LogError if the processes of the log cannot be followed.
+        """
         spaces = follow(self.log)
         if self.maps is not None and any(s.exec and s.exec.snapshot for s in spaces):
-            raise LogError(
-                f"{self.log.path}: --maps is for logs of strace: a recording has its own"
-            )
+            raise LogError(f"{self.log.path}: a recording contains its maps; omit --maps")
         result = LogResult(self.log)
         for done, space in enumerate(spaces):
             if progress is not None:
@@ -146,7 +148,7 @@ class Replayer:
             if row["vm_file"]
         }
         image = space.exec.image if space.exec else None
-        names = areas.Names(self.planner.names, initial, self.planner.labels)
+        names = areas.Names(self.planner.files, initial, self.planner.labels)
         start_stack = image.start_stack if image else 0
         result = self._search(space, ops, [begin.state], names, start_stack)
         if snapshot is not None:
@@ -154,7 +156,7 @@ class Replayer:
         return result
 
     def _anchor(self, op: PlannedCall) -> None:
-        """Take a call's answer as given: a mapping is put where it was."""
+        """Take a call's result as given: place a mapping where Linux placed it."""
         op.reason = ANCHOR
         if op.call.name == "mmap" and op.rows:
             row = list(op.rows[0])
@@ -187,7 +189,7 @@ class Replayer:
         names: areas.Names,
         start_stack: int,
     ) -> SpaceResult:
-        """The best that any of the states in which the space may have begun leads to."""
+        """Replay the space from each state in which it may have begun; return the best result."""
         best: SpaceResult | None = None
         for state in states:
             self.model.load(state)
@@ -228,13 +230,13 @@ class Replayer:
         search = Search(self.model, ops, check if comparable else None)
         outcome = search.run(state)
         result = SpaceResult(space, ops, outcome, names, start_stack)
-        if search.loose and outcome.final is not None:
+        if search.unreturned and outcome.final_difference is not None:
             result.no_comparison = "a thread was ended inside a call that may have been half done"
         elif comparisons:
             result.comparison = comparisons[-1]
-            if outcome.final is not None:
-                agreeing = [c for c in comparisons if c.difference is outcome.final]
-                result.comparison = agreeing[0]
+            if outcome.final_difference is not None:
+                matching = [c for c in comparisons if c.difference is outcome.final_difference]
+                result.comparison = matching[0]
         else:
             result.no_comparison = self._why_no_comparison(space, bits)
         if taints:
@@ -245,15 +247,15 @@ class Replayer:
         if bits == 32:
             return "a 32-bit program"
         if self.log.kind != "recording":
-            return "a log of strace has no maps"
+            return "an strace log has no maps"
         if not self.log.complete:
             return "the recording was cut short"
         if space.ended:
-            return "another process went on using its memory, or it was killed"
-        return "it had not ended"
+            return "another process still used the memory, or the process was killed"
+        return "the process had not ended"
 
     def _check_origin(self, result: SpaceResult, snapshot: Snapshot, state: SavedState) -> None:
-        """The state at exec must be what the snapshot says before anything is replayed on it."""
+        """Compare the state at exec, before any call, with the snapshot; record a difference."""
         line = result.space.exec.line if result.space.exec else 0
         comparison = areas.compare(
             snapshot, state, result.names, result.start_stack, line, tainted=False
@@ -278,5 +280,5 @@ def _badness(result: SpaceResult) -> tuple[int, int]:
 
 
 def replay(path: Path, maps: Path | None = None) -> LogResult:
-    """Replay the log ``path``.  Raises LogError for a file that cannot be read or followed."""
+    """Replay the log ``path``.  Raises LogError if it cannot be read or followed."""
     return Replayer(read_log(path), read_maps(maps) if maps else None).run()

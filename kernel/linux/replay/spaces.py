@@ -1,8 +1,8 @@
-"""Whose call is it?  Follows clones, execs and exits, and gives each address space its calls.
+"""Assign each call of a log to its address space by following clones, execs and exits.
 
 A clone with CLONE_VM joins its parent's space (a thread, or a vfork's child until its exec or
-exit); one without starts a space that is a copy of the parent's at that moment; an exec starts a
-new one.  Nothing is computed here: a :class:`Space` only lists what happened in it.
+exit).  A clone without it starts a space that is a copy of the parent's at that moment.  An exec
+starts a new space.  Nothing is replayed here: a :class:`Space` only lists the calls made in it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -34,20 +34,20 @@ _LIMIT_FIELDS = {
 
 @dataclass(slots=True)
 class Step:
-    """Something that happened in a space: a call, or a fork that copied it."""
+    """Call made in a space, or a fork that copied the space."""
 
     event: Call | Clone
     limits: Limits  # of the calling process
-    child: "Space | None" = None  # of a fork
+    child: "Space | None" = None  # a fork's copy; None for a call
 
     @property
     def entry(self) -> int:
-        """The first moment at which it may have taken effect."""
+        """Earliest time at which it may have taken effect."""
         return self.event.entry
 
     @property
     def exit(self) -> int:
-        """The last moment at which it may have taken effect; NEVER when it did not return."""
+        """Latest time at which it may have taken effect; NEVER if it did not return."""
         return self.event.exit
 
 
@@ -56,32 +56,32 @@ class Space:
     """One address space from its beginning to its end."""
 
     number: int
-    pid: int  # the process that began it
+    pid: int  # the process that started it
     name: str
-    exec: Exec | None = None  # what began it
-    parent: "Space | None" = None  # whose copy it is
+    exec: Exec | None = None  # the exec that started it
+    parent: "Space | None" = None  # the space that it is a copy of
     steps: list[Step] = field(default_factory=list)
     final: Snapshot | None = None
     final_line: int = 0
-    threads: set[int] = field(default_factory=set)  # the tids that use it now
+    threads: set[int] = field(default_factory=set)  # tids that use it now
     ended: bool = False
 
     @property
     def image(self) -> Image | None:
-        """The program that runs in it, where the log says more than its name."""
+        """Program that runs in the space; None if the log does not show an exec."""
         if self.parent is not None:
             return self.parent.image
         return self.exec.image if self.exec else None
 
     @property
     def randomised(self) -> bool:
-        """Whether its addresses are, as far as is known."""
+        """True unless the space is known to have no address randomisation."""
         return self.image is None or not self.image.personality & ADDR_NO_RANDOMIZE
 
 
 @dataclass(slots=True)
 class _Process:
-    """What threads of one process share beside memory."""
+    """State other than memory that the threads of one process share."""
 
     pid: int
     limits: Limits
@@ -89,27 +89,31 @@ class _Process:
 
 @dataclass(slots=True)
 class _Task:
+    """Thread: its process and its address space."""
+
     process: _Process
     space: Space
 
 
 @dataclass
 class _Follower:
+    """State of one pass over a log: its spaces, and the task of each live thread."""
+
     log: Log
     spaces: list[Space] = field(default_factory=list)
     tasks: dict[int, _Task] = field(default_factory=dict)
 
     def follow(self) -> Self:
-        """Give every event to its space."""
-        # A child's lines may come before the line that says its parent's clone has returned.
+        """Assign every event to its space."""
+        # A child's lines may come before the line that shows the return of its parent's clone.
         for event in sorted(self.log.events, key=self._time):
             task = self.tasks.get(event.tid)
-            if isinstance(event, Exec):  # by another thread it takes over the first one's id
+            if isinstance(event, Exec):  # a thread that calls exec takes the first thread's id
                 task = self.tasks.get(event.former, task)
             if task is None:
                 if isinstance(event, Exit):
-                    continue  # the end of a thread that an exec has ended already
-                task = self._first(event)
+                    continue  # the thread has already been ended by an exec
+                task = self._first_task(event)
             if isinstance(event, Call):
                 task.space.steps.append(Step(event, task.process.limits))
             elif isinstance(event, Clone):
@@ -135,15 +139,15 @@ class _Follower:
         self.spaces.append(space)
         return space
 
-    def _first(self, event: Event) -> _Task:
-        """The task of a thread that no clone made: the first one of the log.
+    def _first_task(self, event: Event) -> _Task:
+        """Create the task of the log's first thread, the only one that needs no clone.
 
-        Raises LogError for any other.
+        Raises LogError if the log already has a thread.
         """
         if self.tasks or self.spaces:
             raise LogError(
-                f"{self.log.path}: line {event.line}: no clone in the log made process "
-                f"{event.tid}: take a log with trace=%memory,%process"
+                f"{self.log.path}: line {event.line}: no clone in the log created process "
+                f"{event.tid}; run strace with trace=%memory,%process"
             )
         space = self._space(event.tid, "program")
         space.threads.add(event.tid)
@@ -166,7 +170,7 @@ class _Follower:
         if not event.flags & CLONE_THREAD:
             process = _Process(event.child, process.limits)
         if event.child in self.tasks:
-            self._leave(event.child)  # the id is used again; its former end is not in the log
+            self._leave(event.child)  # the id is reused; the end of its first use is not logged
         self.tasks[event.child] = _Task(process, space)
         space.threads.add(event.child)
 
@@ -179,7 +183,7 @@ class _Follower:
         if old.ended and event.before is not None:
             old.final, old.final_line = event.before, event.line
         if fresh and old.ended:
-            self.spaces.remove(old)  # nothing but the exec was ever seen of it
+            self.spaces.remove(old)  # the log shows nothing of it except this exec
         image = event.image
         space = self._space(event.tid, image.path if image else "program")
         space.exec = event
@@ -202,20 +206,21 @@ class _Follower:
 
 
 def follow(log: Log) -> list[Space]:
-    """The address spaces of a log, in the order of their beginning; parents before copies.
+    """Return the address spaces of a log in the order of their start, parents before copies.
 
-    The steps of each are sorted by their entry.  A fork must have happened before its child's
-    first sign of life.  Raises LogError for a process that comes from nowhere.
+    The steps of each space are sorted by entry.  The exit of a fork is lowered to the entry of its
+    child's first call, because the fork must have happened before it.  Raises LogError for a
+    process that no clone created.
     """
     spaces = _Follower(log).follow().spaces
-    first_sign: dict[int, int] = {}
+    first_entry: dict[int, int] = {}
     for space in spaces:
         starts = [space.steps[0].entry] if space.steps else []
-        first_sign[space.number] = min(starts, default=NEVER)
+        first_entry[space.number] = min(starts, default=NEVER)
     for space in spaces:
         for step in space.steps:
             if step.child is not None:
-                step.event.exit = min(step.event.exit, first_sign[step.child.number])
+                step.event.exit = min(step.event.exit, first_entry[step.child.number])
         space.steps.sort(key=lambda step: step.entry)
     for number, space in enumerate(spaces, 1):
         space.number = number

@@ -1,8 +1,8 @@
-"""Read a plain log of strace: ``strace -f -y -e trace=%memory,%process,%ipc,io_setup,…``.
+"""Read a plain strace log: ``strace -f -y -e trace=%memory,%process,%ipc,io_setup,…``.
 
-With or without process ids, timestamps, ``-o``, ``-T``, ``-y``.  A call that strace printed in two
-parts (``<unfinished ...>``, ``resumed``) lasted from the one line to the other; a whole line is a
-call during which no other thread was seen to do anything.
+Process ids, timestamps and the options ``-o``, ``-T`` and ``-y`` are optional.  A call that strace
+printed in two parts (``<unfinished ...>``, ``resumed``) lasts from its first line to its second.  A
+call on one line overlaps no other call except those that were unfinished at that line.
 """
 
 import errno
@@ -51,9 +51,9 @@ _CLONES = {"clone", "clone2", "clone3", "fork", "vfork"}
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """Arguments of a call, from behind its parenthesis on, and what follows the closing one.
+    """Split the text after a call's opening parenthesis into its arguments and the remainder.
 
-    Raises ValueError when it is not closed.
+    The remainder begins after the closing parenthesis.  Raises ValueError if there is none.
     """
     parts: list[str] = []
     start = depth = i = 0
@@ -66,7 +66,7 @@ def _split(text: str) -> tuple[list[str], str]:
             if i < 0:
                 break
         elif c == "<" and text[:i].rstrip()[-1:].isdigit() and text[i + 1 : i + 2] != "<":
-            end = text.find(">", i)  # the file of a descriptor: strace escapes its angle brackets
+            end = text.find(">", i)  # a descriptor's file, in which strace escapes angle brackets
             if end < 0:
                 break
             i = end
@@ -89,9 +89,9 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _number(text: str) -> int:
-    """The value of one argument: a number, a name, or several joined by bars.
+    """Return the value of one argument: a number, a constant, or several joined by ``|``.
 
-    Raises ValueError for a name that is not known.
+    Raises ValueError for an unknown constant.
     """
     total = 0
     for term in _COMMENT.sub("", text).split("|"):
@@ -117,11 +117,11 @@ def _term(text: str) -> int:
             return int(text, 8)
         return int(text, 0)
     except ValueError:
-        return 0  # a pointer to something printed in full, or a name that does not matter here
+        return 0  # pointed-to data that strace printed instead of a pointer, or an unused constant
 
 
 def _file_of(text: str) -> tuple[int, FileInfo | None]:
-    """A descriptor and, where -y told, the file that it names."""
+    """Parse a descriptor and, if ``-y`` printed it, the file that it names."""
     match = _FD.fullmatch(text.strip())
     if match is None:
         return -1, None
@@ -141,26 +141,27 @@ def _file_of(text: str) -> tuple[int, FileInfo | None]:
 
 @dataclass
 class _Reader:
-    """Turns lines into events."""
+    """Parser that turns lines into events."""
 
     log: Log
-    made: set[int]  # every child that some clone of the log returned
-    root: int | None = None
+    children: set[int]  # ids returned by the clones of the log
+    root: int | None = None  # the first process; 0 until its id is known
     alive: set[int] = field(default_factory=set)
+    # by thread: line, name and first part of its call
     unfinished: dict[int, tuple[int, str, str]] = field(default_factory=dict)
-    formers: dict[int, int] = field(default_factory=dict)  # who is about to take over an id
+    exec_callers: dict[int, int] = field(default_factory=dict)  # by process: thread in exec
     segments: dict[int, int] = field(default_factory=dict)  # bytes by id of shared memory
     has_execs: bool = False
-    fragment: str = ""  # of a line that goes on in the next one
+    fragment: str = ""  # start of a line that continues in the next one
 
     def line(self, number: int, text: str) -> None:
-        """Take in one line.  Raises ValueError for what is none of strace's."""
+        """Parse one line.  Raises ValueError for a line that strace does not print."""
         text = self.fragment + text.rstrip("\n")
         self.fragment = ""
         attached = _ATTACHED.fullmatch(text)
         if attached:
-            # A message of strace's own may cut a line in two.
-            self.made.add(int(attached[2]))
+            # A message from strace itself may cut a line in two.
+            self.children.add(int(attached[2]))
             self.fragment = attached[1]
             return
         if not text.strip() or text.startswith(("strace: ", " > ")):
@@ -178,9 +179,9 @@ class _Reader:
             self._abandon(tid)
             caller = int(ended[1]) if ended[1] else 0
             if caller in self.unfinished:
-                # The first thread's id goes to the one whose exec ended all others.
+                # Exec ends all other threads; its caller takes over the first thread's id.
                 self.unfinished[tid] = self.unfinished.pop(caller)
-                self.formers[tid] = caller
+                self.exec_callers[tid] = caller
                 self.alive.discard(caller)
                 return
             self.alive.discard(tid)
@@ -189,13 +190,13 @@ class _Reader:
         resumed = _RESUMED.match(rest)
         if resumed:
             if tid not in self.unfinished or self.unfinished[tid][1] != resumed[1]:
-                raise ValueError(f"{resumed[1]} resumes without its beginning")
+                raise ValueError(f"{resumed[1]} resumed, but its unfinished line is missing")
             begun, name, head = self.unfinished.pop(tid)
             self._call(begun, number, tid, name, f"{head} {resumed[2].lstrip()}")
             return
         call = _CALL.match(rest)
         if call is None:
-            raise ValueError(f"not a line of strace: {rest[:60]}")
+            raise ValueError(f"not an strace line: {rest[:60]}")
         body = rest[call.end() :]
         if body.rstrip().endswith(_UNFINISHED):
             head = body.rstrip().removesuffix(_UNFINISHED)
@@ -204,25 +205,25 @@ class _Reader:
         self._call(number, number, tid, call[1], body)
 
     def end(self) -> None:
-        """The log is over: calls still under way never returned."""
+        """Record the calls that are still unfinished at the end as ones that never returned."""
         for tid in list(self.unfinished):
             self._abandon(tid)
 
     def _thread(self, pid: int | None) -> int:
-        """The thread that a line belongs to; strace leaves the id out while there is but one."""
+        """Return the thread of a line; strace omits the id while there is only one thread."""
         if pid is None:
             if len(self.alive) == 1:
                 return next(iter(self.alive))
             pid = 0 if self.root is None else self.root
-        if self.root is None and pid not in self.made:
+        if self.root is None and pid not in self.children:
             self.root = pid
-        elif self.root == 0 and pid and pid not in self.made:
+        elif self.root == 0 and pid and pid not in self.children:
             self._rename_root(pid)
         self.alive.add(pid)
         return pid
 
     def _rename_root(self, pid: int) -> None:
-        """The first process, nameless until now, is ``pid``."""
+        """Replace id 0, used for the first process until now, by ``pid``."""
         self.root = pid
         self.alive.discard(0)
         for event in self.log.events:
@@ -245,14 +246,14 @@ class _Reader:
                 self._other(name)
 
     def _call(self, begun: int, ended: int, tid: int, name: str, body: str) -> None:
-        """One whole call, from its line to the line of its return (NEVER: it did not)."""
+        """Add a whole call; ``begun`` and ``ended``: lines of its entry and exit (or NEVER)."""
         args, tail = _split(body)
         found = _RESULT.search(tail)
         if found is None:
             raise ValueError(f"{name} has no result")
         value, code = found[1], found[2]
         if code and code.startswith("ERESTART"):
-            return  # it will be made again
+            return  # the kernel restarts the call
         result: int | None
         if value == "?":
             result = None
@@ -314,7 +315,7 @@ class _Reader:
         self.has_execs = True
         path = next((a.strip('"') for a in args if a.startswith('"')), "?")
         base["entry"] = base["exit"]
-        former = self.formers.pop(base["tid"], base["tid"])
+        former = self.exec_callers.pop(base["tid"], base["tid"])
         self.log.events.append(Exec(**base, former=former, image=Image(path)))
 
     def _limit(self, base: dict, name: str, args: list[str], result: int | None) -> None:
@@ -332,18 +333,21 @@ class _Reader:
 
 
 def _children(lines: Iterator[tuple[int, str]]) -> set[int]:
-    """Every process that a clone of the log returned: strace may show its lines before that."""
-    made = set()
+    """Return the ids of all processes that clones of the log returned.
+
+    They must be known in advance: strace may print a child's lines before its parent's clone.
+    """
+    found = set()
     pattern = re.compile(r"\b(?:clone3?|v?fork)(?:\(| resumed>).*=\s(\d+)(?:<[^>]*>)?(?:\s|$)")
     for _, text in lines:
         match = pattern.search(text)
         if match:
-            made.add(int(match[1]))
-    return made
+            found.add(int(match[1]))
+    return found
 
 
 def read_strace(path: Path) -> Log:
-    """Read a log of strace.  Raises LogError, with the line, for what is not one."""
+    """Read an strace log.  Raises LogError, with the line, for a file that is not one."""
     log = Log(path=str(path), kind="strace")
     with open_text(path) as file:
         reader = _Reader(log, _children(lines_of(path, file)))
@@ -360,10 +364,10 @@ def read_strace(path: Path) -> Log:
         raise LogError(f"{path}: line {last[0]}: {last[1]}")
     if last is not None:
         log.complete = False
-        log.notes.append(f"line {last[0]}, the last, is cut short and left out")
+        log.notes.append(f"line {last[0]}, the last, is incomplete and left out")
     reader.end()
     if not any(isinstance(event, Call) for event in log.events):
-        raise LogError(f"{path}: no call on memory in it")
+        raise LogError(f"{path}: no memory calls; run strace with -e trace=%memory,%process")
     if not reader.has_execs:
-        log.notes.append("no execve in the log: it is taken as one process, from its start on")
+        log.notes.append("no execve in the log; assumed to show one process from its start")
     return log

@@ -1,9 +1,9 @@
-"""System calls on memory by name and number, and the constants that strace prints by name."""
+"""Memory system calls by name and number, and the constants that strace prints by name."""
 
 from kernel import uapi
 from kernel.linux.replay.ptrace import Watch
 
-#: Calls that are recorded, by their number on x86-64.
+#: Names of the recorded calls by their number on x86-64.
 CALLS = {
     9: "mmap",
     10: "mprotect",
@@ -43,7 +43,7 @@ IOCTL, PRCTL = 16, 157
 UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC020AA00, 0x8010AA01
 PR_SET_MM, PR_SET_VMA, PR_SET_VMA_ANON_NAME = 35, 0x53564D41, 0
 
-#: Where the recorder stops a program.
+#: Calls at which the recorder stops a program.
 WATCHED = [
     *(Watch(number) for number in CALLS),
     *(Watch(number) for number in (SETRLIMIT, PRLIMIT64, CLONE, FORK, VFORK, CLONE3)),
@@ -51,7 +51,8 @@ WATCHED = [
     Watch(IOCTL, 1, (UFFDIO_REGISTER, UFFDIO_UNREGISTER)),
     Watch(PRCTL, 0, (PR_SET_MM, PR_SET_VMA)),
 ]
-#: The same of 32-bit programs, which are only noted: brk, mmap, munmap, mprotect, mremap, mmap2.
+#: Calls of 32-bit programs, which are recorded but not replayed: brk, mmap, munmap, mprotect,
+#: mremap, mmap2.
 WATCHED_I386 = [45, 90, 91, 125, 163, 192]
 
 #: Bits of a personality.
@@ -65,7 +66,7 @@ SHM_EXEC, SHM_RDONLY, SHM_RND, SHM_REMAP = 0o100000, 0o10000, 0o20000, 0o40000
 MADV_REMOVE, MADV_MERGEABLE, MADV_UNMERGEABLE = 9, 12, 13
 
 _PREFIXES = ("PROT_", "MAP_", "MREMAP_", "MADV_", "RLIMIT_")
-#: Values by the names in a log of strace.
+#: Values of the constants by their names in an strace log.
 CONSTANTS: dict[str, int] = {
     **{name: value for name, value in vars(uapi).items() if name.startswith(_PREFIXES)},
     "NULL": 0,

@@ -1,7 +1,7 @@
-"""Real programs, recorded and replayed: what ``python -m kernel.linux.replay trial`` repeats.
+"""Record and replay real programs (``python -m kernel.linux.replay trial``).
 
-Each program runs with randomised addresses and without (as under ``setarch -R``), by the recorder
-and, where strace is installed, under strace as well.  Programs that are not installed are left out.
+Each program runs with and without address randomisation (``setarch -R``), under the recorder and,
+if it is installed, under strace.  Programs that are not installed are left out.
 """
 
 import os
@@ -20,16 +20,16 @@ from kernel.linux.replay.recorder import IMPOSSIBLE
 from kernel.linux.replay.run import LogResult, replay
 
 STRACE = ["strace", "-f", "-y", "-e", "trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64"]
-#: Seconds that one program may take.
-_PATIENCE = 300
-#: Share of calls, in percent, that need not be comparable.
-_NOT_COMPARABLE = 1.0
+#: Timeout of one program in seconds.
+_TIMEOUT = 300
+#: Largest share of calls, in percent, that may be not comparable.
+_MAX_NOT_COMPARABLE = 1.0
 
 _HELLO = """
 #include <stdio.h>
 int main(void) { return printf("hello\\n") < 0; }
 """
-#: Twelve threads at once and thirty one after the other, each with an arena of its own.
+#: Twelve concurrent threads, then thirty one after the other; glibc gives threads separate arenas.
 _THREADS = """
 #include <pthread.h>
 #include <stdlib.h>
@@ -130,7 +130,7 @@ new Worker("let b = []; for (let i = 0; i < 1e5; i++) b.push([i])", { eval: true
 _PIPELINE = "seq 1 200000 | sort -r | awk '{s+=$1} END {print s}' | gzip -c | zcat | wc"
 
 
-_HUNGRY = """
+_EXHAUSTING_PYTHON = """
 blocks = []
 try:
     while True:
@@ -143,15 +143,15 @@ _SOURCES = {"hello.c": _HELLO, "threads.c": _THREADS}
 
 @dataclass(frozen=True)
 class TrialProgram:
-    """A program of the trial.  ``{folder}`` in its words is a folder of its own."""
+    """Program of the trial.  ``{folder}`` in its commands is replaced by a temporary folder."""
 
     name: str
     command: list[str]
-    needs: tuple[str, ...] = ()  # other commands that must be there
-    before: tuple[list[str], ...] = ()  # what prepares it, not recorded
+    needs: tuple[str, ...] = ()  # other commands that must be installed
+    setup: tuple[list[str], ...] = ()  # commands to run first, not recorded
 
     def missing(self) -> str:
-        """A command that it needs and that is not installed; empty when all are."""
+        """Return a command that the program needs and that is not installed, or ""."""
         words = [self.command[0], *self.needs]
         installed = (word for word in words if not word.startswith("{folder}"))
         return next((word for word in installed if shutil.which(word) is None), "")
@@ -162,7 +162,7 @@ def _python(program: str) -> list[str]:
 
 
 def _limited(limit: str, command: list[str]) -> list[str]:
-    """The command under a limit of the shell's ulimit."""
+    """Return the command with a limit set by the shell's ulimit."""
     return ["bash", "-c", f'ulimit {limit}; exec "$@"', "-", *command]
 
 
@@ -178,7 +178,7 @@ PROGRAMS = [
     TrialProgram("python3, threads", _python(_THREADED_PYTHON)),
     TrialProgram("python3, forks among threads", _python(_FORKING_PYTHON)),
     TrialProgram("python3, exec among threads", _python(_EXECING_PYTHON)),
-    TrialProgram("python3, ulimit -v", _limited("-v 400000", _python(_HUNGRY))),
+    TrialProgram("python3, ulimit -v", _limited("-v 400000", _python(_EXHAUSTING_PYTHON))),
     TrialProgram("python3, ulimit -s unlimited", _limited("-s unlimited", _python(_NUMPY))),
     TrialProgram("gcc", ["gcc", "-O2", "{folder}/threads.c", "-o", "{folder}/compiled"]),
     TrialProgram("C, 42 threads", _COMPILED, ("gcc",), (_compiled("threads.c", "-pthread"),)),
@@ -188,7 +188,7 @@ PROGRAMS = [
     TrialProgram(
         "git",
         [*_REPOSITORY, "gc", "--aggressive", "--quiet"],
-        before=(
+        setup=(
             ["cp", "-r", str(PROJECT / "kernel"), "{folder}/kernel"],
             [*_REPOSITORY, "init", "-q"],
             [*_REPOSITORY, "add", "."],
@@ -201,7 +201,7 @@ PROGRAMS = [
     TrialProgram(
         "xz, 4 threads",
         ["xz", "-T4", "-k", "-c", "-1", "{folder}/data"],
-        before=(["sh", "-c", "seq 1 4000000 > {folder}/data"],),
+        setup=(["sh", "-c", "seq 1 4000000 > {folder}/data"],),
     ),
     TrialProgram(
         "tar with xz", ["tar", "cJf", "{folder}/k.tar.xz", str(PROJECT / "kernel")], ("xz",)
@@ -222,7 +222,7 @@ PROGRAMS = [
 
 @dataclass
 class Row:
-    """What one run of one program gave: counts of calls and of maps compared."""
+    """Row of the table: one run of one program, with counts of calls and of maps compared."""
 
     program: str
     addresses: str  # random or fixed
@@ -231,7 +231,7 @@ class Row:
     log: str  # its path
 
     def cells(self) -> list[str]:
-        """Its columns as text."""
+        """Return the columns as text."""
         total = self.result.total
         counts = [
             total(lambda s: s.calls),
@@ -253,7 +253,7 @@ _WIDTHS = [30, 9, 6, 6, 8, 6, 5, 14, 4, 6]
 
 
 def line_of(cells: list[str]) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     return "  ".join(
         cell.ljust(width) if n < 3 else cell.rjust(width)
         for n, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
@@ -261,7 +261,7 @@ def line_of(cells: list[str]) -> str:
 
 
 class TrialError(Exception):
-    """A program could not be prepared or recorded, or its log not replayed."""
+    """A program could not be prepared or recorded, or its log could not be replayed."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -269,7 +269,10 @@ class TrialError(Exception):
 
 
 def _run(command: list[str]) -> int:
-    """Run a command in silence; its exit code.  Raises TrialError when it takes too long."""
+    """Run a command without input and output; return its exit code.
+
+    Raises TrialError if it cannot be started or exceeds the timeout.
+    """
     quiet = subprocess.DEVNULL
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "GIT_CONFIG_GLOBAL": os.devnull}
     try:
@@ -279,85 +282,92 @@ def _run(command: list[str]) -> int:
             stdout=quiet,
             stderr=quiet,
             env=environment,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         ).returncode
     except subprocess.TimeoutExpired:
-        raise TrialError(f"took more than {_PATIENCE} s") from None
+        raise TrialError(f"timeout after {_TIMEOUT} s") from None
     except OSError as error:
         raise TrialError(f"{command[0]}: {error.strerror or error}") from None
 
 
 @dataclass
 class Trial:
-    """Runs the programs one after the other; ``say`` prints a line."""
+    """Runner of the programs, one after the other."""
 
-    folder: Path  # where the logs go
-    say: Callable[[str], None]
+    folder: Path  # the logs are written there
+    print_line: Callable[[str], None]
     rows: list[Row] = field(default_factory=list)
     failures: int = 0
 
     def run(self, programs: list[TrialProgram]) -> int:
-        """Run them, print the table; the exit code.  Raises TrialError where none can be."""
-        self.say(line_of(HEAD))
+        """Run the programs, print the table and return the exit code.
+
+        Raises TrialError if nothing can be recorded on this machine.
+        """
+        self.print_line(line_of(HEAD))
         for number, program in enumerate(programs):
             missing = program.missing()
             if missing:
-                self.say(f"{program.name}: left out, {missing} is not installed")
+                self.print_line(f"{program.name}: left out, {missing} is not installed")
                 continue
-            with tempfile.TemporaryDirectory(prefix="trial-") as own:
+            with tempfile.TemporaryDirectory(prefix="trial-") as work:
                 try:
-                    self._prepare(program, Path(own))
+                    self._prepare(program, Path(work))
                 except TrialError as error:
-                    self.say(f"{program.name}: left out, {error}")
+                    self.print_line(f"{program.name}: left out, {error}")
                     continue
-                for addresses, by in self._ways():
+                for addresses, by in self._modes():
                     path = self.folder / f"{number:02}-{addresses}.{by}.gz"
                     try:
-                        self._one(program, Path(own), addresses, by, path)
+                        self._run_program(program, Path(work), addresses, by, path)
                     except TrialError as error:
                         if error.code == IMPOSSIBLE:
                             raise
                         self.failures += 1
-                        self.say(f"{program.name}, {addresses} addresses, {by}: {error}")
-        self.say(self.summary())
-        too_many = self._percent() > _NOT_COMPARABLE
+                        self.print_line(f"{program.name}, {addresses} addresses, {by}: {error}")
+        self.print_line(self.summary())
+        too_many = self._percent() > _MAX_NOT_COMPARABLE
         return int(bool(self.failures) or too_many or any(row.result.differ for row in self.rows))
 
-    def _ways(self) -> Iterator[tuple[str, str]]:
+    def _modes(self) -> Iterator[tuple[str, str]]:
         for addresses in ("random", "fixed"):
             yield addresses, "record"
             if shutil.which("strace") and (addresses == "random" or shutil.which("setarch")):
                 yield addresses, "strace"
 
-    def _prepare(self, program: TrialProgram, own: Path) -> None:
+    def _prepare(self, program: TrialProgram, work: Path) -> None:
         for name, text in _SOURCES.items():
-            (own / name).write_text(text)
-        for command in program.before:
-            if _run([word.replace("{folder}", str(own)) for word in command]) != 0:
-                raise TrialError(f"{command[0]} cannot prepare it")
+            (work / name).write_text(text)
+        for command in program.setup:
+            if _run([word.replace("{folder}", str(work)) for word in command]) != 0:
+                raise TrialError(f"its setup command {command[0]} failed")
 
-    def _one(self, program: TrialProgram, own: Path, addresses: str, by: str, path: Path) -> None:
-        command = [word.replace("{folder}", str(own)) for word in program.command]
+    def _run_program(
+        self, program: TrialProgram, work: Path, addresses: str, by: str, path: Path
+    ) -> None:
+        command = [word.replace("{folder}", str(work)) for word in program.command]
         fixed = addresses == "fixed"
         if by == "record":
-            how = [sys.executable, "-m", "kernel.linux.replay", "record", "-o", str(path)]
-            code = _run([*how, *(["--no-aslr"] if fixed else []), "--", *command])
+            prefix = [sys.executable, "-m", "kernel.linux.replay", "record", "-o", str(path)]
+            code = _run([*prefix, *(["--no-aslr"] if fixed else []), "--", *command])
             if code == IMPOSSIBLE and not path.exists():
                 hint = "python -m kernel.linux.replay record -- true"
-                raise TrialError(f"nothing can be recorded here: '{hint}' says why", IMPOSSIBLE)
+                raise TrialError(
+                    f"recording is impossible here; '{hint}' prints the reason", IMPOSSIBLE
+                )
         else:
             path = path.with_suffix("")
-            how = ["setarch", "-R", *STRACE] if fixed else STRACE
-            _run([*how, "-o", str(path), *command])
+            prefix = ["setarch", "-R", *STRACE] if fixed else STRACE
+            _run([*prefix, "-o", str(path), *command])
         try:
             row = Row(program.name, addresses, by, replay(path), str(path))
         except LogError as error:
             raise TrialError(str(error)) from None
         self.rows.append(row)
-        self.say(line_of(row.cells()))
+        self.print_line(line_of(row.cells()))
         for line in report.explain_first(row.result):
-            self.say(f"    {line}")
+            self.print_line(f"    {line}")
 
     def _percent(self) -> float:
         return report.percent(self._total(4), self._total(0))
@@ -366,7 +376,7 @@ class Trial:
         return sum(int(row.cells()[3 + column]) for row in self.rows)
 
     def summary(self) -> str:
-        """The last line."""
+        """Return the last line of the table."""
         calls, compared, differ, given, left, maps, maps_differ = map(self._total, range(7))
         programs = len({row.program for row in self.rows})
         return (

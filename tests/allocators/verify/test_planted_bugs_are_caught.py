@@ -392,7 +392,7 @@ BUGS = [
         "life",
         "exception",
         (BUMP_FREE, BUMP_FREE + "    raise ValueError\n"),
-        what="free raised ValueError",
+        what=".py:82: ValueError",
     ),
     bump(
         "cannot_be_compiled",

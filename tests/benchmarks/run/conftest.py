@@ -25,9 +25,10 @@ SMALL = ("workload.operations=20000", "workload.live=500")
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run ``python ARGUMENTS`` in an empty directory; standard output and error as text."""
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    def run(*arguments: object, input: str = "", **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
+            input=input,
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "132"} | environment,
             capture_output=True,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from allocators.base import registry
+from allocators.base.registry import PluginError
 from benchmarks.run.job import JobError, check_job
 from tests.benchmarks.run.conftest import ROOT, SMALL, composed, result_directory
 
@@ -81,6 +83,57 @@ def plugin(tmp_path: Path, old: str, new: str) -> Path:
     return path
 
 
+#: What replaces a piece of bump, and a part of the line that must be named with its message.
+MISTAKES = {
+    "a list": ("x = [1, size]", "x = [1, size]", "makes a list"),
+    "an unknown name": ("need = nosuchname", "nosuchname", "nosuchname, which does not exist"),
+    "a wrong call": ("load(p)", "load(p)", "missing a required argument: 'addr'"),
+    "an unknown field": ("a.topp = 0", "a.topp", "STATE has start, top, end"),
+    "no result": ("if size < 0:\n        return", "return\n", "returns nothing here"),
+    "an f-string": ('print(f"{size}")', "print(f", "makes a string"),
+    "a breakpoint": ("breakpoint()", "breakpoint()", "bench.py debug=true"),
+    "itself": ("malloc(k, a, size)", "@jit\ndef malloc", "calls itself"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_line_before_compiling(tmp_path, mistake):
+    code, at, message = MISTAKES[mistake]
+    path = plugin(tmp_path, CARVE, CARVE + f"    {code}\n")
+    source = path.read_text()
+    line = source[: source.index(at)].count("\n") + 1
+    with pytest.raises(PluginError) as caught:
+        registry.load(str(path)).inspect()
+    text = str(caught.value)
+    assert text.startswith(f"{path}:{line}: malloc() ")
+    assert message in text
+
+
+def test_a_function_that_the_loop_does_not_reach_is_inspected_too(tmp_path):
+    path = plugin(tmp_path, "    return 0 if p == a.top else 2\n", "    p = a.top\n")
+    path.write_text(
+        path.read_text().replace(
+            "        return 1\n    p = a.start", "        p = 1\n    p = a.start"
+        )
+    )
+    with pytest.raises(PluginError, match=r"check\(\) returns nothing: it must return a number"):
+        registry.load(str(path)).inspect()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)\n", ":2: SystemExit: 0"),
+        ("def check_settings(s):\n    raise RuntimeError('why')\n", ":2: RuntimeError: why"),
+    ],
+)
+def test_whatever_a_module_raises_is_told_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text + BUMP)
+    with pytest.raises(PluginError, match=f"^allocator mine: {path}{message}$"):
+        registry.load(str(path))
+
+
 LATE = "    if a.top > a.start + 5000:\n"
 CARVE = "    p = a.top + HEADER\n"
 
@@ -88,17 +141,27 @@ CARVE = "    p = a.top + HEADER\n"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (CARVE, LATE + "        raise ValueError\n" + CARVE, "the plugin raised ValueError"),
+        (CARVE, LATE + "        raise ValueError\n" + CARVE, "malloc(): ValueError"),
+        (CARVE, CARVE + LATE + "        return a.start + 16\n", "overlaps that at"),
+        (CARVE, CARVE + LATE + "        p += p // (p - p)\n", "malloc(): ZeroDivisionError"),
+        (CARVE, CARVE + LATE + "        a.tab[-size - 1] = 7\n", "malloc(): IndexError"),
         (CARVE, CARVE + LATE + "        p += 1 << 40\n", "outside its writable mappings"),
         (CARVE, CARVE + LATE + "        p += 8\n", "which is not aligned"),
         (CARVE, CARVE + LATE + "        load(k, 64)\n", "SIGSEGV: read of 0x40"),
-        (CARVE, "    p = a.topp + HEADER\n", "does not compile"),
+        (CARVE, "    p = float(size) | 1\n", "does not compile"),
         ('"""Forget the block."""', "store(k, p - 8, 1 << 40)", "own check failed"),
     ],
-    ids=["raises", "outside", "misaligned", "wild load", "no such field", "corrupt heap"],
+    ids=[
+        *("raises", "overlap", "division", "index", "outside", "misaligned", "wild load"),
+        *("type error", "corrupt heap"),
+    ],
 )
 def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old, new, message):
     path = plugin(tmp_path, old, new)
+    if "a.tab" in new:
+        path.write_text(
+            path.read_text().replace('("end", "i8")', '("end", "i8"), ("tab", "i8", 4)')
+        )
     code, directory = observed("allocator=bump", f"allocator.name={path}", *SMALL)
     assert code == 1
     assert not capsys.readouterr().err
@@ -108,12 +171,13 @@ def test_a_broken_plugin_is_told_with_its_event(observed, tmp_path, capsys, old,
 
 
 def test_what_is_wrong_with_a_plugin_is_told_to_the_user(bench, tmp_path):
-    path = plugin(tmp_path, CARVE, "    p = a.topp + HEADER\n")
+    path = plugin(tmp_path, CARVE, CARVE + LATE + "        p += p // (p - p)\n")
     done = bench("allocator=bump", f"allocator.name={path}", *SMALL)
     assert done.returncode == 1
     run = json.loads((result_directory(done) / "run.json").read_text())
     assert run["status"] == "failed"
-    assert "does not compile" in run["reason"]
+    line = path.read_text().splitlines().index("        p += p // (p - p)") + 1
+    assert f"{path}:{line}: event " in run["reason"]
     assert run["reason"] in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -148,7 +212,9 @@ simulation.replay()
 """
     done = python("-c", script)
     assert done.returncode == 1
-    assert "SoftLockup: event " in done.stderr
+    line = BUMP[: BUMP.index("@jit\ndef malloc")].count("\n") + 1
+    assert f"SoftLockup: {path}:{line}: event " in done.stderr
+    assert "malloc() has not ended after 1 s" in done.stderr
 
 
 def test_two_homes_of_one_name_are_refused(bench, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import traceback
 from enum import IntEnum
 from math import sqrt
 from pathlib import Path
@@ -18,6 +19,7 @@ from kernel.boot import Machine
 from kernel.brk import brk as kernel_brk
 from kernel.config import KernelConfig
 from kernel.engine.jit import WalkError, build, cache_root, disabled, is_jit, jit, source_hash
+from kernel.engine.record import record
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.once
@@ -621,3 +623,37 @@ def test_replay_loop_counts_no_references_and_clears_no_slots():
     defined = [line for line in text.splitlines() if line.startswith("define")]
     for name in ("handle_mm_fault_", "kill_"):
         assert any(name in line for line in defined)
+
+
+# --- Guarded functions ----------------------------------------------------------------------------
+
+
+@jit
+def indexed(a, i):
+    a.table[i] = 7
+    return 10 // (i - 3)
+
+
+@jit
+def calls_indexed(a, i):
+    return indexed(a, i) + 1
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("index", "kind", "text"),
+    [(3, ZeroDivisionError, "10 // "), (8, IndexError, "= 7"), (-1, IndexError, "= 7")],
+)
+def test_a_guarded_function_raises_at_its_line(index, kind, text):
+    state = record(np.dtype([("table", "i8", (8,)), ("behind", "i8")]))
+    assert build(calls_indexed, cache=False, guard=__name__)(state, 2) == -9
+    with pytest.raises(kind) as caught:
+        build(calls_indexed, cache=False, guard=__name__)(state, index)
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (last.filename, last.name) == (__file__, "indexed")
+    assert text in last.line
+
+
+def test_what_is_guarded_is_other_code():
+    assert source_hash(indexed) != source_hash(indexed, guard=__name__)
+    assert source_hash(indexed) == source_hash(indexed, guard="elsewhere")

@@ -113,7 +113,7 @@ def test_compiled_endless_loop_is_a_lockup():
     """)
     assert (code, output.strip()) == (
         7,
-        "event 41 has not ended after 0.5 s: the allocator loops for ever",
+        "event 41 has not ended after 0.5 s: it loops for ever",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the tests of replay share."""
+"""Fixtures of the replay tests."""
 
 from tests.kernel.linux.replay.driver import replayed
 

@@ -1,4 +1,4 @@
-"""Logs that tests write by hand: recordings call by call, logs of strace line by line."""
+"""Builders of recordings, call by call, and helpers to replay recordings and strace logs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 NUMBERED = re.compile(r"[0-9]+")
 
-#: A small program after its exec, without address randomisation.
+#: Areas of a small program after its exec, without address randomisation.
 AREAS = """
 555555554000-555555558000 r-xp 00000000 fe:00 1 /bin/program
 555555558000-555555559000 rw-p 00004000 fe:00 1 /bin/program
@@ -24,7 +24,7 @@ AREAS = """
 7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
 """.strip().splitlines()
 HEAP = 0x55555557A000
-#: Mappings are placed downwards from here.
+#: Address below which mappings are placed, top-down.
 TOP = 0x7FFFF7FFB000
 PAGE = 4096
 PRIVATE = 0x22
@@ -32,18 +32,18 @@ READ, WRITE = 1, 3
 
 needs_linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64",
-    reason="only Linux on x86-64 can record",
+    reason="recording needs Linux on x86-64",
 )
 
 
 def area(start, pages, rights="rw-p", name=""):
-    """One line of a maps text."""
+    """Return one line of /proc/PID/maps."""
     inode = 0 if not name or name.startswith("[") else 1
     return f"{start:x}-{start + pages * PAGE:x} {rights} 00000000 00:00 {inode} {name}".rstrip()
 
 
 class Recording:
-    """A recording, written line by line.  Times count up by themselves unless ``at`` gives both."""
+    """Recording built event by event; ``at``: times of entry and exit (default: the next two)."""
 
     def __init__(self):
         machine = {"overcommit": 1, "max_map_count": 65530, "mmap_min_addr": 65536}
@@ -102,21 +102,21 @@ class Recording:
 
 
 def snapshot(areas, **sizes):
-    """Areas as a recording has them: lines, or (line, kB resident, flags of smaps)."""
+    """Return the JSON snapshot of ``areas``: maps lines or (line, resident kB, smaps flags)."""
     rows = [[row, None, None] if isinstance(row, str) else list(row) for row in areas]
     parsed = [parse_area(row[0]) for row in rows]
     size = sum(a.end - a.start for a in parsed) >> 10
     return {"sizes": {"VmSize": size} | sizes, "areas": rows}
 
 
-def with_areas(*added, but=()):
-    """The areas of the small program with others among them, and without some lines."""
-    lines = [line for line in (*AREAS, *added) if line not in but]
+def with_areas(*added, without=()):
+    """Return AREAS plus the lines ``added``, minus the lines ``without``, sorted by address."""
+    lines = [line for line in (*AREAS, *added) if line not in without]
     return sorted(lines, key=lambda line: int(line.split("-")[0], 16))
 
 
 class Replayed:
-    """What ``python -m kernel.linux.replay`` made of a file."""
+    """Exit code and output of ``python -m kernel.linux.replay`` for a file."""
 
     def __init__(self, capsys, path, *options):
         capsys.readouterr()
@@ -125,7 +125,7 @@ class Replayed:
 
     @property
     def counts(self):
-        """Calls, compared, differ, not comparable of the last line."""
+        """Numbers of calls, compared, differ and not comparable in the last line."""
         words = self.out.splitlines()[-1].replace(":", "").replace(",", "").split()
         numbers = [int(word) for word in words if NUMBERED.fullmatch(word)]
         return tuple(numbers[:4])
@@ -133,7 +133,7 @@ class Replayed:
 
 @pytest.fixture
 def replayed(capsys, tmp_path):
-    """Replay a Recording, or the text of a log of strace, with options."""
+    """Return a function that replays a Recording or the text of an strace log with options."""
 
     def replay(log, *options):
         path = tmp_path / "log"
@@ -147,7 +147,7 @@ def replayed(capsys, tmp_path):
 
 
 def run(*arguments, **more):
-    """Run ``python -m kernel.linux.replay`` in a process of its own."""
+    """Run ``python -m kernel.linux.replay`` in a separate process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "kernel.linux.replay", *map(str, arguments)]
     return subprocess.run(

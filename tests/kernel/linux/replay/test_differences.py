@@ -1,4 +1,4 @@
-"""What the model does not agree with is reported, and what no log tells is allowed for."""
+"""Test that a replay reports every planted difference and allows for facts not in the log."""
 
 import json
 
@@ -30,7 +30,7 @@ def three_pages_with_a_hole():
     return log.call("munmap", TOP - 2 * PAGE, PAGE, ret=0)
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 def test_all_kinds_of_calls_are_compared(replayed):
@@ -57,26 +57,26 @@ def test_all_kinds_of_calls_are_compared(replayed):
     [
         (
             Recording().exec().mmap(1, ret=TOP - 2 * PAGE),
-            ["line 3, process 1, /bin/program:", "Linux answered 0x7ffff7ff9000, the model 0x7fff"],
+            ["line 3, process 1, /bin/program:", "Linux returned 0x7ffff7ff9000, the model 0x7fff"],
         ),
         (
             Recording().exec().mmap(1, ret=ENOMEM),
-            ["PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS", "Linux answered -1 ENOMEM"],
+            ["PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS", "Linux returned -1 ENOMEM"],
         ),
         (one_page().call("munmap", 1, PAGE, ret=0), ["line 4", "the model -1 EINVAL"]),
         (one_page().call("madvise", TOP, PAGE, 4, ret=ENOMEM), ["MADV_DONTNEED", "line 4"]),
     ],
 )
-def test_a_planted_answer_is_reported(replayed, log, explained):
+def test_a_planted_result_is_reported(replayed, log, explained):
     result = replayed(log)
     assert result.code == 1
     assert result.counts[2] == 1
-    for part in [*explained, "the first difference:", "areas of the model before:"]:
+    for part in [*explained, "first difference:", "areas of the model before:"]:
         assert part in result.out
 
 
-def test_the_replay_goes_on_behind_a_difference(replayed):
-    # As Linux has it: what follows is held against the state that its answer made.
+def test_the_replay_continues_after_a_difference(replayed):
+    # The later calls are replayed on the state that Linux's result implies.
     log = Recording().exec().mmap(1, ret=TOP - 2 * PAGE).mmap(1, ret=TOP - PAGE)
     log.mmap(1, ret=TOP - 3 * PAGE)
     assert replayed(log).counts == (3, 3, 1, 0)
@@ -118,7 +118,7 @@ def test_what_is_not_modelled_is_listed_with_its_reason(replayed):
         (with_areas(area(TOP - PAGE, 1)), {"VmSize": 1000}, "VmSize is 1000 kB, the model's 172"),
         (with_areas(area(TOP - PAGE, 1)), {"VmData": 4}, "VmData is 4 kB, the model's 8 kB"),
         (with_areas(area(TOP - PAGE, 1)), {"VmLck": 4}, "VmLck is 4 kB, the model's 0 kB"),
-        (with_areas(area(TOP - PAGE, 1)), {"VmPTE": 400}, "VmPTE is 400 kB, not within 0 to"),
+        (with_areas(area(TOP - PAGE, 1)), {"VmPTE": 400}, "VmPTE is 400 kB, not between 0 and"),
     ],
 )
 def test_a_planted_state_at_the_end_is_reported(replayed, end, sizes, explained):
@@ -127,7 +127,7 @@ def test_a_planted_state_at_the_end_is_reported(replayed, end, sizes, explained)
     assert (result.code, result.counts) == (1, (1, 1, 0, 0))
     assert explained in result.out
     assert "VmLck), 1 differ" in result.out
-    assert "line 4, the end of process 1" in result.out
+    assert "line 4, end of process 1" in result.out
 
 
 def test_the_state_before_an_exec_is_compared(replayed):
@@ -147,15 +147,15 @@ def test_the_state_of_a_copy_is_compared(replayed):
 
 def test_the_stack_grows_without_a_call(replayed):
     grown = area(0x7FFFFFFDE000 - 64 * PAGE, 33 + 64, name="[stack]")
-    log = one_page().exit(with_areas(area(TOP - PAGE, 1), grown, but=[STACK]), VmData=8)
+    log = one_page().exit(with_areas(area(TOP - PAGE, 1), grown, without=[STACK]), VmData=8)
     assert replayed(log).code == 0
     shrunk = area(0x7FFFFFFDE000 + PAGE, 32, name="[stack]")
-    log = one_page().exit(with_areas(area(TOP - PAGE, 1), shrunk, but=[STACK]))
+    log = one_page().exit(with_areas(area(TOP - PAGE, 1), shrunk, without=[STACK]))
     assert replayed(log).code == 1
 
 
-def test_areas_that_were_written_to_on_their_own_may_lie_apart(replayed):
-    # The model joins what is equal; Linux does not where each half has an anon_vma of its own.
+def test_areas_with_separate_anon_vmas_may_stay_unmerged(replayed):
+    # The model merges equal neighbours; Linux does not if each half has its own anon_vma.
     def halves(rights, prot, flags):
         log = Recording().exec().mmap(1, ret=TOP - PAGE, prot=prot)
         log.mmap(1, ret=TOP - 2 * PAGE, prot=prot)
@@ -164,13 +164,13 @@ def test_areas_that_were_written_to_on_their_own_may_lie_apart(replayed):
 
     result = replayed(halves("rw-p", WRITE, "rd wr mr mw me ac"))
     assert result.code == 0
-    assert "1 boundary is ignored" in result.out
-    # What was never writable has none: there the boundary must be explained.
+    assert "1 boundary between equal areas ignored" in result.out
+    # An area that was never writable has no anon_vma: the boundary is a difference.
     assert replayed(halves("r--p", READ, "rd mr mw me")).code == 1
 
 
-def test_only_a_boundary_that_linux_has_more_is_ignored(replayed):
-    # The model's hole cannot be joined away.
+def test_only_an_extra_boundary_of_linux_is_ignored(replayed):
+    # Areas are not joined across a hole of the model.
     log = three_pages_with_a_hole().exit(with_areas(area(TOP - 3 * PAGE, 3)))
     assert replayed(log).code == 1
     two = [area(TOP - 3 * PAGE, 1), area(TOP - PAGE, 1)]
@@ -188,35 +188,35 @@ def test_the_flags_of_smaps_are_compared(replayed):
     assert "(ac dd)" in result.out
 
 
-def test_page_tables_are_given_as_a_range(replayed):
+def test_page_tables_are_compared_with_a_range(replayed):
     pages = 4 * 512
     place = (TOP >> 21 << 21) - pages * PAGE
     end = [*AREAS[:2], [area(place, pages), 8192, None], *AREAS[2:]]
     log = Recording().exec().mmap(pages, ret=place)
     result = replayed(log.exit(end, VmPTE=40))
     assert result.code == 0
-    # At the least its own tables, two of the four at its ends being perhaps its neighbours', and
-    # one at each of the two levels above; at the most one for each slot that an area lies in.
-    assert "page tables: 40 kB, from 16 to 44 kB by what was touched" in result.out
+    # Least: two of the area's four tables (the two at its ends may be shared with neighbours) and
+    # one table at each of the two levels above.  Most: one table for each slot that an area uses.
+    assert "page tables: 40 kB, possible 16 to 44 kB (by touched pages)" in result.out
     found = json.loads(replayed(log, "--json").out)["spaces"][0]["maps"]["page_tables"]
     assert found == {"linux": 40, "least": 16, "most": 44}
 
 
-def test_calls_that_are_not_followed_leave_sizes_to_be_compared(replayed):
+def test_sizes_are_compared_after_an_unmodelled_call(replayed):
     log = one_page().call("remap_file_pages", TOP - PAGE, PAGE, ret=0)
     result = replayed(log.exit(with_areas(area(TOP - PAGE, 1, "rw-s"))))
     assert (result.code, result.counts) == (0, (2, 1, 0, 1))
     assert "areas at the end are not compared: remap_file_pages is not modelled" in result.out
 
 
-def test_the_lowest_address_is_the_machines(replayed):
-    # The setting forbids MAP_FIXED below it, without a capability; hints are raised.
+def test_the_lowest_address_is_mmap_min_addr(replayed):
+    # mmap_min_addr forbids lower addresses to MAP_FIXED without a capability, and raises hints.
     log = Recording().exec()
     log.lines[0]["machine"]["mmap_min_addr"] = 0x20000
     log.mmap(1, addr=0x1F000, flags=PRIVATE | 0x10, ret=-1)
     log.mmap(1, addr=0x20000, flags=PRIVATE | 0x10, ret=0x20000).mmap(1, addr=0x1000, ret=0x21000)
     wrong = replayed(log)
-    assert (wrong.code, wrong.counts) == (1, (3, 3, 1, 0))  # the hint's place is taken
+    assert (wrong.code, wrong.counts) == (1, (3, 3, 1, 0))  # the raised hint is not free
     log.lines[-1]["ret"] = TOP - PAGE
     assert replayed(log).counts == (3, 3, 0, 0)
     log.lines[1]["image"]["limits"]["may_map_low"] = True
@@ -224,7 +224,7 @@ def test_the_lowest_address_is_the_machines(replayed):
     assert replayed(log).counts == (3, 3, 0, 0)
 
 
-def test_limits_of_a_recording_hold(replayed):
+def test_recorded_limits_apply(replayed):
     log = Recording().exec()
     log.lines.append(
         {"t": "limit", "tid": 1, "in": 5, "out": 6, "target": 0, "resource": 9, "soft": 200 << 10}

@@ -1,4 +1,4 @@
-"""What is wrong with a file or a command is said in one line, with its place; never a traceback."""
+"""Test that an error in a file or command line is one line with its place, not a traceback."""
 
 import sys
 
@@ -12,7 +12,7 @@ STRACE = "9 brk(NULL) = 0x1000\n"
 
 
 def refusal(result):
-    """The one line on standard error of a replay that could not be."""
+    """Return the only line that a failed replay printed, on standard error."""
     assert result.code == 2
     assert result.out == ""
     (line,) = result.err.splitlines()
@@ -23,15 +23,15 @@ def refusal(result):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ": empty"),
-        ("hello\nworld\n", ": line 1: not a line of strace: hello"),
+        ("", ": the file is empty; expected a recording or an strace log"),
+        ("hello\nworld\n", ": line 1: not an strace line: hello"),
         (STRACE + "9 munmap(0x1000, 4096)\n" + STRACE, ": line 2: munmap has no result"),
         (STRACE + "9 munmap(0x1000, (4096\n" + STRACE, ": line 2: the call is not complete"),
         (STRACE + "9 munmap(0x1000, 1) = -1 EODD (Odd)\n" + STRACE, ": line 2: unknown error EODD"),
         (STRACE + "9 mmap(NULL, 1, PROT_ODD, 2, 3, 4) = 0\n" + STRACE, "unknown constant PROT_ODD"),
-        (STRACE + "9 <... munmap resumed>) = 0\n", ": line 2: munmap resumes without its beg"),
-        (STRACE + "10 brk(NULL) = 0x1000\n", ": line 2: no clone in the log made process 10"),
-        ("9 exit_group(0) = ?\n", ": no call on memory in it"),
+        (STRACE + "9 <... munmap resumed>) = 0\n", ": line 2: munmap resumed, but its unfin"),
+        (STRACE + "10 brk(NULL) = 0x1000\n", ": line 2: no clone in the log created process 10"),
+        ("9 exit_group(0) = ?\n", ": no memory calls; run strace with"),
     ],
 )
 def test_logs_of_strace(replayed, text, expected):
@@ -51,7 +51,7 @@ def test_logs_of_strace(replayed, text, expected):
         (lambda lines: lines.__setitem__(0, '{"format": "other"}'), ": line 1: not a recording"),
         (
             lambda lines: lines.__setitem__(0, lines[0].replace('"version": 1', '"version": 9')),
-            ": line 1: a recording of version 9; this program reads version 1",
+            ": line 1: the recording has version 9, this program reads version 1",
         ),
         (
             lambda lines: lines.__setitem__(1, lines[1].replace("r-xp", "rrrr")),
@@ -59,7 +59,7 @@ def test_logs_of_strace(replayed, text, expected):
         ),
         (
             lambda lines: lines.__setitem__(1, lines[1].replace("555555558000-", "555555557000-")),
-            ": line 2: not above the area before it: 555555557000-",
+            ": line 2: not above the previous area: 555555557000-",
         ),
     ],
 )
@@ -81,16 +81,18 @@ def test_files_of_maps(replayed, tmp_path):
     maps = tmp_path / "maps"
     assert "maps: No such file" in refusal(replayed(STRACE, "--maps", maps))
     maps.write_text("")
-    assert "maps: no areas in it" in refusal(replayed(STRACE, "--maps", maps))
+    assert "maps: no areas; expected a copy of /proc/PID/maps" in refusal(
+        replayed(STRACE, "--maps", maps)
+    )
     maps.write_text("\n".join([*AREAS[:2], "nonsense"]) + "\n")
     line = refusal(replayed(STRACE, "--maps", maps))
     assert "maps: line 3: expected 'start-end perms offset dev inode name': nonsense" in line
     maps.write_text("\n".join([AREAS[0], AREAS[0]]) + "\n")
     line = refusal(replayed(STRACE, "--maps", maps))
-    assert "maps: line 2: not above the area before it: 5555" in line
+    assert "maps: line 2: not above the previous area: 5555" in line
     maps.write_text("\n".join(AREAS) + "\n")
     line = refusal(replayed(Recording().exec().mmap(1, ret=TOP - 4096), "--maps", maps))
-    assert "--maps is for logs of strace" in line
+    assert "a recording contains its maps; omit --maps" in line
 
 
 def test_files_that_cannot_be_read(replayed, capsys, tmp_path):
@@ -109,8 +111,9 @@ def test_command_lines(capsys):
             main(arguments)
         assert ended.value.code == 2
         assert "error: " in capsys.readouterr().err
-    assert main(["trial", "nothing so called"]) == 2
-    assert "no program is called 'nothing so called': python3" in capsys.readouterr().err
+    assert main(["trial", "unknown program"]) == 2
+    message = "no program matches 'unknown program'; choose from python3"
+    assert message in capsys.readouterr().err
 
 
 @needs_linux
@@ -131,8 +134,8 @@ def test_commands_that_cannot_be_recorded(tmp_path):
 
 
 @needs_linux
-def test_where_ptrace_is_refused_it_says_so(tmp_path):
-    # What is traced already cannot be traced by another.
+def test_refused_ptrace_is_reported(tmp_path):
+    # A traced process cannot be traced by another.
     own = [
         sys.executable,
         "-m",
@@ -149,15 +152,15 @@ def test_where_ptrace_is_refused_it_says_so(tmp_path):
     assert not (tmp_path / "inner").exists()
 
 
-def test_where_nothing_can_be_recorded(capsys, monkeypatch, tmp_path):
+def test_recording_on_another_system_is_refused(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(recorder.sys, "platform", "darwin")
     assert main(["record", "-o", str(tmp_path / "calls"), "--", "true"]) == 77
-    assert capsys.readouterr().err == "record: only Linux on x86-64 can record\n"
+    assert capsys.readouterr().err == "record: recording needs Linux on x86-64\n"
     assert not (tmp_path / "calls").exists()
 
 
 @needs_linux
-def test_where_addresses_cannot_be_unrandomised(capsys, monkeypatch, tmp_path):
+def test_refused_personality_is_reported(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(ptrace, "no_address_randomisation", lambda: False)
     assert main(["record", "--no-aslr", "-o", str(tmp_path / "calls"), "--", "true"]) == 77
     assert "personality(2) is refused" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Calls of several threads that overlap in time: any order may explain them, but one must."""
+"""Test the search: some order of overlapping calls must produce every logged result."""
 
 import itertools
 
@@ -17,16 +17,16 @@ def threads(number=2):
 
 
 def below(pages):
-    """Where a mapping begins that ends so many pages below the top, its own included."""
+    """Return the address ``pages`` pages below the top of the mapping area."""
     return TOP - pages * PAGE
 
 
 def test_the_printed_order_fails_and_another_fits(replayed):
-    # Thread 2's call ended first, but its place lies below thread 1's.
+    # Thread 2's call returned first, but its mapping lies below thread 1's.
     log = threads().mmap(2, ret=below(2), at=(20, 23)).mmap(1, ret=below(3), tid=2, at=(21, 22))
     result = replayed(log)
     assert (result.code, result.counts) == (0, (2, 2, 0, 0))
-    assert "1 call not in the order of their ends" in result.out
+    assert "1 call not in the order of return" in result.out
 
 
 def test_the_same_calls_one_after_the_other_differ(replayed):
@@ -40,7 +40,7 @@ def test_no_order_fits(replayed):
     result = replayed(log)
     assert result.code == 1
     assert result.counts[2] == 1
-    assert "no order of the calls that overlap with it fits" in result.out
+    assert "no order of the overlapping calls gives Linux's result" in result.out
 
 
 def test_each_order_of_three_calls_is_found(replayed):
@@ -58,13 +58,13 @@ def test_each_order_of_three_calls_is_found(replayed):
         assert (result.code, result.counts) == (0, (3, 3, 0, 0)), order
 
 
-def test_only_a_later_answer_tells_two_orders_apart(replayed):
-    # Two equal areas, one unmapped: which thread's call it was that took the place shows at the
-    # end only, long after both orders had fitted.
+def test_a_later_result_decides_between_two_orders(replayed):
+    # munmap and mmap overlap.  mmap returned an address below the hole that munmap leaves, so it
+    # must have come first.
     log = threads(3)
     log.mmap(1, ret=below(1)).mmap(1, ret=below(2), prot=1)
     log.call("munmap", below(1), PAGE, ret=0, tid=2, at=(30, 33))
-    log.mmap(1, ret=below(3), tid=3, at=(31, 32))  # before it, or it would lie in the hole
+    log.mmap(1, ret=below(3), tid=3, at=(31, 32))  # after munmap it would fill the hole
     log.call("munmap", below(3), PAGE, ret=0).mmap(1, ret=below(1))
     result = replayed(log)
     assert (result.code, result.counts) == (0, (6, 6, 0, 0))
@@ -88,8 +88,9 @@ def test_a_fork_copies_and_a_thread_shares(replayed):
     assert replayed(swapped).counts == (2, 2, 1, 0)
 
 
-def test_a_fork_copies_what_was_there_at_its_moment(replayed):
-    # The clone overlaps with another thread's mmap: the child shows that it came after it.
+def test_a_fork_copies_the_state_at_its_time(replayed):
+    # The clone overlaps with another thread's mmap; the child's first result shows which was first:
+    # below(2) if the child has a copy of the mapping, below(1) if not.
     log = threads().mmap(1, ret=below(1), tid=2, at=(20, 40)).clone(3, FORK, at=(21, 41))
     log.mmap(1, ret=below(2), tid=3, at=(50, 51)).mmap(1, ret=below(2), at=(52, 53))
     assert replayed(log).counts == (3, 3, 0, 0)
@@ -106,14 +107,14 @@ def test_a_fork_comes_before_its_childs_first_call(replayed):
 def test_an_exec_starts_a_new_image(replayed):
     log = Recording().exec().mmap(1, ret=below(1)).exec().mmap(1, ret=below(1))
     assert replayed(log).counts == (2, 2, 0, 0)
-    # By another thread it ends all others, and the caller takes over the first one's id.
+    # An exec by another thread ends all others; the caller takes over the first thread's id.
     log = threads().mmap(1, ret=below(1), tid=2).exec(former=2).mmap(1, ret=below(1))
     assert replayed(log).counts == (2, 2, 0, 0)
 
 
 @pytest.mark.parametrize("system", ["unheard-of", "f2fs", "bcachefs", "erofs"])
-def test_a_call_that_two_meanings_may_explain(replayed, system):
-    # Some file systems may align a mapping of 2 MiB or not, by their version: either place will do.
+def test_a_call_with_two_possible_results(replayed, system):
+    # Depending on their version, some file systems align a mapping of 2 MiB: both addresses agree.
     pages = (2 << 20) // PAGE
     file = {"path": "/mnt/file", "file_system": system, "inode": 7}
     aligned = TOP // (2 << 20) * (2 << 20) - (2 << 20)

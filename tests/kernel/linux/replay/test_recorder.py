@@ -1,4 +1,4 @@
-"""Small real programs, recorded and replayed from end to end."""
+"""Test the recorder: record small real programs and replay them."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ pytestmark = needs_linux
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
-#: All calls that the model knows, answers of every kind, by threads, a fork and an exec.
+#: Program that makes the main memory calls, with successes and errors, in threads and a fork.
 PROGRAM = """
 import ctypes, mmap, os, resource, subprocess, threading
 call = ctypes.CDLL(None).syscall
@@ -66,7 +66,7 @@ subprocess.run(["true"])
 
 @pytest.fixture(scope="module", params=["random", "fixed"])
 def recording(request, tmp_path_factory):
-    """The program above, recorded; with randomised addresses or without."""
+    """Record PROGRAM, with and without address randomisation; return the path."""
     path = tmp_path_factory.mktemp("calls") / "calls.gz"
     options = ["--no-aslr"] if request.param == "fixed" else []
     done = run("record", *options, "-o", path, "--", *PYTHON, PROGRAM)
@@ -94,14 +94,15 @@ def test_nothing_is_missing(recording):
     kinds = [type(event) for event in log.events]
     assert [kinds.count(kind) for kind in (Exec, Clone, SetLimit)] == [2, 5, 2]
     exits = [event for event in log.events if isinstance(event, Exit)]
-    # Threads leave memory behind that others use; the two programs and the copy do not.
+    # Each of the two programs and the copy has a snapshot at its last exit; an exiting thread whose
+    # memory others still use has none.
     assert len(exits) == 6
     assert sum(event.snapshot is not None for event in exits) == 3
     assert log.complete
 
 
 def test_a_planted_difference_is_found(capsys, recording, tmp_path):
-    """The last mmap of the first process, a page lower than it was."""
+    """Lower the last mmap result of the first process by a page."""
     log = read_recording(recording)
     events = [e for e in log.events if isinstance(e, Call) and e.tid == log.events[0].tid]
     line = [e for e in events if e.name == "mmap" and e.result > 0][-1].line
@@ -153,7 +154,7 @@ def test_an_interrupt_ends_the_program_and_keeps_what_was_recorded(capsys, tmp_p
     assert result.counts[1] > 20
 
 
-def test_standard_streams_are_the_programs_own(tmp_path):
+def test_the_program_inherits_standard_streams(tmp_path):
     done = run("record", "-o", tmp_path / "calls", "--", "cat", input="hello")
     assert done.stdout == "hello"
 
@@ -162,7 +163,7 @@ def test_a_trial(tmp_path):
     programs = [
         TrialProgram("shell", ["sh", "-c", "echo hello | cat"]),
         TrialProgram("absent", ["no-such-program"]),
-        TrialProgram("unprepared", ["true"], before=(["false"],)),
+        TrialProgram("unprepared", ["true"], setup=(["false"],)),
     ]
     lines = []
     assert Trial(tmp_path, lines.append).run(programs) == 0
@@ -172,6 +173,6 @@ def test_a_trial(tmp_path):
         ["shell", "fixed", "record"],
     ]
     assert "absent: left out, no-such-program is not installed" in lines
-    assert "unprepared: left out, false cannot prepare it" in lines
+    assert "unprepared: left out, its setup command false failed" in lines
     assert "of 1 program: " in lines[-1]
     assert lines[-1].endswith("maps compared, 0 differ")

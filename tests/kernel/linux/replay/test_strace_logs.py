@@ -1,4 +1,4 @@
-"""Logs of strace in all their shapes, and what can be compared without the maps."""
+"""Test the strace reader on all forms of lines, and replays of strace logs without maps."""
 
 import gzip
 
@@ -8,7 +8,7 @@ from kernel.linux.replay.log import NEVER, Call, Clone, Exec, SetLimit
 from kernel.linux.replay.strace import read_strace
 from tests.kernel.linux.replay.driver import AREAS, HEAP, PAGE, TOP, Replayed
 
-#: The end of the first mapping: what lies above is taken.
+#: End of the first mapping; the addresses above it are occupied.
 END = 0x7FFFF7FC0000
 
 BEGIN = f"""\
@@ -52,7 +52,7 @@ CALL = ("munmap", 0x7F0000000000, 8192, 0)
         "9 munmap(0x7f0000strace: Process 10 attached\n000000, 8192) = 0",
     ],
 )
-def test_shapes_of_a_line(tmp_path, line):
+def test_forms_of_a_line(tmp_path, line):
     (call,) = events(tmp_path, line + "\n")
     assert (call.name, *call.args[:2], call.result) == CALL
 
@@ -110,7 +110,7 @@ def test_files(tmp_path):
     assert (call.file.path, call.file.kind) == ("/dev/zero", "device")
 
 
-def test_calls_in_two_parts_last_from_one_to_the_other(tmp_path):
+def test_a_call_in_two_parts_lasts_from_first_to_second(tmp_path):
     text = """\
 1 clone3({flags=CLONE_VM|CLONE_THREAD, child_tid=0x7f, exit_signal=0} => {parent_tid=[2]}, 88) = 2
 1 munmap(0x1000, 4096 <unfinished ...>
@@ -129,7 +129,7 @@ def test_calls_in_two_parts_last_from_one_to_the_other(tmp_path):
     assert (last.exit, last.result) == (NEVER, None)
 
 
-def test_calls_that_start_again_count_once(tmp_path):
+def test_restarted_calls_count_once(tmp_path):
     text = """\
 1 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = ? ERESTARTSYS (To be restarted)
 1 --- SIGCHLD {si_signo=SIGCHLD, si_code=CLD_EXITED} ---
@@ -182,7 +182,7 @@ def test_the_first_mapping_and_the_first_brk_are_taken_as_given(replayed):
     assert (wrong.code, wrong.counts) == (1, (4, 2, 1, 0))
 
 
-def test_maps_leave_nothing_to_be_taken_as_given(replayed, tmp_path):
+def test_with_maps_no_result_is_taken_as_given(replayed, tmp_path):
     maps = tmp_path / "maps"
     heap = f"{HEAP:x}-{HEAP + PAGE:x} rw-p 00000000 00:00 0 [heap]"
     maps.write_text("\n".join([*AREAS[:2], heap, *AREAS[2:]]) + "\n")
@@ -200,7 +200,7 @@ def test_a_hint_into_the_program_may_be_refused(replayed):
     for place in (HEAP - 0x100000, END - 2 * PAGE):
         assert replayed(first + "9 " + mmap(1, place, addr=hint)).counts == (3, 1, 0, 0)
     assert replayed(first + "9 " + mmap(1, END - 3 * PAGE, addr=hint)).counts[2] == 1
-    # Where nothing can be in the way it is not.
+    # A hint far above the heap, where nothing is mapped, must be honoured.
     hint = f"{HEAP + (8 << 30):#x}"
     assert replayed(first + "9 " + mmap(1, END - 2 * PAGE, addr=hint)).counts[2] == 1
 
@@ -214,7 +214,7 @@ def test_memory_refused_by_a_limit_that_is_not_in_the_log(replayed):
     assert "2 not comparable: memory was refused by a limit that is not in the log" in result.out
 
 
-def test_a_limit_is_not_held_against_sizes_that_are_not_known(replayed):
+def test_a_limit_is_not_checked_against_unknown_sizes(replayed):
     text = BEGIN + "9 " + mmap(1, END - PAGE)
     text += "9 prlimit64(0, RLIMIT_AS, {rlim_cur=260*1024, rlim_max=RLIM64_INFINITY}, NULL) = 0\n"
     assert replayed(text + "9 " + mmap(20, END - 21 * PAGE)).counts == (3, 1, 0, 0)
@@ -224,11 +224,11 @@ def test_a_log_of_memory_calls_only(replayed):
     text = BEGIN.splitlines(keepends=True)[1] + "9 " + mmap(1, END - PAGE)
     result = replayed(text + "9 " + mmap(1, END - 2 * PAGE))
     assert result.code == 0
-    assert "note: no execve in the log: it is taken as one process, from its start on" in result.out
+    assert "note: no execve in the log; assumed to show one process" in result.out
 
 
 def test_threads_forks_and_vforks(replayed):
-    # A thread goes on below, a fork in a copy of its own, a vfork's child begins anew by its exec.
+    # The thread shares the space, the fork's child has a copy, the vfork's child a new one by exec.
     text = BEGIN + "9 " + mmap(1, END - PAGE)
     text += "9 clone3({flags=CLONE_VM|CLONE_THREAD, exit_signal=0} => {parent_tid=[10]}, 88) = 10\n"
     text += "10 " + mmap(1, END - 2 * PAGE)
@@ -244,7 +244,7 @@ def test_threads_forks_and_vforks(replayed):
 
 
 def test_overlapping_calls(replayed):
-    # Printed second, done first.
+    # Thread 9's mmap returned after thread 10's, but took effect before it.
     text = BEGIN + "9 " + mmap(1, END - PAGE)
     text += "9 clone3({flags=CLONE_VM|CLONE_THREAD, exit_signal=0} => {parent_tid=[10]}, 88) = 10\n"
     call = mmap(2, END - 3 * PAGE)
@@ -263,4 +263,4 @@ def test_a_log_that_is_compressed_or_cut_short(capsys, tmp_path):
         file.write(text)
     result = Replayed(capsys, path)
     assert (result.code, result.counts) == (0, (2, 0, 0, 0))
-    assert "note: line 4, the last, is cut short and left out" in result.out
+    assert "note: line 4, the last, is incomplete and left out" in result.out

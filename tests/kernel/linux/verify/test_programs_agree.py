@@ -28,8 +28,8 @@ def sides():
 
 @pytest.mark.parametrize("number", range(PROGRAMS))
 def test_random_programs_agree(sides, number):
-    # As the command does: khugepaged may collapse pages in the middle of a program, and a difference
-    # is one that comes again.
+    # As the command does: khugepaged may collapse pages in the middle of a program, and only a
+    # difference that is found again counts.
     subject = Linux(500 * PROGRAMS)
     report = Runner(subject, sides, shrink_seconds=0).check(subject.program(number))
     assert report.finding is None, "\n".join(report.finding.lines)

@@ -1,0 +1,151 @@
+"""Find mistakes in the source of a marked function that its byte code does not show plainly.
+
+A call with the wrong number of arguments, a function that returns a value on one path and none on
+another, a field that the state does not have: Numba reports these late, and often at another place.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+
+class Mistake(NamedTuple):
+    """A mistake at ``line`` of the file; ``what`` continues a sentence that begins ``name()``."""
+
+    line: int
+    what: str
+
+
+@cache
+def _functions(filename: str) -> dict[tuple[str, int], ast.FunctionDef]:
+    """Return the functions of a source file by name and first line; none if it cannot be read."""
+    try:
+        tree = ast.parse(Path(filename).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {(n.name, min(d.lineno for d in (*n.decorator_list, n))): n for n in nodes}
+
+
+def _node(function: FunctionType) -> ast.FunctionDef | None:
+    """Return the definition of ``function``, or None for one made without a file."""
+    code = function.__code__
+    return _functions(code.co_filename).get((code.co_name, code.co_firstlineno))
+
+
+def mistakes(function: FunctionType, scope: dict[str, Any]) -> Iterator[Mistake]:
+    """Yield the mistakes of ``function``, whose global names mean what ``scope`` says."""
+    node = _node(function)
+    if node is not None:
+        yield from _wrong_calls(node, scope)
+        yield from _missing_returns(node, scope)
+
+
+def returns_value(function: FunctionType) -> bool:
+    """Return True if a statement of ``function`` returns a value (also if there is no source)."""
+    node = _node(function)
+    return node is None or any(n.value is not None for n in _returns(node))
+
+
+def unknown_fields(
+    function: FunctionType, position: int, fields: Collection[str]
+) -> Iterator[tuple[FunctionType, Mistake]]:
+    """Yield each use of an attribute that a record does not have, with the function that holds it.
+
+    ``function`` takes the record, whose ``fields`` are given, as argument number ``position``; the
+    functions that it hands the record to are searched as well.
+    """
+    pending = [(function, position)]
+    for function, position in pending:  # grows
+        node = _node(function)
+        if node is None or position >= len(node.args.args):
+            continue
+        record = node.args.args[position].arg
+        for use in ast.walk(node):
+            match use:
+                case ast.Attribute(value=ast.Name(id=name), attr=field):
+                    if name == record and field not in fields:
+                        what = f"mentions {name}.{field}: STATE has {', '.join(fields)}"
+                        yield function, Mistake(use.lineno, what)
+                case ast.Call(func=ast.Name(id=name), args=arguments):
+                    callee = function.__globals__.get(name)
+                    if isinstance(callee, FunctionType):
+                        handed = [(callee, i) for i, a in enumerate(arguments) if _is(a, record)]
+                        pending += [pair for pair in handed if pair not in pending]
+
+
+def _is(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _wrong_calls(node: ast.FunctionDef, scope: dict[str, Any]) -> Iterator[Mistake]:
+    for call in ast.walk(node):
+        callee = scope.get(call.func.id) if _names_callee(call) else None
+        if not isinstance(callee, FunctionType) or any(
+            isinstance(argument, ast.Starred) for argument in call.args
+        ):
+            continue
+        try:
+            keywords = {word.arg: None for word in call.keywords if word.arg}
+            inspect.signature(callee).bind(*call.args, **keywords)
+        except TypeError as error:
+            what = f"calls {call.func.id}{inspect.signature(callee)} wrongly: {error}"
+            yield Mistake(call.lineno, what)
+
+
+def _names_callee(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+def _returns(node: ast.AST) -> Iterator[ast.Return]:
+    """Yield the return statements below ``node``, except those of nested functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Return):
+            yield child
+        elif not isinstance(child, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            yield from _returns(child)
+
+
+def _missing_returns(node: ast.FunctionDef, scope: dict[str, Any]) -> Iterator[Mistake]:
+    returns = list(_returns(node))
+    value = next((r.lineno for r in returns if r.value is not None), None)
+    if value is None:
+        return
+    for bare in (r.lineno for r in returns if r.value is None):
+        yield Mistake(bare, f"returns nothing here and a value in line {value}")
+    if _completes(node.body, scope):
+        last = node.body[-1].lineno
+        yield Mistake(last, f"ends without a return value here and returns one in line {value}")
+
+
+def _completes(body: list[ast.stmt], scope: dict[str, Any]) -> bool:
+    """Return True if control may reach the end of ``body``."""
+    return all(_passes(statement, scope) for statement in body)
+
+
+def _passes(statement: ast.stmt, scope: dict[str, Any]) -> bool:
+    """Return True if control may reach what follows ``statement``."""
+    match statement:
+        case ast.Return() | ast.Raise() | ast.Break() | ast.Continue():
+            return False
+        case ast.If(body=body, orelse=orelse):
+            return _completes(body, scope) or _completes(orelse, scope)
+        case ast.While(test=ast.Constant(value=True) | ast.Constant(value=1), body=body):
+            return any(isinstance(n, ast.Break) for child in body for n in ast.walk(child))
+        case ast.Match(cases=cases):
+            wildcard = any(isinstance(c.pattern, ast.MatchAs) and not c.guard for c in cases)
+            return not wildcard or any(_completes(c.body, scope) for c in cases)
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
+            callee = scope.get(name)
+            node = _node(callee) if isinstance(callee, FunctionType) else None
+            return node is None or _returning(node, callee)
+    return True
+
+
+def _returning(node: ast.FunctionDef, function: Callable) -> bool:
+    """Return True if a call of the function comes back (kernel.task.abort never does)."""
+    return any(_returns(node)) or _completes(node.body, function.__globals__)
