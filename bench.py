@@ -21,9 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.run.compose import CONF, with_files
+from benchmarks.run.compose import CONF, resolved
 from benchmarks.run.job import Job, JobError, check_job
 
 #: As the user has called it: bench.py or malloc-bench.
@@ -45,19 +44,6 @@ OmegaConf.register_new_resolver(
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _configuration(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration as plain data with absolute paths.  Raises JobError."""
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise JobError(str(error).splitlines()[0]) from None
-    plain.pop("experiment", None)
-    plain.pop("debug", None)
-    runtime = HydraConfig.get().runtime
-    sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
-    return with_files(plain, runtime.choices, sources)
 
 
 def _remove_empty(directory: Path) -> None:
@@ -127,7 +113,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
     }
     plain: dict[str, Any] = {}
     try:
-        plain = _configuration(config)
+        plain = resolved(config, HydraConfig.get().runtime)
         job = _checked(plain, debug=config.get("debug"), sweep=quiet)
     except JobError as error:
         _say(f"{PROGRAM}: {error}")

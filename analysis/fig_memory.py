@@ -27,6 +27,19 @@ RSS = {"color": "0.1", "linewidth": 0.9, "linestyle": (0, (3, 1.5))}
 
 
 def draw(results: Results) -> Figure:
+    """Draw the panels of stored results, with a caption."""
+    fig = panels(results)
+    style.caption(
+        fig,
+        _describe_seeds(results.timelines),
+        "Curves connect samples; the exact peaks are in table.csv.",
+        style.describe_cells(results),
+        style.describe_conditions(results.conditions),
+    )
+    return fig
+
+
+def panels(results: Results) -> Figure:
     """Draw a panel per workload and allocator; the panels of a workload share their axes.
 
     Reads label, workload, seed, event, live, heap and rss (bytes) from ``results.timelines``.  Live
@@ -39,16 +52,16 @@ def draw(results: Results) -> Figure:
     columns = math.ceil(len(labels) / block)
     rows = block * len(workloads)
     width = max(1.2 + 1.9 * columns, style.LEAST_WIDTH)
-    fig = Figure(figsize=(width, 1.1 + 1.65 * rows), layout="constrained")
+    fig = style.Picture(figsize=(width, 1.1 + 1.65 * rows), layout="constrained")
     grid = fig.subplots(rows, columns, squeeze=False)
     for i, workload in enumerate(workloads):
         mine = results.timelines[results.timelines["workload"] == workload]
         gaps = {label: why for (label, name), why in results.gaps().items() if name == workload}
-        panels = grid[i * block : (i + 1) * block].flat
-        for ax in panels[len(labels) :]:
+        row = grid[i * block : (i + 1) * block].flat
+        for ax in row[len(labels) :]:
             ax.remove()
         for j, label in enumerate(labels):
-            ax, cell = panels[j], mine[mine["label"] == label]
+            ax, cell = row[j], mine[mine["label"] == label]
             _lines(ax, cell, mine, looks[label].color)
             if i == 0 or block > 1:
                 ax.set_title(style.wrapped(label, 20))
@@ -70,13 +83,6 @@ def draw(results: Results) -> Figure:
         ],
         loc="outside upper left",
         ncols=3,
-    )
-    style.caption(
-        fig,
-        _describe_seeds(results.timelines),
-        "Curves connect samples; the exact peaks are in table.csv.",
-        style.describe_cells(results),
-        style.describe_conditions(results.conditions),
     )
     return fig
 

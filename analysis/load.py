@@ -166,6 +166,29 @@ def load(
     return results
 
 
+def of_one_run(
+    timeline: pd.DataFrame,
+    *,
+    label: str,
+    workload: str,
+    seed: int,
+    status: str,
+    conditions: dict[str, Any],
+) -> Results:
+    """What the figure of memory draws, of one run that is not stored; without its metrics.
+
+    ``timeline``: columns TIMELINE, bytes.  ``conditions``: page_size (bytes) and touch.
+    """
+    cell = {"label": label, "workload": workload, "seed": seed, "status": status}
+    return Results(
+        runs=pd.DataFrame([cell | {"allocator": label, "workload_name": workload}]),
+        times=pd.DataFrame(),
+        timelines=timeline[list(TIMELINE)].assign(**cell),
+        skipped=_skipped_frame([]),
+        conditions=conditions,
+    )
+
+
 def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
     """Return a row for each run that is not drawn."""
     rows = [

@@ -1,6 +1,7 @@
 """Common style of all figures: colours, units, panels, remarks, captions, files."""
 
 import argparse
+import io
 import json
 import math
 import textwrap
@@ -106,6 +107,17 @@ def publication() -> Iterator[None]:
     """Set this module's style for figures drawn and saved within the context."""
     with sns.axes_style("whitegrid"), mpl.rc_context(_SETTINGS):
         yield
+
+
+class Picture(Figure):
+    """A figure that shows itself where it is the value of a notebook's cell."""
+
+    def _repr_png_(self) -> bytes:
+        """The PNG, by the name under which notebooks ask for it."""
+        content = io.BytesIO()
+        with publication():
+            self.savefig(content, dpi=self.dpi)
+        return content.getvalue()
 
 
 # --- Words and units -----------------------------------------------------------------------------

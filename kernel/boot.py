@@ -180,6 +180,16 @@ class Machine:
         self._clear(self.k)
         self._boot()
 
+    def revoke(self) -> None:
+        """Take all memory from a process that still runs, so that its next access ends it.
+
+        The machine is of no use afterwards.
+        """
+        self.k.mm.map_count = 0
+        fan_out = self.config.page_shift - 3
+        for slot in self.k.touched[: self.k.mm.nr_touched]:
+            self.k.pte[slot << fan_out : (slot + 1) << fan_out] = 0
+
     def maps(self) -> str:
         """Return the areas in the format of /proc/PID/maps."""
         lines = []

@@ -168,7 +168,7 @@ class Process:
         except SimulatedSignal:
             raise
         except SoftLockup as lockup:
-            self._revoke()
+            self._machine.revoke()
             what = f"{self._doing} has not ended after {self._patience:g} s"
             raise Violation("lockup", lockup.event, 0, what) from None
         except Exception as error:
@@ -236,14 +236,6 @@ class Process:
     @property
     def _doing(self) -> str:
         return dr.DOING_NAMES[int(self.d.doing)]
-
-    def _revoke(self) -> None:
-        """Unmap all memory of a process that loops, so that its next access ends it."""
-        self.k.mm.map_count = 0
-        touched = self.k.touched[: self.k.mm.nr_touched]
-        fan_out = self._built.config.page_shift - 3
-        for slot in touched:
-            self.k.pte[slot << fan_out : (slot + 1) << fan_out] = 0
 
     def _raise_found(self, event: int) -> None:
         d = self.d

@@ -116,14 +116,14 @@ class Simulation:
         self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
         self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
         try:
-            self._initialise = self._build(initialise)
-            self._loop = self._build(self.loop_function, self.loop_bindings())
+            self._initialise = self.specialise(initialise)
+            self._loop = self.specialise(self.loop_function, self.loop_bindings())
         except WalkError as error:
             raise AllocatorFailure(str(error)) from None
         self._fresh = True
         self._compile()
 
-    def _build(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
+    def specialise(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
         """Specialise ``function`` for this simulation, or for other ``bindings``."""
         return build(function, guard=self._guard, loose=self.loose, **bindings or self._bindings)
 
@@ -226,7 +226,8 @@ class Simulation:
         for lack of memory ends the replay early (``stopped_at``).  Without ``watch`` the loop runs
         in the calling thread, and nobody notices if it does not end.  Raises AllocatorFailure for
         any other death, WorkloadError for a stream that breaks off, and
-        kernel.engine.watchdog.SoftLockup.
+        kernel.engine.watchdog.SoftLockup; after that, and after KeyboardInterrupt, the loop's
+        thread has lost its memory and the simulation is of no use.
         """
         self.start()
         last = self.length if end is None else end
@@ -255,7 +256,11 @@ class Simulation:
             self.stopped_at = int(self.k.task.now)
             self._verify_killed()
             return 0.0
+        except KeyboardInterrupt:
+            self.machine.revoke()
+            raise
         except SoftLockup as lockup:
+            self.machine.revoke()
             raise SoftLockup(lockup.event, lockup.seconds, self.where()) from None
         except WorkloadError:
             raise
@@ -318,7 +323,7 @@ class Simulation:
         if self.stopped_at >= 0:
             return
         try:
-            self._build(verify_heap)(self.k, self.a)
+            self.specialise(verify_heap)(self.k, self.a)
         except SimulatedSignal:
             raise AllocatorFailure(f"after the last event: {self.reason()}") from None
         try:

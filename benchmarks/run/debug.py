@@ -91,8 +91,8 @@ class _Debugged(Simulation):
         self.blocks: np.ndarray = np.zeros((0, 3), "i8")  # of the last sound heap
         switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
         super().__init__(job.plugin, job.load_workload(), job.kernel, switches)
-        self._check = self._build(verify_heap)
-        self._walk = self._build(self._bindings["walk"])
+        self._check = self.specialise(verify_heap)
+        self._walk = self.specialise(self._bindings["walk"])
 
     def start(self) -> None:
         """Begin anew, with a state whose arrays have bounds on both sides."""

@@ -36,13 +36,13 @@ def observe(directory: Path) -> None:
     with with_compiler(report) as progress:
         progress(0.0, "preparing the workload")
         workload = job.load_workload(progress)
-        run = (_on_model if job.library is None else _on_library)(job, workload, progress)
+        run = (on_model if job.library is None else _on_library)(job, workload, progress)
     results.write_timeline(directory / "timeline.parquet", run.timeline)
     results.write_json(directory / "metrics.json", run.metrics)
     run.entries["hashes"]["workload"] = workload.fingerprint
     results.update_run(
         directory,
-        status=results.OOM if run.reason else results.OK,
+        status=run.status,
         reason=run.reason,
         workload_provenance=workload.provenance,
         **run.entries,
@@ -50,13 +50,22 @@ def observe(directory: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Observed:
-    """What a run left: its files, entries of run.json, and why memory ran out, if it did."""
+class Observed:
+    """What a run left: its files, entries of run.json, and why memory ran out, if it did.
+
+    ``simulation``: of a run on the model, as it stands at the end; None of one on a library.
+    """
 
     metrics: dict[str, Any]
     timeline: dict[str, Any]
     entries: dict[str, Any]
     reason: str
+    simulation: Any = None
+
+    @property
+    def status(self) -> str:
+        """``oom`` or ``ok``: memory that ran out is a result."""
+        return results.OOM if self.reason else results.OK
 
 
 def _failures(r: Any) -> str:
@@ -65,16 +74,22 @@ def _failures(r: Any) -> str:
     return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
 
 
-def _on_model(job: Job, workload: Workload, progress: Progress) -> _Observed:
-    """The simulated allocator on the kernel model."""
-    from benchmarks.replay.simulation import (
-        OBSERVED,
-        Simulation,
-    )  # after the checks: it brings the compiler
+def observing(job: Job, workload: Workload) -> Any:
+    """Return a benchmarks.replay.simulation.Simulation with every instrument.
+
+    Raises AllocatorFailure when the allocator does not compile.
+    """
+    # Only now, after the checks: it brings the compiler.
+    from benchmarks.replay.simulation import OBSERVED, Simulation
 
     switches = OBSERVED | {"CHECK_FRAMES": job.check_frames, "CHECK_EVERY": job.check_every}
+    return Simulation(job.plugin, workload, job.kernel, switches, guarded=True)
+
+
+def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
+    """Replay once on the kernel model.  Raises AllocatorFailure, WorkloadError and SoftLockup."""
     progress(0.0, f"preparing {job.plugin.label}")
-    simulation = Simulation(job.plugin, workload, job.kernel, switches, guarded=True)
+    simulation = observing(job, workload)
     length = max(simulation.length, 1)
     seconds = simulation.replay(progress=lambda event: progress(event / length, "replaying"))
     progress(1.0, "preparing the check of the heap")
@@ -94,10 +109,11 @@ def _on_model(job: Job, workload: Workload, progress: Progress) -> _Observed:
     reason = _failures(simulation.r)
     if stopped >= 0:
         reason = f"killed at event {stopped}: out of memory on a page fault"
-    return _Observed(simulation.metrics(job.cost), simulation.timeline(), entries, reason)
+    metrics, timeline = simulation.metrics(job.cost), simulation.timeline()
+    return Observed(metrics, timeline, entries, reason, simulation)
 
 
-def _on_library(job: Job, workload: Workload, progress: Progress) -> _Observed:
+def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
     """The real library in a process of its own."""
     from benchmarks.real.memory import RealRun, clean_seconds, length
 
@@ -113,7 +129,7 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> _Observed:
         "library": job.library.identity() | run.conditions(),
         "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
     }
-    return _Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
+    return Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
 
 
 def main(directory: Path) -> int:

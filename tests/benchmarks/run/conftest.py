@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-import bench as _resolvers  # noqa: F401 - registers the resolvers that conf/ uses
 from benchmarks.run import observe, results
+from benchmarks.run.compose import compose
 from tests.conftest import ROOT
 
 #: Small enough to run in a second, large enough to reach every branch of an allocator.
@@ -55,11 +53,7 @@ def bench(python: Callable) -> Callable[..., subprocess.CompletedProcess]:
 
 def composed(*overrides: str) -> dict:
     """Compose the configuration that bench.py builds from these arguments."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    config.pop("experiment", None)
-    config.pop("debug")
-    return config
+    return compose(overrides)
 
 
 @pytest.fixture

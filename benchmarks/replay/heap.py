@@ -1,0 +1,75 @@
+"""The heap of a simulation as the allocator itself lists it."""
+
+import numpy as np
+
+from allocators.base.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED, walk
+from benchmarks.replay.simulation import AllocatorFailure, Simulation, explain
+from kernel.engine.jit import WalkError, jit
+from kernel.engine.memory import load_half_word, load_word
+from kernel.page import fold, page_of
+from kernel.task import kill
+from kernel.types import (
+    PTE_PRESENT,
+    PTE_SWAP,
+    SEGV_MAPERR,
+    SIGSEGV,
+    VM_READ,
+    SimulatedSignal,
+)
+from kernel.vma import covered
+
+#: Names of the kinds of pieces.
+KINDS = {BLOCK_USED: "used", BLOCK_FREE: "free", BLOCK_HEADER: "header"}
+
+
+@jit
+def is_filled(k, addr):
+    """Whether ``addr`` has words, resident or swapped out; without, a mapped page reads as 0."""
+    if k.pte[page_of(addr)] & (PTE_PRESENT | PTE_SWAP):
+        return True
+    if not covered(k, addr, addr + 1, VM_READ):
+        kill(k, SIGSEGV, SEGV_MAPERR, addr, 0)
+    return False
+
+
+@jit
+def look(k, addr, held=False):
+    """kernel.access.load, uncounted and without a fault: memory may have run out."""
+    return load_word(k.window, fold(addr) >> 3) if is_filled(k, addr) else 0
+
+
+@jit
+def look_half(k, addr, held=False):
+    """kernel.access.load_half likewise."""
+    return load_half_word(k.window, fold(addr) >> 1) if is_filled(k, addr) else 0
+
+
+@jit
+def run_walk(k, a, rows):
+    """Call the plugin's walk."""
+    return walk(k, a, rows)
+
+
+def pieces(simulation: Simulation) -> np.ndarray:
+    """Return (address, bytes, kind) of every piece, (pieces, 3) int64, sorted by address.
+
+    The first call for an allocator compiles.  The simulation stays as it was.  Raises
+    AllocatorFailure when the plugin has no walk, or it fails.
+    """
+    plugin = simulation.plugin
+    if not hasattr(plugin.module, "walk"):
+        raise AllocatorFailure(f"{plugin.name} defines no walk, so that nobody can list its heap")
+    rows = np.zeros((4096, 3), "i8")
+    try:
+        bindings = simulation.loop_bindings() | {"load": look, "load_half": look_half}
+        list_pieces = simulation.specialise(run_walk, bindings)
+        while (count := list_pieces(simulation.k, simulation.a, rows)) > len(rows):
+            rows = np.zeros((count, 3), "i8")
+    except SimulatedSignal:
+        raise AllocatorFailure(f"walk: {simulation.reason()}") from None
+    except WalkError as error:
+        raise AllocatorFailure(str(error)) from None
+    except Exception as error:
+        raise AllocatorFailure(f"walk: the plugin raised {explain(error)}") from error
+    rows = rows[:count]
+    return rows[np.argsort(rows[:, 0], kind="stable")]
