@@ -68,7 +68,7 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
                     found = audit.facts(facts.fingerprint)
                     # A slot too many is beside the table of objects: that cannot wait for the end.
                     if found.slots > facts.slots or (first == facts.events and found != facts):
-                        raise TraceError(f"{file}: its metadata tells of other events than it has")
+                        raise TraceError(f"{file}: facts in its metadata do not match its events")
                 yield events
         except TraceError as error:
             if imported:

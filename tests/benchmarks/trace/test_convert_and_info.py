@@ -137,4 +137,4 @@ def test_lenient_info_counts_what_it_drops(android, capsys):
     said = capsys.readouterr()
     dropped = json.loads(said.out)["dropped"]
     assert dropped == {"unknown_pointer": 1, "unreadable_line": 1}
-    assert "dropped 1 × unknown pointer, 1 × unreadable line; the first: line 14" in said.err
+    assert "dropped 1 × unknown pointer, 1 × unreadable line; first problem: line 14" in said.err

@@ -57,7 +57,7 @@ def test_pieces_make_no_difference(android, monkeypatch, piece):
     monkeypatch.setattr(packing, "_PIECE", piece)
     monkeypatch.setattr(formats, "_HEAD", 30)
     if piece < 40:  # shorter than a line: refused as no text
-        with pytest.raises(formats.TraceError, match=r"a line of more than \d+ bytes"):
+        with pytest.raises(formats.TraceError, match=r"a line exceeds \d+ bytes"):
             formats.load(android)
         return
     assert rows(formats.load(android)[0]) == EXPECTED

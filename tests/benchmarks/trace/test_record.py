@@ -316,12 +316,12 @@ def test_recover_after_everything_was_killed(subject, tmp_path, capfd):
     process.wait()
     relative = os.path.relpath(directory)
     assert main(["record", "-o", str(out), "--recover", relative]) == 1
-    assert "still recorded into, by process " in capfd.readouterr().err
+    assert "is still recording into it; end that process" in capfd.readouterr().err
     os.killpg(process.pid, signal.SIGKILL)
     seen += len(process.stdout.read())
     assert not out.exists()
     assert main(["record", "-o", str(out), "--", subject, "calls"]) == 1
-    assert "left by another recording" in capfd.readouterr().err
+    assert "left by an earlier recording" in capfd.readouterr().err
     assert main(["record", "-o", str(out), "--recover", str(directory)]) == 0
     events, provenance = read(out)
     # Nothing is lost but what was under way.
@@ -383,9 +383,9 @@ def test_statically_linked(made, subject, tmp_path, capfd):
         ([], "takes a command after --"),
         (["--recover", "x", "--", "y"], "takes a command after --"),
         (["ls"], "takes a command after --"),
-        (["--", "/nonesuch"], "/nonesuch: there is no such program"),
+        (["--", "/nonesuch"], "/nonesuch: program not found"),
         (["--", "/etc/passwd"], "/etc/passwd: cannot be executed"),
-        (["--recover", "/nonesuch"], "/nonesuch: no raw recording"),
+        (["--recover", "/nonesuch"], "/nonesuch: not a raw recording"),
     ],
 )
 def test_bad_arguments(subject, tmp_path, capfd, arguments, complaint):
@@ -413,7 +413,7 @@ def test_interrupted_while_it_converts(subject, tmp_path, monkeypatch, capfd):
 
 def test_no_directory(subject, tmp_path, capfd):
     assert main(["record", "-o", str(tmp_path / "no" / "t.parquet"), "--", subject]) == 1
-    assert "there is no directory" in capfd.readouterr().err
+    assert "does not exist" in capfd.readouterr().err
 
 
 def test_another_preloaded_library_stays(subject, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_shipped_trace_is_a_workload_with_its_own_name():
 
 
 def test_an_unknown_name():
-    with pytest.raises(workloads.WorkloadError, match="no trace 'nonesuch' is shipped"):
+    with pytest.raises(workloads.WorkloadError, match="unknown shipped trace 'nonesuch'"):
         workloads.validate({"name": "trace", "path": "shipped:nonesuch"})
 
 
@@ -81,4 +81,4 @@ def test_make_says_which_program_is_missing(tmp_path, monkeypatch, capsys):
 
 def test_make_refuses_unknown_names(capsys):
     assert make.main(["nonesuch"]) == 2
-    assert "no subject 'nonesuch'" in capsys.readouterr().err
+    assert "unknown program 'nonesuch'" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_a_shipped_trace_by_name(tmp_path, capsys):
     assert capsys.readouterr().out == first != ""
     with pytest.raises(SystemExit):
         main(["merge", str(out), "shipped:bash", "shipped:bush"])
-    assert "no trace 'bush' is shipped (there are: bash, " in capsys.readouterr().err
+    assert "unknown shipped trace 'bush'; choose one of bash, " in capsys.readouterr().err
 
 
 def test_slice_allocates_earlier_objects_first(rows, tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_slices_over_row_groups(tmp_path, capsys, monkeypatch, begin):
 def test_slice_of_nothing(rows, tmp_path, capsys, bounds):
     out = tmp_path / "out.parquet"
     assert main(["slice", str(rows), str(out), *bounds]) == 1
-    assert "it has 13" in capsys.readouterr().err
+    assert "the trace has 13" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [rows]
 
 
@@ -292,8 +292,8 @@ def test_sizes(rows, tmp_path, capsys):
         (["scale", "IN", "OUT", "--copies", "0"], 1, "--copies 0: must be 1 to"),
         (["scale", "IN", "OUT", "--sizes", "1e13"], 1, "event 0: 100 bytes times 1e+13"),
         (["scale", "IN", "OUT"], 1, "scale takes --copies N, --sizes F, or both"),
-        (["scale", "IN", "IN", "--copies", "2"], 1, "would overwrite the trace that is read"),
-        (["merge", "none/OUT", "IN", "IN"], 1, "there is no directory none"),
+        (["scale", "IN", "IN", "--copies", "2"], 1, "would overwrite an input trace"),
+        (["merge", "none/OUT", "IN", "IN"], 1, "the directory none does not exist"),
         (["slice", "IN", "."], 1, ".: is a directory"),
         (["merge", "OUT", "IN", "missing"], 1, "missing: No such file"),
         (["cat", "missing"], 1, "missing: No such file"),
@@ -323,7 +323,8 @@ def test_a_device_is_not_replaced(rows, tmp_path, capsys, arguments):
     os.mkfifo(pipe)
     names = {"IN": str(rows), "OUT": str(pipe)}
     assert main([names.get(a, a) for a in arguments]) == 1
-    assert capsys.readouterr().err == f"error: {pipe}: is no file that could be replaced\n"
+    error = f"error: {pipe}: not a regular file, so it cannot be replaced\n"
+    assert capsys.readouterr().err == error
     assert pipe.is_fifo()
 
 

@@ -130,7 +130,7 @@ def test_no_plot(trace, tmp_path, capsys):
     assert main(["info", str(trace[0]), "--plot", str(tmp_path / "none" / "x.png")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"x.png: there is no directory {tmp_path / 'none'}" in said
+    assert f"x.png: the directory {tmp_path / 'none'} does not exist" in said
     with pytest.raises(SystemExit, match="2"):
         main(["info", str(trace[0]), "--plot", "x.pdf"])
     assert "expected a name that ends in .png or .svg" in capsys.readouterr().err

@@ -97,7 +97,7 @@ WRONG = [
     ({"name": "trace", "path": ""}, "path=: expected the path of a file"),
     ({"name": "trace", "path": "nowhere.txt"}, "nowhere.txt: No such file or directory"),
     ({"name": "trace", "path": __file__, "strict": "maybe"}, "strict=maybe: choose one of"),
-    ({"name": "trace", "path": __file__}, "no trace format that is known here"),
+    ({"name": "trace", "path": __file__}, "unknown trace format (known: "),
 ]
 
 
