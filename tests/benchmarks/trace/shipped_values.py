@@ -18,7 +18,7 @@ TABLE = Path(__file__).with_name("shipped.json")
 
 
 def values(name: str) -> dict[str, int]:
-    """Operations, threads and peak live bytes of a trace, whose events are checked."""
+    """Return operations, threads and peak live bytes of a trace, after checking its events."""
     path = shipped.path_of(name)
     ledger, live, peak = Ledger(), 0, 0
     by_op = np.zeros(len(OP_NAMES), "i8")

@@ -1,4 +1,4 @@
-"""A damaged or impossible trace gives one line that names the place, and leaves nothing behind."""
+"""A damaged or impossible trace causes a one-line error with the position, and leaves no files."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ def test_line(android, line, message, capsys):
     said = capsys.readouterr().err
     assert "dropped 1 ×" in said
     assert f"line 14: {message}" in said
-    # What was imported leniently stays an error for a strict reader.
+    # After a lenient import, a strict reader still reports the error.
     with pytest.raises(WorkloadError, match=":14: "):
         workloads.load({"name": "trace", "path": str(android)})
     lenient = workloads.load({"name": "trace", "path": str(android), "strict": False})
@@ -111,7 +111,7 @@ def cut_zip(path):
 
 
 def broken_zip(path):
-    """A member whose bytes are not what its checksum says."""
+    """Write an archive with a member whose checksum is wrong."""
     zip_of({"a.txt": "".join(f"1: malloc {i * 16:#x} 8\n" for i in range(1, 9999))})(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -263,7 +263,7 @@ def test_flipped_bytes_of_a_parquet_trace(tmp_path):
             events, _ = formats.load(path)
         except formats.TraceError as error:
             caught.append(str(error))
-        else:  # a byte that says nothing
+        else:  # the byte has no meaning
             assert all((a == b).all() for a, b in zip(events, w.events, strict=True))
     assert len(caught) > 10
     assert all(message.startswith(str(path)) for message in caught)

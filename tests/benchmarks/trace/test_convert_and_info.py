@@ -1,4 +1,4 @@
-"""A Parquet trace keeps everything, and info tells what is in a trace."""
+"""A Parquet trace preserves all events, and info prints what a trace contains."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_info(android, capsys):
         {"from": 65, "to": 128, "requests": 2, "bytes": 200},
         {"from": 257, "to": 512, "requests": 1, "bytes": 300},
     ]
-    for name in ("live", "lifetimes", "by_thread"):  # test_tools_info looks at these
+    for name in ("live", "lifetimes", "by_thread"):  # checked in test_tools_info
         assert about.pop(name)
     assert about == {
         "format": "Android memory_replay",

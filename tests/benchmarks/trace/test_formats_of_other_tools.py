@@ -1,4 +1,4 @@
-"""What other tools record is read as it happened; what cannot have happened is named by place."""
+"""Recordings of other tools are read correctly; impossible events are reported by position."""
 
 import enum
 import gzip
@@ -19,7 +19,7 @@ from benchmarks.trace.formats import memray, packing
 
 
 def rows(events):
-    """Operation, slot, size and log2 of the alignment of each event."""
+    """Return operation, slot, size and log2 of the alignment of each event."""
     names = [OP_NAMES[op] for op in events.op]
     columns = (events.slot, events.size, column(events, "align"))
     return list(zip(names, *(c.tolist() for c in columns), strict=True))
@@ -87,7 +87,7 @@ JSONL = """\
 
 
 def field(number, value):
-    """A protocol-buffer field: a number or bytes."""
+    """Encode a protocol-buffer field: a number or bytes."""
     if isinstance(value, bytes):
         return bytes([number << 3 | 2]) + varint(len(value)) + value
     return bytes([number << 3]) + varint(value)
@@ -102,7 +102,7 @@ def varint(value):
 
 
 def message(kind, *numbers):
-    """One line of a malloc-bench trace; None is a field that is absent."""
+    """Encode one line of a malloc-bench trace; None is an absent field."""
     tags = {"malloc": 1, "free": 2, "realloc": 3, "calloc": 4}
     body = b"".join(field(i + 1, n) for i, n in enumerate(numbers) if n is not None)
     return field(1, field(tags[kind], body))
@@ -200,7 +200,7 @@ def write(path, content):
     [*((name, piece) for name in READ for piece in (1 << 22, 120)), ("malloc-bench protobuf", 1)],
 )
 def test_events(tmp_path, name, piece, monkeypatch):
-    """Whatever the pieces in which a file is read."""
+    """The result does not depend on the pieces in which a file is read."""
     content, expected, dropped = READ[name]
     monkeypatch.setattr(packing, "_PIECE", piece)
     events, provenance = formats.load(write(tmp_path / "t", content))
@@ -212,7 +212,7 @@ def test_events(tmp_path, name, piece, monkeypatch):
 
 @pytest.mark.parametrize("name", ["heaptrack raw", "glibc mtrace"])
 def test_what_goes_on_in_the_next_piece(tmp_path, name, monkeypatch):
-    """A clock, and a realloc of two lines, wherever the pieces part."""
+    """A clock, and a realloc of two lines, work across any boundary of pieces."""
     path = write(tmp_path / "t", READ[name][0])
     times = []
     for piece in range(90, 200, 3):
@@ -254,7 +254,7 @@ def test_heaptrack_attached_to_a_program(tmp_path):
 
 
 def test_calls_that_other_threads_interrupt(tmp_path):
-    """As valgrind prints them: a result that comes late belongs to the oldest open call."""
+    """A result that valgrind prints late belongs to the oldest call without a result."""
     text = VALGRIND + (
         "--7-- malloc(4916)free(0x4D6FFA0)\n"
         "--7-- memalign(al 16, size 30)malloc(31) = 0x10\n"
@@ -283,7 +283,7 @@ def test_jsonl_has_no_times(tmp_path):
 
 @pytest.mark.parametrize("blank", ["", "\n"])
 def test_jsonl_is_in_the_order_of_its_times(tmp_path, blank):
-    """Where all lines have one; else in the order of the lines.  A blank line changes nothing."""
+    """Events are sorted by ts if all lines have one, else not; blank lines are ignored."""
     lines = [
         '{"ts": 5, "op": "free", "id": 140234567890}\n',
         '{"ts": 4, "op": "alloc", "id": 140234567890, "size": 3}\n',
@@ -293,14 +293,14 @@ def test_jsonl_is_in_the_order_of_its_times(tmp_path, blank):
     assert rows(events) == [("malloc", 0, 3, 0), ("free", 0, 0, 0)]
     with pytest.raises(formats.TraceError, match="t:1: free of id 140234567890, which was never"):
         formats.load(write(tmp_path / "t", text.replace('"ts": 4, ', "")))
-    # The first line that is wrong is told, not the first in the order of times.
+    # The error reported is the first bad line of the file, not the first by ts.
     bad = text + '{"ts": 1, "op": "free", "id": 3}\n{"ts": 0}\n'
     with pytest.raises(formats.TraceError, match=f"t:{4 if blank else 3}: free of id 3"):
         formats.load(write(tmp_path / "t", bad))
 
 
 def ordered_jsonl(n):
-    """Objects that are allocated and freed in turn, a line for each of ``n`` times."""
+    """Return ``n`` lines that alternately allocate and free objects."""
     line = '{{"ts": {}, "op": "{}", "id": {}{}}}\n'
     return [
         line.format(ts, *(("free", ts - 1, "") if ts % 2 else ("alloc", ts, ', "size": 8')))
@@ -316,7 +316,7 @@ def test_jsonl_is_sorted_across_what_is_read_at_once(tmp_path, monkeypatch):
     mixed = [line for i in range(0, 400, 8) for line in reversed(lines[i : i + 8])]
     path = write(tmp_path / "mixed", "".join(mixed))
     assert rows(formats.load(path)[0]) == expected
-    # The first line that is wrong is told by its own number, wherever it was read.
+    # The first bad line is reported with its line number in the file, in any piece.
     mixed[300] = mixed[300].replace("op", "po")
     with pytest.raises(formats.TraceError, match="mixed:301: unknown op None"):
         formats.load(write(path, "".join(mixed)))
@@ -329,7 +329,7 @@ def test_a_line_of_jsonl_that_comes_too_late(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "t", "".join(lines))
     with pytest.raises(formats.TraceError, match="t:21: free of id 20, which was never allocated"):
         formats.load(path)
-    lines.insert(200, lines.pop(20))  # now its free comes as late
+    lines.insert(200, lines.pop(20))  # now the free of the object is as late
     path = write(tmp_path / "t", "".join(lines))
     with pytest.raises(formats.TraceError, match=r"t:200: ts 20 is out of order: ts [0-9]+ prec"):
         formats.load(path)
@@ -430,7 +430,7 @@ def test_what_cannot_be_read_at_all(tmp_path, content, said, capsys, monkeypatch
     assert error.count("\n") == 1
 
 
-# --- memray, which needs not be installed: the part of its interface that is used ----------------
+# --- memray: a fake of the interface that is used, since memray may not be installed -------------
 
 KINDS = enum.Enum(
     "AllocatorType",
@@ -440,7 +440,7 @@ KINDS = enum.Enum(
 CAPTURE = [
     # address, size, kind, thread
     (0x10, 100, 6, 1),
-    (0x20, 0, 5, 1),  # from before the recording
+    (0x20, 0, 5, 1),  # allocated before the recording
     (0x30, 50, 8, 2),
     (0x10, 0, 5, 1),  # realloc's first half
     (0x40, 300, 7, 1),
@@ -449,13 +449,13 @@ CAPTURE = [
     (0x50, 8, 7, 1),  # realloc(NULL, 8): the free above is another thread's
     (0x40, 0, 1, 2),
     (0x1000, 9, 12, 2),
-    (0x2000, 0, 5, 2),  # a realloc of an object from before the recording
+    (0x2000, 0, 5, 2),  # a realloc of an object allocated before the recording
     (0x3000, 70, 7, 2),
 ]
 
 
 def double(records, total, aggregated=False):
-    """A module that offers what memray's documentation says of FileReader."""
+    """Return a fake memray module with the documented interface of FileReader."""
 
     class FileReader:
         def __init__(self, path):
@@ -518,7 +518,7 @@ def test_a_real_capture(tmp_path):
     assert len(kept) == 1000
 
 
-# --- one program, recorded by the tools themselves -----------------------------------------------
+# --- One program, recorded with the real tools ---------------------------------------------------
 
 PROGRAM = """\
 #include <malloc.h>
@@ -548,7 +548,7 @@ def program(tmp_path_factory):
 
 
 def life(events):
-    """What the program did: sizes asked for and sizes freed, of its own objects."""
+    """Return the program's events: requested and freed sizes of its own objects."""
     held, told = {}, []
     for name, slot, size, _ in rows(events):
         if slot < 0:
@@ -562,7 +562,7 @@ def life(events):
 
 
 def with_reallocs(told):
-    """The same where a realloc is written as a free and an allocation, and calloc as malloc."""
+    """Return the same events with a realloc as free and allocation, and calloc as malloc."""
     plain = []
     for _, before, after in told:
         if before is not None:
@@ -618,11 +618,11 @@ def test_recorded_by_mtrace(program, tmp_path):
     assert told == expected
 
 
-# --- all formats tell the same story -------------------------------------------------------------
+# --- All formats yield the same events -----------------------------------------------------------
 
 
 def test_one_random_program_in_every_format(tmp_path):
-    """malloc, realloc and free of one program, as each tool would write them."""
+    """Return malloc, realloc and free of one program in the format of each tool."""
     rng = random.Random(4)
     texts = {"android": "", "mtrace": "= Start\n", "jsonl": "", "valgrind": ""}
     bench, live, number = b"", [], 0

@@ -1,4 +1,4 @@
-"""The shipped traces are what they were, and what was asked of them."""
+"""The shipped traces are unchanged and meet their requirements."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_trace_says_how_it_was_made(name):
     with parquet.Reader(path) as reader:
         told = reader.provenance
         assert path.stat().st_size <= 8 * reader.events
-    assert told["made_by"].startswith("python -m benchmarks.")  # of the layout at that time
+    assert told["made_by"].startswith("python -m benchmarks.")  # module path at that time
     assert told["made_by"].endswith(f"shipped.make {name}")
     for key in ("command", "arguments", "program", "input", "version", "recorder"):
         assert told[key]

@@ -1,4 +1,4 @@
-"""cat, head, slice, merge and scale do what their first paragraphs say."""
+"""cat, head, slice, merge and scale work as their docstrings specify."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ def columns(rows):
 
 @pytest.fixture
 def rows(tmp_path):
-    """A Parquet trace with every column, of ROWS."""
+    """Return a Parquet trace of ROWS, with every column."""
     path = tmp_path / "rows.parquet"
     parquet.write(path, columns(ROWS), {"by": "test"})
     return path
@@ -76,12 +76,12 @@ def text(capsys, *arguments):
 
 
 def lines(capsys, path):
-    """The events of a trace as cat prints them, without numbers."""
+    """Return the events of a trace as printed by cat, without numbers."""
     return [line.strip().split(" ", 1)[1] for line in text(capsys, "cat", path).splitlines()]
 
 
 def long_trace(path, n, monkeypatch, **more):
-    """A consistent trace of at most ``n`` events in row groups of 100, with reallocs."""
+    """Write a consistent trace of at most ``n`` events in row groups of 100, with reallocs."""
     rng = np.random.default_rng(n)
     op, slot, size, live = [], [], [], {}
     while len(op) < n:
@@ -318,7 +318,7 @@ def test_one_line_for_what_cannot_be_done(rows, tmp_path, capsys, arguments, cod
     ],
 )
 def test_a_device_is_not_replaced(rows, tmp_path, capsys, arguments):
-    """/dev/null, say; here a pipe, on which nothing else depends."""
+    """An output such as /dev/null is refused; the test uses a pipe, which is harmless."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     names = {"IN": str(rows), "OUT": str(pipe)}

@@ -1,4 +1,4 @@
-"""info's lifetimes, live bytes over time and threads agree with plain code that follows each event.
+"""info's lifetimes, live bytes over time and threads agree with plain Python, event by event.
 
 What is drawn of them is a picture with all four panels, or nothing and one line.
 """
@@ -19,7 +19,7 @@ from benchmarks.trace.tools import info
 
 
 def followed(events):
-    """Plain code: lifetimes by size class, live bytes after each event, sums by thread."""
+    """Compute lifetimes by size class, live bytes after each event and sums by thread."""
     birth, size, owner = {}, {}, {}
     lifetimes, ns, live, total = defaultdict(list), defaultdict(list), [], 0
     threads = defaultdict(Counter)
@@ -47,7 +47,7 @@ def followed(events):
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A trace of 5000 events with threads, times and reallocs, in row groups of 700."""
+    """Return a trace of 5000 events with threads, times and reallocs, in row groups of 700."""
     monkeypatch.setattr(parquet, "ROW_GROUP", 700)
     events = workloads.load({"name": "churn", "operations": 5000, "live": 300}).events
     rng = np.random.default_rng(3)
