@@ -76,14 +76,16 @@ class Statistics:
         self._peak = max(self._peak, int(live.max()))
         self._peak_objects = max(self._peak_objects, int(objects.max()))
         self._over_time.add(live, objects)
-        asks = (events.op < ALLOCATOR_OPS) & (followed.after >= 0)
-        sizes = events.size[asks]
+        requests = (events.op < ALLOCATOR_OPS) & (followed.after >= 0)
+        sizes = events.size[requests]
         self._allocated += int(sizes.sum())
         octave = _size_class(sizes)
         self._counts += np.bincount(octave, minlength=len(self._counts))
         np.add.at(self._bytes, octave, sizes)
         dies = there < 0
-        self._threads.add(column(events, "thread"), np.where(asks, events.size, -1), dies, followed)
+        self._threads.add(
+            column(events, "thread"), np.where(requests, events.size, -1), dies, followed
+        )
         size, birth = followed.before[dies], followed.birth
         self._lifetimes["events"].add(size, number[dies] - birth["number"][dies])
         if len(events.time):
@@ -141,11 +143,11 @@ class Threads:
         more = int(thread.max()) + 1 - self._sums.shape[1]
         if more > 0:
             self._sums = np.pad(self._sums, ((0, 0), (0, more)))
-        n, asks = self._sums.shape[1], asked >= 0
-        for i, which in enumerate((slice(None), asks, None, dies, followed.foreign)):
+        n, requests = self._sums.shape[1], asked >= 0
+        for i, which in enumerate((slice(None), requests, None, dies, followed.foreign)):
             if which is not None:
                 self._sums[i] += np.bincount(thread[which], minlength=n)
-        np.add.at(self._sums[self._COLUMNS.index("bytes")], thread[asks], asked[asks])
+        np.add.at(self._sums[self._COLUMNS.index("bytes")], thread[requests], asked[requests])
 
     def summary(self) -> list[dict[str, int]]:
         """Return a row for each thread that has events."""

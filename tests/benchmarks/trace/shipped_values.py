@@ -31,8 +31,8 @@ def values(name: str) -> dict[str, int]:
             running = live + np.cumsum(change)
             live, peak = int(running[-1]), max(peak, int(running.max()))
             by_op += np.bincount(events.op, minlength=len(OP_NAMES))
-            asks = (events.op < ALLOCATOR_OPS) & (events.op != FREE)
-            allocating.update(np.unique(column(events, "thread")[asks]).tolist())
+            requests = (events.op < ALLOCATOR_OPS) & (events.op != FREE)
+            allocating.update(np.unique(column(events, "thread")[requests]).tolist())
             foreign += int(np.count_nonzero(followed.foreign))
     counts = {op: int(n) for op, n in zip(OP_NAMES, by_op, strict=True) if n}
     return {

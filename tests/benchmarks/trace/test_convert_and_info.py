@@ -21,9 +21,9 @@ def test_round_trip(android, tmp_path, capsys):
     assert main(["convert", str(first), str(second)]) == 0
     events, provenance = formats.load(android)
     for path in (first, second):
-        again, told = formats.load(path)
+        again, stored = formats.load(path)
         assert fingerprint(again) == fingerprint(events)
-        assert told == provenance
+        assert stored == provenance
     assert first.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 

@@ -121,8 +121,8 @@ def test_rep_loses_what_it_tells(events, tmp_path_factory):
     expected, held = [], set()
     for op, slot, size in zip(*(c[kept].tolist() for c in events[:3]), strict=True):
         fresh = slot not in held
-        told = MALLOC if op in (CALLOC, ALIGNED) or (op == REALLOC and fresh) else op
-        expected.append((told, slot, size))
+        shown = MALLOC if op in (CALLOC, ALIGNED) or (op == REALLOC and fresh) else op
+        expected.append((shown, slot, size))
         held.add(slot)
         if op == FREE or (op == REALLOC and size == 0 and not fresh):
             held.discard(slot)
@@ -259,10 +259,10 @@ def test_a_workload_can_be_run_by_others(tmp_path):
     w = workloads.load({"name": "churn", "operations": 20_000, "live": 500})
     for name in ("w.txt.gz", "w.rep"):
         there_and_back(tmp_path, w.events, name)
-        told = describe(tmp_path / name, strict=True)
-        native_told = describe(tmp_path / "source.parquet", strict=True)
+        shown = describe(tmp_path / name, strict=True)
+        native_info = describe(tmp_path / "source.parquet", strict=True)
         for what in ("events", "operations", "peak_live_bytes", "allocated_bytes", "sizes"):
-            assert told[what] == native_told[what]
+            assert shown[what] == native_info[what]
 
 
 @pytest.mark.skipif(disabled(), reason="2.46 million lines take too long as plain Python")

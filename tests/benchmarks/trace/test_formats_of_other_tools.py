@@ -549,7 +549,7 @@ def program(tmp_path_factory):
 
 def life(events):
     """Return the program's events: requested and freed sizes of its own objects."""
-    held, told = {}, []
+    held, read = {}, []
     for name, slot, size, _ in rows(events):
         if slot < 0:
             continue
@@ -557,14 +557,14 @@ def life(events):
         if name != "free" and (size or before is None):
             held[slot] = size
         if {before, size} & {777, 778, 7770, 7771, 77700}:
-            told.append((name, before, held.get(slot)))
-    return told
+            read.append((name, before, held.get(slot)))
+    return read
 
 
-def with_reallocs(told):
+def with_reallocs(read):
     """Return the same events with a realloc as free and allocation, and calloc as malloc."""
     plain = []
-    for _, before, after in told:
+    for _, before, after in read:
         if before is not None:
             plain.append(("free", before, None))
         if after is not None:
@@ -611,11 +611,11 @@ def test_recorded_by_mtrace(program, tmp_path):
     done = subprocess.run([program], env=environment, check=True, capture_output=True)
     if done.stderr or not (tmp_path / "log").exists():
         pytest.skip("no libc_malloc_debug")
-    told = life(formats.load(tmp_path / "log")[0])
+    read = life(formats.load(tmp_path / "log")[0])
     as_written = {"calloc": "malloc", "aligned": "malloc"}
     expected = [(as_written.get(name, name), *sizes) for name, *sizes in EXPECTED]
     expected[-1] = ("free", *expected[-1][1:])  # realloc(p, 0) is written as a free
-    assert told == expected
+    assert read == expected
 
 
 # --- All formats yield the same events -----------------------------------------------------------
@@ -656,12 +656,12 @@ def test_one_random_program_in_every_format(tmp_path):
             texts["valgrind"] += f"--9-- malloc({size}) = 0x{p:X}\n"
             texts["jsonl"] += json.dumps({"op": "alloc", "id": number, "size": size}) + "\n"
             bench += message("malloc", number, size)
-    told = {name: rows(formats.load(write(tmp_path / name, t))[0]) for name, t in texts.items()}
-    told["malloc-bench"] = rows(formats.load(write(tmp_path / "b", gzip.compress(bench)))[0])
-    assert len(told["android"]) == 3000
+    read = {name: rows(formats.load(write(tmp_path / name, t))[0]) for name, t in texts.items()}
+    read["malloc-bench"] = rows(formats.load(write(tmp_path / "b", gzip.compress(bench)))[0])
+    assert len(read["android"]) == 3000
     split = []  # the one format that has no realloc
-    for name, *rest in told["android"]:
+    for name, *rest in read["android"]:
         split += [("free", rest[0], 0, 0), ("malloc", *rest)] if name == "realloc" else []
         split += [(name, *rest)] if name != "realloc" else []
-    for name, events in told.items():
-        assert events == (split if name == "jsonl" else told["android"]), name
+    for name, events in read.items():
+        assert events == (split if name == "jsonl" else read["android"]), name

@@ -191,12 +191,12 @@ def test_slice_allocates_earlier_objects_first(rows, tmp_path, capsys):
         "1: thread_end @9",
         "0: free #0 @11",
     ]
-    told = formats.load(out)[1]
-    assert told["objects_allocated_first"] == 3
-    assert told["parents"][0]["file"] == rows.name
-    assert told["parents"][0]["provenance"] == {"by": "test"}
-    assert len(told["parents"][0]["sha256"]) == 64
-    assert told["command"].startswith("python -m benchmarks.trace slice ")
+    provenance = formats.load(out)[1]
+    assert provenance["objects_allocated_first"] == 3
+    assert provenance["parents"][0]["file"] == rows.name
+    assert provenance["parents"][0]["provenance"] == {"by": "test"}
+    assert len(provenance["parents"][0]["sha256"]) == 64
+    assert provenance["command"].startswith("python -m benchmarks.trace slice ")
 
 
 def test_slice_drops_earlier_objects(rows, tmp_path, capsys):
@@ -217,14 +217,14 @@ def test_slices_over_row_groups(tmp_path, capsys, monkeypatch, begin):
     path, out = tmp_path / "t.parquet", tmp_path / "out.parquet"
     whole = long_trace(path, 500, monkeypatch)
     text(capsys, "slice", path, out, "--from", begin, "--to", 430)
-    part, told = formats.load(out)
-    first = told["objects_allocated_first"]
+    part, provenance = formats.load(out)
+    first = provenance["objects_allocated_first"]
     assert first + 430 - begin == len(part.op)
     assert np.array_equal(live_bytes(part)[first:], live_bytes(whole)[begin:430])
     assert part.slot.max() < 40
     text(capsys, "slice", path, out, "--from", begin, "--to", 430, "--drop-earlier")
-    rest, told = formats.load(out)
-    assert len(rest.op) + told["events_dropped"] == 430 - begin
+    rest, provenance = formats.load(out)
+    assert len(rest.op) + provenance["events_dropped"] == 430 - begin
 
 
 @pytest.mark.parametrize("bounds", [("--from", "13"), ("--from", "5", "--to", "5")])
@@ -240,11 +240,11 @@ def test_merge_by_time(rows, tmp_path, capsys):
     times = [100, 102, 101, 116]
     parquet.write(other, make_events([0, 0, 1, 1], [0, 1, 0, 1], [5, 6, 0, 0], time=times), {})
     assert text(capsys, "merge", out, rows, other) == f"interleaved by time\n{out}\n"
-    events, told = formats.load(out)
+    events, provenance = formats.load(out)
     assert events.time.tolist() == [0, 0, 2, 2, 1, 3, 3, 4, 5, 7, 10, 11, 12, 13, 15, 16, 16]
     assert events.thread.tolist() == [0, 2, 1, 2, 2, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 2]
-    assert [parent["file"] for parent in told["parents"]] == [rows.name, other.name]
-    assert told["interleaved_by"] == "time"
+    assert [parent["file"] for parent in provenance["parents"]] == [rows.name, other.name]
+    assert provenance["interleaved_by"] == "time"
 
 
 def test_merge_by_length(tmp_path, capsys, monkeypatch):

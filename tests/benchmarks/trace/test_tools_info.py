@@ -73,15 +73,15 @@ def test_lifetimes(trace):
     about = info.describe(path, True)
     lifetimes, ns, _, _, left = followed(events)
     for unit, expected in (("events", lifetimes), ("ns", ns)):
-        told = about["lifetimes"][unit]
+        shown = about["lifetimes"][unit]
         everything = sorted(t for row in expected.values() for t in row)
-        assert told["freed"] == len(everything)
-        assert told["alive"] == len(left) == sum(row["alive"] for row in told["sizes"])
+        assert shown["freed"] == len(everything)
+        assert shown["alive"] == len(left) == sum(row["alive"] for row in shown["sizes"])
         counts = Counter(t.bit_length() for t in everything)
-        assert {row["below"].bit_length() - 1: row["objects"] for row in told["distribution"]} == (
+        assert {row["below"].bit_length() - 1: row["objects"] for row in shown["distribution"]} == (
             dict(counts)
         )
-        for row in told["sizes"]:
+        for row in shown["sizes"]:
             mine = sorted(expected[row["to"].bit_length() - 1])
             assert row["freed"] == len(mine)
             for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9)) if mine else ():
@@ -105,8 +105,8 @@ def test_live_over_time(trace, monkeypatch):
 
 def test_threads(trace):
     path, events = trace
-    told = {row.pop("thread"): row for row in info.describe(path, True)["by_thread"]}
-    assert told == followed(events)[3]
+    shown = {row.pop("thread"): row for row in info.describe(path, True)["by_thread"]}
+    assert shown == followed(events)[3]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -238,9 +238,9 @@ def test_allocators_take_it_for_the_trace(models, allocator):
         original, true, null = (
             measured(plugin, models[name, kind]) for kind in ("trace", "synth", "null")
         )
-        told = (name, MEASURES, true / original, null / original)
-        assert np.abs(true / original - 1).max() < 0.1, told
-        assert np.abs(null / original - 1).max() > 0.2, told
+        ratios = (name, MEASURES, true / original, null / original)
+        assert np.abs(true / original - 1).max() < 0.1, ratios
+        assert np.abs(null / original - 1).max() > 0.2, ratios
 
 
 def test_label(trace):
