@@ -1,4 +1,5 @@
-"""Events: what a program asks of its allocator, how they are stored and told.
+"""Events: a program's requests to its allocator, the trace file format, and progress display.
 
-The lowest storey of benchmarks/: imports only the kernel's engine; every other storey imports it.
+The lowest layer of benchmarks/: imports only the allocators' list of operations and the kernel's
+engine; every other layer imports it.
 """

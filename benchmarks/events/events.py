@@ -1,14 +1,14 @@
-"""The event vocabulary, and a workload in memory: a structure of arrays, one row an event.
+"""The kinds of events, and a workload in memory: a structure of arrays with one row per event.
 
-Objects are named by dense *slots*: an allocation fills its slot, a free empties it, a slot may be
-filled again later.  In files the same columns carry the same names (benchmarks.events.parquet).
+Objects are identified by dense *slots*: an allocation fills its slot, a free empties it, and a
+later allocation may fill it again.  Files use the same column names (benchmarks.events.parquet).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from allocators.base.operation import (  # noqa: F401 - the vocabulary of all that has events
+from allocators.base.operation import (  # noqa: F401 - re-exported for every user of events
     ALIGNED,
     CALLOC,
     FREE,
@@ -20,14 +20,14 @@ from allocators.base.operation import (  # noqa: F401 - the vocabulary of all th
     TOUCH_WRITE,
 )
 
-#: Operations below this one are the allocator's; touches and thread ends are not counted in ns/op.
+#: Operations below this one are allocator calls; the others are not counted in ns/op.
 ALLOCATOR_OPS = TOUCH_READ
 
-#: Every column: name, dtype, value where absent, meaning.
+#: All columns: name, dtype, default value if the column is absent, meaning.
 COLUMNS = (
     ("op", "u1", 0, "operation, an index of OP_NAMES"),
     ("slot", "i4", 0, "object; -1 for free(NULL) and thread_end"),
-    ("size", "i8", 0, "bytes asked for; touch: length; free: size told by a sized free, else 0"),
+    ("size", "i8", 0, "bytes requested; touch: length; sized free: size passed; other free: 0"),
     ("align", "u1", 0, "log2 of the alignment of an aligned allocation, else 0"),
     ("thread", "i4", 0, "dense thread number from 0"),
     ("offset", "i8", 0, "touch: first byte within the object"),
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 class Events(NamedTuple):
-    """Columns of ``n`` events.  A column that a workload lacks has length 0."""
+    """Columns of ``n`` events.  A column that is absent from the workload has length 0."""
 
     op: np.ndarray
     slot: np.ndarray
@@ -52,7 +52,10 @@ class Events(NamedTuple):
 def make_events(
     op: np.ndarray, slot: np.ndarray, size: np.ndarray, **optional: np.ndarray
 ) -> Events:
-    """Return Events of (n,) columns, three and any optional ones, converted to their dtypes."""
+    """Return Events of three required and any optional (n,) columns, converted to their dtypes.
+
+    Raises TypeError for an unknown column, ValueError for columns of different lengths.
+    """
     given = {"op": op, "slot": slot, "size": size} | optional
     columns = []
     for name, dtype, _, _ in COLUMNS:
@@ -66,7 +69,7 @@ def make_events(
 
 
 def read_only(events: Events) -> Events:
-    """Views of the columns that cannot be written through: one type for compiled code."""
+    """Return read-only views of the columns, so that compiled code sees one array type."""
     views = [data.view() for data in events]
     for view in views:
         view.flags.writeable = False
@@ -74,12 +77,12 @@ def read_only(events: Events) -> Events:
 
 
 def rows(events: Events, begin: int, end: int) -> Events:
-    """The events [begin, end); views."""
+    """Return the events [begin, end) as views."""
     return Events(*(data[begin:end] for data in events))
 
 
 def column(events: Events, name: str) -> np.ndarray:
-    """The column ``name``, filled with its default where the workload lacks it."""
+    """Return the column ``name``; if the workload does not have it, an array of its default."""
     data = getattr(events, name)
     if len(data) == len(events.op):
         return data
@@ -88,10 +91,10 @@ def column(events: Events, name: str) -> np.ndarray:
 
 
 def slot_count(events: Events) -> int:
-    """Number of slots that the events name."""
+    """Return the number of slots: the highest slot number in the events plus 1."""
     return int(events.slot.max()) + 1 if len(events.slot) else 0
 
 
 def operation_count(events: Events) -> int:
-    """Number of events that are the allocator's (what ns/op divides by)."""
+    """Return the number of allocator calls among the events (the divisor of ns/op)."""
     return int(np.count_nonzero(events.op < ALLOCATOR_OPS))

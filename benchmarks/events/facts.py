@@ -1,11 +1,11 @@
-"""What a trace's events tell of it, gathered in successive pieces.
+"""Totals of a trace's events, computed piece by piece, and a check that the events are consistent.
 
-    events ──┬──► Audit         can they have happened?  slots, operations, live bytes at most
+    events ──┬──► Audit         consistency; number of slots and operations, peak live bytes
              └──► Fingerprint   sha256 over all columns
-                                    └──► Facts, kept in the file's metadata
+                                    └──► Facts, stored in the file's metadata
                                     (benchmarks.events.parquet)
 
-With the facts known a trace can be replayed while it is still being read.
+If the facts are known in advance, a trace can be replayed while it is still being read.
 """
 
 import hashlib
@@ -32,10 +32,9 @@ _MAX_ALIGN = 62
 
 @dataclass(frozen=True)
 class Facts:
-    """Numbers of ``events``, allocator ``operations`` and ``slots``; peaks; ``fingerprint``.
+    """Totals of a trace: number of events, allocator operations and slots; peaks; fingerprint.
 
-    ``peak_live``: bytes, ``peak_live_objects``: objects, both as a replay without failed requests
-    finds them.
+    ``peak_live`` (bytes) and ``peak_live_objects`` hold for a replay in which no request fails.
     """
 
     events: int
@@ -47,7 +46,7 @@ class Facts:
 
     @classmethod
     def parse(cls, given: Any, events: int) -> "Facts | None":
-        """Facts as a file has them; None where they are not of ``events`` events."""
+        """Return the facts stored in a file; None if malformed or not of ``events`` events."""
         if not isinstance(given, Mapping):
             return None
         try:
@@ -61,37 +60,38 @@ class Facts:
 
 
 class Fingerprint:
-    """sha256 over names, types and contents of all columns that say anything.
+    """SHA-256 over the names, types and contents of all columns that carry information.
 
-    An optional column that holds its default throughout counts as absent.
+    An optional column that holds only its default counts as absent.
     """
 
     def __init__(self) -> None:
         self._hashes = {name: hashlib.sha256() for name, *_ in COLUMNS}
-        self._says = set(_REQUIRED)
+        self._informative = set(_REQUIRED)
 
     def add(self, events: Events) -> None:
-        """Take the next piece.  All pieces have the same columns."""
+        """Add the next piece.  All pieces have the same columns."""
         for (name, dtype, default, _), data in zip(COLUMNS, events, strict=True):
             self._hashes[name].update(np.ascontiguousarray(data, np.dtype(dtype).newbyteorder("<")))
-            if name not in self._says and (data != default).any():
-                self._says.add(name)
+            if name not in self._informative and (data != default).any():
+                self._informative.add(name)
 
     def hexdigest(self) -> str:
-        """The fingerprint, 64 hex digits, of the pieces so far."""
+        """Return the fingerprint of the pieces so far, 64 hex digits."""
         whole = hashlib.sha256()
         for name, dtype, *_ in COLUMNS:
-            if name in self._says:
+            if name in self._informative:
                 whole.update(f"{name} {dtype} {self._hashes[name].hexdigest()}\n".encode())
         return whole.hexdigest()
 
 
 @jit
 def follow(op, slot, size, align, thread, offset, held, totals):
-    """Follow the objects through (n,) events; returns the first that cannot be, -1 if all can.
+    """Track objects through (n,) events; return the index of the first impossible one, else -1.
 
-    ``held`` (slots,) int64: bytes of the object in each slot, complemented, so that 0 is no object.
-    ``totals`` (4,) int64: bytes and objects that live, and the most that did.
+    ``held`` (slots,) int64: bitwise complement of the bytes of each slot's object; 0 is no object.
+    ``totals`` (4,) int64: live bytes, live objects, peak live bytes, peak live objects.  Both are
+    updated.
     """
     live, objects, peak_live, peak_objects = totals[0], totals[1], totals[2], totals[3]
     found = -1
@@ -139,9 +139,9 @@ def follow(op, slot, size, align, thread, offset, held, totals):
 
 
 class Audit:
-    """Whether events can have happened, and what they come to.
+    """Consistency check and totals of a sequence of events.
 
-    ``events``, ``operations``, ``slots``: of the pieces so far.
+    ``events``, ``operations``, ``slots``: counts over the pieces so far.
     """
 
     def __init__(self) -> None:
@@ -151,15 +151,15 @@ class Audit:
         self._wrong: str | None = None
 
     def add(self, events: Events) -> str | None:
-        """Take the next piece; returns "event N: what is wrong" of the first that is, else None.
+        """Add the next piece; return "event N: what is wrong" for the first bad one, else None.
 
-        After that nothing more is taken, and the answer stays the same.
+        After a bad event, later pieces are ignored and the same message is returned.
         """
         if self._wrong is not None:
             return self._wrong
         self.slots = max(self.slots, slot_count(events))
         if self.slots > len(self._held):
-            # Zeros cost nothing until they are used: a wild slot number does no harm.
+            # np.zeros takes no memory until it is written: a huge slot number does no harm.
             held = np.zeros(max(self.slots, 2 * len(self._held)), "i8")
             held[: len(self._held)] = self._held
             self._held = held
@@ -174,7 +174,7 @@ class Audit:
         return None
 
     def _explain(self, events: Events, i: int) -> str:
-        """What is wrong with row ``i``, at which :func:`follow` stopped."""
+        """Return the reason why :func:`follow` stopped at row ``i``."""
         op, slot, size = int(events.op[i]), int(events.slot[i]), int(events.size[i])
         aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
         threaded = not len(events.thread) or events.thread[i] >= 0
@@ -187,9 +187,9 @@ class Audit:
         if op < ALLOCATOR_OPS:
             return f"{name} into slot {slot}, which is in use"
         begin = int(events.offset[i]) if len(events.offset) else 0
-        return f"{name} of bytes {begin} to {begin + size} of an object of {before}"
+        return f"{name} of bytes {begin} to {begin + size} of an object of {before} bytes"
 
     def facts(self, fingerprint: str) -> Facts:
-        """The facts of the pieces so far."""
+        """Return the facts of the pieces so far."""
         peak_live, peak_objects = (int(n) for n in self._totals[2:])
         return Facts(self.events, self.operations, self.slots, peak_live, peak_objects, fingerprint)

@@ -1,8 +1,9 @@
-"""Log-linear histograms: small numbers counted exactly, larger ones within a fixed share.
+"""Log-linear histograms: small numbers have exact buckets, larger ones a bounded relative error.
 
-Numbers below ``1 << exact`` have a bucket each; every octave above is divided into ``1 << parts``
-buckets of one width, so that the floor of a bucket is at most a part in ``1 << parts`` less than
-what the bucket holds (HdrHistogram's buckets; TLSF's size classes).  ``parts <= exact``.
+Each number below ``1 << exact`` has its own bucket; every octave above is divided into
+``1 << parts`` buckets of equal width, so that the floor of a bucket is less than a number in it by
+at most a fraction ``1 / (1 << parts)`` of that number (as in HdrHistogram, and as TLSF's size
+classes).  ``parts <= exact``.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from kernel.engine.jit import jit
 
 
 def bucket_count(exact: int, parts: int) -> int:
-    """Return the number of buckets that hold all numbers below ``1 << 63``."""
+    """Return the number of buckets needed for all numbers below ``1 << 63``."""
     return (1 << exact) + ((63 - exact) << parts)
 
 
@@ -28,13 +29,13 @@ def bucket(number, exact, parts):
 
 @jit
 def put_buckets(numbers, exact, parts, out):
-    """Write the bucket of each of (n,) numbers, i8, into ``out``."""
+    """Write the bucket of each of (n,) int64 numbers into ``out``, (n,)."""
     for i in range(numbers.shape[0]):
         out[i] = bucket(numbers[i], exact, parts)
 
 
 def floor(buckets: np.ndarray | int, exact: int, parts: int) -> np.ndarray:
-    """Return the least number of each bucket."""
+    """Return the smallest number of each bucket."""
     beyond = np.maximum(np.asarray(buckets) - (1 << exact), 0)
     octave, part = beyond >> parts, beyond & ((1 << parts) - 1)
     above = ((1 << parts) + part) << (octave + exact - parts)
@@ -42,7 +43,7 @@ def floor(buckets: np.ndarray | int, exact: int, parts: int) -> np.ndarray:
 
 
 def quantile(counts: np.ndarray, share: float, exact: int, parts: int) -> int:
-    """Return the floor of the first bucket up to which a ``share`` of all was counted; 0 of none.
+    """Return the quantile ``share`` (0 to 1) as the floor of its bucket; 0 if nothing was counted.
 
     ``counts``: (bucket_count(exact, parts),).
     """

@@ -1,6 +1,6 @@
-"""Follow the objects of a workload through its events: what each slot held before every event.
+"""Track the objects of a workload through its events: the content of each slot at every event.
 
-Vectorised and in pieces, so that a trace larger than memory can be followed by row group.
+Vectorised and incremental, so that a trace larger than memory can be processed by row group.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from benchmarks.events.events import ALLOCATOR_OPS, FREE, REALLOC, Events, colum
 
 
 class Followed(NamedTuple):
-    """What happened in a piece of ``n`` events.
+    """State of the objects at each of ``n`` events.
 
     ``before`` and ``after`` (n,) int64: bytes of the event's object before and after it, -1 if
-    there was none.  ``foreign`` (n,) bool: frees by another thread than the one that allocated.
-    ``birth``: of the event's object, what the event that allocated it says in the columns that the
-    ledger keeps, (n,) int64 by name; without meaning where there is no object.
+    there is none.  ``foreign`` (n,) bool: frees by a thread other than the allocating one.
+    ``birth``: for each column that the ledger keeps, (n,) int64 with its value at the allocation of
+    the event's object; undefined if there is no object.
     """
 
     before: np.ndarray
@@ -26,7 +26,7 @@ class Followed(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """Live objects, the oldest first: slot, bytes, and of their births what the ledger keeps."""
+    """Live objects: slot, bytes, and the columns of their allocation that the ledger keeps."""
 
     slot: np.ndarray
     bytes: np.ndarray
@@ -34,10 +34,10 @@ class Objects(NamedTuple):
 
 
 class Ledger:
-    """The objects that live after the pieces seen so far.
+    """Objects that are live after the pieces seen so far.
 
-    ``keeps``: columns of its birth that are kept with each object, beside the thread; "number" is
-    the number of allocator events before it in the trace.
+    ``keeps``: columns of the allocating event to store with each object, in addition to "thread".
+    "number" is the number of allocator events before that event in the trace.
     """
 
     def __init__(self, *keeps: str) -> None:
@@ -47,7 +47,7 @@ class Ledger:
         self.operations = 0
 
     def follow(self, events: Events) -> Followed:
-        """Take the next piece.  Impossible events are followed as if each had done its part."""
+        """Process the next piece.  Impossible events are not detected but applied as they are."""
         n = len(events.op)
         birth = {name: np.full(n, -1) for name in self._birth}
         followed = Followed(np.full(n, -1), np.full(n, -1), np.zeros(n, bool), birth)
@@ -58,7 +58,7 @@ class Ledger:
             return followed
         self._grow(int(events.slot.max()) + 1)
 
-        # Sorted by slot, then time: what an event finds is what the last change above it left.
+        # Sort by slot, then time: an event sees the state that the last change before it left.
         order = named[np.argsort(events.slot[named], kind="stable")]
         op, slot, size = events.op[order], events.slot[order], events.size[order]
         place = np.arange(len(order))
@@ -68,7 +68,7 @@ class Ledger:
         change = _latest(changes, place, begin)
         left = np.where(op == FREE, -1, size)
         for i in np.flatnonzero((op == REALLOC) & (size == 0)):
-            # realloc(p, 0) frees, realloc(NULL, 0) allocates: only its predecessor tells.
+            # realloc(p, 0) frees, realloc(NULL, 0) allocates: this depends on the previous change.
             found = self._bytes[slot[i]] if change[i] < 0 else left[change[i]]
             left[i] = -1 if found >= 0 else 0
         before = np.where(change < 0, self._bytes[slot], left[change])
@@ -90,7 +90,7 @@ class Ledger:
         return followed
 
     def live(self) -> Objects:
-        """The objects that live now; sorted by "number", where that is kept, else by slot."""
+        """Return the live objects, sorted by "number" (oldest first) if kept, else by slot."""
         slot = np.flatnonzero(self._bytes >= 0)
         if "number" in self._birth:
             slot = slot[np.argsort(self._birth["number"][slot], kind="stable")]
@@ -113,7 +113,7 @@ class Ledger:
 
 
 def _latest(marks: np.ndarray, place: np.ndarray, begin: np.ndarray) -> np.ndarray:
-    """Place of the last mark above each row and not above its ``begin``, -1 where there is none."""
+    """Return the index of the last mark in [``begin``, row) for each row, -1 if there is none."""
     latest = np.maximum.accumulate(np.where(marks, place, -1))
     above = np.concatenate([[-1], latest[:-1]])
     return np.where(above >= begin, above, -1)

@@ -1,18 +1,18 @@
-"""The bench's own trace format: Parquet with zstd, one row an event, the columns of Events.
+"""The project's trace format: Parquet with zstd, one row per event, the columns of Events.
 
     row group 0   op  slot  size  [align  thread  offset  time  site]     2**20 rows
     row group 1   …
     metadata      "malloc-bench": JSON with schema (a version), provenance and facts
 
-Columns at their default throughout are left out when reading.  pandas, polars and duckdb read the
-files as they are; here they are read whole or by row group, in bounded memory.  The facts
-(benchmarks.events.facts) say what a replay must know before it begins: None where the events are
-impossible, and missing in files of before there were any.
+Reading skips columns that hold only their default.  pandas, polars and duckdb read these files
+directly; this module reads them whole, or by row group in bounded memory.  The facts
+(benchmarks.events.facts) hold the totals that a replay needs before it starts.  They are None if
+the events are inconsistent; files written before facts existed have none.
 
-Small, since zstd finds more where bytes of equal weight stand together (BYTE_STREAM_SPLIT): the
-high ones are nearly all zero, and slots that were filled in turn differ in the low ones only.
-Times rise, so their differences are stored (DELTA_BINARY_PACKED).  A recorded program takes one to
-three bytes an event, threads and nanoseconds included.
+The files are small because BYTE_STREAM_SPLIT puts bytes of equal significance next to each other
+for zstd: the high bytes are nearly all zero, and slots filled in sequence differ only in the low
+bytes.  Times increase, so their differences are stored (DELTA_BINARY_PACKED).  A recorded program
+takes one to three bytes per event, threads and nanoseconds included.
 """
 
 import json
@@ -29,29 +29,29 @@ import numpy as np
 from benchmarks.events.events import COLUMNS, Events, make_events, read_only
 from benchmarks.events.facts import Audit, Facts, Fingerprint
 
-#: Version of the columns' meaning; files of another are refused.
+#: Version of the columns' meaning; files of any other version are refused.
 SCHEMA = 1
 ROW_GROUP = 1 << 20
 #: First bytes of every Parquet file.
 MAGIC = b"PAR1"
 
 _METADATA = "malloc-bench"
-#: How columns are stored; what takes longer to write is hardly smaller, and read as fast.
+#: Encodings and zstd level; slower settings give hardly smaller files and no faster reading.
 _ENCODINGS = {name: "BYTE_STREAM_SPLIT" for name, *_ in COLUMNS} | {"time": "DELTA_BINARY_PACKED"}
 _LEVEL = 9
 _REQUIRED = ("op", "slot", "size")
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read; the message names the file, the line and what is wrong."""
+    """Error for a trace that cannot be read; the message names the file, the line and the fault."""
 
 
 class Writer:
-    """Writes events to a file that appears, whole, when the ``with`` block ends without error."""
+    """Writer of a trace file that appears, complete, when its ``with`` block ends without error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: Plain values for JSON; may be set until the end.
+        #: JSON-serialisable values; may be set until the ``with`` block ends.
         self.provenance: dict[str, Any] = {}
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         self._pending: list[Events] = []
@@ -65,7 +65,7 @@ class Writer:
         return self
 
     def add(self, events: Events) -> None:
-        """Append ``events``; the first ones decide which columns there are."""
+        """Append ``events``; the first call determines which columns the file has."""
         if not len(events.op):
             return
         if not self._names:
@@ -130,7 +130,7 @@ class Writer:
 
 @contextmanager
 def _short_errors() -> Iterator[None]:
-    """Let the errors of the system be told in its own words, without pyarrow's around them."""
+    """Replace pyarrow's message in operating system errors by the plain one of ``strerror``."""
     try:
         yield
     except OSError as error:
@@ -148,13 +148,13 @@ def _slice(columns: Mapping[str, np.ndarray], begin: int, end: int) -> Events:
 
 
 def check_ends(path: Path) -> None:
-    """Raise TraceError for a Parquet file that was cut off; reads eight bytes."""
+    """Raise TraceError for a truncated Parquet file; reads only its length and last four bytes."""
     with path.open("rb") as file:
         file.seek(0, 2)
         whole = file.tell() >= 3 * len(MAGIC)
         file.seek(-len(MAGIC), 2)
         if not whole or file.read() != MAGIC:
-            raise TraceError(f"{path}: truncated or damaged trace (a Parquet file without its end)")
+            raise TraceError(f"{path}: truncated or damaged trace (the Parquet footer is missing)")
 
 
 def write(path: Path, events: Events, provenance: Mapping[str, Any]) -> None:
@@ -165,12 +165,12 @@ def write(path: Path, events: Events, provenance: Mapping[str, Any]) -> None:
 
 
 class Reader:
-    """An open trace: ``events`` (their number), ``provenance``, and the events themselves.
+    """An open trace: ``events`` (their number), ``provenance``, and access to the events.
 
-    ``facts``: what the file says of itself, None where it does not.  ``names``: the columns that
-    say anything.
+    ``facts``: the stored facts, None if the file has none.  ``names``: required columns and those
+    that hold more than their default.
 
-    Raises TraceError for a file that is damaged, no trace, or of another schema.
+    Raises TraceError for a file that is damaged, not a trace, or of another schema version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -183,11 +183,12 @@ class Reader:
             content = json.loads((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
         if "schema" not in content:
             raise TraceError(
-                f"{path}: a Parquet file, but not a trace ({_METADATA!r} is not in its metadata)"
+                f"{path}: a Parquet file, but not a trace (no {_METADATA!r} in its metadata)"
             )
         if content["schema"] != SCHEMA:
             raise TraceError(
-                f"{path}: a trace of schema {content['schema']}; this program reads {SCHEMA}"
+                f"{path}: a trace of schema version {content['schema']}; "
+                f"this program reads version {SCHEMA}"
             )
         self.events: int = metadata.num_rows
         self.provenance: dict[str, Any] = content.get("provenance", {})
@@ -196,7 +197,7 @@ class Reader:
             self.names = self._columns()
 
     def _columns(self) -> list[str]:
-        """The columns to read.  Raises TraceError for one missing or of the wrong type."""
+        """Return the columns to read.  Raises TraceError for one missing or of the wrong type."""
         import pyarrow as pa
 
         schema, metadata = self._file.schema_arrow, self._file.metadata
@@ -215,10 +216,10 @@ class Reader:
                 metadata.row_group(i).column(index).statistics
                 for i in range(metadata.num_row_groups)
             ]
-            says_nothing = all(
+            only_default = all(
                 s is not None and s.has_min_max and s.min == s.max == default for s in statistics
             )
-            if name in _REQUIRED or not says_nothing:
+            if name in _REQUIRED or not only_default:
                 wanted.append(name)
         return wanted
 
@@ -231,14 +232,14 @@ class Reader:
         return read_only(make_events(**columns))
 
     def read(self) -> Events:
-        """All events."""
+        """Return all events."""
         with _damage(self.path):
             return self._to_events(self._file.read(self.names))
 
     def groups(self, names: list[str] | None = None, threads: bool = True) -> Iterator[Events]:
-        """The events of one row group after the other, all with the same columns.
+        """Yield the events of each row group, all with the same columns.
 
-        ``names``: of these columns only.  ``threads``: decode on all cores.
+        ``names``: the columns to read, all if None.  ``threads``: decode on all cores.
         """
         names = self.names if names is None else names
         for i in range(self._file.num_row_groups):
@@ -259,7 +260,7 @@ class Reader:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises for a broken file into a TraceError."""
+    """Convert the errors that pyarrow raises for a broken file into TraceError."""
     import pyarrow as pa
 
     try:
@@ -272,9 +273,9 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def verify(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:
-    """Pass ``groups`` on, each after ``audit`` (a new one) has found that it can have happened.
+    """Yield each of ``groups`` after ``audit`` (default: a new Audit) found it consistent.
 
-    Raises TraceError for the first event that cannot: "PATH: event N: …".
+    Raises TraceError for the first impossible event: "PATH: event N: …".
     """
     audit = audit or Audit()
     for events in groups:
@@ -285,9 +286,9 @@ def verify(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> 
 
 
 def survey(reader: Reader, progress: Callable[[float], None] | None = None) -> Facts:
-    """The facts of a trace, read through by row group.
+    """Compute the facts of a trace by reading it row group by row group.
 
-    ``progress`` is told the fraction done.  Raises TraceError, as :func:`verify` does.
+    Calls ``progress`` with the fraction done.  Raises TraceError, as :func:`verify` does.
     """
     audit, fingerprint = Audit(), Fingerprint()
     for events in verify(reader.path, reader.groups(), audit):

@@ -1,11 +1,11 @@
-"""Events that are read or made piece by piece, beside their replay, in bounded memory.
+"""Events that are decoded or generated in pieces while they are replayed, in bounded memory.
 
-    another thread    piece 3    piece 4    piece 5      decodes; pyarrow needs no GIL
-                         └─ at most AHEAD are done or begun
-    replay               piece 1    piece 2              compiled; needs no GIL either
+    decoder thread    piece 3    piece 4    piece 5      pyarrow releases the GIL
+                         └─ at most AHEAD pieces are finished or in progress
+    replay thread        piece 1    piece 2              compiled code releases it too
 
-Each piece holds about 2**20 events, some tens of bytes each; so many are in memory as are ahead,
-and the one that is replayed.
+A piece holds about 2**20 events of some tens of bytes each.  At most AHEAD + 1 pieces are in
+memory: the one that is replayed and those after it.
 """
 
 from collections import deque
@@ -18,16 +18,16 @@ import numpy as np
 from benchmarks.events.events import Events, make_events, read_only
 from benchmarks.events.facts import Facts
 
-#: Pieces that are decoded, or being decoded, while one is replayed.
+#: Number of pieces decoded ahead of the one that is replayed.
 AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Events that can be gone through again and again.
+    """Events that can be iterated over any number of times.
 
-    ``facts``: what all of them come to.  ``names``: their columns.  ``make`` begins anew and yields
-    successive pieces; it is called and advanced by another thread.
+    ``facts``: totals over all events.  ``names``: the columns present.  ``make`` returns a new
+    iterator over the pieces, from the first; another thread calls and advances it.
     """
 
     facts: Facts
@@ -35,16 +35,16 @@ class Stream:
     make: Callable[[], Iterator[Events]] = field(repr=False)
 
     def none(self) -> Events:
-        """A piece without events, of the type of all the others."""
+        """Return a piece without events that has the same array types as all others."""
         return read_only(make_events(**{name: np.empty(0) for name in self.names}))
 
     def pieces(self) -> Iterator[Events]:
-        """The pieces; the next are made while one is used.  What making raises is raised here."""
+        """Yield the pieces, decoding ahead; errors of the decoder thread are raised here."""
         return ahead(map(read_only, self.make()))
 
 
 def ahead(pieces: Iterator[Events]) -> Iterator[Events]:
-    """Pass ``pieces`` on, which are asked for early, in another thread."""
+    """Yield ``pieces``, advancing their iterator up to AHEAD pieces early in another thread."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder") as pool:
         waiting = deque(pool.submit(next, pieces, None) for _ in range(AHEAD))
         try:

@@ -1,4 +1,4 @@
-"""Traces of real programs: formats of other tools, our recorder, the shipped ones, and tools.
+"""Traces of real programs: other tools' formats, the recorder, shipped traces, and trace tools.
 
-Imports events/; ``python -m benchmarks.trace`` is its command.
+Imports events/; its command is ``python -m benchmarks.trace``.
 """

@@ -1,6 +1,6 @@
 """``python -m benchmarks.trace COMMAND``: record, inspect, cut and convert traces.
 
-Exit codes: 0 done, 1 a trace that cannot be read or written, 2 bad arguments, 130 interrupted.
+Exit codes: 0 success, 1 a trace cannot be read or written, 2 bad arguments, 130 interrupted.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import cat, convert, head, info, merge, record, scale, slice
 
-#: By name, in the order in which --help lists them.
+#: Commands by name, in the order of --help.
 COMMANDS: dict[str, ModuleType] = {
     "info": info,
     "cat": cat,
@@ -30,7 +30,7 @@ COMMANDS: dict[str, ModuleType] = {
 
 @contextmanager
 def _progress() -> Iterator[formats.Progress | None]:
-    """Yield a progress bar where somebody watches standard error, else nothing."""
+    """Yield a progress callback if standard error is a terminal, else None."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -41,9 +41,9 @@ def _progress() -> Iterator[formats.Progress | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trace", description="Look at traces and work on them."
+        prog="python -m benchmarks.trace", description="Record, inspect, cut and convert traces."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     given.arguments = arguments
     try:
         with _progress() as progress:
-            say = COMMANDS[given.command].run(given, progress)
-        say()
+            print_result = COMMANDS[given.command].run(given, progress)
+        print_result()
         sys.stdout.flush()
     except TraceError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(": ".join(["interrupted", *interrupt.args]), file=sys.stderr)
         return 130
     except OSError as error:
-        # Python would complain of standard output once more when it flushes at exit.
+        # Otherwise Python reports the error again when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # else the reader has had enough
+        if not isinstance(error, BrokenPipeError):  # the reader closed the pipe: no error
             print(f"error: {error.strerror or error}", file=sys.stderr)
             return 1
     return 0

@@ -1,12 +1,12 @@
-"""Alloc_test: places are filled and emptied in turn, few of them most of the time.
+"""Alloc_test: places are filled and emptied alternately; few places get most of the visits.
 
     places of a thread   ▏hot│        …         │              cold              ▕
     share of the visits   26 %   39 %   25 %  …                    0.006 %
 
-Half of the places are filled first.  Then each visit empties a place that is full and fills one
-that is empty.  A fifth of the places gets four fifths of the visits, and within both parts again,
-six times over (Pareto's 80-20).  A size has 3 bits or more, each further bit half as likely, up to
-``largest``: small ones abound.
+Half of the places are filled first.  Then each visit frees the block of a full place, or fills an
+empty one.  A fifth of the places gets four fifths of the visits, recursively within both parts, six
+levels deep (Pareto's 80-20 rule).  A size has at least 3 bits; each further bit is half as likely,
+up to ``largest``, so most sizes are small.
 
 Source: Hare & Ignatchenko, alloc-test (node-dot-cpp), as in mimalloc-bench.
 """
@@ -18,34 +18,36 @@ import numpy as np
 from allocators.base.settings import number
 from allocators.base.settings import size as size_setting
 from benchmarks.events.events import FREE, MALLOC, Events, make_events
-from benchmarks.workloads.base.pieces import previous, room, take_turns
+from benchmarks.workloads.base.pieces import previous, require_operations, take_turns
 from benchmarks.workloads.base.prng import Random
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
 THREADS = number(1, low=1, high=1024, text="threads")
-PLACES = number(1 << 18, low=2, high=1 << 28, text="places of all threads")
+PLACES = number(1 << 18, low=2, high=1 << 28, text="places of all threads together")
 LARGEST = size_setting(
     1_024, low=8, high=1 << 28, text="bytes of the largest block, a power of two"
 )
 TURN = number(100, low=1, high=1 << 28, text="events before the next thread runs")
 
-#: Visits and places of each level in 5**6 parts: six choices between four fifths and one.
+#: Visits and places of each level, in parts of 5**6: six choices between four fifths and one fifth.
 _VISITS = np.array([4096, 6144, 3840, 1280, 240, 24, 1])
 _PLACES = _VISITS[::-1]
 _WHOLE = 5**6
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """Sizes end at a power of two; the operations reach beyond the filling of half the places."""
+    """Raise ValueError unless largest is a power of two and half of the places can be filled."""
     if s.largest & (s.largest - 1):
         raise ValueError(f"largest={s.largest}: must be a power of two")
     if s.places < 2 * s.threads:
-        raise ValueError(f"places={s.places}: must be at least {2 * s.threads}, two a thread")
-    room(s.operations, s.places // s.threads // 2 * s.threads, "to fill half of the places")
+        raise ValueError(f"places={s.places}: must be at least {2 * s.threads}, two per thread")
+    require_operations(
+        s.operations, s.places // s.threads // 2 * s.threads, "to fill half of the places"
+    )
 
 
 def draw_sizes(largest: int, random: Random, n: int) -> np.ndarray:
-    """``n`` sizes from 5 to ``largest``, (n,) int64: a number of bits, then the size's own bits."""
+    """Return ``n`` sizes from 5 to ``largest``, (n,) int64: first draw the bits, then the value."""
     extra = largest.bit_length() - 4  # bits beyond the first class, 5 to 8 bytes
     coin = random.below(n, 1 << extra) + 1
     below = np.bitwise_and(coin, -coin) << 2  # 4 times the largest power of two that divides it
@@ -53,11 +55,11 @@ def draw_sizes(largest: int, random: Random, n: int) -> np.ndarray:
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """A visit fills the place if the last one emptied it, whoever of the two came first."""
+    """Visits of a place alternate between malloc and free, beginning with malloc."""
     places = s.places // s.threads
     half = places // 2
     thread, step = take_turns(s.operations, s.threads, s.turn)
-    # The places of a level follow those of hotter levels.
+    # The places of each level come after those of all hotter levels.
     ends = np.cumsum(_PLACES) * places // _WHOLE
     begins = np.concatenate([[0], ends[:-1]])
     level = np.searchsorted(np.cumsum(_VISITS), random.below(s.operations, _WHOLE), side="right")
@@ -70,7 +72,7 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
         mine = np.flatnonzero(filling & (thread == one))
         place[mine] = random.permutation(places)[:half][step[mine]]
     slot = thread * places + place
-    # Births and deaths take turns in each place: the first visit is a birth.
+    # Births and deaths alternate in each place; the first visit is a birth.
     before = previous(slot)
     visit = _rank(slot, before)
     births = visit % 2 == 0
@@ -80,7 +82,7 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
 
 
 def _rank(group: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Number of each row among those of its ``group``, (n,) int64."""
+    """Return the number of each row within its ``group``, (n,) int64."""
     order = np.argsort(group, kind="stable")
     first = np.maximum.accumulate(np.where(before[order] < 0, np.arange(len(group)), 0))
     rank = np.empty(len(group), "i8")

@@ -1,9 +1,9 @@
-"""Cache_thrash: threads allocate a small block each, write it over and over, and free it.
+"""Cache_thrash: each thread allocates a small block, writes it repeatedly, and frees it.
 
     thread 0   malloc, write, write, …, free;  malloc, write, …
     thread 1   malloc, write, …
 
-An allocator that gives blocks of one cache line to several threads makes them share it: active
+If an allocator gives blocks of one cache line to several threads, these share the line: active
 false sharing.
 
 Source: Berger et al., "Hoard: a scalable memory allocator for multithreaded applications",
@@ -18,12 +18,12 @@ from benchmarks.events.events import Events
 from benchmarks.workloads.base.pieces import write_over
 from benchmarks.workloads.base.prng import Random
 
-OPERATIONS = number(100_000, low=1, high=1 << 31, text="malloc and free in all")
+OPERATIONS = number(100_000, low=1, high=1 << 31, text="total malloc and free calls")
 THREADS = number(4, low=1, high=1024, text="threads")
 SIZE = size_setting(8, low=1, high=1 << 20, text="bytes of a block")
-WRITES = number(10, low=0, high=1 << 20, text="times that a block is written while it lives")
+WRITES = number(10, low=0, high=1 << 20, text="times that a block is written before its free")
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Threads take turns event by event.  Nothing is random."""
+    """Interleave the threads event by event.  Nothing is random."""
     return write_over(s.operations, s.threads, s.size, s.writes, handed=False)

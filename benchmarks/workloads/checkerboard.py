@@ -1,16 +1,16 @@
-"""Checkerboard: an adversary that looks where its blocks lie and keeps those that hurt most.
+"""Checkerboard: an adversary that reads its blocks' addresses and keeps the most harmful blocks.
 
     round 0   ████████████████   blocks of one unit fill the budget
-              █ █ █ █ █ █ █ █    every other is freed: no hole holds two units
-    round 1   …                  blocks of two units, then keep what cuts every run of four, …
+              █ █ █ █ █ █ █ █    every other one is freed: no hole fits two units
+    round 1   …                  blocks of two units; keep those that split every run of four, …
 
-In round i it keeps the blocks that lie on units ≡ f (mod 2**i), f chosen from two candidates so
-that the kept blocks spoil most room, frees all others, and allocates blocks of 2**i units up to
-its budget again.  Whatever the policy, the heap grows to about ½ · budget · rounds (Robson 1971,
-1974); any allocator that cannot move blocks is open to it.
+In round i it keeps the blocks that cover units ≡ f (mod 2**i), with f chosen from two candidates
+so that the kept blocks waste the most space.  It frees all others, and allocates blocks of 2**i
+units up to its budget again.  With any policy the heap grows to about ½ · budget · rounds (Robson
+1971, 1974), unless the allocator can move blocks.
 
-Blocks are asked for ``overhead`` bytes smaller than their units, so that an allocator with headers
-of that size places them without gaps.
+The request for a block is ``overhead`` bytes smaller than its units, so that an allocator with
+headers of that size places blocks without gaps.
 """
 
 from types import SimpleNamespace
@@ -26,11 +26,11 @@ from kernel.engine.jit import jit
 BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a power of two")
 ROUNDS = number(8, low=1, high=20, text="times that the block size doubles")
-OVERHEAD = size(16, low=0, high=4096, text="bytes of a block that are taken to be the allocator's")
+OVERHEAD = size(16, low=0, high=4096, text="assumed bytes of allocator metadata per block")
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """Units are a power of two, larger than the overhead, and the budget holds the last block."""
+    """Raise ValueError unless the unit is a power of two and passes :func:`budget.check`."""
     if s.unit & (s.unit - 1):
         raise ValueError(f"unit={s.unit}: must be a power of two")
     budget.check(s, s.rounds)
@@ -40,18 +40,18 @@ slots = budget.slots
 
 
 def length(s: SimpleNamespace) -> int:
-    """Fewer than 2 · slots blocks are ever allocated, and each is freed at most once."""
+    """Return an upper bound on events: under 2 · slots allocations, each freed at most once."""
     return 4 * slots(s)
 
 
 def start(s: SimpleNamespace, random: Random) -> np.record:
-    """The generator's record at the start; nothing is random."""
+    """Return the generator's initial record; nothing is random."""
     g = budget.program(
         s,
         {
             "unit_shift": (),
             "rounds": (),
-            "residue": (),  # f: kept blocks lie on units ≡ f (mod 2**level)
+            "residue": (),  # f: kept blocks cover units ≡ f (mod 2**level)
             "origin": (),  # address of the first block; units are counted from it
         },
     )
@@ -61,7 +61,7 @@ def start(s: SimpleNamespace, random: Random) -> np.record:
 
 @jit
 def lies_on(g, slot, residue):
-    """Whether the block in ``slot`` covers a unit ≡ ``residue`` (mod 2**level)."""
+    """Return True if the block in ``slot`` covers a unit ≡ ``residue`` (mod 2**level)."""
     begin = g.address[slot] - g.origin
     first = begin >> g.unit_shift
     last = (begin + g.bytes[slot] - g.overhead - 1) >> g.unit_shift
@@ -70,7 +70,10 @@ def lies_on(g, slot, residue):
 
 @jit
 def spoiled(g, residue):
-    """Bytes that blocks kept for ``residue`` deny to blocks of this round, beyond their own."""
+    """Return the bytes that blocks kept for ``residue`` waste for blocks of this round.
+
+    A kept block makes a whole block of this round's size unusable; its own bytes do not count.
+    """
     total = 0
     for slot in range(g.slots):
         if g.address[slot] != 0 and lies_on(g, slot, residue):
@@ -80,7 +83,7 @@ def spoiled(g, residue):
 
 @jit
 def next_event(g, last):
-    """Take note of the address, then free or allocate the next block; False at the end."""
+    """Store the last address, then free or allocate the next block; return False at the end."""
     if not note(g, last):
         return False
     if g.origin == 0:

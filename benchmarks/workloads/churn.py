@@ -1,9 +1,9 @@
-"""Churn: fill up to a steady number of objects, then replace random ones.
+"""Churn: fill the heap to a constant number of objects, then replace random ones.
 
-    live objects   ╱▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔   each replacement: free one at random, malloc another
+    live objects   ╱▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔   each replacement: free a random one, malloc another
 
-Every object is as likely to die next as any other, so lifetimes are memoryless: the standard model
-of a server in its steady state.
+Every object is equally likely to be freed next, so lifetimes are memoryless: the standard model of
+a server in its steady state.
 """
 
 from types import SimpleNamespace
@@ -12,22 +12,22 @@ import numpy as np
 
 from allocators.base.settings import number
 from benchmarks.events.events import FREE, MALLOC, Events, make_events
-from benchmarks.workloads.base.pieces import room
+from benchmarks.workloads.base.pieces import require_operations
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import sizes
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-LIVE = number(25_000, low=1, high=1 << 28, text="objects alive in the steady state")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+LIVE = number(25_000, low=1, high=1 << 28, text="live objects in the steady state")
 SIZES = sizes(kind="lognormal")
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The fill takes one operation an object."""
-    room(s.operations, s.live, "to fill up to live")
+    """Raise ValueError unless the operations suffice to fill up to ``live``."""
+    require_operations(s.operations, s.live, "to fill up to live")
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """``live`` mallocs, then pairs of free and malloc; an odd number ends with a free."""
+    """Generate ``live`` mallocs, then pairs of free and malloc; the last pair may be cut."""
     op = np.full(s.operations, MALLOC, "u1")
     slot = np.empty(s.operations, "i4")
     size = np.zeros(s.operations, "i8")

@@ -1,16 +1,16 @@
-"""Ffworst: the simplest program that makes first fit waste memory.
+"""Ffworst: the simplest program on which first fit wastes memory.
 
     round 1   ████████████████   ``space`` bytes in blocks of the smallest size
               █ █ █ █ █ █ █ █    every other survivor is freed
     round 2   █ █ █ █ █ █ █ █ ████████████████   ``space`` bytes in blocks twice as large:
-              █   █   █   █   ██  ██  ██  ██     no hole takes one; every other survivor is freed
+              █   █   █   █   ██  ██  ██  ██     no hole fits one; every other survivor is freed
     round 3   …
 
-After k rounds the largest live total is space · (2 - 2**(1-k)), and an allocator that never reuses
-memory across sizes has used k · space: a ratio of k / (2 - 2**(1-k)), once headers are negligible.
-One that gives large blocks back to the kernel stays flat above its threshold.  The program is
-fixed: an allocator can be built to defeat it, unlike the ones that look at addresses (checkerboard,
-robson).
+After k rounds the peak of live bytes is space · (2 - 2**(1-k)), and an allocator that never reuses
+memory across sizes has used k · space: a ratio of k / (2 - 2**(1-k)) if headers are negligible.
+With an allocator that returns large blocks to the kernel, the heap stops growing above that
+threshold.  The program is fixed, so an allocator can be designed to defeat it, unlike programs that
+react to addresses (checkerboard, robson).
 
 Source: Kuszmaul, malloc-benchmarks (ffworst, once "boom"); after Robson, "An estimate of the store
 size necessary for dynamic storage allocation", JACM 18(3), 1971.
@@ -31,7 +31,7 @@ ROUNDS = number(20, low=1, high=40, text="rounds: each doubles the size of a blo
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """A round allocates at least one block; slots are 32-bit numbers."""
+    """Raise ValueError unless every round allocates a block and slots fit into 32 bits."""
     largest = s.smallest << (s.rounds - 1)
     if largest > s.space:
         raise ValueError(f"rounds={s.rounds}: the last block takes {largest}, space={s.space}")
@@ -40,7 +40,7 @@ def check_settings(s: SimpleNamespace) -> None:
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """A slot a block; survivors are kept in the order of their birth.  Nothing is random."""
+    """Use one slot per block, and keep survivors in the order of birth.  Nothing is random."""
     pieces, survivors, born = [], np.empty(0, "i8"), 0
     for i in range(s.rounds):
         count = s.space // (s.smallest << i)

@@ -1,29 +1,28 @@
-"""Fleet: what a fleet of servers allocates, from a profile of sizes, rates and live counts.
+"""Fleet: allocations of a fleet of servers, from a profile of sizes, rates and live counts.
 
-    size, rate, live       lifetime = live / rate (Little's law); every object of a size is as
-    8,  80093.8, 97684.5   likely to die next as any other of it: deaths are memoryless
+    size, rate, live       lifetime = live / rate (Little's law); among objects of one size each
+    8,  80093.8, 97684.5   is equally likely to be freed next: lifetimes are memoryless
     …
 
-``phase=steady`` begins with the live objects of the steady state and goes on with births and
-deaths; ``startup`` begins with an empty heap; ``both`` starts up for half of the operations, then
-allocates at once the long-lived objects that only more time would have brought, and goes on in the
-steady state.
+``phase=steady`` starts with the live objects of the steady state and continues with births and
+deaths.  ``startup`` starts with an empty heap.  ``both`` runs the startup for half of the
+operations, then allocates at once the long-lived objects that are still missing, and continues in
+the steady state.
 
-The profile's live heap is scaled to ``live`` bytes, and its rates with it, so that lifetimes keep
-their ratios.  With ``live=0`` it is as large as the server's heap, which ``heap_size.csv`` beside
-the profile tells (number of the profile, MiB), or without that file as its rows come to.  Objects
-above ``largest`` are asked for in pieces of that size: in a heap scaled down a thousand times there
-is no other way to keep the bytes of an object that is as large as the heap.
+The profile's live heap is scaled to ``live`` bytes, and its rates by the same factor, so that
+lifetimes keep their ratios.  With ``live=0`` the heap is as large as the server's, according to
+``heap_size.csv`` in the profile's folder (number of the profile, MiB); without that file it is the
+sum over the profile's rows.  An object above ``largest`` is allocated in pieces of that size: in a
+heap scaled down a thousand times, a huge object can keep its share of the bytes only in pieces.
 
-A run of seconds must have the profile's shares although they hang on few large objects.  So chance
-is spread evenly: births take sizes at equal steps of the cumulated rate, and in the order of sizes
-the quantiles of lifetimes, of large objects also the times of birth, follow a sequence that fills
-the plane evenly.  All other times of birth are at random.
+A run of seconds must match the profile's shares, although few large objects determine them.  So
+randomness is distributed evenly: sizes of births are taken at equal steps of the cumulative rate
+(systematic sampling).  In the order of sizes, the quantiles of lifetimes, and for large objects the
+times of birth, follow a low-discrepancy sequence.  All other times of birth are random.
 
-Profiles: google/fleetbench (tcmalloc), CSV of size, rate, live.  Little, "A proof
-for the queuing formula L = λW", Operations Research 9(3), 1961.  Sequences that
-fill the plane by the plastic number: Roberts, "The unreasonable effectiveness of quasirandom
-sequences", 2018.
+Profiles: google/fleetbench (tcmalloc), CSV of size, rate, live.  Little, "A proof for the queuing
+formula L = λW", Operations Research 9(3), 1961.  Low-discrepancy sequences from the plastic number:
+Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018.
 """
 
 import math
@@ -41,13 +40,13 @@ from benchmarks.workloads.base.registry import path
 from benchmarks.workloads.base.sizes import Sizes
 
 PATH = path()
-PHASE = choice("steady", "startup", "both", text="what is played")
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all, about")
-LIVE = size(64 << 20, low=0, high=1 << 46, text="bytes live in the steady state; 0: the server's")
-LARGEST = size(128 << 10, low=8193, high=1 << 46, text="larger objects come in pieces of this")
+PHASE = choice("steady", "startup", "both", text="part of the program's life to generate")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls, about")
+LIVE = size(64 << 20, low=0, high=1 << 46, text="live bytes in the steady state; 0: the server's")
+LARGEST = size(128 << 10, low=8193, high=1 << 46, text="larger objects are split to this, bytes")
 
 STEADY, STARTUP, BOTH = 0, 1, 2
-#: Largest size that a profile may name, bytes.
+#: Largest size in a profile, bytes.
 _MAX_SIZE = 1 << 46
 #: Lifetimes are multiples of 2**-24 of their mean.
 _LIFE_BITS = 24
@@ -58,7 +57,7 @@ _PLASTIC = (0xC13FA9A902A6328F, 0x91E10DA5C79E7B1D)
 
 
 class Profile(NamedTuple):
-    """Rows of a profile, sorted by size, (n,) each: bytes, allocations a second, objects alive."""
+    """Rows of a profile, sorted by size, (n,) each: bytes, allocations/s, live objects."""
 
     size: np.ndarray
     rate: np.ndarray
@@ -82,12 +81,12 @@ def read_profile(file: Path) -> Profile:
                 raise ValueError(f"{file}: line {i}: {error}") from None
     profile = Profile(*np.array(sorted(rows), "f8").reshape(-1, 3).T)
     if not math.fsum(profile.rate) or not math.fsum(profile.size * profile.live):
-        raise ValueError(f"{file}: nothing is allocated or nothing is live in this profile")
+        raise ValueError(f"{file}: all rates or all live counts are 0; expected some above 0")
     return profile
 
 
 def _row(line: str) -> tuple[float, float, float]:
-    """Size, rate and live count of one row."""
+    """Return size, rate and live count of one row.  Raises ValueError."""
     fields = [field.strip() for field in line.split(",")]
     if len(fields) != 3:
         raise ValueError(f"expected size, rate, live; found {len(fields)} fields")
@@ -103,12 +102,12 @@ def _row(line: str) -> tuple[float, float, float]:
     if row[0] != int(row[0]) or not 1 <= row[0] <= _MAX_SIZE:
         raise ValueError(f"size={fields[0]}: must be a whole number, 1 to {_MAX_SIZE}")
     if row[2] and not row[1]:
-        raise ValueError(f"rate={fields[1]}: {fields[2]} objects are live that nothing allocates")
+        raise ValueError(f"rate={fields[1]}: must be above 0, since live={fields[2]}")
     return row[0], row[1], row[2]
 
 
 def read_heap_size(file: Path) -> int:
-    """Bytes of the heap of the server whose profile ``file`` is; 0 where nothing tells them.
+    """Return the heap size in bytes of the server with the profile ``file``; 0 if unknown.
 
     Raises ValueError with one line that names the file and the line.
     """
@@ -128,37 +127,37 @@ def read_heap_size(file: Path) -> int:
     return 0
 
 
-def _played(s: SimpleNamespace) -> Profile:
-    """The profile as the settings want it."""
+def _scaled_profile(s: SimpleNamespace) -> Profile:
+    """Return the profile, scaled according to the settings."""
     file = Path(s.path)
     return scaled(read_profile(file), s.live or read_heap_size(file), s.largest)
 
 
 def scaled(profile: Profile, live: int, largest: int) -> Profile:
-    """The profile with ``live`` bytes alive (0: as many as it says), in pieces of ``largest``."""
+    """Scale a profile to ``live`` bytes (0: do not scale); split objects above ``largest``."""
     factor = live / math.fsum(profile.size * profile.live) if live else 1.0
     pieces = np.maximum(profile.size / largest, 1.0) * factor
     return Profile(np.minimum(profile.size, largest), profile.rate * pieces, profile.live * pieces)
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The profile can be read, and the operations reach beyond its live objects."""
-    profile = _played(s)
+    """Raise ValueError unless the profile is valid and the operations suffice for it."""
+    profile = _scaled_profile(s)
     alive = math.ceil(math.fsum(profile.live))
     need = alive + 1 if s.phase == STEADY else 2 * alive + 2 if s.phase == BOTH else 1
     if s.operations < need:
         raise ValueError(
-            f"operations={s.operations}: must be at least {need}, {alive} objects are live; "
-            "or take a smaller live"
+            f"operations={s.operations}: must be at least {need} for {alive} live objects; "
+            "use more operations or a smaller live"
         )
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Births and deaths of the phases, put in the order of time."""
-    profile = _played(s)
+    """Generate births and deaths of the phases, then sort them by time."""
+    profile = _scaled_profile(s)
     lifetime = profile.live / np.where(profile.rate > 0, profile.rate, 1)
     startup = s.operations if s.phase == STARTUP else s.operations // 2 * (s.phase == BOTH)
-    begin = _seconds(profile, lifetime, startup)
+    begin = _startup_seconds(profile, lifetime, startup)
     missing = profile.live * np.exp(-begin / np.where(lifetime > 0, lifetime, 1))
     fill = 0 if s.phase == STARTUP else round(math.fsum(missing))
     steady = 0 if s.phase == STARTUP else (s.operations - startup - fill + 1) // 2
@@ -170,15 +169,17 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
     ]
     born, died, sizes = [], [], []
     for weight, count, since, length in parts:
-        row = _evenly(weight, count, random)
+        row = _systematic_sample(weight, count, random)
         place = random.bits(count)
-        even = _Even(_PLASTIC[0], random).bits(count)
+        even = _LowDiscrepancy(_PLASTIC[0], random).bits(count)
         large = profile.size[row] > _LARGE
         place[large] = even[large]
         birth = since + length * _fractions(place)
-        units = Sizes("exponential", (1 << _LIFE_BITS,)).draw(_Even(_PLASTIC[1], random), count)
+        units = Sizes("exponential", (1 << _LIFE_BITS,)).draw(
+            _LowDiscrepancy(_PLASTIC[1], random), count
+        )
         life = lifetime[row] * (units / (1 << _LIFE_BITS))
-        if not length:  # all at one moment, so in the order in which they stand
+        if not length:  # all births are simultaneous: their order must be randomised here
             order = random.permutation(count)
             row, life = row[order], life[order]
         born.append(birth)
@@ -191,33 +192,33 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
     )
 
 
-class _Even:
-    """A stand-in for Random: numbers a ``step`` apart, from a random start; no two are close."""
+class _LowDiscrepancy:
+    """Replacement of Random: multiples of ``step`` from a random start; no two are close."""
 
     def __init__(self, step: int, random: Random) -> None:
         self._step, self._next = step, int(random.bits(1)[0])
 
     def bits(self, n: int) -> np.ndarray:
-        """The next ``n`` numbers, (n,) uint64."""
+        """Return the next ``n`` numbers, (n,) uint64."""
         numbers = np.arange(n, dtype=np.uint64) * np.uint64(self._step) + np.uint64(self._next)
         self._next = (self._next + n * self._step) & ((1 << 64) - 1)
         return numbers
 
 
 def _fractions(bits: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) from 64 random bits each."""
+    """Return numbers in [0, 1) from 64 random bits each."""
     return (bits >> np.uint64(11)) / (1 << 53)
 
 
-def _evenly(weight: np.ndarray, count: int, random: Random) -> np.ndarray:
-    """``count`` sorted rows, each as often as its ``weight`` says to within one, (count,) int64."""
+def _systematic_sample(weight: np.ndarray, count: int, random: Random) -> np.ndarray:
+    """Return ``count`` sorted rows, (count,) int64, in proportion to ``weight`` to within one."""
     ends = np.cumsum(weight)
     places = (np.arange(count) + _fractions(random.bits(1))[0]) * (ends[-1] / max(count, 1))
     return np.minimum(np.searchsorted(ends, places, side="right"), len(weight) - 1)
 
 
-def _seconds(profile: Profile, lifetime: np.ndarray, operations: int) -> float:
-    """How long a start from an empty heap takes for ``operations`` births and deaths."""
+def _startup_seconds(profile: Profile, lifetime: np.ndarray, operations: int) -> float:
+    """Return the duration of a startup with ``operations`` births and deaths, seconds."""
     low, high = 0.0, operations / math.fsum(profile.rate)
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,10 +1,10 @@
-"""Malloc_thread: threads replace random blocks of their own, sizes by an inverse-square law.
+"""Malloc_thread: threads replace random blocks of their own, with inverse-square sizes.
 
-    thread 0   free, malloc, free, malloc …    slots of its own, chosen at random
+    thread 0   free, malloc, free, malloc …    in the thread's slots, chosen at random
     thread 1   free, malloc, …                 sizes 4 to 32768, density ∝ size**-2
 
-Slots are empty at first, so the first free of each is free(NULL), as in the original.  That one
-takes sizes and slots from tables that repeat; here every choice is fresh.
+Slots are empty at first, so the first free of each slot is free(NULL), as in the original.  The
+original takes sizes and slots from repeating tables; here every choice is drawn independently.
 
 Source: the GNU C library's benchtests/bench-malloc-thread.c.
 """
@@ -19,21 +19,21 @@ from benchmarks.workloads.base.pieces import previous, take_turns
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import sizes
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
 THREADS = number(4, low=1, high=1024, text="threads")
-SLOTS = number(1_024, low=1, high=1 << 20, text="slots of a thread")
+SLOTS = number(1_024, low=1, high=1 << 20, text="slots per thread")
 TURN = number(100, low=1, high=1 << 28, text="events before the next thread runs")
 SIZES = sizes(kind="power", exponent=2, low=4, high=32_768)
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """Slots are 32-bit numbers."""
+    """Raise ValueError unless slots fit into 32 bits."""
     if s.threads * s.slots > 1 << 28:
-        raise ValueError(f"threads={s.threads}, slots={s.slots}: more than 2**28 slots in all")
+        raise ValueError(f"threads={s.threads}, slots={s.slots}: more than 2**28 slots in total")
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Every even event of a thread frees a slot, the odd one after it fills the same."""
+    """Free a slot at every even event of a thread, and fill it at the next, odd one."""
     thread, step = take_turns(s.operations, s.threads, s.turn)
     frees = step % 2 == 0
     chosen = random.below((int(step.max()) // 2 + 1) * s.threads, s.slots)

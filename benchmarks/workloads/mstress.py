@@ -1,13 +1,13 @@
-"""Mstress: threads allocate powers of two, keep some, and swap others with all threads.
+"""Mstress: threads allocate powers of two, keep some, and swap others through shared places.
 
-    thread   alloc ─▶ its blocks ──┬─▶ freed at random by whoever holds it
-             retain ▶ kept to the  └─▶ swapped for what lies in one of ``places`` common places:
+    thread   alloc ─▶ its blocks ──┬─▶ freed at random by the thread that holds it
+             retain ▶ kept to the  └─▶ swapped with the block in one of ``places`` shared places:
                       thread's end     blocks migrate, also to threads of the next round
 
-When a thread ends it frees what it holds; then the next round's thread starts.  Thread t (from 0)
-allocates (t mod 8 + 1) · 100 · ``scale`` blocks of 8 to 128 bytes and keeps half as many of 8 to
-512; one in a hundred is 100 times as large, one in a thousand 1000 times, one in ten thousand
-10 000 times.  The original's own arrays of pointers are left out.
+At its end a thread frees all blocks that it holds; then a thread of the next round starts.  Thread
+t (from 0) allocates (t mod 8 + 1) · 100 · ``scale`` blocks of 8 to 128 bytes, and half as many of 8
+to 512 bytes that it keeps.  One block in a hundred is 100 times as large, one in a thousand 1000
+times, one in ten thousand 10 000 times.  The original's arrays of pointers are omitted.
 
 Source: Leijen, mimalloc (test/test-stress.c), as mstress in mimalloc-bench.
 """
@@ -21,36 +21,36 @@ from benchmarks.events.events import FREE, MALLOC, THREAD_END, Events, make_even
 from benchmarks.workloads.base.prng import Random
 from kernel.engine.jit import build_once, jit
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-THREADS = number(4, low=1, high=1024, text="threads at a time")
-SCALE = number(25, low=1, high=1 << 20, text="hundreds of blocks that thread 0 allocates")
-PLACES = number(1_000, low=1, high=1 << 20, text="places where blocks are swapped")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+THREADS = number(4, low=1, high=1024, text="threads that run concurrently")
+SCALE = number(25, low=1, high=1 << 20, text="blocks that thread 0 allocates, in hundreds")
+PLACES = number(1_000, low=1, high=1 << 20, text="shared places through which blocks are swapped")
 TURN = number(100, low=1, high=1 << 28, text="steps before the next thread runs")
 
-#: How many powers of two, from 8 bytes on: of blocks that are freed soon, and of kept ones.
+#: Number of powers of two, from 8 bytes on, for blocks freed soon and for kept blocks.
 _SHORT, _LONG = 5, 7
-#: Chances in 2**16, as the original compares: 51, 67 and 26 of 100, and the large blocks.
+#: Probabilities in 2**-16, as in the original: 51, 67 and 26 %, and those of the large blocks.
 _ALLOC, _DROP, _SWAP = 33_423, 43_909, 17_039
 _TIMES_100, _TIMES_1000, _TIMES_10000 = 655, 66, 7
-#: What a thread does: runs, frees what it kept, frees its other blocks, has ended.
+#: States of a thread: runs, frees its kept blocks, frees its other blocks, has ended.
 _RUNS, _FREES_KEPT, _FREES, _ENDED = 0, 1, 2, 3
 
 
 def quotas(s: SimpleNamespace) -> np.ndarray:
-    """Blocks that each thread allocates and keeps in a round, (threads, 2) int64."""
+    """Return the blocks that each thread allocates and keeps in a round, (threads, 2) int64."""
     allocs = 100 * s.scale * (np.arange(s.threads) % 8 + 1)
     return np.stack([allocs, allocs // 2], axis=1)
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """Slots are 32-bit numbers."""
+    """Raise ValueError unless slots fit into 32 bits."""
     if int(quotas(s).sum()) > 1 << 28:
         raise ValueError(f"threads={s.threads}, scale={s.scale}: more than 2**28 blocks in a round")
 
 
 @jit(inline=True)
 def write_event(rows, n, op, slot, size, thread):
-    """Append an event; returns how many there are."""
+    """Append an event; return the new number of events."""
     rows[n, 0] = op
     rows[n, 1] = slot
     rows[n, 2] = size
@@ -60,7 +60,7 @@ def write_event(rows, n, op, slot, size, thread):
 
 @jit
 def block_size(word, sizes):
-    """Bytes of a block from 63 random bits: one of ``sizes`` powers of two, rarely much larger."""
+    """Return a block's bytes from 63 random bits: one of ``sizes`` powers of 2, rarely larger."""
     size = 8 << ((word & 0xFFFF) * sizes >> 16)
     rare = (word >> 16) & 0xFFFF
     if rare < _TIMES_10000:
@@ -74,9 +74,9 @@ def block_size(word, sizes):
 
 @jit
 def begin_round(quota, held, kept):
-    """Let new threads begin, which hold nothing."""
+    """Start new threads, which hold no blocks."""
     for t in range(quota.shape[0]):
-        held[t, 0] = 0  # how many blocks it holds, how many it kept, what it does
+        held[t, 0] = 0  # column 0 is a count; quota: blocks left to allocate and keep, state
         kept[t, 0] = 0
         quota[t, 2] = quota[t, 0]
         quota[t, 3] = quota[t, 1]
@@ -85,7 +85,7 @@ def begin_round(quota, held, kept):
 
 @jit
 def swap(held, t, common, b, c):
-    """Exchange a block that thread ``t`` holds for that of a common place, by random bits."""
+    """Swap a random block that thread ``t`` holds with the block in a random shared place."""
     place = 1 + ((c >> 31) * held[t, 0] >> 32)
     other = (b >> 32) * common.shape[0] >> 31
     slot = held[t, place]
@@ -95,24 +95,25 @@ def swap(held, t, common, b, c):
 
 @jit
 def put_spare(spare, spares, slot):
-    """Push a slot that is empty; returns how many are."""
+    """Push an empty slot; return the new number of empty slots."""
     spare[spares] = slot
     return spares + 1
 
 
 @jit
 def play(rows, operations, quota, held, kept, common, spare, words, threads, turn):
-    """Fill ``rows`` with op, slot, size, thread of at most ``operations``; returns their number.
+    """Fill ``rows`` with op, slot, size, thread of each event; return the number of events.
 
-    ``quota``: see :func:`quotas`.  ``held``, ``kept`` (threads, …): slots of a thread's blocks, -1
-    for none; ``common``: of the blocks in the common places; ``spare``: a stack of empty slots.
-    ``words`` (…, 3): 63 random bits each, one row a step.
+    Ends after ``operations``.  ``quota`` (threads, 5): the columns of :func:`quotas`, what is left
+    of them, and the thread's state.  ``held``, ``kept`` (threads, …): number of a thread's blocks,
+    then their slots, -1 for none.  ``common``: slots of the blocks in the shared places, -1 for
+    none.  ``spare``: stack of empty slots.  ``words`` (…, 3): 63 random bits each, a row per step.
     """
     n = done = step = first = 0
     spares = spare.shape[0]
     while True:
         begin_round(quota, held, kept)
-        tops = threads  # that have not ended
+        tops = threads  # threads that have not ended
         while tops:
             for t in range(threads):
                 for _ in range(turn):
@@ -163,7 +164,7 @@ def play(rows, operations, quota, held, kept, common, spare, words, threads, tur
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Play it, compiled."""
+    """Run :func:`play` and return its events."""
     quota = np.zeros((s.threads, 5), "i8")
     quota[:, :2] = quotas(s)
     allocs, keeps = quota[:, 0].max(), quota[:, 1].max()

@@ -1,41 +1,41 @@
-"""Ramp: grow to a peak, hold it, drain to a plateau, hold that, again and again.
+"""Ramp: grow to a peak, hold it, drain to a plateau, hold that, repeatedly.
 
     peak       ╱▔▔▔╲        ╱▔▔▔╲
     plateau   ╱     ╲______╱     ╲______     held by replacing random objects
 
-Victims of the drain are random, so survivors lie scattered over the heap: what stays resident on
-the plateau is what the allocator could not give back.
+The drain frees random objects, so the survivors are scattered over the heap: memory that stays
+resident on the plateau is memory that the allocator could not return to the kernel.
 """
 
 from types import SimpleNamespace
 
 from allocators.base.settings import number
 from benchmarks.events.events import Events
-from benchmarks.workloads.base.pieces import allocate, join, release, replace, room
+from benchmarks.workloads.base.pieces import allocate, join, release, replace, require_operations
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import sizes
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-PEAK = number(50_000, low=1, high=1 << 28, text="objects at the peak")
-PLATEAU = number(5_000, low=1, high=1 << 28, text="objects left after a drain")
-CYCLES = number(4, low=1, high=10_000, text="times that the peak is reached")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+PEAK = number(50_000, low=1, high=1 << 28, text="live objects at the peak")
+PLATEAU = number(5_000, low=1, high=1 << 28, text="live objects after a drain")
+CYCLES = number(4, low=1, high=10_000, text="number of cycles, each with one peak")
 SIZES = sizes(kind="lognormal")
 
 
 def _moves(s: SimpleNamespace) -> int:
-    """Operations that growing and draining take."""
+    """Return the number of operations that growing and draining take."""
     return s.plateau + 2 * s.cycles * (s.peak - s.plateau)
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The plateau lies below the peak, and the operations reach to the last one."""
+    """Raise ValueError unless plateau <= peak and the operations suffice for all cycles."""
     if s.plateau > s.peak:
         raise ValueError(f"plateau={s.plateau} is above peak={s.peak}")
-    room(s.operations, _moves(s), "to grow and drain in every cycle")
+    require_operations(s.operations, _moves(s), "to grow and drain in every cycle")
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """What growing and draining leaves of the operations is spread over the holds."""
+    """Divide the operations that growing and draining do not need equally among the holds."""
     left = s.operations - _moves(s)
     hold = left // 2 // (2 * s.cycles)
     order = random.permutation(s.peak)  # live slots first

@@ -1,9 +1,9 @@
-"""Growing vectors: each starts small, is reallocated by a factor, and is dropped at a random size.
+"""Realloc_growth: vectors start small, grow by a factor with realloc, and end at a random size.
 
-    capacity   ▁▂▄█ gone ▁▂ gone ▁▂▄ gone …     of every vector, interleaved at random
+    capacity   ▁▂▄█ free ▁▂ free ▁▂▄ free …     of each vector; vectors are interleaved at random
 
-The last capacity is a random step of the way to ``largest``.  A factor of 200 doubles; below the
-golden ratio (161) the blocks left behind can in principle hold the next one.
+The last capacity is a random one of the steps up to ``largest``.  A factor of 200 doubles; with a
+factor below the golden ratio (161) the blocks freed before can together hold the next one.
 """
 
 from bisect import bisect_left
@@ -15,22 +15,22 @@ from allocators.base.settings import number, size
 from benchmarks.events.events import FREE, MALLOC, REALLOC, Events, make_events
 from benchmarks.workloads.base.prng import Random
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc, realloc and free in all")
-VECTORS = number(1_000, low=1, high=1 << 20, text="vectors that live side by side")
-FACTOR = number(200, low=101, high=10_000, text="new capacity in percent of the old: 200 doubles")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc, realloc and free calls")
+VECTORS = number(1_000, low=1, high=1 << 20, text="vectors that are live concurrently")
+FACTOR = number(200, low=101, high=10_000, text="new capacity, percent of the old: 200 doubles")
 SMALLEST = size(32, low=1, high=1 << 30, text="bytes of a new vector")
-LARGEST = size(65_536, low=1, high=1 << 30, text="no vector grows beyond this")
-ELEMENT = size(8, low=1, high=1 << 20, text="capacities grow by multiples of this")
+LARGEST = size(65_536, low=1, high=1 << 30, text="upper bound on a vector's capacity, bytes")
+ELEMENT = size(8, low=1, high=1 << 20, text="capacities grow by multiples of this, bytes")
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """A vector must be able to start."""
+    """Raise ValueError unless smallest <= largest."""
     if s.smallest > s.largest:
         raise ValueError(f"smallest={s.smallest} is above largest={s.largest}")
 
 
 def capacities(s: SimpleNamespace) -> np.ndarray:
-    """Bytes of a vector at its birth and after each growth, (steps,) int64."""
+    """Return the capacities of a vector at its birth and after each growth, (steps,) int64."""
     steps = [s.smallest]
     while True:
         grown = steps[-1] * s.factor // 100
@@ -41,14 +41,14 @@ def capacities(s: SimpleNamespace) -> np.ndarray:
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Deal operations to vectors at random; each vector plays whole lives, one after the other."""
+    """Assign operations to vectors at random; each vector's operations form successive lives."""
     capacity = capacities(s)
     slot = random.below(s.operations, s.vectors)
     by_vector = np.argsort(slot, kind="stable")
     share = np.bincount(slot, minlength=s.vectors)
 
-    # All lives in one row: a life of g growths is malloc, g reallocs, free.  Each vector starts
-    # with the first life that the one before it has not begun.
+    # Concatenate all lives: a life of g growths is malloc, g reallocs, free.  Each vector starts
+    # with the first life that the previous vector has not begun.
     growths = random.below(s.operations // 2 + s.vectors + 1, len(capacity))
     begins = np.concatenate([[0], np.cumsum(growths + 2)])
     marks = begins.tolist()

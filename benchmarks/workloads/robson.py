@@ -1,19 +1,19 @@
-"""Robson: an adversary of first fit that frees whatever it can without making room.
+"""Robson: an adversary of first fit that frees as much as it can without creating a usable hole.
 
-    live   ██ █ ████ █ ██    it looks at the addresses of its blocks, from the lowest up, and frees
-           ██   ████   ██    each one whose hole, with the holes beside it, stays smaller than the
-                             next size; then it allocates blocks of that size up to its budget
+    live   ██ █ ████ █ ██    it scans its blocks in address order and frees each one whose hole,
+           ██   ████   ██    joined with adjacent holes, stays smaller than the next size; then it
+                             allocates blocks of the next size up to its budget
 
-No hole takes a block of the next size, so all new blocks go to fresh memory, and the few survivors
-hold down everything below.  With ``steps=1`` sizes double: the heap grows by about half the budget
-in each round, to ½ · M · log2 n in all, which some program extorts from any policy (checkerboard is
-that program).  Sizes closer together need fewer survivors a round: against address-ordered first
-fit the heap nears 3/4 · M · log2 n, above that lower bound and below first fit's own worst case,
-M · H(n) / ln 2 or about M · log2 n.  M is the budget, n the largest size in units, H(n) the sum of
-1/1 … 1/n.
+No hole fits a block of the next size, so all new blocks go to fresh memory, and the few survivors
+pin everything below.  With ``steps=1`` sizes double: the heap grows by about half the budget in
+each round, to a total of ½ · M · log2 n, which some program forces on any policy (checkerboard is
+that program).  With sizes closer together, fewer survivors per round are needed: against
+address-ordered first fit the heap approaches 3/4 · M · log2 n.  That is above this lower bound and
+below the worst case of first fit, M · H(n) / ln 2 or about M · log2 n.  M is the budget, n the
+largest size in units, H(n) the sum of 1/1 … 1/n.
 
-Blocks are asked for ``overhead`` bytes smaller than their size, so that an allocator with tags of
-that size places them without gaps.  Sizes are multiples of 16.
+The request for a block is ``overhead`` bytes smaller than its size, so that an allocator with
+boundary tags of that size places blocks without gaps.  Sizes are multiples of 16.
 
 Sources: Robson, "An estimate of the store size necessary for dynamic storage allocation", JACM
 18(3), 1971; "Bounds for some functions concerning dynamic storage allocation", JACM 21(3), 1974;
@@ -33,21 +33,21 @@ from kernel.engine.jit import jit
 
 BUDGET = budget.BUDGET
 UNIT = size(64, low=16, high=1 << 20, text="bytes of the smallest block, a multiple of 16")
-_DOUBLINGS, _STEPS = 20, 16  # at most
+_DOUBLINGS, _STEPS = 20, 16  # upper bounds
 DOUBLINGS = number(10, low=1, high=_DOUBLINGS, text="times that the block size doubles")
 STEPS = number(4, low=1, high=_STEPS, text="rounds for each doubling")
-OVERHEAD = size(8, low=0, high=4096, text="bytes of a block that are taken to be the allocator's")
+OVERHEAD = size(8, low=0, high=4096, text="assumed bytes of allocator metadata per block")
 
-#: Sizes are multiples of this, as most allocators' are.
+#: Sizes are multiples of this, like the block sizes of most allocators.
 _GRAIN = 16
 
 
 def sizes(s: SimpleNamespace) -> list[int]:
-    """Bytes of a block in each round: a geometric series, without those that do not grow."""
+    """Return the bytes of a block in each round: a geometric series without repeated values."""
     found = [s.unit]
     for i in range(1, s.steps * s.doublings + 1):
         octave, step = divmod(i, s.steps)
-        # The root as a whole number: the same on every machine.
+        # An integer root gives the same sizes on every machine.
         root = _root(1 << (step + s.steps * 16), s.steps)
         following = -(-(s.unit << octave) * root >> 16) & -_GRAIN
         if following > found[-1]:
@@ -56,7 +56,7 @@ def sizes(s: SimpleNamespace) -> list[int]:
 
 
 def _root(n: int, degree: int) -> int:
-    """The largest whole number whose power of ``degree`` is at most ``n``."""
+    """Return the integer ``degree``-th root of ``n``, rounded down."""
     low, high = 1, 1 << (n.bit_length() // degree + 1)
     while high - low > 1:
         middle = (low + high) // 2
@@ -68,7 +68,7 @@ def _root(n: int, degree: int) -> int:
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """Units are larger than the overhead, and the budget holds the last block."""
+    """Raise ValueError unless the unit is a multiple of 16 and passes :func:`budget.check`."""
     if s.unit % _GRAIN:
         raise ValueError(f"unit={s.unit}: must be a multiple of {_GRAIN}")
     budget.check(s, s.doublings)
@@ -78,21 +78,21 @@ slots = budget.slots
 
 
 def length(s: SimpleNamespace) -> int:
-    """A round allocates no more than the budget holds, and each block is freed at most once."""
+    """Return an upper bound on events: a round allocates at most the budget; frees are no more."""
     return 2 * sum(s.budget // bytes_ for bytes_ in sizes(s))
 
 
 def start(s: SimpleNamespace, random: Random) -> np.record:
-    """The generator's record at the start; nothing is random."""
+    """Return the generator's initial record; nothing is random."""
     series = sizes(s)
     g = budget.program(
         s,
         {
             "rounds": (),
-            "barrier": (),  # freeing: where the last survivor ends
-            "live": (),  # blocks in ``order``
+            "barrier": (),  # while freeing: end address of the last survivor
+            "live": (),  # number of blocks in ``order``
             "order": (slots(s),),  # slots by address
-            # Bytes of a block by round.  Room for the most, so that one loop serves all settings.
+            # Bytes of a block by round.  Fixed length: compiled code is the same for all settings.
             "series": (_DOUBLINGS * _STEPS + 1,),
         },
     )
@@ -103,7 +103,7 @@ def start(s: SimpleNamespace, random: Random) -> np.record:
 
 @jit
 def sort_blocks(g):
-    """Put the slots of live blocks in ``order`` of their addresses (Shell 1959)."""
+    """Store the slots of live blocks in ``order``, sorted by address (Shell sort, 1959)."""
     n = 0
     for slot in range(g.slots):
         if g.address[slot] != 0:
@@ -125,9 +125,9 @@ def sort_blocks(g):
 
 @jit
 def next_victim(g):
-    """Slot of the next block that can go without making room, or -1."""
+    """Return the slot of the next block to free without creating a usable hole, or -1."""
     wanted = g.series[g.level]
-    while g.cursor < g.live - 1:  # the last one holds the heap's end
+    while g.cursor < g.live - 1:  # the last block pins the end of the heap
         slot = g.order[g.cursor]
         following = g.order[g.cursor + 1]
         g.cursor += 1
@@ -139,7 +139,7 @@ def next_victim(g):
 
 @jit
 def next_event(g, last):
-    """Take note of the address, then free or allocate the next block; False at the end."""
+    """Store the last address, then free or allocate the next block; return False at the end."""
     if not note(g, last):
         return False
     while True:

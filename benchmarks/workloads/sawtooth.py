@@ -1,12 +1,12 @@
-"""Sawtooth: the live curve rises steadily and falls at once, again and again.
+"""Sawtooth: live objects grow steadily to a peak and are freed all at once, repeatedly.
 
-    live    ╱│  ╱│  ╱│  ╱│      a tooth: up to ``peak`` objects, then all of it dies
-           ╱ │ ╱ │ ╱ │ ╱ │      but ``kept`` % that live through the next tooth
+    live    ╱│  ╱│  ╱│  ╱│      a tooth: up to ``peak`` objects, then all are freed
+           ╱ │ ╱ │ ╱ │ ╱ │      except ``kept`` % that live through the next tooth
           ╱  │╱  │╱  │╱  │
 
-Compilers, request handlers and games drop what a phase needed all together.  The few objects that
-stay lie scattered over the heap, and die when others have taken their place: what they pin down is
-what an allocator loses.  ``order`` is the order of a fall.
+Compilers, request handlers and games free the objects of a phase together.  The few survivors are
+scattered over the heap, and are freed only after new survivors exist: the memory that they pin is
+the allocator's loss.  ``order`` is the order in which a tooth's objects are freed.
 """
 
 from types import SimpleNamespace
@@ -15,26 +15,26 @@ import numpy as np
 
 from allocators.base.settings import choice, number
 from benchmarks.events.events import Events
-from benchmarks.workloads.base.pieces import allocate, join, release, room
+from benchmarks.workloads.base.pieces import allocate, join, release, require_operations
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import sizes
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-PEAK = number(50_000, low=1, high=1 << 28, text="objects at the tip of a tooth")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+PEAK = number(50_000, low=1, high=1 << 28, text="live objects at the peak of a tooth")
 KEPT = number(2, low=0, high=100, text="objects that live through the next tooth, %")
-ORDER = choice("random", "fifo", "lifo", text="in which a tooth's objects die")
+ORDER = choice("random", "fifo", "lifo", text="order in which a tooth's objects are freed")
 SIZES = sizes(kind="lognormal")
 
 RANDOM, FIFO = 0, 1
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The first tooth reaches its tip."""
-    room(s.operations, s.peak, "to reach the peak")
+    """Raise ValueError unless the first tooth reaches its peak."""
+    require_operations(s.operations, s.peak, "to reach the peak")
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """A tooth fills the empty slots in order; the survivors of the one before die with it."""
+    """Fill the empty slots in order; free a tooth together with the survivors of the last one."""
     pieces, done = [], 0
     survivors, empty = np.empty(0, "i8"), np.arange(s.peak)
     kept = min(s.peak * s.kept // 100, s.peak // 2)

@@ -1,9 +1,10 @@
-"""Stack: the newest object dies first.
+"""Stack: the newest object is freed first.
 
     depth   ╱╲  ╱╲╱▔╲    ╱     turning points are random depths, uniform in 0 … depth
            ╱  ╲╱     ╲╱╲╱
 
-Recursive programs and parsers; the kindest case for LIFO free lists and pointer-bumping regions.
+It models recursive programs and parsers: the best case for LIFO free lists and regions with bump
+allocation.
 """
 
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from benchmarks.events.events import FREE, MALLOC, Events, make_events
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import sizes
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-DEPTH = number(10_000, low=1, high=1 << 28, text="most objects on the stack")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+DEPTH = number(10_000, low=1, high=1 << 28, text="largest number of objects on the stack")
 SIZES = sizes(kind="lognormal")
 
 
@@ -24,7 +25,7 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
     """Walk from turning point to turning point until there are enough operations."""
     points = np.zeros(1, "i8")
     while np.abs(np.diff(points)).sum() < s.operations:
-        # Two random depths lie a third of the whole apart on average.
+        # The mean distance of two random depths is a third of ``depth``.
         more = random.below(3 * s.operations // s.depth + 16, s.depth + 1)
         points = np.concatenate([points, more])
     steps = np.diff(points)

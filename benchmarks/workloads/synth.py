@@ -4,28 +4,29 @@
     blocks    a b c d e f g h i j k l m n o p q r s t u v w x y z         of ``block`` births
     drawn     d h a k c … b             p v n m … q         x w           in random order in a phase
 
-Time is counted in births (allocations).  A phase is a run of births in which live bytes stay within
-SWING percent of the peak of where they began, or a part of one.  It is cut into blocks of
-consecutive births, and these come again in random order with all that they say: kind, size,
-alignment, thread.  What becomes of an object in the phase of its birth (realloc, touch, free) comes
-at the same age again, so size and lifetime keep their joint distribution in every phase.  What
-becomes of it in a later phase comes with the block that saw it: what died together does so again.
+Time is counted in births (allocations).  A phase is a run of births during which live bytes differ
+from their value at its start by at most SWING percent of the peak; long runs are split.  Each phase
+is cut into blocks of consecutive births, and blocks are drawn in random order with all properties
+of their births: operation, size, alignment, thread.  Events of an object in the phase of its birth
+(realloc, touch, free) are repeated at the same age, so the joint distribution of size and lifetime
+is preserved in every phase.  Events of an object in a later phase move with the block in which they
+occur: objects that are freed together in the trace are freed together again.
 
-    longer=L    L times as many events at the same live bytes: what outlives its phase is not born
-                more often, so what lives within one comes that much more than L times as often
-    larger=R    R times as many objects live at every moment, each for R times as many births
-    shuffle     the lifetimes of all objects are dealt out anew, whatever their size and phase: the
-                null model, in which sizes, order of births and lifetimes are true each by itself
+    longer=L    L times as many events at the same live bytes.  Objects that outlive their phase are
+                not repeated, so the others occur correspondingly more than L times as often.
+    larger=R    R times as many live objects at any time, each with R times the lifetime in births.
+    shuffle     the lifetimes of all objects are permuted, regardless of size and phase: the null
+                model, which preserves sizes, order of births and lifetimes separately, not jointly.
 
-A thread ends once, after all else that it does.
+A thread ends once, after all its other events.
 
-Blocks of one birth keep nothing of the order in which a program allocates; the longer they are, the
-more of it.  An allocator that frees whole regions (arena) needs blocks of some hundreds, others
-are served by 16.  Measured on the shipped traces: analysis.fig_synth.
+Blocks of one birth preserve nothing of the order in which a program allocates; longer blocks
+preserve more.  An allocator that frees whole regions (arena) needs blocks of some hundreds of
+births; for the others 16 suffice, as measured on the shipped traces: analysis.fig_synth.
 
 Sources: the block bootstrap, H. Künsch, "The jackknife and the bootstrap for general stationary
-observations", 1989; synthetic programs held against real ones by what allocators make of them,
-B. Zorn, D. Grunwald, "Evaluating models of memory allocation", 1994.
+observations", 1989; evaluation of synthetic programs by the behaviour of allocators, B. Zorn,
+D. Grunwald, "Evaluating models of memory allocation", 1994.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.registry import path
 from kernel.engine.jit import build_once, jit
 
-#: Percent of the peak by which live bytes move within a phase, and phases at least.
+#: Largest change of live bytes within a phase, percent of the peak; and least number of phases.
 SWING = 5
 PHASES = 16
 
@@ -52,10 +53,10 @@ _MOST_EVENTS = 1 << 31
 
 
 class Factor(Setting):
-    """A number from 1 with three decimals; its integer is thousandths."""
+    """Setting for a number with three decimals, stored as an integer in thousandths."""
 
     def parse(self, name: str, value: object) -> int:
-        """Return ``value`` in thousandths.  Raises ValueError with what is allowed."""
+        """Return ``value`` in thousandths.  Raises ValueError with the permitted range."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{name}={value}: expected a number")
         if not self.low <= 1000 * value <= self.high:
@@ -63,51 +64,51 @@ class Factor(Setting):
         return round(1000 * value)
 
     def spell(self, value: int) -> object:
-        """Return thousandths as a user writes the number."""
+        """Return the number that a user writes for ``value`` thousandths."""
         return value / 1000
 
 
 PATH = path()
 STRICT = choice("false", "true", default="true", text="impossible events are errors, else dropped")
-LONGER = Factor(1000, 1000, 1_000_000, text="times as many events")
-LARGER = Factor(1000, 1000, 1_000_000, text="times as many live objects")
-BLOCK = number(64, low=1, high=1 << 30, text="births that keep their order")
-SHUFFLE = choice("false", "true", text="lifetimes are dealt out anew: the null model")
+LONGER = Factor(1000, 1000, 1_000_000, text="factor of the number of events")
+LARGER = Factor(1000, 1000, 1_000_000, text="factor of the number of live objects")
+BLOCK = number(64, low=1, high=1 << 30, text="consecutive births that keep their order")
+SHUFFLE = choice("false", "true", text="permute the lifetimes: the null model")
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The file is there and of a known format."""
+    """Raise TraceError (a ValueError) unless the file exists and has a known format."""
     recognise(Path(s.path))
 
 
 def read(
     s: SimpleNamespace, progress: Callable[[float, str], None] | None
 ) -> tuple[Events, dict[str, Any]]:
-    """Read the trace and make another of it.  Raises TraceError (a ValueError)."""
+    """Read the trace and generate a new one from it.  Raises TraceError, which is a ValueError."""
     events, provenance = load(Path(s.path), bool(s.strict), progress)
     longer, larger, random = s.longer / 1000, s.larger / 1000, Random(s.seed)
     if len(events.op) * longer * larger > _MOST_EVENTS:
         raise ValueError(f"longer={longer}, larger={larger}: more than {_MOST_EVENTS} events")
     trace = lives(events)
     if not len(trace.birth):
-        raise ValueError(f"{s.path}: allocates nothing")
+        raise ValueError(f"{s.path}: the trace has no allocations")
     phases = int(trace.phase[-1]) + 1
     if progress:
         progress(0.5, "drawing objects")
-    events = performed(events, trace, drawn(trace, longer, larger, s.block, random))
+    events = apply_schedule(events, trace, draw_schedule(trace, longer, larger, s.block, random))
     if s.shuffle:
         trace = lives(events)
-        events = performed(events, trace, shuffled(trace, random))
+        events = apply_schedule(events, trace, shuffle_lifetimes(trace, random))
     return events, {"trace": provenance, "phases": phases}
 
 
 class Lives(NamedTuple):
-    """The objects of a trace, numbered by their births, and what happens to them.
+    """Objects of a trace, numbered by their births, and their events.
 
-    ``birth`` (objects,) int64: event that allocated each.  ``later`` (m,) int64: all other events,
-    in order.  ``object`` (m,) int64: whom each is about, -1 for nobody.  ``clock`` (m,) int64:
-    number of the birth before it, -1 at the start.  ``dies`` (m,) bool: it frees its object.
-    ``phase`` (objects,) int64: of each birth, rising.
+    ``birth`` (objects,) int64: allocating event of each object.  ``later`` (m,) int64: all other
+    events, in order.  ``object`` (m,) int64: object of each of these, -1 for none.  ``clock`` (m,)
+    int64: number of the last birth before it, -1 at the start.  ``dies`` (m,) bool: True if it
+    frees its object.  ``phase`` (objects,) int64: phase of each birth, non-decreasing.
     """
 
     birth: np.ndarray
@@ -138,9 +139,9 @@ def lives(events: Events) -> Lives:
 
 
 class Timetable(NamedTuple):
-    """When what happens again: ``tick``, ``event`` of the trace and ``object``, each (n,) int64.
+    """Schedule of the new trace: time ``tick``, ``event`` to repeat, ``object``; (n,) int64 each.
 
-    A tick is the time of a birth; objects have numbers of their own, -1 is nobody.
+    A tick is the time of one birth.  Objects are numbered anew; -1 is none.
     """
 
     tick: np.ndarray
@@ -148,7 +149,7 @@ class Timetable(NamedTuple):
     object: np.ndarray
 
 
-def drawn(
+def draw_schedule(
     trace: Lives, longer: float, larger: float, births_of_block: int, random: Random
 ) -> Timetable:
     """Draw the blocks of each phase, for ``longer`` times ``larger`` times the events."""
@@ -158,17 +159,17 @@ def drawn(
     begin = np.append(np.flatnonzero(within % births_of_block == 0), n)  # of each block
     block = np.searchsorted(begin, np.arange(n), side="right") - 1
 
-    # Lasting is what has events in a later phase than its birth's, or is never freed.
+    # An object is lasting if it is never freed, or has events in a later phase than its birth.
     owned = trace.object >= 0
     owner = np.maximum(trace.object, 0)
-    place = np.maximum(trace.clock, 0)  # the birth after which each other event comes
+    place = np.maximum(trace.clock, 0)  # the birth that precedes each other event
     inside = owned & (phase[owner] == phase[place])
     lasting = np.ones(n, bool)
     lasting[trace.object[trace.dies]] = False
     lasting[trace.object[owned & ~inside]] = True
 
-    # Copies of each block, and how many of them bear its lasting objects; copies of each object.
-    # Lasting objects come ``larger`` times with all their events, so the rest makes up for them.
+    # Number of copies of each block, of those with its lasting objects, and of each object.
+    # Lasting objects and their events are repeated only ``larger`` times; the others compensate.
     blocks = len(begin) - 1
     fixed = int(np.count_nonzero(lasting)) + int(np.count_nonzero(owned & lasting[owner]))
     others = n + len(trace.object) - fixed
@@ -177,8 +178,8 @@ def drawn(
     bearing = np.minimum(_spread(larger, blocks, random), copies)
     copies_of = np.where(lasting, bearing[block], copies[block])
 
-    # Draws of the same phase come in random order, one after the other.
-    first = np.cumsum(copies) - copies  # number of the draw that is a block's first copy
+    # Order the draws of a phase randomly.
+    first = np.cumsum(copies) - copies  # index of the draw that is the block's first copy
     draws = np.repeat(np.arange(blocks), copies)
     order = np.lexsort((random.bits(len(draws)), phase[begin[draws]]))
     length = np.diff(begin)[draws]
@@ -186,7 +187,7 @@ def drawn(
     tick[order] = np.cumsum(length[order]) - length[order]
 
     def position(birth: np.ndarray, copy: np.ndarray) -> np.ndarray:
-        """Tick of copy ``copy`` of ``birth``."""
+        """Return the tick of copy ``copy`` of ``birth``."""
         return tick[first[block[birth]] + copy] + birth - begin[block[birth]]
 
     birth, copy = _repeat(copies_of)
@@ -202,14 +203,14 @@ def drawn(
         trace.later[row],
         np.where(owned[row], names[owner[row]] + copy, -1),
     )
-    return _joined(births, _waiting(births, later))
+    return _merged(births, _delayed(births, later))
 
 
-def shuffled(trace: Lives, random: Random) -> Timetable:
-    """Give every object the lifetime of another: the null model."""
+def shuffle_lifetimes(trace: Lives, random: Random) -> Timetable:
+    """Permute the lifetimes of all objects: the null model."""
     n = len(trace.birth)
     birth = np.arange(n)
-    forever = n - birth  # what is not freed lives to the end
+    forever = n - birth  # lifetime of an object that is never freed
     lifetime, death = forever.copy(), np.full(n, -1)
     mortal = trace.object[trace.dies]
     lifetime[mortal] = (trace.clock - trace.object)[trace.dies]
@@ -217,30 +218,31 @@ def shuffled(trace: Lives, random: Random) -> Timetable:
     dealt = random.permutation(n)
     end = np.where(death[dealt] >= 0, lifetime[dealt], forever)
 
-    # Other events of an object keep their place in its life, in proportion, and before its end.
+    # Scale the times of an object's other events with its lifetime; keep them before its end.
     rest = ~trace.dies & (trace.object >= 0)
     owner = trace.object[rest]
     end[owner] = np.maximum(end[owner], 1)
     age = (trace.clock[rest] - owner) * end[owner] // np.maximum(lifetime[owner], 1)
     age = np.minimum(age, end[owner] - 1)
     freed = (death[dealt] >= 0) & (birth + end < n)
-    nobody = trace.object < 0
-    return _joined(
+    unowned = trace.object < 0
+    return _merged(
         Timetable(birth, trace.birth, birth),
         Timetable(
-            np.concatenate([owner + age, (birth + end)[freed], trace.clock[nobody]]),
-            np.concatenate([trace.later[rest], death[dealt][freed], trace.later[nobody]]),
-            np.concatenate([owner, birth[freed], trace.object[nobody]]),
+            np.concatenate([owner + age, (birth + end)[freed], trace.clock[unowned]]),
+            np.concatenate([trace.later[rest], death[dealt][freed], trace.later[unowned]]),
+            np.concatenate([owner, birth[freed], trace.object[unowned]]),
         ),
     )
 
 
 @jit
 def cut(live, clock, swing, longest, phase):
-    """Fill ``phase`` (births,) with numbers of phases from 0.
+    """Fill ``phase`` (births,) with phase numbers from 0.
 
-    ``live`` (n,) bytes after each event, ``clock`` (n,) births so far.  A phase ends at the first
-    birth after live has moved by more than ``swing`` bytes since its start, or after ``longest``.
+    ``live`` (n,): bytes after each event; ``clock`` (n,): births so far.  A phase ends at the first
+    birth after live bytes have changed by more than ``swing`` since its start, or after ``longest``
+    births.
     """
     number = 0
     start = 0
@@ -262,27 +264,27 @@ def cut(live, clock, swing, longest, phase):
 
 
 def _spread(times: float, n: int, random: Random) -> np.ndarray:
-    """``n`` whole numbers, (n,) int64, at least 1, whose running mean is ``times`` all along."""
+    """Return ``n`` integers >= 1, (n,) int64, whose running mean stays close to ``times``."""
     offset = float(random.below(1, 1 << 32)[0]) / (1 << 32)
     return np.maximum(np.diff(np.floor(np.arange(n + 1) * times + offset)).astype("i8"), 1)
 
 
 def _repeat(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each of the numbers 0, 1, … as often as ``times`` says, and which time it is."""
+    """Return each index i repeated ``times[i]`` times, and the number of each repetition."""
     row = np.repeat(np.arange(len(times)), times)
     return row, np.arange(len(row)) - (np.cumsum(times) - times)[row]
 
 
-def _joined(births: Timetable, others: Timetable) -> Timetable:
-    """All of both in order of their ticks; at a tick its birth first, the rest as in the trace."""
+def _merged(births: Timetable, others: Timetable) -> Timetable:
+    """Merge both by tick; at equal ticks the birth is first, the rest in the order of the trace."""
     tick, event, object_ = (np.concatenate(pair) for pair in zip(births, others, strict=True))
     rank = np.where(np.arange(len(tick)) < len(births.tick), 0, event + 1)
     order = np.argsort(tick * (int(rank.max(initial=0)) + 1) + rank, kind="stable")
     return Timetable(tick[order], event[order], object_[order])
 
 
-def _waiting(births: Timetable, others: Timetable) -> Timetable:
-    """``others`` with what comes before an earlier event of its object put off until that."""
+def _delayed(births: Timetable, others: Timetable) -> Timetable:
+    """Delay events in ``others`` so that the events of each object keep their order."""
     owned = np.flatnonzero(others.object >= 0)
     order = owned[np.lexsort((others.event[owned], others.object[owned]))]
     tick, object_ = others.tick[order], others.object[order]
@@ -292,10 +294,10 @@ def _waiting(births: Timetable, others: Timetable) -> Timetable:
     return others
 
 
-def performed(events: Events, trace: Lives, schedule: Timetable) -> Events:
-    """The events that ``schedule`` says; times have no meaning any more and are left out."""
+def apply_schedule(events: Events, trace: Lives, schedule: Timetable) -> Events:
+    """Return the events of ``schedule``, without times, which have lost their meaning."""
     n = len(events.op)
-    event, object_ = _ended(events, schedule)
+    event, object_ = _place_thread_ends(events, schedule)
     born, dies = np.zeros(n, bool), np.zeros(n, bool)
     born[trace.birth] = True
     dies[trace.later[trace.dies]] = True
@@ -309,8 +311,8 @@ def performed(events: Events, trace: Lives, schedule: Timetable) -> Events:
     return make_events(**columns | {"slot": slot})
 
 
-def _ended(events: Events, schedule: Timetable) -> tuple[np.ndarray, np.ndarray]:
-    """Events and objects of ``schedule``, each thread's end once and after its last event."""
+def _place_thread_ends(events: Events, schedule: Timetable) -> tuple[np.ndarray, np.ndarray]:
+    """Return events and objects of ``schedule``, with one end per thread, after its last event."""
     ends = np.flatnonzero(events.op == THREAD_END)
     kept = events.op[schedule.event] != THREAD_END
     event, object_ = schedule.event[kept], schedule.object[kept]

@@ -1,7 +1,7 @@
 """A recorded program: workload=trace workload.path=FILE, of any format in benchmarks.trace.formats.
 
-A long trace is decoded while it is replayed, in bounded memory; the results are the same to the
-last digit.  Measured is the loop alone, either way: what it waits for the decoder is told apart.
+A long trace is decoded while it is replayed, in bounded memory; the results are identical.  Either
+way only the replay loop is timed; the time spent waiting for the decoder is reported separately.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,23 +20,23 @@ from benchmarks.workloads.base.registry import WorkloadError, path
 
 PATH = path()
 STRICT = choice("false", "true", default="true", text="impossible events are errors, else dropped")
-STREAM = choice("auto", "always", "never", default="auto", text="decoded while it is replayed")
+STREAM = choice("auto", "always", "never", default="auto", text="decode during the replay")
 
-#: A trace of more events is streamed, unless the setting says otherwise: some hundred MB.
+#: With ``stream=auto``, a trace of more events is streamed: some hundred MB.
 LONG = 1 << 24
-#: What a replay does not look at.
+#: Columns that a replay does not use.
 _UNUSED = {"time"}
 
 
 def check_settings(s: SimpleNamespace) -> None:
-    """The file is there and of a known format."""
+    """Raise TraceError (a ValueError) unless the file exists and has a known format."""
     recognise(Path(s.path))
 
 
 def read(
     s: SimpleNamespace, progress: Callable[[float, str], None] | None
 ) -> tuple[Events | Stream, dict[str, Any]]:
-    """Import the trace, or read it from the cache.  Raises TraceError (a ValueError)."""
+    """Import the trace, or read it from the cache.  Raises TraceError, which is a ValueError."""
     file, strict = Path(s.path), bool(s.strict)
     if STREAM.spell(s.stream) != "never":
         with parquet_file(file, strict, progress) as (reader, imported):
@@ -49,7 +49,7 @@ def read(
 
 
 def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] | None) -> Stream:
-    """The events of the Parquet trace, which may be deleted afterwards: it stays open."""
+    """Return a Stream of a Parquet trace.  The file stays open, so it may be deleted meanwhile."""
     reader = parquet.Reader(file)
     names = [name for name in reader.names if name not in _UNUSED]
     audit = Audit()
@@ -58,7 +58,7 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
         facts = parquet.survey(reader, progress and (lambda x: progress(x, f"reading {file.name}")))
 
     def pieces() -> Iterator[Events]:
-        """All events; what no pass has looked at before is checked."""
+        """Yield all events; check those that no earlier pass has checked."""
         first = 0
         try:
             for events in reader.groups(names, threads=False):
@@ -66,9 +66,9 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
                 if first > audit.events:
                     next(parquet.verify(file, iter([events]), audit))
                     found = audit.facts(facts.fingerprint)
-                    # A slot too many is beside the table of objects: that cannot wait for the end.
+                    # Check slots at once: one too many would index past the table of objects.
                     if found.slots > facts.slots or (first == facts.events and found != facts):
-                        raise TraceError(f"{file}: its metadata tells of other events than it has")
+                        raise TraceError(f"{file}: facts in its metadata do not match its events")
                 yield events
         except TraceError as error:
             if imported:

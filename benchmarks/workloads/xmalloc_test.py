@@ -4,8 +4,8 @@
     producer ─┼─▶ stack of batches ──┼─ consumer      and its 4096 blocks
        …      ┘    (last in first)   └─ …
 
-No thread ever frees what it allocated.  Threads that have the processor in a round make or release
-one batch each, in turns; who has it is a matter of chance, so the stack rises and falls.  A
+No thread ever frees a block that it allocated.  In each round every thread runs with probability ½;
+those that run allocate or free one batch each, in turns, so the height of the stack varies.  A
 producer waits while the stack is full, a consumer while it is empty.
 
 Source: Lever & Boreham, "malloc() performance in a multithreaded Linux environment", USENIX 2000;
@@ -22,23 +22,23 @@ from benchmarks.events.events import Events
 from benchmarks.workloads.base.pieces import NEVER, lives
 from benchmarks.workloads.base.prng import Random
 
-OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="malloc and free in all")
-WORKERS = number(4, low=1, high=512, text="producers, and as many consumers")
+OPERATIONS = number(1_000_000, low=1, high=1 << 31, text="total malloc and free calls")
+WORKERS = number(4, low=1, high=512, text="producers, and the same number of consumers")
 SIZE = size_setting(64, low=1, high=1 << 28, text="bytes of a block")
-BATCH = number(4_096, low=1, high=1 << 20, text="blocks of a batch")
-LIMIT = number(100, low=1, high=1 << 20, text="batches on the stack at most")
+BATCH = number(4_096, low=1, high=1 << 20, text="blocks in a batch")
+LIMIT = number(100, low=1, high=1 << 20, text="largest number of batches on the stack")
 TURN = number(100, low=1, high=1 << 28, text="events before the next thread runs")
 
-#: Bytes of a pointer, in the array of a batch and before it.
+#: Bytes of a pointer; a batch's array has one per block, and one more.
 _POINTER = 8
 
 
 def generate(s: SimpleNamespace, random: Random) -> Events:
-    """Follow the stack batch by batch, then spread each batch over its round."""
+    """Simulate the stack batch by batch, then place each batch's events in its round."""
     length = s.batch + 1
     rounds, made, stack, finished = 0, [], [], 0
-    # What is made or released takes ``length`` events; a round does one thing at least once in a
-    # while, so the loop ends.
+    # Allocating or freeing a batch takes ``length`` events.  The loop ends, because some thread
+    # runs in almost every round.
     while finished * length < s.operations:
         runs = random.below(2 * s.workers, 2).astype(bool).tolist()
         fresh = []
@@ -57,7 +57,7 @@ def generate(s: SimpleNamespace, random: Random) -> Events:
         np.repeat(column, length) for column in np.array(made).T
     )
     step = np.tile(np.arange(length), len(made))
-    # The array comes before its blocks and goes after them.
+    # The array is allocated before its blocks and freed after them.
     last = np.where(step == 0, length - 1, step - 1)
 
     def when(round_: np.ndarray, thread: np.ndarray, step: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Trace files of any known format: recognise them by content, import them once, load them.
 
-    FILE, packed or plain ──► pieces of Records ──► objects ──► Parquet trace (user's cache)
+    FILE, possibly packed ──► pieces of Records ──► objects ──► Parquet trace (user's cache)
            packing             a format's reader
 
-A format is a module.  A text format has NAME, PATTERN (bytes that show it) and Reader:
-``read(lines)`` gives Records, ``explain(fields)`` says what is wrong with a line, and
-``spell(pointer)`` names an object as the trace does.  Any other has PATTERN or
-``recognises(head)``, ``pieces(source)`` (see benchmarks.trace.formats.piece) and UNIT, what its
-places are counted in.  To add one, enter it in FORMATS.
+A format is a module.  A text format has NAME, PATTERN (a regular expression that recognises it)
+and Reader: ``read(lines)`` returns Records, ``explain(fields)`` returns the error in a line, and
+``format_pointer(pointer)`` names an object as the trace does.  Any other format has NAME, PATTERN
+or ``recognises(head)``, ``pieces(source)`` (see benchmarks.trace.formats.piece) and UNIT, the name
+of the unit in which positions in the file are counted.  To add a format, enter it in FORMATS.
 
 Imports events/ and no other part of trace/; trace.tools, workloads and tests import it.
 """
@@ -39,11 +39,17 @@ from benchmarks.trace.formats import (
     valgrind,
     wee_alloc,
 )
-from benchmarks.trace.formats.objects import PROBLEM_NAMES, UNSEEN, Objects, Records, complaint
-from benchmarks.trace.formats.packing import Source, complaints, opened, packed
+from benchmarks.trace.formats.objects import (
+    PROBLEM_NAMES,
+    UNSEEN,
+    Objects,
+    Records,
+    describe_problem,
+)
+from benchmarks.trace.formats.packing import Source, open_source, source_of, trace_errors
 from benchmarks.trace.formats.piece import pieces
 
-#: The foreign formats.  The first that finds itself in the head of a file reads it.
+#: The foreign formats.  The first one that matches the beginning of a file reads the file.
 FORMATS: tuple[ModuleType, ...] = (
     malloc_bench,
     memray,
@@ -55,20 +61,20 @@ FORMATS: tuple[ModuleType, ...] = (
     wee_alloc,
     malloc_lab,
 )
-#: What is recognised only to say why it cannot be read.
+#: (pattern, reason) of formats that are recognised only to explain why they cannot be read.
 _REFUSED = (heaptrack.INTERPRETED,)
-#: Version of the importers: raise it when the same file gives other events.
+#: Version of the importers: increase it when a change makes the same file import differently.
 VERSION = 4
 
-#: Told the fraction done and what is being done.
+#: Callback: called with the fraction done and a description of the current work.
 Progress = Callable[[float, str], None]
 
 _HEAD = 1 << 16
 
 
 def recognise(path: Path) -> Source:
-    """Look at the beginning of a trace.  Raises TraceError with one clear line."""
-    with complaints(path):
+    """Determine the packing and format of a trace from its beginning.  Raises TraceError."""
+    with trace_errors(path):
         with path.open("rb") as file:
             magic = file.read(4)
         if not magic:
@@ -76,23 +82,23 @@ def recognise(path: Path) -> Source:
         if magic == parquet.MAGIC:
             parquet.check_ends(path)
             return Source(path, "parquet")
-        source = packed(path, magic)
-        with opened(source) as (stream, _):
+        source = source_of(path, magic)
+        with open_source(source) as (stream, _):
             head = stream.read(_HEAD)
         if not head.strip():
             raise TraceError(f"{path}: the trace is empty")
         for module in FORMATS:
-            if _finds_itself(module, head):
+            if _matches(module, head):
                 source.format = module
                 return source
     for pattern, reason in _REFUSED:
         if pattern.search(head):
             raise TraceError(f"{path}: {reason}")
     known = ", ".join([*(module.NAME for module in FORMATS), "Parquet"])
-    raise TraceError(f"{path}: no trace format that is known here ({known})")
+    raise TraceError(f"{path}: unknown trace format (known: {known})")
 
 
-def _finds_itself(module: ModuleType, head: bytes) -> bool:
+def _matches(module: ModuleType, head: bytes) -> bool:
     recognises = getattr(module, "recognises", None)
     return recognises(head) if recognises else module.PATTERN.search(head) is not None
 
@@ -115,7 +121,9 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
             if i < 0:
                 what = piece.explain(int(row))
             else:
-                what = complaint(records, i, problem[i], partial(piece.spell, int(row)))
+                what = describe_problem(
+                    records, i, problem[i], partial(piece.format_pointer, int(row))
+                )
             source.first_problem = (source.lines + int(row) + 1, what)
             if strict:
                 raise _error(source.path, source.first_problem, unit_of(source))
@@ -139,7 +147,7 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
 
 
 def _until(records: Records, line: int) -> Records:
-    """The records above ``line``, and that line as the only bad one."""
+    """Return the records before ``line``, with that line as the only bad one."""
     above = {
         name: column[records.line < line] if len(column) else column
         for name, column in records._asdict().items()
@@ -149,12 +157,12 @@ def _until(records: Records, line: int) -> Records:
 
 
 def unit_of(source: Source) -> str:
-    """What places in a trace are counted in."""
+    """Return the unit in which positions in a trace are counted, such as "line"."""
     return getattr(source.format, "UNIT", "line")
 
 
 def _dense(thread: np.ndarray, known: dict[int, int]) -> np.ndarray:
-    """Number threads from 0 in the order of their first events; ``known`` is added to."""
+    """Number threads from 0 in the order of their first events; new ones are added to ``known``."""
     numbers, first, inverse = np.unique(thread, return_index=True, return_inverse=True)
     for i in np.argsort(first):
         known.setdefault(int(numbers[i]), len(known))
@@ -168,26 +176,26 @@ def _error(path: Path, problem: tuple[int, str], unit: str) -> TraceError:
 
 
 def check_output(out: Path, *inputs: Path) -> None:
-    """Raise TraceError when ``out`` cannot be a new file or is one of the ``inputs``.
+    """Raise TraceError if ``out`` cannot be written as a file or is one of the ``inputs``.
 
-    Outputs take the place of what is there when they are whole, so it must not be a device.
+    A complete output replaces an existing file at ``out``, so ``out`` must not be a device.
     """
     if not out.absolute().parent.is_dir():
-        raise TraceError(f"{out}: there is no directory {out.parent}")
+        raise TraceError(f"{out}: the directory {out.parent} does not exist")
     if out.is_dir():
         raise TraceError(f"{out}: is a directory")
     if out.exists() and not out.is_file():
-        raise TraceError(f"{out}: is no file that could be replaced")
+        raise TraceError(f"{out}: not a regular file, so it cannot be replaced")
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise TraceError(f"{out}: would overwrite the trace that is read")
+        raise TraceError(f"{out}: would overwrite an input trace; choose another name")
 
 
 def convert(
     path: Path, out: Path, strict: bool, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the trace ``path`` as a Parquet trace at ``out``; returns its provenance.
+    """Write the trace ``path`` as a Parquet trace to ``out``; return its provenance.
 
-    ``out`` appears whole or not at all.  Raises TraceError.
+    ``out`` appears complete or not at all.  Raises TraceError.
     """
     source = recognise(path)
     check_output(out, path)
@@ -208,7 +216,7 @@ def convert(
 
 
 def _provenance(source: Source) -> dict[str, Any]:
-    """Where an imported trace came from; complete after the import."""
+    """Return the origin of an imported trace and its import counts; call it after the import."""
     return {
         "file": source.path.name,
         "sha256": _content_hash(source.path),
@@ -222,12 +230,12 @@ def _provenance(source: Source) -> dict[str, Any]:
 
 
 def _content_hash(path: Path) -> str:
-    with complaints(path), path.open("rb") as file:
+    with trace_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_directory() -> Path:
-    """Where imported traces are kept."""
+    """Return the directory of imported traces."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "malloc-bench" / "traces"
 
@@ -236,14 +244,14 @@ def cache_directory() -> Path:
 def parquet_file(
     path: Path, strict: bool, progress: Progress | None = None
 ) -> Iterator[tuple[parquet.Reader, bool]]:
-    """Yield a reader of ``path`` as a Parquet trace, and whether it was checked on the way in.
+    """Yield a reader of ``path`` as a Parquet trace, and True if the import checked its events.
 
-    A text trace is imported once and kept under the hash of its content; where no cache can be
-    written, it is imported into a temporary directory.  Raises TraceError.
+    A foreign trace is imported once and cached under the hash of its content; if the cache is not
+    writable, it is imported into a temporary directory.  Raises TraceError.
     """
     source = recognise(path)
     if source.format is None:
-        with complaints(path):
+        with trace_errors(path):
             reader = parquet.Reader(path)
         with reader:
             yield reader, False
@@ -267,7 +275,7 @@ def parquet_file(
 
 
 def _writable(directory: Path, otherwise: Path) -> Path:
-    """``directory``, made if need be, or ``otherwise`` when nothing can be written there."""
+    """Return ``directory``, created if needed, or ``otherwise`` if it is not writable."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -276,7 +284,7 @@ def _writable(directory: Path, otherwise: Path) -> Path:
 
 
 def _reader_of(cached: Path) -> parquet.Reader | None:
-    """A reader of a file in the cache; None when it is not there or damaged."""
+    """Return a reader of a cached file; None if it is missing or damaged."""
     try:
         return parquet.Reader(cached)
     except (TraceError, OSError):
@@ -288,8 +296,8 @@ def load(
 ) -> tuple[Events, dict[str, Any]]:
     """Return the events of a trace of any known format, and their provenance.
 
-    When not ``strict``, what cannot have happened is dropped and counted on standard error.
-    Raises TraceError.
+    If not ``strict``, impossible and unreadable records are dropped, and their number is printed
+    on standard error.  Raises TraceError.
     """
     with parquet_file(path, strict, progress) as (reader, checked):
         events = reader.read()
@@ -301,12 +309,12 @@ def load(
 
 
 def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
-    """Say on standard error what a lenient import left out."""
+    """Print on standard error how many records a lenient import dropped."""
     dropped = provenance.get("dropped")
     if not dropped:
         return
     counts = ", ".join(f"{count} × {name.replace('_', ' ')}" for name, count in dropped.items())
     problem = provenance.get("first_problem")
     unit = provenance.get("unit", "line")
-    first = f"; the first: {unit} {problem[0]}: {problem[1]}" if problem else ""
+    first = f"; first problem: {unit} {problem[0]}: {problem[1]}" if problem else ""
     print(f"{path}: dropped {counts}{first}", file=sys.stderr)

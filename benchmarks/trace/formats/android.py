@@ -1,4 +1,4 @@
-"""Android memory_replay traces: one event a line, after the number of the thread.
+"""Android memory_replay traces: one event per line, after the thread's number.
 
     186: malloc 0xb6027400 1024            malloc PTR SIZE
     186: calloc 0xb6037058 4 20            calloc PTR N SIZE
@@ -7,7 +7,7 @@
     186: free 0xb6027400                   free PTR, 0x0 allowed
     376: thread_done 0x0
 
-Newer recordings end each line with two times in nanoseconds, begin and end; the first is kept.
+Newer recordings end each line with two times in nanoseconds, begin and end; the begin is used.
 Source: AOSP, system/extras/memory_replay.
 """
 
@@ -19,15 +19,15 @@ import numpy as np
 from allocators.base import operation as ops
 from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
-from benchmarks.trace.formats.objects import Records, address_of, note
+from benchmarks.trace.formats.objects import Records, address_of, count_lost
 from benchmarks.trace.formats.printing import name_table, put_address, put_decimal, put_name
 from kernel.engine.jit import build_once, jit
 
 NAME = "Android memory_replay"
-#: A line that only such a trace has.
+#: Matches a line that occurs only in this format.
 PATTERN = re.compile(rb"^\s*\d+:\s*\w+\s+0x[0-9a-fA-F]", re.MULTILINE)
 
-#: Operations: what they are, and the fields after thread and name.
+#: By name: the operation, and the fields after thread and name.
 OPERATIONS = {
     "malloc": (ops.MALLOC, ("PTR", "SIZE")),
     "free": (ops.FREE, ("PTR",)),
@@ -37,16 +37,16 @@ OPERATIONS = {
     "thread_done": (ops.THREAD_END, ("PTR",)),
 }
 _POWERS = 1 << np.arange(62)
-#: The names by number, for writing.
-_SPELLED = {number: name for name, (number, _) in OPERATIONS.items()}
-_NAMES = name_table([_SPELLED.get(op, "") for op in range(len(ops.OP_NAMES))])
-#: Room for the longest line, bytes.
+#: Name of each operation, for writing.
+_NAME_OF = {number: name for name, (number, _) in OPERATIONS.items()}
+_NAMES = name_table([_NAME_OF.get(op, "") for op in range(len(ops.OP_NAMES))])
+#: Upper bound on the length of a line, bytes.
 _LONGEST_LINE = 160
 _BLANK, _COLON, _NEWLINE = b" :\n"
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
         self._start: int | None = None
@@ -86,7 +86,7 @@ class Reader:
         )
 
     def _times(self, values: np.ndarray, column: np.ndarray, timed: np.ndarray) -> np.ndarray:
-        """Nanoseconds since the first event; nothing when that one has no time."""
+        """Return nanoseconds since the first event; (0,) if that event has no time."""
         if self._start is None and len(values):
             self._start = int(values[0, column[0]]) if timed[0] else -1
         if self._start is None or self._start < 0:
@@ -95,7 +95,7 @@ class Reader:
         return np.maximum.accumulate(np.where(timed, time, 0))
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         if len(fields) < 2 or not fields[0].isdecimal():
             return "expected '<thread>: <operation> <pointer> …'"
         name = fields[1]
@@ -104,17 +104,17 @@ class Reader:
         form = " ".join(OPERATIONS[name][1])
         return f"expected '{name} {form}', found {' '.join(fields[1:])!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
         return f"{pointer & (1 << 64) - 1:#x}"
 
 
 @jit
 def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
-    """Write a line for each of n events into ``text``, uint8; returns the bytes written.
+    """Write a line for each of n events into ``text``, uint8; return the bytes written.
 
-    ``pointer``, ``old`` (n,): NEW and OLD of a realloc, else ``pointer`` alone.  ``time``: (0,)
-    where lines have none.
+    ``pointer``, ``old`` (n,): NEW and OLD of a realloc; other operations use only ``pointer``.
+    ``time``: (0,) to write lines without times.
     """
     at = 0
     for i in range(op.shape[0]):
@@ -144,25 +144,25 @@ def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
 
 
 class Writer:
-    """Writes one trace, piece by piece: calloc as N = 1, threads numbered from 1."""
+    """Writer of one trace, piece by piece: calloc as N = 1, threads numbered from 1."""
 
     NAME = NAME
 
     def __init__(self) -> None:
-        #: What the format cannot hold, counted.
+        #: Counts of what the format cannot represent, by description.
         self.lost: Counter = Counter()
 
     def header(self) -> bytes:
-        """The lines above the first event."""
+        """Return the header, which is empty."""
         return b""
 
     def lines(self, events: Events, before: np.ndarray) -> bytes:
-        """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
+        """Return the lines of n events; ``before`` (n,): bytes of their objects, -1: none."""
         op, slot, size = events.op, events.slot, events.size
         touches = (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END)
-        note(self.lost, "touch (left out)", touches)
-        note(self.lost, "size of a free", (op == ops.FREE) & (size > 0))
-        note(self.lost, "call site", ~touches & (column(events, "site") != 0))
+        count_lost(self.lost, "touch (left out)", touches)
+        count_lost(self.lost, "size of a free", (op == ops.FREE) & (size > 0))
+        count_lost(self.lost, "call site", ~touches & (column(events, "site") != 0))
         address = address_of(slot)
         held = before >= 0
         gone = (op == ops.REALLOC) & held & (size == 0)

@@ -1,9 +1,10 @@
-"""Traces for other tools: write any trace as malloc-lab .rep or as Android memory_replay text.
+"""Export of traces to other tools, as malloc-lab .rep or as Android memory_replay text.
 
     trace ──► Parquet, by row group ──► a format's Writer ──► OUT (plain, .gz or .zip)
 
-A format that can be written has a Writer: ``header()``, ``lines(events, before)``, ``lost`` (what
-it cannot hold, counted), and ``survey(events, before, after)`` if its header needs a first pass.
+A format that can be written has a Writer: ``header()``, ``lines(events, before)``, ``lost``
+(counts of what it cannot represent), and ``survey(events, before, after)`` if the header needs a
+first pass over the events.
 """
 
 import gzip
@@ -24,17 +25,17 @@ from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.formats import android, malloc_lab
 
-#: What can be written beside a Parquet trace, by the name that --to takes.
+#: Formats that can be written in addition to Parquet, by their value of --to.
 WRITERS: dict[str, ModuleType] = {"android": android, "rep": malloc_lab}
-#: The name of a Parquet trace there.
+#: Value of --to for a Parquet trace.
 PARQUET = "parquet"
 
-#: Events that are written at once.
+#: Events per write.
 _ROWS = 1 << 16
 
 
 def form_of(out: Path) -> str:
-    """The format that the name ``out`` asks for by its ending."""
+    """Return the format that the suffixes of ``out`` select."""
     endings = out.suffixes[-2:]
     if ".rep" in endings:
         return "rep"
@@ -44,10 +45,10 @@ def form_of(out: Path) -> str:
 def export(
     path: Path, out: Path, form: str, strict: bool, progress: formats.Progress | None = None
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Write the trace ``path`` at ``out`` in a format of WRITERS.
+    """Write the trace ``path`` to ``out`` in a format of WRITERS.
 
-    Returns the provenance of the trace, and what the format cannot hold, counted.  ``out`` appears
-    whole or not at all.  Raises TraceError.
+    Returns the provenance of the trace, and counts of what the format cannot represent.  ``out``
+    appears complete or not at all.  Raises TraceError.
     """
     formats.recognise(path)
     formats.check_output(out, path)
@@ -55,23 +56,26 @@ def export(
     with formats.parquet_file(path, strict, progress) as (reader, checked):
         survey = getattr(writer, "survey", None)
         if survey:
-            for events, before, after in _followed(path, reader, checked, None):
+            for events, before, after in _with_sizes(path, reader, checked, None):
                 survey(events, before, after)
         checked = checked or survey is not None
         try:
-            with _whole(out) as file:
+            with _replacing(out) as file:
                 file.write(writer.header())
-                for events, before, _ in _followed(path, reader, checked, progress):
+                for events, before, _ in _with_sizes(path, reader, checked, progress):
                     file.write(writer.lines(events, before))
         except OSError as error:
             raise TraceError(f"{out}: {error.strerror or error}") from None
         return reader.provenance, dict(writer.lost)
 
 
-def _followed(
+def _with_sizes(
     path: Path, reader: parquet.Reader, checked: bool, progress: formats.Progress | None
 ) -> Iterator[tuple[Events, np.ndarray, np.ndarray]]:
-    """Yield the events of ``reader`` piece by piece, with the bytes of each object around it."""
+    """Yield pieces of ``reader``'s events, with the bytes of each event's object before and after.
+
+    Calls ``progress``, if any, after each piece.
+    """
     ledger, seen = Ledger(), 0
     groups = reader.groups()
     for group in groups if checked else parquet.verify(path, groups):
@@ -85,8 +89,8 @@ def _followed(
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[BinaryIO]:
-    """Yield a file that becomes ``out``, packed as its ending says, when no error happens."""
+def _replacing(out: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes ``out``, packed according to its suffix, if no error occurs."""
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("xb") as file:

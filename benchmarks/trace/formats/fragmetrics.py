@@ -1,13 +1,13 @@
-"""fragmetrics JSONL: one JSON object a line.
+"""fragmetrics JSONL: one JSON object per line.
 
     {"ts": 0, "op": "alloc", "id": 140234567890, "size": 64, "addr": 140234567890}
     {"ts": 1, "op": "free", "id": 140234567890}
 
-``op``: alloc or free; its recorder writes a realloc as a free and an alloc.  ``id``: a whole
-number, which may come again when its object is dead.  ``size``: bytes, more than 0, of an alloc
-only.  ``ts``: a whole number that says nothing but the order.  Threads write their lines in another
-order now and then, so ``ts`` decides, where every line has one; a line that comes some megabytes
-too late for that is an error.  ``addr`` and other keys are not used.
+``op``: alloc or free; the recorder of fragmetrics writes a realloc as a free and an alloc.
+``id``: an integer, reusable after the object is freed.  ``size``: bytes, more than 0, only for an
+alloc.  ``ts``: an integer that defines the order but is not a time.  Threads sometimes write lines
+out of order, so events are sorted by ``ts`` if every line has one; a line that is out of place by
+more than some megabytes is an error.  ``addr`` and other keys are ignored.
 Source: emeryberger/fragmetrics, fragmetrics/trace.py and shim/README.md.
 """
 
@@ -30,22 +30,22 @@ NAME = "fragmetrics JSONL"
 PATTERN = re.compile(rb'\A\s*\{[^\n]*"op"\s*:')
 
 OPERATIONS = {"alloc": MALLOC, "free": FREE}
-#: Lines of one flat object each.  Of others pyarrow may read more than one row, or crash ("null").
+#: Lines of one flat object each; for others pyarrow may read several rows, or crash ("null").
 _FLAT = re.compile(rb"(?:\{[^{}\n]*+\}[ \t\r]*+(?:\n|\Z))*+")
 _LARGEST = 1 << 62
 
 
 def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
-    """Yield the pieces of a trace in the order of their times, and the fraction read.
+    """Yield the pieces of a trace in the order of ``ts``, and the fraction read.
 
-    Of what was read as much is held back as the last read gave: what comes later sorts into that.
+    The rows of the last read are held back, so that late lines of the next read sort into them.
     """
     held = np.empty((5, 0), "i8")
     ordered, last = True, -1
-    done = rows = 0  # lines of the pieces handed on, and of the one to come
+    done = rows = 0  # lines in the pieces yielded, and in the next one
     bad, explain = np.empty(0, "i8"), partial(_explain, b"", last)
     for text, fraction in itertools.chain(whole_lines(source), [(b"", 1.0)]):
-        columns, wrong = _at_once(text) or _line_by_line(text)
+        columns, wrong = _parse_with_pyarrow(text) or _parse_line_by_line(text)
         columns[0] += done + rows
         ordered = ordered and bool(np.all(columns[4] >= 0))
         late = (columns[4] < last) & ordered
@@ -54,7 +54,7 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         if ordered:
             held = held[:, np.argsort(held[4], kind="stable")]
         out, held = held[:, :n], held[:, n:]
-        yield Piece(_records(out, done, bad), rows, explain, _spell), fraction
+        yield Piece(_records(out, done, bad), rows, explain, _format_pointer), fraction
         done += rows
         rows = text.count(b"\n") + (not text.endswith(b"\n"))
         bad = np.sort(np.concatenate([wrong, columns[0, late] - done]))
@@ -63,19 +63,19 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
 
 
 def _explain(text: bytes, last: int, row: int) -> str:
-    """What is wrong with a line of ``text``; what had ``last`` as its ts was handed on before."""
-    wrong = _row(line_of(text, row))
+    """Return the error in line ``row`` of ``text``; ``last``: the last ts already yielded."""
+    wrong = _parse_line(line_of(text, row))
     if isinstance(wrong, str):
         return wrong
-    return f"ts {wrong[3]} comes too late: ts {last} stands some megabytes above it"
+    return f"ts {wrong[3]} is out of order: ts {last} precedes it by some megabytes"
 
 
-def _spell(_row: int, pointer: int) -> str:
+def _format_pointer(_row: int, pointer: int) -> str:
     return f"id {pointer - (pointer > 0)}"
 
 
 def _records(columns: np.ndarray, first: int, bad: np.ndarray) -> Records:
-    """The records of :func:`_at_once`'s columns, their lines counted from ``first``."""
+    """Convert columns of :func:`_parse_with_pyarrow` to Records; lines count from ``first``."""
     line, op, number, size, _ = columns
     none = np.zeros(len(op), "i8")
     return Records(
@@ -91,10 +91,10 @@ def _records(columns: np.ndarray, first: int, bad: np.ndarray) -> Records:
     )
 
 
-def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Columns by pyarrow's parser; None when anything about a line is out of the ordinary.
+def _parse_with_pyarrow(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Parse ``text`` with pyarrow, the fast path; return None if any line is unusual or bad.
 
-    (5, n) int64: line, operation, id, size, ts (-1: none); and bad lines.
+    Returns (5, n) int64: line, operation, id, size, ts (-1: none); and the bad lines.
     """
     import pyarrow as pa
     from pyarrow import compute, json
@@ -111,7 +111,7 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
     def whole(name: str) -> np.ndarray | None:
-        """A column of whole numbers, -1 where there is none; None when it is something else."""
+        """Return a column of integers >= 0, -1 where absent; None if it has other values."""
         if name not in names:
             return np.full(n, -1)
         column = table.column(name)
@@ -131,12 +131,12 @@ def _at_once(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     return np.stack([np.arange(n), op, number, np.maximum(size, 0), ts]), np.empty(0, "i8")
 
 
-def _line_by_line(text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """What :func:`_at_once` returns, of lines of which some are not as they should be, or blank."""
+def _parse_line_by_line(text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Parse ``text`` as :func:`_parse_with_pyarrow` does, but allow blank and bad lines."""
     rows, bad = [], []
     for i, line in enumerate(text.split(b"\n")):
         if line.strip():
-            row = _row(line)
+            row = _parse_line(line)
             if isinstance(row, str):
                 bad.append(i)
             else:
@@ -144,12 +144,12 @@ def _line_by_line(text: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(np.array(rows, "i8").reshape(-1, 5).T), np.array(bad, "i8")
 
 
-def _row(line: bytes) -> tuple[int, int, int, int] | str:
-    """Operation, id, size and ts of a line, or what is wrong with it."""
+def _parse_line(line: bytes) -> tuple[int, int, int, int] | str:
+    """Return operation, id, size and ts of a line, or a message if it is malformed."""
     try:
         event = json.loads(line)
     except ValueError as error:
-        return f"no JSON: {error}"
+        return f"not JSON: {error}"
     if not isinstance(event, dict):
         return f"expected a JSON object, found {event!r}"
     ts, op, number, size = (event.get(key) for key in ("ts", "op", "id", "size"))
@@ -161,7 +161,7 @@ def _row(line: bytes) -> tuple[int, int, int, int] | str:
         if size is not None:
             return f"a free has no size, found {size!r}"
     elif not _is_whole(size) or size <= 0:
-        return f"expected a number of bytes as size of {op}, found {size!r}"
+        return f"expected a positive integer as size of {op}, found {size!r}"
     if ts is not None and (not _is_whole(ts) or ts < 0):
         return f"expected a whole number as ts, found {ts!r}"
     return OPERATIONS[op], number, size or 0, -1 if ts is None else ts

@@ -1,19 +1,20 @@
-"""heaptrack's raw recordings (``heaptrack --raw``): hexadecimal throughout, no thread numbers.
+"""heaptrack's raw recordings (``heaptrack --raw``): all numbers hexadecimal, no thread numbers.
 
     v 10400 3                 version of heaptrack and of the format
     x 9 /bin/prog             program; X arguments, I system, R resident pages, m modules, S # notes
-    t 7fb87cd8cb9f 0          a node of the tree of backtraces: instruction, parent
+    t 7fb87cd8cb9f 0          a node of the backtrace tree: instruction, parent
     + 1d8 7 557dd5aa61e0      + SIZE BACKTRACE POINTER
     - 557dd5aa61e0            - POINTER
     c 1f                      milliseconds since the start
     A                         attached to a running program: earlier objects are freed too
 
-A realloc is written as a free and an allocation and is read as such (realloc(p, 0) not at all);
-calloc and aligned allocations are as malloc.  Failed requests and free(NULL) are not written, nor
-memalign(3) and pvalloc(3), nor what a forked child does; and a thread may use a block before the
-realloc that gave it back is written: lenient reading drops and counts what then does not fit.  The
-number of the backtrace becomes the call site.
-Source: heaptrack, src/track/libheaptrack.cpp and heaptrack_preload.cpp; recordings made here.
+heaptrack writes a realloc as a free and an allocation, and this module reads it as these two;
+realloc(p, 0) is not written at all.  calloc and aligned allocations look like malloc.  Failed
+requests, free(NULL), memalign(3), pvalloc(3) and the calls of a forked child are not written.  A
+thread may get a block before the realloc that released it is written; lenient reading drops and
+counts the records that are inconsistent for this reason.  The number of the backtrace becomes the
+call site.
+Source: heaptrack, src/track/libheaptrack.cpp and heaptrack_preload.cpp; own recordings.
 """
 
 import re
@@ -23,31 +24,31 @@ import numpy as np
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
-from benchmarks.trace.formats.piece import spell_address
+from benchmarks.trace.formats.piece import format_address
 
 NAME = "heaptrack raw"
-#: Raw recordings name the program's file at once; interpreted ones do not.
+#: Raw recordings name the program's file on the second line; interpreted ones do not.
 PATTERN = re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\nx ")
-#: What heaptrack makes without --raw, and why it is of no use here.
+#: Pattern of a file that heaptrack writes without --raw, and why it cannot be read.
 INTERPRETED = (
     re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\n[^x]"),
-    "an interpreted heaptrack file, which has no addresses; record with heaptrack --raw",
+    "an interpreted heaptrack file has no addresses; record with heaptrack --raw",
 )
 SPLIT = {"base": 16}
 
-#: Lines that are no events.
+#: Types of lines that are not events.
 _OTHERS = [word(letter) for letter in ("v", "x", "X", "I", "R", "m", "t", "S", "#")]
-#: The letters that are hexadecimal digits too.
+#: Line types whose letter is also a hexadecimal digit, so that it is split as a number.
 _ATTACHED, _CLOCK = 0xA, 0xC
 _MILLISECOND = 1_000_000
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
         self._now = 0
-        #: Whether heaptrack was attached to a running program.
+        #: True if heaptrack was attached to a running program.
         self.late = False
 
     def read(self, lines: Lines) -> Records:
@@ -85,12 +86,12 @@ class Reader:
         )
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         forms = {"+": "'+ SIZE BACKTRACE POINTER'", "-": "'- POINTER'", "c": "'c MILLISECONDS'"}
         if fields[0] not in forms:
             return f"unknown line {' '.join(fields[:4])!r}"
         return f"expected {forms[fields[0]]} in hexadecimal, found {' '.join(fields)!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
-        return spell_address(pointer)
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
+        return format_address(pointer)

@@ -1,8 +1,8 @@
-"""Split the lines of a text trace into fields, compiled; what the fields mean is a format's matter.
+"""Split the lines of a text trace into fields, in compiled code; formats interpret the fields.
 
-Fields are parted by blanks, colons, commas and parentheses.  A field is a number (decimal, or
-hexadecimal after ``0x``) or a word, of which a hash is kept: :func:`word` gives the same for a
-name to compare with.  A format that differs says how, in SPLIT (see :func:`split_lines`).
+Blanks, colons, commas and parentheses separate fields.  A field is a number (decimal, or
+hexadecimal after ``0x``) or a word.  A word is stored as a hash; :func:`word` computes the hash of
+a name to compare with.  A format with other rules defines SPLIT: arguments of :func:`split_lines`.
 """
 
 from typing import NamedTuple
@@ -11,26 +11,27 @@ import numpy as np
 
 from kernel.engine.jit import build_once, jit
 
-#: Fields of a line that are kept, if the format asks for no more.
+#: Default number of fields stored per line.
 WIDTH = 8
 
-#: Kinds of fields.  BAD: a number that does not fit into 64 bits, or 0x without hexadecimal digits.
+#: Types of fields.  BAD: a number that does not fit into 64 bits, or 0x without hexadecimal digits.
 ABSENT, NUMBER, WORD, BAD = range(4)
 
 _NEWLINE = 10
 _MASK = (1 << 63) - 1
-#: FNV-1a's prime and start (cut to 63 bits).
+#: Prime and offset basis of the FNV-1a hash (truncated to 63 bits).
 _PRIME = 0x100000001B3
 _START = 0xCBF29CE484222325 & _MASK
-#: A decimal number below this can take one more digit.
+#: A decimal number up to this one can take one more digit without overflow.
 _ROOM = ((1 << 63) - 10) // 10
 
 
 class Lines(NamedTuple):
     """The fields of ``n`` lines.
 
-    ``values`` (n, width) int64: a number (addresses from 2**63 on as negative ones) or a word's
-    hash.  ``kinds`` (n, width) int8.  ``fields`` (n,) int64: how many there were; blank: 0.
+    ``values`` (n, width) int64: a number (2**63 and above wraps to negative) or a word's hash.
+    ``kinds`` (n, width) int8: type of the field.  ``fields`` (n,) int64: number of fields in the
+    line, 0 if it is blank.
     """
 
     values: np.ndarray
@@ -39,7 +40,7 @@ class Lines(NamedTuple):
 
 
 def word(name: str) -> int:
-    """The hash that stands for ``name`` in Lines.values."""
+    """Return the hash by which Lines.values represents ``name``."""
     h = _START
     for c in name.encode():
         h = ((h ^ c) * _PRIME) & _MASK
@@ -48,13 +49,13 @@ def word(name: str) -> int:
 
 @jit(inline=True)
 def parts(c):
-    """Whether the byte ``c`` lies between fields."""
+    """Return True if the byte ``c`` separates fields."""
     return c == 32 or c == 9 or c == 13 or c == 58 or c == 44 or c == 40 or c == 41
 
 
 @jit
 def digit(c):
-    """The value of a hexadecimal digit, or 16."""
+    """Return the value of a hexadecimal digit, 16 for any other byte."""
     if 48 <= c <= 57:
         return c - 48
     if 97 <= c <= 102:
@@ -66,7 +67,10 @@ def digit(c):
 
 @jit(inline=True)
 def token(text, i, usual):
-    """Read the field at ``i``: where it ends, its kind, and its number or a word's hash."""
+    """Read the field at ``i``; return its end, its type, and its number or hash.
+
+    ``usual``: base of numbers without 0x.
+    """
     n = text.shape[0]
     c = int(text[i]) & 255
     base = usual
@@ -113,7 +117,7 @@ def token(text, i, usual):
 
 @jit
 def split(text, values, kinds, fields, usual, tail):
-    """Fill the three arrays (zeroed) from ``text``, (bytes,) int8; returns the number of lines."""
+    """Fill the three zeroed arrays from ``text``, (bytes,) int8; return the number of lines."""
     n = text.shape[0]
     width = values.shape[1]
     row = 0
@@ -148,10 +152,10 @@ def split(text, values, kinds, fields, usual, tail):
 
 
 def split_lines(text: bytes, base: int = 10, width: int = WIDTH, tail: bool = False) -> Lines:
-    """Return the fields of all lines of ``text``; a last line may lack its newline.
+    """Return the fields of all lines of ``text``; the last newline may be missing.
 
-    ``base``: of numbers without 0x, 10 or 16.  ``width``: fields of a line that are kept; further
-    ones are only counted, or, with ``tail``, it is the last ones that are kept.
+    ``base``: base of numbers without 0x, 10 or 16.  ``width``: number of fields stored per line,
+    the first ones or, with ``tail``, the last ones; further fields are only counted.
     """
     data = np.frombuffer(text, np.int8)
     n = int(np.count_nonzero(data == _NEWLINE)) + (1 if text and text[-1] != _NEWLINE else 0)
@@ -161,7 +165,7 @@ def split_lines(text: bytes, base: int = 10, width: int = WIDTH, tail: bool = Fa
 
 
 def fields_of(line: bytes) -> list[str]:
-    """The fields of one line as text, for messages."""
+    """Return the fields of one line as text, for messages."""
     for c in b":,()":
         line = line.replace(bytes([c]), b" ")
     return [field.decode("ascii", "backslashreplace") for field in line.split()]

@@ -1,14 +1,14 @@
-"""malloc-bench's traces (.trace.gz): protocol-buffer messages, decoded here from their bytes.
+"""Traces of the malloc-bench project (.trace.gz): protocol buffers, decoded without protobuf.
 
-    0a LENGTH                   a line of the trace; its one field is the operation:
+    0a LENGTH                   a line of the trace; its only field is the operation:
       0a LENGTH                   1 malloc:  1 result id, 2 size, 3 alignment
       12 LENGTH                   2 free:    1 id, 2 size hint, 3 alignment hint
       1a LENGTH                   3 realloc: 1 result id, 2 id, 3 size
       22 LENGTH                   4 calloc:  1 result id, 2 number, 3 size
-    10 NUMBER                   most objects at a time; not used
+    10 NUMBER                   peak number of live objects; not used
 
-Each field of an operation is a tag byte and a number in base 128; an id that is absent is NULL.
-Places in a file are counted in messages.
+Each field of an operation is a tag byte and a varint (a number in base 128); an absent id is NULL.
+Positions in a file are counted in messages.
 Source: ClaytonKnittel/malloc-bench, proto/tracefile.proto; protobuf's encoding guide.
 """
 
@@ -26,18 +26,18 @@ from kernel.engine.jit import build_once, jit
 NAME = "malloc-bench protobuf"
 UNIT = "message"
 
-#: Tags: a field's number and how it is written (0 a number, 2 bytes after their length).
+#: Tags: field number and wire type (0: varint, 2: bytes after their length).
 _LINE, _MOST_OBJECTS = 0x0A, 0x10
 _MALLOC, _FREE, _REALLOC, _CALLOC = 0x0A, 0x12, 0x1A, 0x22
 _FIRST, _SECOND, _THIRD = 0x08, 0x10, 0x18
-#: A longer message than any of the schema's.
+#: Upper bound on the length of a message of this schema, bytes.
 _LONGEST = 128
-#: Not enough bytes; a number of more than 63 bits; no such message.
+#: Results of :func:`varint`: data ends within the number; the number has more than 63 bits.
 _SHORT, _WRONG = -1, -2
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file that begins so is such a trace: its first message is whole and fits."""
+    """Return True if ``head`` starts with a well-formed first message of this format."""
     return (
         len(head) > 4
         and head[0] == _LINE
@@ -49,7 +49,7 @@ def recognises(head: bytes) -> bool:
 
 @jit
 def varint(data, i, end):
-    """Length in bytes of the number at ``i``, or _SHORT, _WRONG."""
+    """Return the length in bytes of the varint at ``i``, or _SHORT or _WRONG."""
     length = 1
     while length <= 9:
         if i + length > end:
@@ -62,7 +62,7 @@ def varint(data, i, end):
 
 @jit
 def number(data, i, length):
-    """The number of ``length`` bytes at ``i``."""
+    """Return the value of the varint of ``length`` bytes at ``i``."""
     value = 0
     for j in range(length):
         value |= (int(data[i + j]) & 127) << (7 * j)
@@ -71,10 +71,10 @@ def number(data, i, length):
 
 @jit
 def frame(data, begin, size, state):
-    """Find the messages of ``data``: their first bytes and lengths in ``begin``, ``size``.
+    """Find the messages in ``data`` and write their offsets and lengths to ``begin`` and ``size``.
 
-    ``state``: where the rest begins that is cut off, the number of messages, and 1 when what
-    follows cannot be a message.
+    ``state`` (3,), output: bytes consumed, number of messages, and 1 if the bytes after them are
+    not the beginning of a message.
     """
     i = 0
     n = data.shape[0]
@@ -106,16 +106,17 @@ def frame(data, begin, size, state):
 
 @jit
 def decode(data, begin, size, kind, values):
-    """Fill ``kind`` (n,), the tag of the operation or 0 if it makes no sense, and ``values``.
+    """Decode n messages into ``kind`` (n,), the operation's tag, and ``values``.
 
-    ``values`` (n, 3): the three numbers of an operation, -1 where absent.
+    ``values`` (n, 3): the three fields of an operation, -1 if absent.  ``kind`` of a malformed
+    message is left at 0.
     """
     for row in range(begin.shape[0]):
         i = int(begin[row])
         end = i + int(size[row])
         for j in range(3):
             values[row, j] = -1
-        # A body of less than 128 bytes has its length in one byte.
+        # The length of a body of less than 128 bytes is one byte.
         if end - i < 2 or int(data[i + 1]) != end - i - 2:
             continue
         tag = int(data[i])
@@ -144,10 +145,10 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         yield _piece(data, begin[:count], size[:count]), fraction
         seen += count
         if wrong:
-            raise TraceError(f"{source.path}: {UNIT} {seen + 1}: neither a line nor a number")
+            raise TraceError(f"{source.path}: {UNIT} {seen + 1}: not a message of this format")
         rest = bytes(data[consumed:])
     if rest:
-        raise TraceError(f"{source.path}: {UNIT} {seen + 1}: cut off at the end of the file")
+        raise TraceError(f"{source.path}: {UNIT} {seen + 1}: truncated at the end of the file")
 
 
 def _piece(data: np.ndarray, begin: np.ndarray, size: np.ndarray) -> Piece:
@@ -185,6 +186,6 @@ def _piece(data: np.ndarray, begin: np.ndarray, size: np.ndarray) -> Piece:
 
     def explain(row: int) -> str:
         shown = bytes(data[begin[row] : begin[row] + size[row]]).hex(" ")
-        return f"no malloc, calloc, realloc or free that makes sense: {shown}"
+        return f"not a valid malloc, calloc, realloc or free: {shown}"
 
     return Piece(records, n, explain, lambda _row, pointer: f"id {pointer - 1}")

@@ -1,4 +1,4 @@
-"""Traces of the malloc lab of computer-systems courses (.rep).
+"""Traces of the malloc lab of computer systems courses (.rep).
 
 20000      weight, or a suggested heap size
 100        number of ids
@@ -17,7 +17,7 @@ import numpy as np
 from allocators.base import operation as ops
 from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
-from benchmarks.trace.formats.objects import Records, note
+from benchmarks.trace.formats.objects import Records, count_lost
 from benchmarks.trace.formats.printing import put_decimal
 from kernel.engine.jit import build_once, jit
 
@@ -25,17 +25,17 @@ NAME = "malloc-lab"
 #: The header and the first operation.
 PATTERN = re.compile(rb"\A\s*(\d+\s+){4}[arf]\s+\d")
 
-#: Letters: operation and number of fields.
+#: Operation and number of fields by letter.
 OPERATIONS = {"a": (ops.MALLOC, 3), "r": (ops.REALLOC, 3), "f": (ops.FREE, 2)}
 _HEADER_LINES = 4
-#: Room for the longest line, bytes.
+#: Upper bound on the length of a line, bytes.
 _LONGEST_LINE = 64
 _ALLOCATE, _REALLOCATE, _RELEASE = b"arf"
 _BLANK, _NEWLINE = b" \n"
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
         self._header = _HEADER_LINES
@@ -71,17 +71,17 @@ class Reader:
         )
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {' '.join(fields)!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
         return f"id {pointer - 1}"
 
 
 @jit
 def print_lines(letter, slot, size, text):
-    """Write a line for each of n events into ``text``, uint8; returns the bytes written."""
+    """Write a line for each of n events into ``text``, uint8; return the bytes written."""
     at = 0
     for i in range(letter.shape[0]):
         text[at] = letter[i]
@@ -96,18 +96,21 @@ def print_lines(letter, slot, size, text):
 
 
 class Writer:
-    """Writes one trace, piece by piece, after :meth:`survey` saw all of it; ids are slots."""
+    """Writer of one trace, piece by piece, after :meth:`survey` saw all of it; ids are slots."""
 
     NAME = NAME
 
     def __init__(self) -> None:
-        #: What the format cannot hold, counted.
+        #: Counts of what the format cannot represent, by description.
         self.lost: Counter = Counter()
         self._ids = self._operations = 0
         self._live = self._peak = 0
 
     def survey(self, events: Events, before: np.ndarray, after: np.ndarray) -> None:
-        """Take n events for the header, with the bytes of their objects, -1: none."""
+        """Add n events to the header's totals.
+
+        ``before``, ``after`` (n,): bytes of each event's object before and after it, -1: none.
+        """
         kept = self._kept(events)
         self._operations += int(np.count_nonzero(kept))
         if kept.any():
@@ -120,11 +123,11 @@ class Writer:
         return (events.op < ALLOCATOR_OPS) & (events.slot >= 0)
 
     def header(self) -> bytes:
-        """The four lines above the first event; the heap size suggested is the peak of live."""
+        """Return the four header lines; the suggested heap size is the peak of live bytes."""
         return b"%d\n%d\n%d\n1\n" % (self._peak, self._ids, self._operations)
 
     def lines(self, events: Events, before: np.ndarray) -> bytes:
-        """The lines of n events, whose objects held ``before`` (n,) bytes, -1: none."""
+        """Return the lines of n events; ``before`` (n,): bytes of their objects, -1: none."""
         op, size, kept = events.op, events.size, self._kept(events)
         fresh = (op == ops.REALLOC) & (before < 0)
         lost = {
@@ -140,7 +143,7 @@ class Writer:
             "call site": kept & (column(events, "site") != 0),
         }
         for what, where in lost.items():
-            note(self.lost, what, where)
+            count_lost(self.lost, what, where)
         letter = np.full(len(op), _ALLOCATE, "u1")
         letter[(op == ops.REALLOC) & ~fresh] = _REALLOCATE
         letter[op == ops.FREE] = _RELEASE

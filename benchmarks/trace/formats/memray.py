@@ -1,13 +1,14 @@
-"""memray's captures of Python programs (``memray run``), through memray's own reader.
+"""memray's captures of Python programs (``memray run``), read with memray's own reader.
 
-    address  size  allocator (a kind of allocation or of free)  thread
+    address  size  allocator (function that allocated or freed)  thread
 
-With PYTHONMALLOC=malloc, or with --trace-python-allocators, every object of Python is there.
-memray starts in mid-program and does not see every allocation, so that frees of objects which it
-did not see are no errors.  A realloc is captured as a free and an allocation marked as realloc, one
-after the other; they are put together again.
-The alignment of posix_memalign, aligned_alloc and memalign is not captured: they are as malloc.
-mmap and munmap are no requests to an allocator.  Places are counted in records.
+With PYTHONMALLOC=malloc or --trace-python-allocators the capture contains every Python object.
+memray starts when the program is already running and misses earlier allocations, so the free of an
+unknown object is not an error.  memray captures a realloc as a free directly followed by an
+allocation marked as realloc; this module joins the two.
+The alignment of posix_memalign, aligned_alloc and memalign is not captured: they are read as
+malloc.  mmap and munmap are skipped, since they are not requests to an allocator.  Positions are
+counted in records.
 Needs the optional package memray.  Source: memray's documentation, class FileReader; memray 1.10
 to 1.20.
 """
@@ -21,8 +22,8 @@ import numpy as np
 from allocators.base import operation as ops
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats.objects import Records
-from benchmarks.trace.formats.packing import Source, complaints
-from benchmarks.trace.formats.piece import Piece, spell_address
+from benchmarks.trace.formats.packing import Source, trace_errors
+from benchmarks.trace.formats.piece import Piece, format_address
 
 NAME = "memray"
 UNIT = "record"
@@ -30,8 +31,8 @@ UNIT = "record"
 _LZ4_FRAME, _NAME = b"\x04\x22\x4d\x18", b"memray\x00"
 _PIECE = 1 << 16
 
-#: What the names in memray.AllocatorType are to us; their numbers differ from version to version.
-#: Of the aligned ones only valloc and pvalloc tell the alignment.
+#: Operation by name in memray.AllocatorType; the numbers there differ between versions.  Of the
+#: aligned allocations only valloc and pvalloc imply their alignment.
 _OPERATIONS = {
     "FREE": ops.FREE,
     "MALLOC": ops.MALLOC,
@@ -43,7 +44,7 @@ _OPERATIONS = {
     "VALLOC": ops.ALIGNED,
     "PVALLOC": ops.ALIGNED,
 }
-_PYTHONS_OWN = "PYMALLOC_"
+_PYMALLOC_PREFIX = "PYMALLOC_"
 _PAGE_SHIFT = 12
 _MAPPING, _UNKNOWN = 254, 255
 
@@ -51,11 +52,11 @@ _MAPPING, _UNKNOWN = 254, 255
 def _operation(name: str) -> int:
     if name in ("MMAP", "MUNMAP"):
         return _MAPPING
-    return _OPERATIONS.get(name.removeprefix(_PYTHONS_OWN), _UNKNOWN)
+    return _OPERATIONS.get(name.removeprefix(_PYMALLOC_PREFIX), _UNKNOWN)
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file that begins so is a capture: usually compressed with LZ4."""
+    """Return True if ``head`` is the start of a capture, plain or compressed with LZ4."""
     return head.startswith(_NAME) or (head.startswith(_LZ4_FRAME) and _NAME in head[:64])
 
 
@@ -65,10 +66,10 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         import memray
     except ImportError:
         raise TraceError(
-            f"{source.path}: reading a memray capture needs the package memray: "
-            "pip install -e '.[memray]'"
+            f"{source.path}: reading a memray capture needs the package memray; "
+            "install it with pip install -e '.[memray]'"
         ) from None
-    with complaints(source.path):
+    with trace_errors(source.path):
         try:
             reader = memray.FileReader(source.path)
             total = reader.metadata.total_allocations  # 0: the program was killed
@@ -79,18 +80,18 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
             for piece, seen in _pieces(iter(reader.get_allocation_records()), operations):
                 yield piece, min(seen / max(total, 1), 1.0)
             if seen < total:
-                raise TraceError(f"{source.path}: cut off: {seen} of {total} records")
+                raise TraceError(f"{source.path}: truncated: {seen} of {total} records")
         except NotImplementedError:
             raise TraceError(
-                f"{source.path}: an aggregated capture has no single events; "
+                f"{source.path}: an aggregated capture has no individual events; "
                 "record without --aggregate"
             ) from None
 
 
 def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, int]]:
-    """Yield the pieces of a stream of AllocationRecords, and how many were read.
+    """Yield the pieces of a stream of AllocationRecords, and the number of records read.
 
-    ``operations`` (256,): ours, by memray's number.
+    ``operations`` (256,): our operation by memray's number.
     """
     fields = attrgetter("address", "size", "allocator", "tid")
     held = np.empty((0, 4), "i8")
@@ -98,7 +99,7 @@ def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, i
     while True:
         rows = list(map(fields, itertools.islice(stream, _PIECE)))
         table = np.concatenate([held, np.array(rows, "i8").reshape(-1, 4)])
-        # A free at the end may be the first half of a realloc: it waits for the next piece.
+        # A free at the end may be the first half of a realloc: move it to the next piece.
         wait = len(rows) == _PIECE and operations[np.clip(table[-1, 2], 0, 255)] == ops.FREE
         held = table[len(table) - wait :]
         table = table[: len(table) - wait]
@@ -109,7 +110,7 @@ def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, i
 
 
 def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
-    """Records of (n, 4): address, size, allocator, thread."""
+    """Convert (n, 4) rows of address, size, allocator, thread into a Piece."""
     address, size, allocator, thread = (np.ascontiguousarray(c) for c in table.T)
     op = operations[np.clip(allocator, 0, 255)]
     second = np.zeros(len(op), bool)
@@ -133,6 +134,6 @@ def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
     )
 
     def explain(row: int) -> str:
-        return f"unknown kind of allocation {allocator[row]}"
+        return f"unknown allocator number {allocator[row]}"
 
-    return Piece(records, len(table), explain, lambda _row, p: spell_address(p), late=True)
+    return Piece(records, len(table), explain, lambda _row, p: format_address(p), late=True)

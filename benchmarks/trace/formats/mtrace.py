@@ -1,17 +1,17 @@
-"""glibc's mtrace(3) logs, also from libc_malloc_debug.so with MALLOC_TRACE.
+"""Logs of glibc's mtrace(3), or of libc_malloc_debug.so with MALLOC_TRACE.
 
     = Start
     @ ./prog:[0x11e0] + 0x5595a36b02a0 0xa      + POINTER SIZE: malloc, calloc, aligned allocation
     @ ./prog:[0x125a] < 0x5595a36b02a0          realloc: the old block
-    @ ./prog:[0x125a] > 0x5595a36b0610 0x3e8    and the new one, on the line below
+    @ ./prog:[0x125a] > 0x5595a36b0610 0x3e8    and the new one, on the next line
     @ ./prog:[0x12d3] ! 0x5595a36b0610 0x40000  a realloc that failed
     @ ./prog:[0x1358] - 0x5595a36b0610          free
     = End
 
-The log does not tell calloc and aligned allocations from malloc, nor one thread from another.
-free(NULL) is not in it.  Where the caller is in a path with blanks, its fields are counted from the
-end of the line.
-Source: mtrace(3), and logs made here.
+The log does not distinguish calloc and aligned allocations from malloc, nor threads.  It does not
+contain free(NULL).  The caller's path may contain blanks, so fields are counted from the end of the
+line.
+Source: mtrace(3), and own recordings.
 """
 
 import re
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.events.events import FREE, MALLOC, REALLOC
 from benchmarks.trace.formats.lines import NUMBER, WIDTH, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
-from benchmarks.trace.formats.piece import spell_address
+from benchmarks.trace.formats.piece import format_address
 
 NAME = "glibc mtrace"
 PATTERN = re.compile(rb"\A\s*= Start\s*$|^@ .*[-+<>!] (0x[0-9a-f]+|\(nil\))", re.MULTILINE)
@@ -31,10 +31,10 @@ _START, _OLD, _NEW, _NULL = word("="), word("<"), word(">"), word("nil")
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
-        #: The old block of a realloc whose other line is in the next piece.
+        #: Old block of a realloc whose second line is in the next piece.
         self._old: int | None = None
 
     def read(self, lines: Lines) -> Records:
@@ -55,7 +55,7 @@ class Reader:
         good &= ~sized | ((kinds[rows, last] == NUMBER) & (size >= 0))
         notes = (fields > 0) & (values[:, 0] == _START) & (kinds[:, 0] == WORD) & ~good
 
-        # The two lines of a realloc.  Each piece begins with what the one before it left open.
+        # Join the two lines of a realloc; the first may be the last line of the previous piece.
         events = np.flatnonzero(good)
         olds, news = what[events] == _OLD, what[events] == _NEW
         carried = self._old is not None
@@ -85,20 +85,20 @@ class Reader:
 
     @staticmethod
     def _sign(lines: Lines, column: np.ndarray, signs: tuple[str, ...]) -> np.ndarray:
-        """Where the field in ``column`` (n,) is one of ``signs``."""
+        """Return a mask (n,) of the lines whose field in ``column`` (n,) is one of ``signs``."""
         rows, there = np.arange(len(column)), np.maximum(column, 0)
         found = np.isin(lines.values[rows, there], [word(sign) for sign in signs])
         return found & (lines.kinds[rows, there] == WORD) & (column >= 0)
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         shown = " ".join(fields[-8:])
         if ">" in fields[-3:-2]:
-            return f"'> POINTER SIZE' without '< OLD' above it, found {shown!r}"
+            return f"'> POINTER SIZE' without '< OLD' on the line before, found {shown!r}"
         if any(sign in fields[-3:] for sign in "+-<!"):
             return f"expected '+ POINTER SIZE', '- POINTER' or '>' after '<', found {shown!r}"
         return f"expected '@ WHERE' and '+ POINTER SIZE', '- POINTER', '<' or '>', found {shown!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
-        return spell_address(pointer)
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
+        return format_address(pointer)

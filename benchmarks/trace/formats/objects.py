@@ -1,7 +1,7 @@
-"""From pointers to slots: the objects of a recorded program get dense numbers, reused after a free.
+"""Map pointers to slots: the objects of a recorded program get dense numbers, reused after a free.
 
-Every reader of a foreign format gives :class:`Records`; this module finds out which object each
-one is about, and which of them cannot have happened.  Memory grows with the number of different
+Every reader of a foreign format produces :class:`Records`; this module finds the object of each
+record, and the records that are impossible.  Its memory grows with the number of different
 pointers, not with the length of the trace.
 """
 
@@ -16,13 +16,13 @@ from kernel.engine.jit import build_once, jit
 
 
 class Records(NamedTuple):
-    """Events of a piece of a trace, as recorded: columns of ``n`` rows, and lines in error.
+    """Events of a piece of a trace, as recorded: columns of ``n`` rows, and malformed lines.
 
-    ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8.
-    ``pointer`` int64: what was returned or freed, 0 for NULL.  ``old`` int64: realloc's argument.
-    ``size`` int64: bytes.  ``align`` uint8: log2.  ``thread`` int64: the program's own number.
-    ``time`` int64: ns since the start.  ``bad`` int64: lines that make no sense.  ``site`` int64:
-    number of the call site.  ``thread``, ``time`` and ``site`` are (0,) where the format has none.
+    ``line`` int64: number of the line within the piece, from 0.  ``op`` uint8.  ``pointer`` int64:
+    the pointer returned or freed, 0 for NULL.  ``old`` int64: realloc's argument.  ``size`` int64:
+    bytes.  ``align`` uint8: log2.  ``thread`` int64: thread number as recorded.  ``time`` int64:
+    ns since the start.  ``bad`` int64: numbers of malformed lines.  ``site`` int64: number of the
+    call site.  ``thread``, ``time`` and ``site`` are (0,) if the format has none.
     """
 
     line: np.ndarray
@@ -37,10 +37,10 @@ class Records(NamedTuple):
     site: np.ndarray = np.empty(0, "i8")
 
 
-#: What can be wrong with a record.  FAILED is no error: the program itself was answered with NULL.
-#: Nor is UNSEEN, where a recording began in mid-program: the free of an object that it did not see.
+#: Problems of a record.  FAILED is not an error: the recorded program itself got NULL.  Neither is
+#: UNSEEN: the free of an object that was allocated before the recording started.
 FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD = range(6)
-#: What dropped records are counted as.
+#: Names under which dropped records are counted and stored.
 PROBLEM_NAMES = (
     "fine",
     "failed_request",
@@ -50,14 +50,14 @@ PROBLEM_NAMES = (
     "freed_pointer",
 )
 
-#: What a key of the table stands for when it has no slot.
+#: Values in the table's ``slots`` for a key without a slot.
 _FREED, _NULL, _NO_KEY = -1, -2, -3
 _HASH = 0x9E3779B97F4A7C15 >> 1
 
 
 @jit
 def find(keys, slots, pointer):
-    """Index of ``pointer`` in the table, or of the empty place where it belongs."""
+    """Return the index of ``pointer`` in the table, or of the empty entry to insert it at."""
     mask = keys.shape[0] - 1
     i = (((pointer >> 4) ^ pointer) * _HASH >> 20) & mask
     while slots[i] != _NO_KEY and keys[i] != pointer:
@@ -67,7 +67,7 @@ def find(keys, slots, pointer):
 
 @jit
 def move_table(keys, slots, new_keys, new_slots):
-    """Enter all of one table into another, empty one."""
+    """Insert all entries of one table into another, empty one."""
     for i in range(keys.shape[0]):
         if slots[i] != _NO_KEY:
             pointer = int(keys[i])
@@ -78,7 +78,7 @@ def move_table(keys, slots, new_keys, new_slots):
 
 @jit
 def enter(keys, slots, counts, pointer, slot):
-    """Let ``pointer`` stand for ``slot`` (or _FREED, _NULL)."""
+    """Map ``pointer`` to ``slot`` (or _FREED, _NULL)."""
     i = find(keys, slots, pointer)
     if slots[i] == _NO_KEY:
         keys[i] = pointer
@@ -88,11 +88,12 @@ def enter(keys, slots, counts, pointer, slot):
 
 @jit
 def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict, late):
-    """Fill ``slot`` and ``problem`` (n,) for records in order.
+    """Fill ``slot`` and ``problem`` (n,) for the records in order.
 
-    ``keys``, ``slots``: the table.  ``spare``: stack of slots to reuse.  ``counts``: height of
-    that stack, slots ever used, keys in the table.  ``strict``: stop at the first error.  ``late``:
-    the recording began in mid-program, and objects may have been allocated unseen.
+    ``keys``, ``slots``: hash table from pointer to slot.  ``spare``: stack of slots to reuse.
+    ``counts``: height of that stack, slots ever used, keys in the table.  ``strict``: stop at the
+    first error.  ``late``: the recording started when the program was already running, so that it
+    may free objects whose allocation was not recorded.
     """
     for i in range(op.shape[0]):
         kind = op[i]
@@ -131,7 +132,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
             if argument != 0:
                 enter(keys, slots, counts, argument, _FREED)
             if kind == ops.REALLOC and new != 0:
-                # Some libraries answer realloc(p, 0) with a pointer; freeing it frees nothing.
+                # Some libraries return a non-NULL pointer from realloc(p, 0): treat it as NULL.
                 enter(keys, slots, counts, new, _NULL)
         else:
             if held >= 0:
@@ -147,7 +148,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
 
 
 class Objects:
-    """The objects of one trace, followed through successive Records."""
+    """Mapping from the pointers of one trace to slots, over successive Records."""
 
     def __init__(self) -> None:
         self._keys = np.zeros(1 << 12, "i8")
@@ -160,9 +161,9 @@ class Objects:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
-        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  When ``strict``,
-        what follows the first error is not looked at.  When ``late``, objects may have been
-        allocated unseen: a realloc of one is an allocation.
+        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  If ``strict``,
+        records after the first error are not processed.  If ``late``, objects may have been
+        allocated before the recording: the realloc of one becomes an allocation.
         """
         n = len(records.op)
         self._make_room(n)
@@ -173,7 +174,7 @@ class Objects:
         return slot, problem
 
     def _make_room(self, n: int) -> None:
-        """Grow the table so that n more records leave half of it empty, and the stack likewise."""
+        """Grow the table and the stack for ``n`` more records; half of the table stays empty."""
         used = int(self._counts[1])
         if len(self._spare) < used + n:
             self._spare = np.concatenate([self._spare, np.zeros(used + n, "i4")])
@@ -185,12 +186,14 @@ class Objects:
             self._keys, self._slots = keys, slots
 
 
-def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str]) -> str:
-    """Why record ``i`` cannot have happened; ``spell`` names a pointer."""
+def describe_problem(
+    records: Records, i: int, problem: int, format_pointer: Callable[[int], str]
+) -> str:
+    """Return the reason why record ``i`` is impossible; ``format_pointer`` names a pointer."""
     free = records.op[i] == ops.FREE
     name = ops.OP_NAMES[records.op[i]]
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
-    which = spell(int(argument))
+    which = format_pointer(int(argument))
     if problem == LIVE:
         return f"{name} returned {which}, which is still allocated"
     if problem == UNKNOWN:
@@ -198,16 +201,19 @@ def complaint(records: Records, i: int, problem: int, spell: Callable[[int], str
     return f"{'double free' if free else name} of {which}, which was freed before"
 
 
-#: Bytes between the addresses of two slots.
+#: Bytes between the addresses of adjacent slots.
 _STEP = 16
 
 
 def address_of(slot: np.ndarray) -> np.ndarray:
-    """A pointer for each slot, 0 for slot -1: a slot holds one object at a time."""
+    """Return a distinct pointer for each slot, 0 for slot -1.
+
+    A slot can serve as an address because it holds one object at a time.
+    """
     return (slot.astype("i8") + 1) * _STEP
 
 
-def note(lost: Counter, what: str, where: np.ndarray) -> None:
-    """Count in ``lost`` the events, (n,) bool, of which a format cannot hold ``what``."""
+def count_lost(lost: Counter, what: str, where: np.ndarray) -> None:
+    """Add to ``lost[what]`` the number of events in ``where``, (n,) bool."""
     if n := int(np.count_nonzero(where)):
         lost[what] += n

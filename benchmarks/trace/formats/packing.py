@@ -1,8 +1,8 @@
-"""How a trace file is packed: plain, gzip, zstd or one member of a zip archive.
+"""Unpacking of trace files: plain, gzip, zstd or one member of a zip archive.
 
     FILE ──► chunks of bytes ──► whole lines
 
-Whatever the operating system and the unpackers raise becomes a TraceError that names the file.
+Errors of the operating system and of the decompressors become a TraceError that names the file.
 """
 
 import gzip
@@ -23,28 +23,28 @@ from benchmarks.events.parquet import TraceError
 
 #: First bytes of a packed file.
 _MAGIC = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
-#: Bytes read at once.
+#: Bytes per read.
 _PIECE = 1 << 22
-#: What unpackers raise for damaged input, beside OSError.
+#: Errors that decompressors raise for damaged input, in addition to OSError.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, ValueError)
 
 
 @dataclass
 class Source:
-    """A trace file: where it is, how it is packed, and which format is inside (None: Parquet)."""
+    """A trace file: its path, packing and format (None: Parquet), and counts of its import."""
 
     path: Path
     packing: str
     member: str = ""
     format: ModuleType | None = None
-    #: Lines (or messages, or records) seen, and what was dropped, by name; filled while importing.
+    #: Lines (or messages, or records) read, and dropped records by name; filled by the import.
     lines: int = 0
     dropped: Counter = field(default_factory=Counter)
     first_problem: tuple[int, str] | None = None
 
 
-def packed(path: Path, magic: bytes) -> Source:
-    """The source at ``path``, whose first bytes are ``magic``."""
+def source_of(path: Path, magic: bytes) -> Source:
+    """Return the Source at ``path``, whose first bytes are ``magic``; its format is not set."""
     for begin, packing in _MAGIC.items():
         if magic.startswith(begin):
             return Source(path, packing, _member(path) if packing == "zip" else "")
@@ -52,7 +52,7 @@ def packed(path: Path, magic: bytes) -> Source:
 
 
 def _member(path: Path) -> str:
-    """The one file in a zip archive, or the one .txt."""
+    """Return the name of the only file, or the only .txt file, in a zip archive."""
     with zipfile.ZipFile(path) as archive:
         files = [info.filename for info in archive.infolist() if not info.is_dir()]
     texts = [name for name in files if name.endswith(".txt")]
@@ -60,16 +60,16 @@ def _member(path: Path) -> str:
         if len(choice) == 1:
             return choice[0]
     if not files:
-        raise TraceError(f"{path}: the archive holds no file")
+        raise TraceError(f"{path}: the archive is empty")
     shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
     raise TraceError(
-        f"{path}: the archive holds {len(files)} files ({shown}); expected one, or one .txt"
+        f"{path}: the archive contains {len(files)} files ({shown}); expected one, or one .txt"
     )
 
 
 @contextmanager
-def complaints(path: Path) -> Iterator[None]:
-    """Turn what the operating system and the unpackers raise into a TraceError."""
+def trace_errors(path: Path) -> Iterator[None]:
+    """Convert errors of the operating system and of the decompressors into TraceError."""
     try:
         yield
     except TraceError:
@@ -77,18 +77,18 @@ def complaints(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
             raise TraceError(f"{path}: truncated or damaged gzip file ({error})") from None
-        if error.errno is None:  # pyarrow's, of a zstd file
+        if error.errno is None:  # from pyarrow, for a zstd file
             raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
         raise TraceError(f"{path}: {error.strerror or error}") from None
     except _DAMAGE as error:
         raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
-    except RuntimeError as error:  # a password, or an unknown way of packing
+    except RuntimeError as error:  # a password, or an unsupported compression method
         raise TraceError(f"{path}: {error}") from None
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
-    """Yield the unpacked stream, and a function that tells the fraction read."""
+def open_source(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """Yield the unpacked stream, and a function that returns the fraction read."""
     with source.path.open("rb") as file:
         total = max(os.fstat(file.fileno()).st_size, 1)
 
@@ -112,7 +112,7 @@ def opened(source: Source) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
 
 def chunks(source: Source) -> Iterator[tuple[bytes, float]]:
     """Yield the unpacked bytes, some megabytes at a time, and the fraction read."""
-    with complaints(source.path), opened(source) as (stream, fraction):
+    with trace_errors(source.path), open_source(source) as (stream, fraction):
         while data := stream.read(_PIECE):
             yield data, fraction()
 
@@ -128,6 +128,6 @@ def whole_lines(source: Source) -> Iterator[tuple[bytes, float]]:
         else:
             rest += data
         if len(rest) > _PIECE:
-            raise TraceError(f"{source.path}: a line of more than {_PIECE} bytes; no text trace")
+            raise TraceError(f"{source.path}: a line exceeds {_PIECE} bytes; not a text trace")
     if rest:
         yield rest, 1.0

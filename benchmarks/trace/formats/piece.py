@@ -1,7 +1,7 @@
-"""What a format's reader hands on: pieces of a trace, with their records and what explains them.
+"""The output of a format's reader: pieces of a trace, with functions that explain bad records.
 
-A text format leaves the cutting into lines and fields to this module; a format of another kind has
-a ``pieces(source)`` of its own that yields the same.
+For a text format this module splits the file into lines and fields; any other format provides its
+own ``pieces(source)`` that yields the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from benchmarks.trace.formats.packing import Source, whole_lines
 class Piece(NamedTuple):
     """Some records of a trace.
 
-    ``records``; ``rows``: lines (or messages) that they were read from; ``explain(row)``: what is
-    wrong with a row of ``records.bad``; ``spell(row, pointer)``: the object as the trace names it;
-    ``late``: the recording began in mid-program.
+    ``rows``: number of lines (or messages) read; ``explain(row)``: the error in a row of
+    ``records.bad``; ``format_pointer(row, pointer)``: the trace's name of an object; ``late``: the
+    recording started when the program was already running.
     """
 
     records: Records
     rows: int
     explain: Callable[[int], str]
-    spell: Callable[[int, int], str]
+    format_pointer: Callable[[int, int], str]
     late: bool = False
 
 
@@ -43,18 +43,18 @@ def _text_pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         def explain(row: int, text: bytes = text) -> str:
             return reader.explain(fields_of(line_of(text, row)))
 
-        def spell(_row: int, pointer: int) -> str:
-            return reader.spell(pointer)
+        def format_pointer(_row: int, pointer: int) -> str:
+            return reader.format_pointer(pointer)
 
         late = getattr(reader, "late", False)
-        yield Piece(records, len(lines.fields), explain, spell, late), fraction
+        yield Piece(records, len(lines.fields), explain, format_pointer, late), fraction
 
 
 def line_of(text: bytes, row: int) -> bytes:
-    """The line number ``row`` of ``text``, from 0."""
+    """Return line ``row``, counted from 0, of ``text``."""
     return text.split(b"\n", row + 1)[row]
 
 
-def spell_address(pointer: int) -> str:
-    """A pointer that is an address, as traces write it."""
+def format_address(pointer: int) -> str:
+    """Return an address in the notation of traces: hexadecimal after 0x."""
     return f"{pointer & (1 << 64) - 1:#x}"

@@ -1,4 +1,4 @@
-"""Compiled pieces of text: what writes a number or a name into a buffer of bytes."""
+"""Compiled text output: functions that write a number or a name into a buffer of bytes."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _DIGITS = 10
 
 @jit
 def put_decimal(text, at, value):
-    """Write ``value`` >= 0 at ``text[at]``; returns the place after it."""
+    """Write ``value`` >= 0 at ``text[at]``; return the index after it."""
     length = 1
     rest = value // 10
     while rest > 0:
@@ -24,7 +24,7 @@ def put_decimal(text, at, value):
 
 @jit
 def put_address(text, at, value):
-    """Write ``value`` >= 0 in hexadecimal after 0x; returns the place after it."""
+    """Write ``value`` >= 0 in hexadecimal after 0x; return the index after it."""
     text[at] = _ZERO
     text[at + 1] = _X
     at += 2
@@ -39,7 +39,7 @@ def put_address(text, at, value):
 
 @jit
 def put_name(text, at, names, ends, which):
-    """Write name number ``which``; returns the place after it (see :func:`name_table`)."""
+    """Write name number ``which`` of a :func:`name_table`; return the index after it."""
     begin = int(ends[which - 1]) if which > 0 else 0
     for i in range(begin, int(ends[which])):
         text[at] = names[i]
@@ -48,6 +48,6 @@ def put_name(text, at, names, ends, which):
 
 
 def name_table(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of ``names``, one after another, and where each ends."""
+    """Return the concatenated bytes of ``names``, and the end of each name in them."""
     data = "".join(names).encode()
     return np.frombuffer(data, "u1"), np.cumsum([len(name) for name in names])

@@ -1,23 +1,24 @@
-"""What ``valgrind --trace-malloc=yes`` prints, alone or among other lines of it and the program.
+"""Output of ``valgrind --trace-malloc=yes``, alone or mixed with other lines.
 
     --123-- malloc(472) = 0x4B07040
     --123-- calloc(3,7) = 0x4D6DCD0
     --123-- memalign(al 64, size 100) = 0x4D6DD80      every aligned allocation of C
-    --123-- _ZnwmSt11align_val_t(size 128, al 64) = …  and of C++; _Znwm(4) = … and the like
+    --123-- _ZnwmSt11align_val_t(size 128, al 64) = …  C++; also _Znwm(4) = … and similar
     --123-- realloc(0x4B09090,2048) = 0x4B094D0
     --123-- realloc(0x0,1600)malloc(1600) = 0x4B08A10  realloc(NULL, 1600)
     --123-- realloc(0x4B094D0,0)free(0x4B094D0)        realloc(p, 0); " = 0" on a line of its own
-    --123-- free(0x0)                                  _ZdlPvm(0x…) and the like
+    --123-- free(0x0)                                  _ZdlPvm(0x…) and similar
     --123-- malloc(18446744073709551615)Argument 'size' of function malloc has a fishy …    failed
-    --123-- calloc(8589934592,8589934592)malloc(5) = … an overflow failed, and its line goes on
-    --123-- malloc(4916)free(0x4A40040)                a call that another thread interrupted:
-    --123--  = 0x4D713A0                               its result comes later
+    --123-- calloc(8589934592,8589934592)malloc(5) = … overflow: it fails without a line end
+    --123-- malloc(4916)free(0x4A40040)                a call that another thread interrupted;
+    --123--  = 0x4D713A0                               its result is printed later
 
-Threads are not told apart.  A call that was interrupted counts where its result is; results of
-several go to the calls in their order.  The lines of a child process (after fork, or with
---trace-children=yes) belong to another heap and are errors: --log-file=FILE.%p parts them.  The
-free(0x0) at the end are valgrind's own (--run-libc-freeres=no leaves them out).
-Source: valgrind's manual, and output of version 3.19 seen here.
+The output does not distinguish threads.  An interrupted call becomes an event at the position of
+its result; several results belong to the interrupted calls in the order of the calls.  Lines of a
+child process (after fork, or with --trace-children=yes) belong to another heap and are errors; use
+--log-file=FILE.%p to separate them.  The free(0x0) at the end are valgrind's own
+(--run-libc-freeres=no omits them).
+Source: valgrind's manual, and output of version 3.19.
 """
 
 import itertools
@@ -29,10 +30,10 @@ import numpy as np
 from allocators.base import operation as ops
 from benchmarks.trace.formats.lines import BAD, NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
-from benchmarks.trace.formats.piece import spell_address
+from benchmarks.trace.formats.piece import format_address
 
 NAME = "valgrind --trace-malloc"
-#: Calls without a result may stand before one of eight fields.
+#: A call of eight fields may follow interrupted calls on the same line.
 SPLIT = {"width": 12}
 
 _QUIET = ("", "RKSt9nothrow_t")
@@ -44,7 +45,7 @@ _DELETE = [
         ("dl", "da"), ("", "m", "j"), ("", "St11align_val_t"), _QUIET
     )
 ]
-#: The functions that are traced, by form of their arguments.
+#: The traced functions, by form of their arguments.
 _FORMS = {
     "SIZE": ["malloc", "__builtin_new", "__builtin_vec_new", *_NEW],
     "N,SIZE": ["calloc"],
@@ -56,13 +57,13 @@ _FORMS = {
 _HASHES = {form: [word(name) for name in names] for form, names in _FORMS.items()}
 _ALL = sorted(itertools.chain(*_HASHES.values()))
 _MALLOC, _RESULT = word("malloc"), word("=")
-#: Words by hash.
+#: Words by their hash.
 _WORDS = {word(name): name for name in itertools.chain(*_FORMS.values())}
 _WORDS |= {word(name): name for name in ("al", "size", "=", "Argument")}
 _FORM_OF = {name: form for form, names in _FORMS.items() for name in names}
 _POWERS = 1 << np.arange(62)
-#: A number of bytes from which on nothing can be had.
-_TOO_MUCH = 1 << 63
+#: A request of this many bytes or more always fails.
+_IMPOSSIBLE_SIZE = 1 << 63
 
 PATTERN = re.compile(
     rb"^--\d+-- (" + "|".join(itertools.chain(*_FORMS.values())).encode() + rb")\(", re.MULTILINE
@@ -70,7 +71,7 @@ PATTERN = re.compile(
 
 
 class Call(NamedTuple):
-    """A call as it begins: operation, realloc's argument, bytes, log2 of the alignment."""
+    """A call without its result: operation, realloc's argument, bytes, log2 of the alignment."""
 
     op: int
     old: int
@@ -78,17 +79,17 @@ class Call(NamedTuple):
     align: int
 
 
-#: A request for more than memory can hold; what failed needs no more said.
+#: A failed request; its arguments do not matter.
 _FAILED = Call(ops.MALLOC, 0, 0, 0)
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
-        #: The hash of "--123--" of the first traced line.
+        #: Hash of "--123--" in the first traced line.
         self._process: int | None = None
-        #: Calls that were interrupted, oldest first.
+        #: Interrupted calls without a result, oldest first.
         self._open: list[Call] = []
 
     def read(self, lines: Lines) -> Records:
@@ -98,19 +99,19 @@ class Reader:
         if self._process is None and traced.any():
             self._process = int(lines.values[np.argmax(traced), 0])
         ours = lines.values[:, 0] == self._process
-        # realloc(p, 0) and what failed have their result, 0, on a line of its own.
+        # realloc(p, 0) and failed requests have a result of 0 on a separate line: skip it.
         late = words & ours & (lines.values[:, 1] == _RESULT) & (lines.values[:, 2] != 0)
         row = np.flatnonzero(traced | late)
         values, kinds, fields = (part[row] for part in lines)
 
-        op, pointer, old, size, align = columns = self._usual(values, kinds, fields)
+        op, pointer, old, size, align = columns = self._parse_common(values, kinds, fields)
         op[values[:, 0] != self._process] = 255
         good = op != 255
         for i in np.flatnonzero(~good & (values[:, 0] == self._process)):
             n = int(fields[i])
             tokens = [_token(v, k) for v, k in zip(values[i, 1:n], kinds[i, 1:n], strict=True)]
             try:
-                found = self._unusual(tokens)
+                found = self._parse_tokens(tokens)
             except (LookupError, TypeError):
                 continue
             if n > values.shape[1] and found != (_FAILED, 0):
@@ -118,7 +119,7 @@ class Reader:
             if found:
                 call, result = found
                 numbers = (call.op, result, *call[1:])
-                if max(numbers) >= _TOO_MUCH:
+                if max(numbers) >= _IMPOSSIBLE_SIZE:
                     continue
                 for column, value in zip(columns, numbers, strict=True):
                     column[i] = value
@@ -138,8 +139,12 @@ class Reader:
         )
 
     @staticmethod
-    def _usual(values: np.ndarray, kinds: np.ndarray, fields: np.ndarray) -> tuple:
-        """Operation (255: another form), result, argument, bytes, log2 of alignment of each row."""
+    def _parse_common(values: np.ndarray, kinds: np.ndarray, fields: np.ndarray) -> tuple:
+        """Parse each row that consists of one complete call.
+
+        Returns (n,) arrays: operation (255: other rows), result, realloc's argument, bytes, log2 of
+        the alignment.
+        """
         n = len(fields)
         op = np.full(n, 255, "u1")
         pointer, old, size, align = (np.zeros(n, "i8") for _ in range(4))
@@ -155,7 +160,7 @@ class Reader:
                 mine &= (fields == 5) & numbers(2, 4) & (values[:, 3] == _RESULT)
                 op[mine], size[mine] = ops.MALLOC, values[mine, 2]
             elif form == "N,SIZE":
-                # A product that does not fit is no usual line.
+                # A product that overflows is left to _parse_tokens.
                 a, b = values[:, 2], values[:, 3]
                 mine &= (fields == 6) & numbers(2, 3, 5) & (values[:, 4] == _RESULT)
                 mine &= (a == 0) | ((a * b) // np.maximum(a, 1) == b)
@@ -179,10 +184,10 @@ class Reader:
             pointer[mine] = result[mine]
         return op, pointer, old, size, align
 
-    def _unusual(self, tokens: list[str | int]) -> tuple[Call, int] | None:
-        """The call that ends in a line and its result, None if there is none yet.
+    def _parse_tokens(self, tokens: list[str | int]) -> tuple[Call, int] | None:
+        """Return the call that completes in a line and its result; None if none completes.
 
-        Raises LookupError or TypeError for a line that makes no sense.
+        Raises LookupError or TypeError for a malformed line.
         """
         if tokens[0] == "=":
             result = _result(tokens)
@@ -200,7 +205,7 @@ class Reader:
                 tokens = tokens[2:]
             if tokens[:1] == ["="]:
                 return call, _result(tokens)
-            overflow = call.op == ops.CALLOC and call.size >= _TOO_MUCH
+            overflow = call.op == ops.CALLOC and call.size >= _IMPOSSIBLE_SIZE
             if overflow and not tokens:
                 return _FAILED, 0
             if tokens[0] not in _FORM_OF:
@@ -209,39 +214,38 @@ class Reader:
                 self._open.append(call)
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         if word(fields[0]) != self._process:
-            return f"a line of another process ({fields[0]}); each needs a log of its own"
+            return f"a line of another process ({fields[0]}); separate logs with --log-file=FILE.%p"
         found = " ".join(fields[1:])
         if fields[1] == "=":
-            return f"a result without its call, found {found!r}"
+            return f"a result without a call, found {found!r}"
         return f"expected '{fields[1]}({_FORM_OF[fields[1]]})' and its result, found {found!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
-        return spell_address(pointer)
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
+        return format_address(pointer)
 
 
 def _token(value: np.int64, kind: np.int8) -> str | int:
-    """A field as a number, or a word if it is one that is known here."""
+    """Return a field as a number or a known word; "" for any other word."""
     if kind == NUMBER:
         return int(value)
-    return _TOO_MUCH if kind == BAD else _WORDS.get(int(value), "")
+    return _IMPOSSIBLE_SIZE if kind == BAD else _WORDS.get(int(value), "")
 
 
 def _result(tokens: list[str | int]) -> int:
-    """The number after "=", which ends a line.  Raises LookupError or TypeError."""
+    """Return the number after "=" at the end of a line.  Raises LookupError or TypeError."""
     if len(tokens) != 2:
         raise LookupError
     return tokens[1] + 0
 
 
 def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:
-    """The call of ``name`` that ``tokens`` begin with, and what follows it.
+    """Parse the arguments of ``name`` at the start of ``tokens``; return the call and the rest.
 
-    Adding 0 to a token refuses a word.
-
-    ``old`` is the argument also of a free.  Raises LookupError or TypeError.
+    In the call of a free, ``old`` is the argument.  Adding 0 to a token raises TypeError if it is a
+    word.  Raises LookupError or TypeError.
     """
     form = _FORM_OF[name]
     if form == "SIZE":
@@ -252,5 +256,5 @@ def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:
         return Call(ops.REALLOC, tokens[0] + 0, tokens[1] + 0, 0), tokens[2:]
     if form == "POINTER":
         return Call(ops.FREE, tokens[0] + 0, 0, 0), tokens[1:]
-    told = dict(zip(tokens[:4:2], tokens[1:4:2], strict=True))
-    return Call(ops.ALIGNED, 0, told["size"] + 0, (told["al"] - 1).bit_length()), tokens[4:]
+    named = dict(zip(tokens[:4:2], tokens[1:4:2], strict=True))
+    return Call(ops.ALIGNED, 0, named["size"] + 0, (named["al"] - 1).bit_length()), tokens[4:]

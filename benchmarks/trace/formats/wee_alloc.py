@@ -1,4 +1,4 @@
-"""wee_alloc traces: one event a line, objects named by the number of their Alloc.
+"""wee_alloc traces: one event per line; an object is identified by the number of its Alloc.
 
     Alloc(552),     the first is number 0
     Free(0),
@@ -15,12 +15,12 @@ from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
 
 NAME = "wee_alloc"
-#: A line that only such a trace has.
+#: Matches a line that occurs only in this format.
 PATTERN = re.compile(rb"^\s*(Alloc|Free)\(", re.MULTILINE)
 
 
 class Reader:
-    """Reads one trace, piece by piece."""
+    """Reader of one trace, piece by piece."""
 
     def __init__(self) -> None:
         self._allocated = 0
@@ -49,9 +49,9 @@ class Reader:
         )
 
     def explain(self, fields: list[str]) -> str:
-        """What is wrong with a line of these fields."""
+        """Return the reason why a line with these fields is malformed."""
         return f"expected 'Alloc(SIZE),' or 'Free(NUMBER),', found {' '.join(fields)!r}"
 
-    def spell(self, pointer: int) -> str:
-        """The object as the trace names it."""
+    def format_pointer(self, pointer: int) -> str:
+        """Return the name that the trace has for an object."""
         return f"number {pointer - 1}"

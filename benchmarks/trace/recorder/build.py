@@ -1,4 +1,4 @@
-"""The recorder as a library: compiled at first use, kept in the user's cache under its hash."""
+"""Build of the recorder library: compiled at first use, cached under the hash of its source."""
 
 import ctypes
 import hashlib
@@ -18,12 +18,12 @@ from benchmarks.trace.formats import cache_directory
 SOURCE = Path(__file__).with_name("recorder.c")
 FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 _COMPILERS = ("cc", "gcc", "clang")
-#: Seconds between the two readings of the clocks: a tick is then known to some parts in 10**6.
+#: Seconds between two clock readings; the length of a tick is then accurate to some parts in 10**6.
 _BETWEEN = 0.02
 
 
 def library() -> Path:
-    """Path of the compiled recorder.  Raises TraceError where it cannot be had."""
+    """Return the path of the compiled recorder.  Raises TraceError if it cannot be built."""
     if sys.platform != "linux":
         raise TraceError("recording needs Linux")
     content = SOURCE.read_bytes() + repr((FLAGS, platform.machine())).encode()
@@ -31,7 +31,7 @@ def library() -> Path:
     path = cache_directory().parent.absolute() / "recorder" / name
     if any(c in str(path) for c in " :"):
         raise TraceError(
-            f"{path.parent}: LD_PRELOAD takes no path with spaces or colons; "
+            f"{path.parent}: LD_PRELOAD cannot take a path with spaces or colons; "
             "set XDG_CACHE_HOME to another directory"
         )
     if not path.exists():
@@ -40,14 +40,14 @@ def library() -> Path:
 
 
 def _compile(path: Path) -> None:
-    """Compile the recorder at ``path``; it appears whole or not at all."""
+    """Compile the recorder to ``path``, which appears complete or not at all."""
     named = os.environ.get("CC")
     compiler = shlex.split(named) if named else [c for c in _COMPILERS if shutil.which(c)][:1]
     if not compiler or not shutil.which(compiler[0]):
         wanted = named or ", ".join(_COMPILERS)
         raise TraceError(
-            f"no C compiler ({wanted}) is installed: the recorder is compiled at its first use "
-            "(CC names another compiler)"
+            f"recorder: it is compiled at first use, but no C compiler ({wanted}) was found; "
+            "install one, or set CC"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def _compile(path: Path) -> None:
 
 
 def nanoseconds_per_tick(path: Path) -> float:
-    """Length of a tick of the recorder's clock on this machine."""
+    """Measure the length of a tick of the recorder's clock on this machine."""
     read = ctypes.CDLL(str(path)).recorder_clocks
     begin, end = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 2)()
     read(begin)

@@ -1,20 +1,22 @@
-"""Read what the recorder left: events of one image in order, in bounded memory.
+"""Reader of raw recordings: the events of one image in order, in bounded memory.
 
-The numbers of an image's events are dense, so nothing is sorted: a window of numbers is filled from
-every chunk that has some of them.
+The sequence numbers of an image's events are dense, so no sorting is needed: a window of numbers
+is filled from every chunk that contains some of them.
 
     numbers   0 ........ W ........ 2W ....        chunk of thread 1   ──────   ───────
     window    [ op pointer … ]                     chunk of thread 2       ─────────
 
-A realloc has two numbers.  It counts at the second, where its new address is surely its own, unless
-another thread gets the old address before that; then it counts just before that event:
+A realloc has two numbers: 5 at its begin and 9 at its end in this example.  It is placed at the
+second, when it certainly owns its new address.  If another thread obtains the old address before
+that, it is placed just before that event:
 
-    thread 1   realloc(A) begins 5 ............................ 9 ends, gave B
-    thread 2                          malloc gave A 7
+    thread 1   5: realloc(A) begins ........................... 9: it returns B
+    thread 2                          7: malloc returns A
     order                     realloc A→B, malloc A
 
-B is free by then: it was taken before A was released, and what freed it has a lower number still.
-(That other event may itself be the early end of a realloc, and so on.)
+B is free at that point: the realloc took B before it released A, and the event that freed B has an
+even lower number.  (The event that obtains A may itself be a realloc that is placed early, and so
+on.)
 """
 
 from collections.abc import Iterator
@@ -26,35 +28,35 @@ from benchmarks.events import events as ev
 from benchmarks.trace.formats.objects import Records
 from kernel.engine.jit import build_once, jit
 
-#: Bytes of a chunk and of a header, and a header's first word: as in recorder.c.
+#: Bytes of a chunk and of a header, and a header's first word; the same as in recorder.c.
 CHUNK = 131072
 HEADER = 65536
 MAGIC = 0x3252434552424D4D
 #: Words before a chunk's records.
 HEAD = 2
-#: Operations in the files: those of benchmarks.events.events plus one, and these.
+#: Operation codes in the files: those of benchmarks.events.events plus one, and three more.
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED = (
     op + 1 for op in (ev.MALLOC, ev.FREE, ev.REALLOC, ev.CALLOC, ev.ALIGNED)
 )
 THREAD_END = ev.THREAD_END + 1
 BEGIN, ORIGIN, TIME = 9, 10, 11
-#: Added to an allocation that is all in one word.
+#: Added to the operation of an allocation whose record is a single word.
 SHORT = 11
-#: Only in windows: a realloc that has no end, and one that was given its place.
+#: Only in windows: a realloc without an end, and one that was already written to the output.
 UNFINISHED, PLACED = 16, 17
 
-#: Numbers that are looked at together.
+#: Sequence numbers per window.
 WINDOW = 1 << 20
 
-#: One number's row.  op 0: nothing has the number.
+#: Row of one sequence number.  op 0: no record has the number.
 ROW = np.dtype(
     [
         ("op", "u1"),
         ("align", "u1"),  # log2
         ("thread", "i4"),
-        ("pointer", "i8"),  # obtained, or freed
+        ("pointer", "i8"),  # returned, or freed
         ("old", "i8"),  # realloc's argument
-        ("bytes", "i8"),  # asked for
+        ("bytes", "i8"),  # requested
         ("time", "i8"),  # ticks
     ],
     align=True,
@@ -78,9 +80,9 @@ def fill(row, op, align, thread, pointer, old, size, time):
 
 @jit
 def decode(words, first, window):
-    """Enter the records of a chunk whose numbers lie in ``window``.
+    """Write the records of a chunk whose numbers are in ``window`` to it.
 
-    ``words``: int64, 0 from where nothing was written.  ``window``: (n,) ROW, of the numbers from
+    ``words``: int64, 0 after the last one written.  ``window``: (n,) ROW of the numbers from
     ``first`` on.  Returns the last number of the chunk.
     """
     n = window.shape[0]
@@ -96,7 +98,7 @@ def decode(words, first, window):
         op = (word >> 60) & 15
         i += 1
         if op == 0:
-            break  # never written
+            break  # end of the records
         if op == ORIGIN:
             thread = word & _TICKS
             number = int(words[i])
@@ -140,10 +142,10 @@ def decode(words, first, window):
 
 @jit
 def make_way(pending, m, stack, pointer, out, n):
-    """Place the reallocs that must have released ``pointer`` before it is obtained again.
+    """Append to ``out`` the reallocs that must have released ``pointer`` before it is reused.
 
-    ``pending``: the ``m`` reallocs under way.  ``stack`` (m,): scratch.  Returns the rows in
-    ``out``, of which ``n`` were there.
+    ``pending``: the ``m`` reallocs in progress.  ``stack`` (m,): scratch.  ``n``: number of rows
+    already in ``out``; returns the new number.
     """
     depth = 0
     while pointer:
@@ -156,7 +158,7 @@ def make_way(pending, m, stack, pointer, out, n):
         pending[found].op = PLACED
         stack[depth] = found
         depth += 1
-        pointer = pending[found].pointer  # which this one obtains in turn
+        pointer = pending[found].pointer  # the address that this realloc obtains in turn
     while depth:
         depth -= 1
         out[n] = pending[stack[depth]]
@@ -167,10 +169,11 @@ def make_way(pending, m, stack, pointer, out, n):
 
 @jit
 def order(window, pending, m, stack, out):
-    """Write the events of ``window`` to ``out``, every realloc at one place.
+    """Write the events of ``window`` to ``out``, each realloc once.
 
-    ``pending``: room for the reallocs under way, ``m`` from the windows before.  ``out``: room for
-    all of both.  Returns the number of events and of reallocs now under way.
+    ``pending``: buffer of the reallocs in progress, of which the first ``m`` are from earlier
+    windows.  ``out``: has room for the rows of ``window`` and ``pending``.  Returns the number of
+    events in ``out`` and of reallocs in progress.
     """
     n = 0
     for i in range(window.shape[0]):
@@ -200,7 +203,7 @@ def order(window, pending, m, stack, out):
 
 
 class Image:
-    """What the recorder left of one process image.  Raises ValueError for one that never began."""
+    """Recording of one process image.  Raises ValueError if its header was not written."""
 
     def __init__(self, buffers: Path) -> None:
         self.buffers = buffers
@@ -210,17 +213,17 @@ class Image:
         words = np.frombuffer(header[:64], "<i8")
         if len(header) < HEADER or words[0] != MAGIC:
             raise ValueError("no header")
-        #: Process numbers; start in ns since the epoch, and by the recorder's clock.
+        #: Process IDs of the image and its parent; its start in ns since the epoch and in ticks.
         self.pid, self.parent, self.started, self.start_ticks = map(int, words[1:5])
         program, arguments = header[64:][: words[5]], header[64 + words[5] :][: words[6]]
         self.program = program.decode(errors="replace")
         self.arguments = [a.decode(errors="replace") for a in arguments.split(b"\0")[:-1]]
-        #: Numbers that no record has: lost with a full disk, or by a kill in mid-record.
+        #: Sequence numbers without a record: lost to a full disk, or to a kill during a write.
         self.missing = 0
         self._index()
 
     def _index(self) -> None:
-        """Find the chunks, and which numbers each has."""
+        """Find the chunks, and the first and last sequence number of each."""
         found = []
         for path in (self.buffers, self._chunks):
             if not path.exists():
@@ -231,20 +234,20 @@ class Image:
                     head = np.frombuffer(file.read(8 * (HEAD + 2)), "<i8")
                     if len(head) == HEAD + 2 and head[HEAD] != 0:
                         found.append((path, slot, int(head[HEAD + 1]), int(head[1])))
-        # A kill may leave a chunk half written; its buffer is then still whole.
+        # A kill may leave a half-written chunk in .chunks; its copy in .buffers is then complete.
         whole = {first for path, _, first, _ in found if path is self.buffers}
         self._places = [c for c in found if c[0] is self.buffers or c[2] not in whole]
         nowhere = np.zeros(0, ROW).view(np.recarray)
         last = []
-        for path, slot, _, told in self._places:
-            if path is self.buffers:  # not told yet
-                told = build_once(decode)(self._read(path, slot), 0, nowhere)
-            last.append(told)
+        for path, slot, _, number in self._places:
+            if path is self.buffers:  # the recorder fills in the last number only in .chunks
+                number = build_once(decode)(self._read(path, slot), 0, nowhere)
+            last.append(number)
         self._first = np.array([c[2] for c in self._places], "i8")
         self._last = np.array(last, "i8")
 
     def _read(self, path: Path, slot: int) -> np.ndarray:
-        """The words of a chunk, zero where the file has none."""
+        """Return the words of a chunk, zero beyond the end of the file."""
         n = CHUNK - 8 * HEAD
         with path.open("rb") as file:
             file.seek(slot * CHUNK + 8 * HEAD)
@@ -252,7 +255,7 @@ class Image:
 
     @property
     def numbers(self) -> int:
-        """How many numbers were given out, at least."""
+        """Lower bound on how many sequence numbers were assigned."""
         return int(self._last.max()) + 1 if len(self._last) else 0
 
     def records(self) -> Iterator[tuple[Records, float]]:
@@ -273,7 +276,7 @@ class Image:
             count, m = build_once(order)(window, pending, m, np.zeros(room, "i8"), out)
             pending = pending[:m]
             out = out[:count]
-            # Threads read the clock now and then only: an event is not before those above it.
+            # Threads read the clock only now and then: make the times non-decreasing.
             time = np.maximum.accumulate(np.maximum(out.time, now))
             now = int(time[-1]) if count else now
             yield (
@@ -293,7 +296,7 @@ class Image:
 
 
 def images(directory: Path) -> list[Image]:
-    """What is in a directory of the recorder's, in the order of their starts.  Raises OSError."""
+    """Return the images in a raw recording, in the order of their starts.  Raises OSError."""
     found = []
     for path in sorted(directory.glob("*.buffers")):
         try:

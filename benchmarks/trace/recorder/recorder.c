@@ -1,32 +1,33 @@
-/* The recorder: preloaded into a program, it writes down every call of malloc and its family.
+/* The recorder: a library preloaded into a program; it records every call of malloc and its family.
 
        thread 1 ──► chunk ─┐  when full            NAME.buffers   a header, then the chunks that are
        thread 2 ──► chunk ─┴──────────► NAME.chunks               being filled: shared memory, which
-                                                                  outlives the process, however it ends
-   Nothing is done when the process ends: what is not yet in NAME.chunks is in NAME.buffers.
+                                                                  survives any end of the process
+   Nothing needs to be done at exit: a record that is not yet in NAME.chunks is in NAME.buffers.
 
-   Order.  Every event takes the next number: a free before the call, an allocation after it, so that
-   memory which passes from one to the other does so in the order of the numbers.  A realloc takes
-   two, one for the release and one for the acquisition.
+   Order.  Every event takes the next sequence number: a free before the call, an allocation after it.
+   So if memory passes from a free to an allocation, their numbers are in that order.  A realloc takes
+   two numbers, one for the release and one for the acquisition.
 
-   An *image* is a process from its start, fork or exec on; each has files of its own.  Its state, and
-   that of its threads, is wiped by the kernel when the process forks (MADV_WIPEONFORK), so a child
-   begins anew at its first event, without handlers, and never sees its parent's chunks
-   (MADV_DONTFORK).  No descriptor stays open, since programs close and reuse what they did not open
-   themselves.
+   An *image* is a process since its start, fork or exec; each image has separate files.  The kernel
+   wipes the state of the image and its threads in the child of a fork (MADV_WIPEONFORK), so a child
+   starts a new image at its first event, without fork handlers, and never sees its parent's chunks
+   (MADV_DONTFORK).  No descriptor stays open, since programs close and reuse descriptors that they
+   did not open themselves.
 
-   A chunk is CHUNK bytes: first, last, then words of 8 bytes, zero where nothing was written yet.
-   The first word of a record is written last, so that it is whole.  A record is one of
+   A chunk is CHUNK bytes: first and last number, then words of 8 bytes, zero after the last one
+   written.  The first word of a record is written last, so that a visible record is complete.  A
+   record is one of
 
-       operation:4 step:8 address:52                  step: from the number of the record above
+       operation:4 step:8 address:52                  step: increment from the last record's number
        operation:4 step:8 address:52, alignment:8 size:56            allocations, realloc's end
-       SHORT + operation:4 step:4 address / 16:44 size:12            the same where all of it fits
-       ORIGIN:4 thread:60, number, ticks              the first of a chunk; step counts from here
+       SHORT + operation:4 step:4 address / 16:44 size:12            the same, if all of it fits
+       ORIGIN:4 thread:60, number, ticks              first in a chunk; base of the next step
        TIME:4 ticks:60                                since the last ORIGIN
 
-   Cost.  Half of it is the bytes, half the instructions.  So what is common is one word, and a call
-   asks one thing only: whether its thread's stop is reached.  There is more to do at a stop: the
-   clock is read, or the chunk is full, or this is a new image or thread.
+   Cost.  Half of the cost is the bytes written, half the instructions.  So the common record is one
+   word, and a call makes a single test: has the thread reached its stop?  Only at a stop is there
+   more to do: read the clock, flush a full chunk, or set up a new image or thread.
 */
 
 #define _GNU_SOURCE
@@ -48,21 +49,22 @@
 
 #if __has_include(<sys/single_threaded.h>)
 #include <sys/single_threaded.h>
-#define ALONE __libc_single_threaded
+#define SINGLE_THREADED __libc_single_threaded
 #else
-#define ALONE 0
+#define SINGLE_THREADED 0
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
 #define RARE __attribute__((noinline, cold))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Bytes of a chunk and of a header, and the files' format; benchmarks/trace/recorder/raw.py knows all. */
+/* Bytes of a chunk and of a header, and the format's magic; the same as in
+   benchmarks/trace/recorder/raw.py. */
 #define CHUNK 131072
 #define HEADER 65536
 #define MAGIC 0x3252434552424d4dL /* "MMBRECR2" */
-/* Words of a thread that share a reading of the clock, which costs as much as all the rest; and the
-   ticks a word above which the program has time for one at every event. */
+/* CLOCK_WORDS: words that a thread writes per reading of the clock, which costs as much as all the
+   rest.  SLOW: with more ticks than this per word, events are rare enough to read it at each one. */
 #define CLOCK_WORDS 32
 #define SLOW 2048
 #define VARIABLE "MALLOC_BENCH_RECORDING"
@@ -71,9 +73,9 @@
 enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN, ORIGIN, TIME, SHORT = 11 };
 
 #define WORDS (CHUNK / 8 - 2)
-/* The most words that one call writes: two records, each with an ORIGIN. */
+/* Upper bound on the words written by one call: two records, each with an ORIGIN. */
 #define RESERVE 16
-/* How often destructors are called while there are values (PTHREAD_DESTRUCTOR_ITERATIONS). */
+/* Rounds of destructor calls at a thread's end (PTHREAD_DESTRUCTOR_ITERATIONS). */
 #define ROUNDS 4
 #define NONE ((uint64_t)1 << 63)
 #define ADDRESS (((uint64_t)1 << 52) - 1)
@@ -81,32 +83,32 @@ enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN, ORIGIN
 #define TICKS (((uint64_t)1 << 60) - 1)
 
 struct chunk {
-    uint64_t first, last; /* numbers; filled when the chunk is written */
+    uint64_t first, last; /* sequence numbers; set when the chunk is written to NAME.chunks */
     uint64_t words[WORDS];
 };
 
-/* A thread that records: in an image, with a chunk.  All zero in the child of a fork. */
+/* State of a recording thread: it has an image and a chunk.  All zero in the child of a fork. */
 struct thread {
-    uint64_t *at; /* where its next word goes; NULL: not ready */
-    uint64_t *stop; /* there is more to do than to record; NULL: always, or inside of a call */
-    uint64_t number; /* of its last record; NONE: an ORIGIN comes first */
+    uint64_t *at; /* address of its next word; NULL: not ready */
+    uint64_t *stop; /* at this address a call must prepare(); NULL: not ready, or inside a call */
+    uint64_t number; /* of its last record; NONE: the next record needs an ORIGIN */
     uint64_t id;
     struct chunk *chunk;
     uint64_t ticks; /* of its last ORIGIN */
-    uint64_t clock, *clocked; /* when the clock was last read: ticks, and the next word then */
-    struct thread *next; /* in the list of those without a thread, with their chunks */
+    uint64_t clock, *clocked; /* last reading of the clock: ticks, and value of ``at`` then */
+    struct thread *next; /* in the list of states that no thread uses; they keep their chunks */
 } __attribute__((aligned(64)));
 
-/* Threads that are made at a time. */
+/* Thread states allocated at a time. */
 #define THREADS 32
 
-/* What the image is; all zero in the child of a fork. */
+/* State of the image; all zero in the child of a fork. */
 struct image {
     uint64_t id; /* 0: not begun */
     int beginning;
-    int lock; /* of the buffers file and of these two */
+    int lock; /* protects the buffers file, spare, fresh and left */
     struct thread *spare, *fresh;
-    int left; /* of the fresh ones, which have no chunk yet */
+    int left; /* number of fresh states, which have no chunk yet */
     uint64_t buffers, chunks; /* slots used in the two files */
     uint64_t threads;
     char path[4096]; /* without the suffix */
@@ -116,17 +118,17 @@ struct image {
 
 static struct image not_begun;
 static struct image *image = &not_begun;
-static uint64_t images; /* begun in this process and its ancestors */
-static int off; /* nothing is to be recorded */
+static uint64_t images; /* number begun in this process and its ancestors */
+static int off; /* recording is disabled */
 static pthread_key_t key;
 static int has_key;
 
 #define OWN static __thread __attribute__((tls_model("initial-exec")))
-static struct thread nobody;
-OWN struct thread *self = &nobody;
-OWN int busy; /* in what happens at a stop */
-OWN int rounds; /* of destructors seen */
-OWN uint64_t named, name; /* the thread's number, and the image in which it has it */
+static struct thread no_thread;
+OWN struct thread *self = &no_thread;
+OWN int busy; /* inside prepare() */
+OWN int rounds; /* destructor rounds seen */
+OWN uint64_t named, name; /* the image in which this thread has a number, and the number */
 
 static struct {
     void *(*malloc)(size_t);
@@ -140,12 +142,12 @@ static struct {
     void *(*pvalloc)(size_t);
 } real;
 
-/* --- The allocator that was there before, and what dlsym needs to find it ---------------------- */
+/* --- The real allocator, and memory for dlsym while it is looked up ---------------------------- */
 
 static char bootstrap[1 << 15] __attribute__((aligned(16)));
 static size_t bootstrapped;
 
-/* Memory for dlsym's own use, zeroed; never given back. */
+/* Return zeroed memory for dlsym's use; it is never freed.  NULL on failure. */
 static void *bootstrap_alloc(size_t size)
 {
     size_t whole = ((size + 15) & ~(size_t)15) + 16;
@@ -176,7 +178,7 @@ static void resolve(void)
     __atomic_store_n(&real.malloc, dlsym(RTLD_NEXT, "malloc"), __ATOMIC_RELEASE);
 }
 
-/* Whether the real functions are known; not while they are looked for further up the stack. */
+/* Return true if the real functions are known; false also while an outer call looks them up. */
 static inline int resolved(void)
 {
     return __atomic_load_n(&real.malloc, __ATOMIC_ACQUIRE) != NULL;
@@ -191,7 +193,7 @@ static uint64_t nanoseconds(clockid_t clock)
     return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* A steady clock in units of its own, as cheap as the machine has one. */
+/* Read the cheapest monotonic clock of the machine; its unit varies. */
 static inline uint64_t ticks(void)
 {
 #if defined(__x86_64__)
@@ -205,7 +207,7 @@ static inline uint64_t ticks(void)
 #endif
 }
 
-/* The steady clock beside the system's, ns: two such pairs tell how long a tick is. */
+/* Read the recorder's clock and CLOCK_MONOTONIC, ns; two such pairs yield the length of a tick. */
 EXPORT void recorder_clocks(uint64_t pair[2])
 {
     pair[0] = ticks();
@@ -223,7 +225,7 @@ static void unlock(void)
     __atomic_store_n(&image->lock, 0, __ATOMIC_RELEASE);
 }
 
-/* Open the image's file with this suffix; -1 on failure. */
+/* Open the image's file with this suffix; return -1 on failure. */
 static int open_file(const char *suffix, int flags)
 {
     char path[sizeof image->path + 16];
@@ -232,8 +234,8 @@ static int open_file(const char *suffix, int flags)
     return open(path, flags | O_CLOEXEC, 0600);
 }
 
-/* The content of a file in /proc/self, at most ``room`` bytes; its length. */
-static size_t slurp(const char *path, char *out, size_t room)
+/* Read at most ``room`` bytes of a file into ``out``; return their number. */
+static size_t read_file(const char *path, char *out, size_t room)
 {
     size_t n = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -245,7 +247,7 @@ static size_t slurp(const char *path, char *out, size_t room)
     return n;
 }
 
-/* Begin an image: make its files, and write down what it is.  False: nothing can be recorded. */
+/* Begin an image: create its buffers file and write the header.  Return false on failure. */
 static int begin_image(void)
 {
     const char *directory = getenv(VARIABLE);
@@ -272,7 +274,7 @@ static int begin_image(void)
     words[4] = ticks();
     ssize_t program = readlink("/proc/self/exe", text, 4096);
     words[5] = program < 0 ? 0 : program;
-    words[6] = slurp("/proc/self/cmdline", text + words[5], header + HEADER - text - words[5]);
+    words[6] = read_file("/proc/self/cmdline", text + words[5], header + HEADER - text - words[5]);
     ssize_t written = pwrite(fd, header, HEADER, 0);
     close(fd);
     if (written != HEADER)
@@ -286,20 +288,21 @@ static int begin_image(void)
     return 1;
 }
 
-/* Memory of this size that a fork wipes; NULL on failure. */
+/* Map memory that is zeroed in the child of a fork; return NULL on failure. */
 static void *wiped(size_t size)
 {
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return p == MAP_FAILED || madvise(p, size, MADV_WIPEONFORK) ? NULL : p;
 }
 
-/* A new chunk in the buffers file; NULL on failure. */
+/* Map a new chunk in the buffers file; return NULL on failure. */
 static struct chunk *make_chunk(void)
 {
     struct chunk *chunk = NULL;
     int fd = open_file(".buffers", O_RDWR);
     off_t at = (off_t)image->buffers * CHUNK;
-    /* Allocated, not only enlarged: on a full disk a touch would end the program. */
+    /* Allocate blocks, not just a larger size: with a full disk a write to the mapping would raise
+       SIGBUS. */
     if (fd >= 0 && posix_fallocate(fd, at, CHUNK) == 0) {
         void *p = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
         if (p != MAP_FAILED) {
@@ -313,7 +316,7 @@ static struct chunk *make_chunk(void)
     return chunk;
 }
 
-/* State and chunk for this thread, spare or new; NULL on failure. */
+/* Return a state with a chunk for this thread, spare or new; NULL on failure. */
 static struct thread *take(void)
 {
     lock();
@@ -334,15 +337,16 @@ static struct thread *take(void)
     return taken;
 }
 
-/* The next number.  A locked instruction waits for all stores before it: not while alone. */
+/* Take the next sequence number.  A locked instruction waits for all earlier stores, so a
+   single-threaded process avoids it. */
 static inline uint64_t next_number(void)
 {
-    if (ALONE)
+    if (SINGLE_THREADED)
         return image->number++;
     return __atomic_fetch_add(&image->number, 1, __ATOMIC_RELAXED);
 }
 
-/* Make this thread ready to record in the image that the process is now; false: it cannot. */
+/* Make this thread ready to record in the current image; return false on failure. */
 static int attach(void)
 {
     if (!environ)
@@ -372,7 +376,7 @@ static int attach(void)
     }
     struct thread *taken = take();
     if (!taken) {
-        next_number(); /* which nobody has: it will tell of the loss */
+        next_number(); /* a number without a record marks the loss */
         return 0;
     }
     taken->id = name;
@@ -381,10 +385,10 @@ static int attach(void)
     return 1;
 }
 
-/* What comes before is in memory before what follows, whenever the process is killed. */
+/* Earlier stores reach memory before later ones, even if the process is killed in between. */
 #define IN_ORDER __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
-/* Append this thread's chunk to the chunks file, and begin it anew. */
+/* Append this thread's chunk to the chunks file, then empty it. */
 static void flush(struct thread *me)
 {
     struct chunk *chunk = me->chunk;
@@ -397,7 +401,7 @@ static void flush(struct thread *me)
         for (ssize_t n, done = 0; done < CHUNK; done += n) {
             n = pwrite(fd, from + done, CHUNK - done, at + done);
             if (n <= 0 && errno != EINTR)
-                break; /* the numbers that are missing will tell */
+                break; /* the missing numbers show the loss */
             n = n < 0 ? 0 : n;
         }
         close(fd);
@@ -412,7 +416,7 @@ static void flush(struct thread *me)
 
 /* --- Records ----------------------------------------------------------------------------------- */
 
-/* Append any record; ``second`` is there in that of an allocation. */
+/* Append a record of any form; ``second`` is the second word of an allocation's record. */
 static RARE void put_any(
     struct thread *me, uint64_t operation, const void *p, int allocation, uint64_t second,
     uint64_t number)
@@ -447,7 +451,7 @@ static inline void put(struct thread *me, uint64_t operation, const void *p)
     *me->at++ = operation << 60 | step << 52 | ((uintptr_t)p & ADDRESS);
 }
 
-/* Append the record of an allocation that says no alignment. */
+/* Append the record of an allocation without alignment. */
 static inline void put_allocation(
     struct thread *me, uint64_t operation, const void *p, uint64_t size)
 {
@@ -460,7 +464,7 @@ static inline void put_allocation(
     *me->at++ = (SHORT + operation) << 60 | step << 56 | address << 8 | size;
 }
 
-/* Note what time it is, and how far the next stop is. */
+/* Record the time and set the next stop. */
 static void read_clock(struct thread *me)
 {
     uint64_t now = ticks(), passed = now - me->ticks;
@@ -472,8 +476,8 @@ static void read_clock(struct thread *me)
     me->stop = me->at + (slow ? 1 : CLOCK_WORDS);
 }
 
-/* A call that comes at a stop, or in the midst of another.  Returns what leave needs, with room for
-   what the call records; NULL: nothing is to be recorded. */
+/* Handle a call at a stop, or inside another call.  Return the next stop, to be passed to leave(),
+   with room in the chunk for the call's records; NULL: do not record this call. */
 static RARE uint64_t *prepare(void)
 {
     if (busy || off || (self->at && !self->stop && rounds < ROUNDS))
@@ -499,12 +503,12 @@ static RARE uint64_t *prepare(void)
     }
     uint64_t *stop = me->stop < last ? me->stop : last + 1;
     me->stop = NULL;
-    busy = rounds == ROUNDS; /* a thread that has ended has no other mark of being in a call */
+    busy = rounds == ROUNDS; /* for a thread that has ended, only this shows that it is in a call */
     errno = saved;
     return stop;
 }
 
-/* A call begins; returns what prepare does. */
+/* Begin a call; return the same as prepare(). */
 static inline uint64_t *enter(void)
 {
     struct thread *me = self;
@@ -515,12 +519,12 @@ static inline uint64_t *enter(void)
     return stop;
 }
 
-/* The call is over.  What a thread still does after its end gets a chunk for that call only. */
+/* End a call.  A thread that has ended returns its state and chunk after each further call. */
 static inline void leave(uint64_t *stop)
 {
     struct thread *me = self;
     if (UNLIKELY(rounds == ROUNDS)) {
-        self = &nobody;
+        self = &no_thread;
         lock();
         me->next = image->spare;
         image->spare = me;
@@ -531,7 +535,7 @@ static inline void leave(uint64_t *stop)
     }
 }
 
-/* A thread ends: when the destructors of all others have had their turns, so has it. */
+/* Destructor at a thread's end: record the end in the last round, after other destructors' frees. */
 void thread_end(void *value)
 {
     if (busy || off)
@@ -549,7 +553,7 @@ void thread_end(void *value)
     leave(stop);
 }
 
-/* --- What the program calls -------------------------------------------------------------------- */
+/* --- The exported functions -------------------------------------------------------------------- */
 
 static RARE void *malloc_at_stop(size_t size)
 {
@@ -583,7 +587,7 @@ static RARE void free_at_stop(void *p)
             real.free(p);
         return;
     }
-    /* The C library ends a thread with free(NULL), which is nothing that the thread did. */
+    /* The C library calls free(NULL) at a thread's end; that is not the program's call. */
     if (p || rounds < ROUNDS)
         put(self, FREE, p);
     real.free(p);
@@ -617,7 +621,7 @@ EXPORT void *calloc(size_t n, size_t size)
     return p;
 }
 
-/* A block of dlsym's moves to the allocator when there is one. */
+/* Move a block of the bootstrap memory to the real allocator. */
 static RARE void *bootstrap_realloc(void *old, size_t size)
 {
     void *p = malloc(size);
@@ -642,7 +646,7 @@ EXPORT void *realloc(void *old, size_t size)
     return p;
 }
 
-/* log2 of an alignment, rounded up as the C library does. */
+/* Return log2 of an alignment, rounded up as the C library does. */
 static uint64_t log2_of(size_t alignment)
 {
     return alignment < 2 ? 0 : 64 - __builtin_clzll((unsigned long long)alignment - 1);

@@ -1,7 +1,7 @@
-"""Run a program with the recorder preloaded, and make Parquet traces of what it left.
+"""Run a program with the recorder preloaded, and convert the raw recording to Parquet traces.
 
-While the program runs its raw recording stands beside the trace, in ``FILE.raw``; it is removed
-when all traces are written, and kept when that fails.
+The raw recording is the directory ``FILE.raw`` next to the trace ``FILE``.  It is removed when all
+traces are written, and kept if writing fails.
 """
 
 import datetime
@@ -29,7 +29,7 @@ from benchmarks.trace.recorder import build, raw
 
 #: Version of the recorder and of the conversion, in the provenance of traces.
 VERSION = 2
-#: The environment variable that tells the recorder its directory: as in recorder.c.
+#: Environment variable with the recorder's output directory; the same as in recorder.c.
 VARIABLE = "MALLOC_BENCH_RECORDING"
 
 _ABOUT = "recording.json"
@@ -38,46 +38,46 @@ _POLL = 0.05
 
 @dataclass
 class Trace:
-    """A trace that was written."""
+    """Summary of a trace that was written."""
 
     path: Path
     program: str
     events: int
     threads: int
-    #: What was left out, by name.
+    #: Number of records left out, by reason.
     left_out: dict[str, int]
 
 
 @dataclass
 class Recording:
-    """What came of a recording; ``exit`` is the program's, negative for a signal, or None."""
+    """Result of a recording; ``exit``: the program's exit code, -N for signal N, None: unknown."""
 
     traces: list[Trace]
     exit: int | None
-    #: Programs that still ran when the recording was read.
+    #: Programs that were still running when the recording was read.
     running: list[str] = field(default_factory=list)
 
 
 def record(
     command: list[str], out: Path, resolution: int = 1000, progress: Progress | None = None
 ) -> Recording:
-    """Run ``command`` and write its trace at ``out``, those of its children beside it.
+    """Run ``command`` and write its trace to ``out``, and its children's traces next to it.
 
-    ``resolution``: nanoseconds; times are multiples of it.  Waits for the children as well, until
-    interrupted.  Raises TraceError.
+    ``resolution``: nanoseconds; times are rounded down to multiples of it.  Also waits for the
+    children, until interrupted.  Raises TraceError.
     """
     check_output(out)
     library = build.library()
     directory = out.resolve().with_name(f"{out.name}.raw")
     if shutil.which(command[0]) is None:
         there = os.sep in command[0] and Path(command[0]).exists()
-        what = "cannot be executed" if there else "there is no such program"
+        what = "cannot be executed" if there else "program not found"
         raise TraceError(f"{command[0]}: {what}")
     try:
         directory.mkdir()
     except FileExistsError:
         raise TraceError(
-            f"{directory}: left by another recording (read it with --recover, or remove it)"
+            f"{directory}: left by an earlier recording; read it with --recover, or remove it"
         ) from None
     except OSError as error:
         raise TraceError(f"{directory}: {error.strerror or error}") from None
@@ -91,7 +91,7 @@ def record(
             shutil.rmtree(directory)
             raise TraceError(f"{command[0]}: {error.strerror or error}") from None
         (directory / _ABOUT).write_text(json.dumps(about | {"pid": process.pid}) + "\n")
-        signals.go_to(process)
+        signals.forward_to(process)
         code = process.wait()
         while not signals.late and _running(directory):
             time.sleep(_POLL)
@@ -99,12 +99,12 @@ def record(
 
 
 class _Signals:
-    """While this is entered, signals that ask this process to end reach the program instead."""
+    """Context manager that forwards SIGINT, SIGTERM and SIGHUP to the recorded program."""
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        #: Whether one came when the program had ended.
+        #: True if a signal arrived after the program ended.
         self.late = False
         self._process: subprocess.Popen | None = None
         self._early: list[int] = []
@@ -117,8 +117,8 @@ class _Signals:
         for number, handler in zip(self._NUMBERS, self._before, strict=True):
             signal.signal(number, handler)
 
-    def go_to(self, process: subprocess.Popen) -> None:
-        """Begin to pass on signals, those first that came already."""
+    def forward_to(self, process: subprocess.Popen) -> None:
+        """Start to forward signals to ``process``, beginning with those already received."""
         self._process = process
         for number in self._early:
             process.send_signal(number)
@@ -128,16 +128,16 @@ class _Signals:
             self._early.append(number)
         elif self._process.poll() is not None:
             self.late = True
-        elif number != signal.SIGINT:  # the keyboard's has reached the program already
+        elif number != signal.SIGINT:  # the terminal sent it to the program too
             self._process.send_signal(number)
 
 
 def _running(directory: Path) -> set[int]:
-    """The processes that record, or would, into ``directory``."""
+    """Return the processes whose environment names ``directory`` as their recording."""
     mark = f"{VARIABLE}={directory}".encode()
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it ended, or is not ours
+        with suppress(OSError):  # the process ended, or belongs to another user
             if mark in path.read_bytes().split(b"\0"):
                 found.add(int(path.parent.name))
     return found
@@ -152,21 +152,20 @@ def recover(
 ) -> Recording:
     """Write the traces of the raw recording ``directory``, then remove it.  Raises TraceError.
 
-    ``code``: the program's exit code, where it is known; else it must not run any more.
+    ``code``: the program's exit code.  If None, no process may still be recording.
     """
     check_output(out)
     about_path = directory / _ABOUT
     alive = _running(directory.resolve())
     if alive and code is None:
         raise TraceError(
-            f"{directory}: still recorded into, by process {min(alive)}; end it first (the trace "
-            "would miss what it does meanwhile)"
+            f"{directory}: process {min(alive)} is still recording into it; end that process first"
         )
     try:
         about = json.loads(about_path.read_text())
         images = raw.images(directory)
     except (OSError, ValueError):
-        raise TraceError(f"{directory}: no raw recording ({_ABOUT} is not there)") from None
+        raise TraceError(f"{directory}: not a raw recording ({_ABOUT} is missing)") from None
     about["exit"] = code
     chosen = _in_order([image for image in images if image.numbers], about["pid"])
     running = [image.program for image in chosen if image.pid in alive]
@@ -177,23 +176,23 @@ def recover(
         why = (
             f"the recorder could not write to {directory}; is the disk full?"
             if began
-            else "did it make any, or is it statically linked, setuid, or a program with a malloc "
-            "of its own?"
+            else "does it allocate at all? is it statically linked or setuid, or does it define "
+            "its own malloc?"
         )
-        told = "" if code is None else told_exit(code)
-        raise TraceError(f"{about['command'][0]}: no allocation was recorded; {why}{told}")
+        end = "" if code is None else describe_exit(code)
+        raise TraceError(f"{about['command'][0]}: no allocation was recorded; {why}{end}")
     names = [out, *(out.with_suffix(f".{i}{out.suffix}") for i in range(1, len(chosen)))]
     traces = []
     try:
-        for i in reversed(range(len(chosen))):  # the main one last: where it is, all are
+        for i in reversed(range(len(chosen))):  # main trace last: if it exists, all others do
 
-            def told(fraction: float, i: int = i) -> None:
+            def report(fraction: float, i: int = i) -> None:
                 if progress:
                     done = (len(chosen) - 1 - i + fraction) / len(chosen)
                     progress(done, f"writing {names[i].name}")
 
             more = {"children": [name.name for name in names[1:]]} if i == 0 else {}
-            traces.insert(0, _convert(chosen[i], names[i], about, more, resolution, told))
+            traces.insert(0, _convert(chosen[i], names[i], about, more, resolution, report))
     except OSError as error:
         raise TraceError(
             f"{error.filename or out}: {error.strerror or error} (the recording is kept: "
@@ -205,15 +204,15 @@ def recover(
     return Recording(traces, code, running)
 
 
-def told_exit(code: int) -> str:
-    """How a program ended, in words to append."""
+def describe_exit(code: int) -> str:
+    """Return how a program ended, as text to append to a message."""
     if code >= 0:
         return f" (exit code {code})"
     return f" (killed by {signal.Signals(-code).name})"
 
 
 def _in_order(images: list[raw.Image], pid: int) -> list[raw.Image]:
-    """The main image first: what the command became in the end; then the others by their start."""
+    """Order images: first the last one of the command's own process, then the others by start."""
     mains = [image for image in images if image.pid == pid]
     main = mains[-1:] or images[:1]
     return main + [image for image in images if image not in main]
@@ -225,9 +224,9 @@ def _convert(
     about: dict[str, Any],
     more: dict[str, Any],
     resolution: int,
-    told: Callable[[float], None],
+    report: Callable[[float], None],
 ) -> Trace:
-    """Write one image's events; returns what was written."""
+    """Write one image's events to ``path``; calls ``report`` with the fraction done."""
     objects, left_out = Objects(), Counter()
     threads: set[int] = set()
     count = operations = 0
@@ -250,7 +249,7 @@ def _convert(
             count += len(events.op)
             operations += int(np.count_nonzero(events.op < ALLOCATOR_OPS))
             writer.add(events)
-            told(fraction)
+            report(fraction)
         if image.missing:
             left_out["never_written"] = image.missing
         started = datetime.datetime.fromtimestamp(image.started / 1e9, datetime.UTC)

@@ -1,9 +1,9 @@
 """Traces of real programs, recorded by benchmarks.trace.recorder: ``workload=sqlite`` and so on.
 
-``make`` says what each program did, makes its input, and records it; what it wrote is here.  Where
-a setting takes the path of a trace, ``shipped:sqlite`` names one of these.
+``make`` defines each program, generates its input, and records the trace files in this folder.
+A setting that takes the path of a trace also accepts ``shipped:sqlite``.
 
-``make`` imports trace.recorder; the storeys above import only the names and paths here.
+``make`` imports trace.recorder; the layers above import only the functions of this file.
 """
 
 from pathlib import Path
@@ -13,17 +13,17 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The traces of this folder."""
+    """Return the names of the shipped traces."""
     return sorted(path.stem for path in FOLDER.glob("*.parquet"))
 
 
 def path_of(name: str) -> Path:
-    """Where the trace ``name`` is.  Raises ValueError for an unknown one."""
+    """Return the path of the trace ``name``.  Raises ValueError for an unknown name."""
     if name not in names():
-        raise ValueError(f"no trace {name!r} is shipped (there are: {', '.join(names())})")
+        raise ValueError(f"unknown shipped trace {name!r}; choose one of {', '.join(names())}")
     return FOLDER / f"{name}.parquet"
 
 
 def name_of(path: Path) -> str | None:
-    """The name of the shipped trace at ``path``, or None for any other path."""
+    """Return the name of the shipped trace at ``path``, or None for any other path."""
     return path.stem if path.parent == FOLDER else None

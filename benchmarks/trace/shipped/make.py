@@ -1,9 +1,8 @@
-"""``python -m benchmarks.trace.shipped.make [NAME …]``: record the shipped traces anew.
+"""``python -m benchmarks.trace.shipped.make [NAME …]``: record the shipped traces again.
 
-A function for each, which writes the program's input into the directory where it will run and
-returns its command; inputs are the same every time.  The programs are the machine's own, so a new
-recording is not the old one to the last event: the golden values in tests/benchmarks/trace go with
-it.
+Each trace has a function that writes the program's input to the working directory and returns the
+command to run; inputs are the same every time.  The programs are those installed on the machine, so
+a new recording differs in some events: update the golden values in tests/benchmarks/trace with it.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from benchmarks.events.parquet import TraceError
 from benchmarks.trace.recorder.run import Trace, record
 from benchmarks.trace.shipped import FOLDER
 
-#: Nanoseconds; finer times would take a third of the space.
+#: Nanoseconds; with finer times, the times would take a third of the file.
 RESOLUTION = 10_000
 
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"][::4]
@@ -36,8 +35,8 @@ _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"][::4]
 class Recorded:
     """A program to record.
 
-    ``image``: how the recorded executable's path ends, where it is not the command itself.
-    ``environment``: what the program finds there beside the usual.
+    ``image``: suffix of the recorded executable's path, if it is not the command itself.
+    ``environment``: additional environment variables.
     """
 
     prepare: Callable[[], list[str]]
@@ -45,12 +44,15 @@ class Recorded:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-#: By name.
+#: Programs to record, by name.
 SUBJECTS: dict[str, Recorded] = {}
 
 
 def subject(**how: Any) -> Callable:
-    """Enter the function below under its name."""
+    """Return a decorator that adds a function to SUBJECTS under its name.
+
+    The function's docstring is stored in the trace as the description of its input.
+    """
 
     def enter(prepare: Callable[[], list[str]]) -> Callable[[], list[str]]:
         SUBJECTS[prepare.__name__] = Recorded(prepare, **how)
@@ -60,27 +62,27 @@ def subject(**how: Any) -> Callable:
 
 
 def write(name: str, text: str) -> str:
-    """Write an input file; returns its name."""
+    """Write an input file; return its name."""
     Path(name).write_text(text)
     return name
 
 
 def words(random: Random, count: int) -> Iterator[str]:
-    """Words of one to four syllables, common ones often: as a language has them."""
+    """Yield words of one to four syllables, some of them much more often than others."""
     known = ["".join(random.choices(_SYLLABLES, k=random.randint(1, 4))) for _ in range(4000)]
     for _ in range(count):
         yield known[int(len(known) ** random.random()) - 1]
 
 
 def lines(seed: int, count: int, longest: int = 12) -> list[str]:
-    """Lines of text."""
+    """Return lines of text."""
     random = Random(seed)
     stream = words(random, count * longest)
     return [" ".join(next(stream) for _ in range(random.randint(1, longest))) for _ in range(count)]
 
 
 def people(seed: int, count: int) -> list[dict[str, Any]]:
-    """Nested records."""
+    """Return nested records."""
     random = Random(seed)
     stream = words(random, count * 12)
     return [
@@ -97,7 +99,7 @@ def people(seed: int, count: int) -> list[dict[str, Any]]:
 
 
 def functions(seed: int, count: int) -> str:
-    """A C source of functions that call each other."""
+    """Return a C source file whose functions call each other."""
     random = Random(seed)
     parts = ["struct node { struct node *next; long key; double weight[4]; };"]
     for i in range(count):
@@ -430,7 +432,7 @@ message(STATUS "${longest}")
 
 
 def make(name: str) -> Path:
-    """Record one of SUBJECTS; returns the trace that was written.  Raises TraceError."""
+    """Record one of SUBJECTS; return the path of its trace.  Raises TraceError."""
     about = SUBJECTS[name]
     with tempfile.TemporaryDirectory() as there, tempfile.TemporaryDirectory() as traces:
         with contextlib.chdir(there), _environment(about.environment), _silence():
@@ -439,7 +441,7 @@ def make(name: str) -> Path:
             inputs = {path.name: path.read_bytes() for path in sorted(Path().glob("[!.]*.*"))}
             recording = record(command, Path(traces) / "t.parquet", RESOLUTION)
         if recording.exit != 0:
-            raise TraceError(f"{command[0]} ended with {recording.exit}")
+            raise TraceError(f"{command[0]}: failed with exit code {recording.exit}")
         out = FOLDER / f"{name}.parquet"
         with parquet.Reader(_chosen(recording.traces, about.image).path) as reader:
             provenance = reader.provenance
@@ -465,13 +467,13 @@ def make(name: str) -> Path:
 
 
 def _chosen(traces: list[Trace], image: str) -> Trace:
-    """The trace of the program that is wanted: the largest of its name."""
+    """Return the largest trace of the executable ``image``; the first trace if it is empty."""
     fitting = [trace for trace in traces if trace.program.endswith(image)] if image else traces[:1]
     return max(fitting, key=lambda trace: trace.events)
 
 
 def _version(program: str) -> str:
-    """The first line of what a program says of its version."""
+    """Return the first line of a program's version output."""
     for option in ("--version", "-version"):
         done = subprocess.run(
             [program, option], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
@@ -495,7 +497,7 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Let programs print to nowhere."""
+    """Redirect standard output to /dev/null."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -508,17 +510,20 @@ def _silence() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Record the subjects named, or all; returns the exit code."""
+    """Record the named subjects, or all; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trace.shipped.make",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(SUBJECTS)} (default: all)"
+    )
     names = parser.parse_args(arguments).names
     unknown = [name for name in names if name not in SUBJECTS]
     if unknown:
-        print(f"error: no subject {unknown[0]!r}: {', '.join(SUBJECTS)}", file=sys.stderr)
+        known = ", ".join(SUBJECTS)
+        print(f"error: unknown program {unknown[0]!r}; choose of {known}", file=sys.stderr)
         return 2
     failed = 0
     for name in names or SUBJECTS:
@@ -528,7 +533,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {name}: {error}", file=sys.stderr)
             failed = 1
             continue
-        except OSError as error:  # a program that is not installed, or no room
+        except OSError as error:  # program not installed, or disk full
             print(f"error: {name}: {error.filename}: {error.strerror}", file=sys.stderr)
             failed = 1
             continue
@@ -539,7 +544,7 @@ def main(arguments: list[str] | None = None) -> int:
             size = path.stat().st_size
             print(
                 f"{path.name}: {reader.events:,} events, {reader.provenance['threads']} threads, "
-                f"{size:,} bytes ({size / reader.events:.2f} each)",
+                f"{size:,} bytes ({size / reader.events:.2f} per event)",
                 flush=True,
             )
     return failed

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.trace COMMAND``: look at traces and work on them, a file for each command.
+"""``python -m benchmarks.trace COMMAND``: inspect and transform traces, one module per command.
 
 A command has HELP, ``add_arguments(parser)``, and ``run(given, progress)``, which does the work and
-returns what prints the answer; its HINT, if any, is told where arguments are not understood.  To
-add one, enter it in :data:`benchmarks.trace.__main__.COMMANDS`.
+returns a function that prints the result.  Its HINT, if any, is appended to the error for unknown
+arguments.  To add a command, enter it in :data:`benchmarks.trace.__main__.COMMANDS`.
 
 Imports all of trace/; only ``benchmarks.trace.__main__`` and tests import it.
 """

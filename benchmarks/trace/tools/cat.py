@@ -1,16 +1,16 @@
-"""cat: events as text, one a line.
+"""cat: print events as text, one per line.
 
     NUMBER THREAD: OPERATION OBJECT BYTES …
 
          0 0: malloc #0 100                   object 0 has 100 bytes
          1 0: aligned #1 64 align 4096
-         2 1: realloc #0 300 @1500            at 1500 ns, where the trace has time
-         3 0: touch_write #1 8 at 16 site 7   bytes 16 to 24 of it, from call site 7
+         2 1: realloc #0 300 @1500            at 1500 ns, if the trace has times
+         3 0: touch_write #1 8 at 16 site 7   bytes 16 to 24 of object 1, from call site 7
          4 1: free #0
          5 0: free NULL
          6 1: thread_end
 
-The lines are put together by pyarrow, column by column: some millions a second.
+pyarrow composes the lines column by column: some millions per second.
 """
 
 import argparse
@@ -28,31 +28,34 @@ from benchmarks.trace.tools import derive
 
 HELP = "print the events as text: number, thread, operation, object, bytes"
 
-#: Events that are put into words at a time.
+#: Events formatted at a time.
 _BLOCK = 1 << 15
-#: Width to which numbers of events are filled up with blanks, digits.
+#: Width to which event numbers are padded with blanks, digits.
 _WIDTH = 9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     derive.add_input(parser)
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Open the trace; returns what prints it."""
+    """Open the trace; return a function that prints it."""
     return printing(given, None, progress)
 
 
 def printing(
     given: argparse.Namespace, most: int | None, progress: formats.Progress | None
 ) -> Callable[[], None]:
-    """Open the trace; returns what prints its first ``most`` events, or all.  Raises TraceError."""
+    """Open the trace; return a function that prints its first ``most`` events, all if None.
+
+    Raises TraceError.
+    """
     with ExitStack() as stack:
         _, groups = stack.enter_context(derive.opened(given.file, given.lenient, progress))
         held = stack.pop_all()
 
-    def say() -> None:
+    def print_events() -> None:
         with held:
             left, first = most, 0
             for events in groups:
@@ -63,11 +66,11 @@ def printing(
                     if left <= 0:
                         return
 
-    return say
+    return print_events
 
 
 def write(events: Events, first: int, out: BinaryIO, most: int | None = None) -> None:
-    """Write a line for each of (n,) ``events``, ``most`` at most, numbered from ``first``."""
+    """Write a line for each of (n,) ``events``, at most ``most``, numbered from ``first``."""
     n = len(events.op) if most is None else min(most, len(events.op))
     for begin in range(0, n, _BLOCK):
         end = min(begin + _BLOCK, n)
@@ -75,7 +78,7 @@ def write(events: Events, first: int, out: BinaryIO, most: int | None = None) ->
 
 
 def _lines(events: Events, first: int) -> memoryview:
-    """The text of some events, UTF-8."""
+    """Return the text of some events, UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -83,7 +86,7 @@ def _lines(events: Events, first: int) -> memoryview:
         return pc.cast(pa.array(numbers), pa.string())
 
     def where(condition: np.ndarray, *parts: Any) -> Any:
-        """The parts one after the other, where the condition holds, else nothing."""
+        """Return the concatenated parts in rows where the condition holds, elsewhere ""."""
         return pc.if_else(pa.array(condition), pc.binary_join_element_wise(*parts, ""), "")
 
     n, op, slot = len(events.op), events.op, events.slot
@@ -110,7 +113,7 @@ def _lines(events: Events, first: int) -> memoryview:
     if len(events.site):
         parts.append(where(events.site != 0, " site ", text(events.site)))
     lines = pc.binary_join_element_wise(*parts, "\n", "")
-    # The strings of an array lie one after the other in its last buffer.
+    # A string array stores its strings contiguously in its last buffer.
     _, offsets, data = lines.buffers()
     ends = np.frombuffer(offsets, "i4")
     return memoryview(data)[int(ends[lines.offset]) : int(ends[lines.offset + n])]

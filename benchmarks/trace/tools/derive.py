@@ -1,6 +1,6 @@
-"""What the commands share that make a trace from other traces: reading, renumbering, writing.
+"""Shared parts of the commands that derive a trace from others: reading, renumbering, writing.
 
-FILE ──► row groups, each checked ──► renumbered ──► Writer ──► OUT, whole or not at all
+FILE ──► row groups, each checked ──► renumbered ──► Writer ──► OUT, complete or not at all
                                                                 (its provenance names FILE)
 """
 
@@ -21,20 +21,20 @@ from benchmarks.trace import formats, shipped
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
-    """Declare a trace that is read, and how."""
+    """Declare the arguments for an input trace."""
     parser.add_argument("file", type=trace, metavar="FILE", help="a trace, or shipped:NAME")
     add_lenient(parser)
 
 
 def add_lenient(parser: argparse.ArgumentParser) -> None:
-    """Declare the option of lenient reading."""
+    """Declare the option --lenient."""
     parser.add_argument(
-        "--lenient", action="store_true", help="drop and count what cannot have happened"
+        "--lenient", action="store_true", help="drop and count impossible or unreadable records"
     )
 
 
 def trace(text: str) -> Path:
-    """Where a trace of the command line is: a path, or shipped:NAME."""
+    """Parse a trace argument: a path, or shipped:NAME."""
     if not text.startswith(shipped.PREFIX):
         return Path(text)
     try:
@@ -44,7 +44,7 @@ def trace(text: str) -> Path:
 
 
 def count(text: str) -> int:
-    """A whole number from 0, of the command line."""
+    """Parse a whole number, 0 or more, from the command line."""
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, not {text!r}")
     return int(text)
@@ -64,10 +64,10 @@ def opened(
         yield reader, groups if checked else parquet.verify(path, groups)
 
 
-def told(
+def with_progress(
     groups: Iterator[Events], total: int, progress: formats.Progress | None, what: str
 ) -> Iterator[Events]:
-    """Pass ``groups`` on and tell ``progress`` how many of ``total`` events are behind them."""
+    """Yield ``groups``; call ``progress`` with the fraction of ``total`` events done."""
     seen = 0
     for events in groups:
         yield events
@@ -80,9 +80,9 @@ def told(
 def written(
     given: argparse.Namespace, inputs: list[Path], **facts: Any
 ) -> Iterator[parquet.Writer]:
-    """Yield a writer of ``given.output``; its provenance has the command and ``facts``.
+    """Yield a writer of ``given.output``; its provenance contains the command and ``facts``.
 
-    ``inputs``: what must not be overwritten.  Raises TraceError where nothing can be written.
+    ``inputs``: files that must not be overwritten.  Raises TraceError if OUT cannot be written.
     """
     out = given.output
     formats.check_output(out, *inputs)
@@ -98,33 +98,33 @@ def written(
 
 
 def parent(path: Path, reader: parquet.Reader) -> dict[str, Any]:
-    """What the provenance says of a trace that others are made from."""
+    """Return the provenance entry of an input trace: file name, hash and its own provenance."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "sha256": digest, "provenance": reader.provenance}
 
 
 class Numbering:
-    """Gives dense numbers, from ``first`` on, to the numbers it meets, in order of appearance.
+    """Mapping of numbers to dense ones, from ``first`` on, in order of first appearance.
 
-    Numbers below ``first`` mean nothing in particular and stay.
+    Numbers below ``first`` are special values and stay unchanged.
     """
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
         self._given = np.empty(0, "i4")
-        self._next = [first]  # shared by those beside it
+        self._next = [first]  # a list, so that beside() can share it
 
     @classmethod
     def beside(cls, n: int, first: int) -> "list[Numbering]":
-        """``n`` numberings that never give the same number."""
+        """Return ``n`` numberings that share one counter, so that their results are disjoint."""
         made = [cls(first) for _ in range(n)]
         for numbering in made:
             numbering._next = made[0]._next
         return made
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
-        """The new numbers, (n,) int32, of ``numbers``."""
+        """Return the new numbers, (n,) int32, of ``numbers``, (n,)."""
         more = int(numbers.max(initial=-1)) + 1 - len(self._given)
         if more > 0:
             self._given = np.concatenate([self._given, np.full(more, -1, "i4")])

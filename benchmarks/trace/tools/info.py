@@ -1,8 +1,9 @@
-"""info: what a trace contains.
+"""info: print statistics of a trace.
 
-A lifetime is counted in events of the allocator, from the one that allocated the object to the one
-that freed it, and in nanoseconds where the trace has times; a realloc does not end it.  An object's
-size class is the power of two that holds what it had when it was freed, or has at the end.
+A lifetime extends from the event that allocates the object to the event that frees it; a realloc
+does not end it.  It is measured in allocator events, and in nanoseconds if the trace has times.  An
+object's size class is the smallest power of two that is not less than its size when freed, or at
+the end of the trace if it is never freed.
 """
 
 import argparse
@@ -26,21 +27,21 @@ from kernel.engine.jit import build_once
 
 #: Upper ends of the size classes, bytes.
 _OCTAVES = 1 << np.arange(63)
-#: Lifetimes below 16 are counted exactly, above within a part in 16: log2 of both.
+#: Lifetimes below 16 are counted exactly, longer ones within 1/16: log2 of both.
 _EXACT = _PARTS = 4
 _BUCKETS = histogram.bucket_count(_EXACT, _PARTS)
-#: Shares of the freed objects whose lifetimes are told.
+#: Quantiles of lifetimes that are reported.
 _QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
-#: Rows of live bytes over time at most; when they are full, every two become one.
+#: Upper bound on rows of live bytes over time; when it is reached, pairs of rows are merged.
 _LIVE_ROWS = 256
-#: Rows of the tables for people.
+#: Upper bound on rows of a printed table.
 _SHOWN = 20
-#: Kinds of files that --plot writes.
+#: File types that --plot writes.
 _PLOTS = (".png", ".svg")
 
 
 class Statistics:
-    """What ``info`` prints, gathered from successive pieces of a trace."""
+    """Statistics that ``info`` prints, collected from successive pieces of a trace."""
 
     def __init__(self) -> None:
         self._ledger = Ledger("number", "time")
@@ -58,7 +59,7 @@ class Statistics:
         self._timed = False
 
     def add(self, events: Events) -> None:
-        """Take the next piece, (n,) events."""
+        """Add the next piece, (n,) events."""
         if not len(events.op):
             return
         number = self._ledger.operations + np.cumsum(events.op < ALLOCATOR_OPS) - 1
@@ -75,14 +76,16 @@ class Statistics:
         self._peak = max(self._peak, int(live.max()))
         self._peak_objects = max(self._peak_objects, int(objects.max()))
         self._over_time.add(live, objects)
-        asks = (events.op < ALLOCATOR_OPS) & (followed.after >= 0)
-        sizes = events.size[asks]
+        requests = (events.op < ALLOCATOR_OPS) & (followed.after >= 0)
+        sizes = events.size[requests]
         self._allocated += int(sizes.sum())
         octave = _size_class(sizes)
         self._counts += np.bincount(octave, minlength=len(self._counts))
         np.add.at(self._bytes, octave, sizes)
         dies = there < 0
-        self._threads.add(column(events, "thread"), np.where(asks, events.size, -1), dies, followed)
+        self._threads.add(
+            column(events, "thread"), np.where(requests, events.size, -1), dies, followed
+        )
         size, birth = followed.before[dies], followed.birth
         self._lifetimes["events"].add(size, number[dies] - birth["number"][dies])
         if len(events.time):
@@ -90,7 +93,7 @@ class Statistics:
             self._lifetimes["ns"].add(size, events.time[dies] - birth["time"][dies])
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for JSON; bytes unless said otherwise."""
+        """Return the statistics as values for JSON."""
         requests = int(self._counts.sum())
         rows = [
             _class_ends(i) | {"requests": int(self._counts[i]), "bytes": int(self._bytes[i])}
@@ -123,7 +126,7 @@ class Statistics:
 
 
 class Threads:
-    """Who asks and who frees, by thread number."""
+    """Sums of events, requests and frees by thread number."""
 
     _COLUMNS = ("events", "requests", "bytes", "frees", "frees_of_others")
 
@@ -133,18 +136,21 @@ class Threads:
     def add(
         self, thread: np.ndarray, asked: np.ndarray, dies: np.ndarray, followed: Followed
     ) -> None:
-        """Take a piece: thread, bytes asked for or -1, and whether an object dies, each (n,)."""
+        """Add a piece of n events.
+
+        Each (n,): thread; requested bytes, -1 if no request; True if the event frees an object.
+        """
         more = int(thread.max()) + 1 - self._sums.shape[1]
         if more > 0:
             self._sums = np.pad(self._sums, ((0, 0), (0, more)))
-        n, asks = self._sums.shape[1], asked >= 0
-        for i, which in enumerate((slice(None), asks, None, dies, followed.foreign)):
+        n, requests = self._sums.shape[1], asked >= 0
+        for i, which in enumerate((slice(None), requests, None, dies, followed.foreign)):
             if which is not None:
                 self._sums[i] += np.bincount(thread[which], minlength=n)
-        np.add.at(self._sums[self._COLUMNS.index("bytes")], thread[asks], asked[asks])
+        np.add.at(self._sums[self._COLUMNS.index("bytes")], thread[requests], asked[requests])
 
     def summary(self) -> list[dict[str, int]]:
-        """A row for each thread that has events."""
+        """Return a row for each thread that has events."""
         return [
             {"thread": int(i)} | dict(zip(self._COLUMNS, self._sums[:, i].tolist(), strict=True))
             for i in np.flatnonzero(self._sums[0])
@@ -152,7 +158,7 @@ class Threads:
 
 
 class LiveOverTime:
-    """Live bytes and objects after every event, thinned out to rows of ``_stride`` events."""
+    """Live bytes and objects over time, aggregated to rows of ``_stride`` events."""
 
     def __init__(self) -> None:
         self._stride, self._seen = 1, 0
@@ -160,7 +166,7 @@ class LiveOverTime:
         self._rows = np.zeros((3, _LIVE_ROWS), "i8")
 
     def add(self, live: np.ndarray, objects: np.ndarray) -> None:
-        """Take bytes and objects after each of n events."""
+        """Add live bytes and objects after each of n events."""
         end = self._seen + len(live)
         while end > self._stride * _LIVE_ROWS:
             self._halve()
@@ -181,7 +187,7 @@ class LiveOverTime:
         self._stride *= 2
 
     def summary(self) -> list[dict[str, int]]:
-        """Rows: number of the last event, largest live bytes in the row, bytes and objects then."""
+        """Return the rows: last event, largest live bytes, live bytes and objects at the end."""
         ends = np.minimum((1 + np.arange(_LIVE_ROWS)) * self._stride, self._seen) - 1
         used = -(-self._seen // self._stride)
         names = ("event", "peak_bytes", "bytes", "objects")
@@ -190,14 +196,14 @@ class LiveOverTime:
 
 
 class Lifetimes:
-    """Objects that died, by size class and lifetime: counts and bytes, (classes, buckets)."""
+    """Histogram of freed objects: counts by (size class, lifetime), bytes by lifetime."""
 
     def __init__(self) -> None:
         self._objects = np.zeros((len(_OCTAVES) + 1, _BUCKETS), "i8")
         self._bytes = np.zeros(_BUCKETS, "i8")
 
     def add(self, size: np.ndarray, lifetime: np.ndarray) -> None:
-        """Take (n,) objects: bytes and lifetime; what died before its birth lived for 0."""
+        """Add (n,) freed objects: bytes and lifetime; negative lifetimes count as 0."""
         bucket = np.empty(len(lifetime), "i8")
         build_once(histogram.put_buckets)(
             np.clip(lifetime, 0, (1 << 62) - 1), _EXACT, _PARTS, bucket
@@ -208,9 +214,9 @@ class Lifetimes:
         np.add.at(self._bytes, bucket, size)
 
     def summary(self, left: np.ndarray) -> dict[str, Any]:
-        """Distribution by powers of two, and quantiles by size class.
+        """Return the distribution by powers of two, and quantiles by size class.
 
-        ``left``: bytes of the objects that live at the end, (n,).
+        ``left``: bytes of the objects that are live at the end, (n,).
         """
         floors = histogram.floor(np.arange(_BUCKETS), _EXACT, _PARTS)
         octave = np.searchsorted(_OCTAVES, floors, side="right")
@@ -242,17 +248,17 @@ class Lifetimes:
 
 
 def _size_class(size: np.ndarray) -> np.ndarray:
-    """Number of each size's class: the first power of two that is not less."""
+    """Return each size's class: the log2 of the smallest power of two that is not less."""
     return np.searchsorted(_OCTAVES, size)
 
 
 def _class_ends(i: int) -> dict[str, int]:
-    """The least and the largest size of class ``i``."""
+    """Return the smallest and the largest size of class ``i``."""
     return {"from": int(_OCTAVES[i - 1]) + 1 if i else 0, "to": int(_OCTAVES[i])}
 
 
 def _quantiles(counts: np.ndarray) -> dict[str, int]:
-    """Lifetimes, within a part in 16, that shares of all objects do not exceed."""
+    """Return quantiles of a lifetime histogram, accurate to 1/16; {} if it is empty."""
     if not counts.any():
         return {}
     return {
@@ -262,10 +268,10 @@ def _quantiles(counts: np.ndarray) -> dict[str, int]:
 
 
 def describe(path: Path, strict: bool, progress: formats.Progress | None = None) -> dict[str, Any]:
-    """Everything that ``info`` prints about a trace.  Raises TraceError."""
+    """Return everything that ``info`` prints about a trace.  Raises TraceError."""
     statistics = Statistics()
     with derive.opened(path, not strict, progress) as (reader, groups):
-        for events in derive.told(groups, reader.events, progress, f"reading {path.name}"):
+        for events in derive.with_progress(groups, reader.events, progress, f"reading {path.name}"):
             statistics.add(events)
         provenance = reader.provenance
     head = {"file": str(path), "format": provenance.get("format", "Parquet")}
@@ -273,7 +279,7 @@ def describe(path: Path, strict: bool, progress: formats.Progress | None = None)
 
 
 def print_tables(about: dict[str, Any]) -> None:
-    """Print what ``describe`` returned for people."""
+    """Print the result of :func:`describe` as tables."""
     from rich.console import Console
     from rich.table import Table
 
@@ -288,7 +294,7 @@ def print_tables(about: dict[str, Any]) -> None:
     table.add_row("free(NULL)", f"{about['free_null']:,}")
     table.add_row("threads", f"{about['threads']:,}")
     table.add_row("frees by another thread", f"{about['frees_by_another_thread']:,}")
-    table.add_row("allocated in all", _bytes(about["allocated_bytes"]))
+    table.add_row("total allocated", _bytes(about["allocated_bytes"]))
     table.add_row("peak live", _bytes(about["peak_live_bytes"]))
     table.add_row("peak live objects", f"{about['peak_live_objects']:,}")
     table.add_row("live at the end", _bytes(about["end_live_bytes"]))
@@ -298,7 +304,7 @@ def print_tables(about: dict[str, Any]) -> None:
     console.print(table)
 
     sizes = Table(title="requests by size")
-    for head in ("bytes", "requests", "%", "up to here %", "total bytes", "% of bytes"):
+    for head in ("bytes", "requests", "%", "cumulative %", "total bytes", "% of bytes"):
         sizes.add_column(head, justify="right", no_wrap=True)
     requests = sum(row["requests"] for row in about["sizes"])
     total, so_far = max(about["allocated_bytes"], 1), 0
@@ -341,8 +347,8 @@ def _live_table(rows: list[dict[str, int]], peak: int) -> Any:
 def _lifetime_table(unit: str, lifetimes: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    spell = _duration if unit == "ns" else lambda n: f"{n:,}"
-    name = "time" if unit == "ns" else "events of the allocator"
+    show = _duration if unit == "ns" else lambda n: f"{n:,}"
+    name = "time" if unit == "ns" else "allocator events"
     table = Table(title=f"lifetimes by size, in {name}; alive: at the end")
     for head in ("bytes", "freed", "alive", *(q.replace("p", "p ") for q in _QUANTILES)):
         table.add_column(head, justify="right", no_wrap=True)
@@ -352,7 +358,7 @@ def _lifetime_table(unit: str, lifetimes: dict[str, Any]) -> Any:
             f"≤ {row['to']:,}" if "to" in row else "all",
             f"{row['freed']:,}",
             f"{row['alive']:,}",
-            *(spell(row["quantiles"][q]) if row["quantiles"] else "" for q in _QUANTILES),
+            *(show(row["quantiles"][q]) if row["quantiles"] else "" for q in _QUANTILES),
         )
     return table
 
@@ -361,7 +367,7 @@ def _thread_table(rows: list[dict[str, int]]) -> Any:
     from rich.table import Table
 
     rows = sorted(rows, key=lambda row: -row["bytes"])
-    more = f", the {_SHOWN} with most bytes of {len(rows)}" if len(rows) > _SHOWN else ""
+    more = f": the {_SHOWN} of {len(rows)} with the most bytes" if len(rows) > _SHOWN else ""
     total = max(sum(row["bytes"] for row in rows), 1)
     table = Table(title=f"by thread{more}")
     for head in ("thread", "events", "requests", "bytes", "%", "frees", "of others"):
@@ -381,7 +387,7 @@ def _bytes(n: int) -> str:
 
 
 def _duration(ns: int) -> str:
-    """A time to three digits."""
+    """Return a time with three digits and its unit."""
     for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
         if ns >= size:
             return f"{ns / size:.3g} {unit}"
@@ -389,7 +395,7 @@ def _duration(ns: int) -> str:
 
 
 def plot(about: dict[str, Any], out: Path) -> None:
-    """Draw what ``describe`` returned: analysis.fig_trace in a process of its own.
+    """Plot the result of :func:`describe` by running analysis.fig_trace in a child process.
 
     Raises TraceError.
     """
@@ -409,23 +415,23 @@ HELP = "operations, sizes, lifetimes, live bytes over time and threads of a trac
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     derive.add_input(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
-        "--plot", type=_plot_path, metavar="OUT.png|svg", help="also draw it, in four panels"
+        "--plot", type=_plot_path, metavar="OUT.png|svg", help="also write a figure of four panels"
     )
 
 
 def _plot_path(text: str) -> Path:
-    """The name of a picture, of the command line."""
+    """Parse the name of a figure from the command line."""
     if Path(text).suffix not in _PLOTS:
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png or .svg")
     return Path(text)
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Read the trace; returns what prints the answer."""
+    """Read the trace; return a function that prints the statistics."""
     if given.plot:
         formats.check_output(given.plot, given.file)
     about = describe(given.file, not given.lenient, progress)
@@ -434,9 +440,9 @@ def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callabl
     if given.json:
         return lambda: print(json.dumps(about, indent=2))
 
-    def say() -> None:
+    def print_result() -> None:
         print_tables(about)
         if given.plot:
             print(given.plot)
 
-    return say
+    return print_result

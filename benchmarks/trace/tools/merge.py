@@ -1,13 +1,13 @@
-"""merge: several traces as threads of one program.
+"""merge: combine several traces as threads of one program.
 
     FILE 1   threads 0 1      ──► 0 1 ┐
     FILE 2   thread  0        ──► 2   ├─ one stream of events, one heap
     FILE 3   threads 0 1 2    ──► 3 4 5
 
-Where all have times, the events come in the order of these, each trace beginning at 0.  Else times
-are left out, and the traces advance in proportion to their lengths: each is halfway when OUT is.
-Events of one trace never change their order.  Slots, threads and call sites get new numbers, dense
-and shared by no two traces.
+If all traces have times, events are ordered by time, and each trace starts at 0.  Otherwise times
+are dropped, and the traces advance in proportion to their lengths: each is halfway when OUT is.
+Events of one trace never change their order.  Slots, threads and call sites get new dense numbers,
+different for each trace.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from benchmarks.events.events import Events, column, make_events, rows
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 
-HELP = "write several traces as threads of one: by time where all have it, else in proportion"
+HELP = "merge several traces as threads of one: by time if all have times, else in proportion"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument("files", type=derive.trace, metavar="FILE", nargs="+")
     derive.add_lenient(parser)
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Merge; returns what prints where it went."""
+    """Merge; return a function that prints the order used and the name of the output."""
     with ExitStack() as stack:
         opened = [
             stack.enter_context(derive.opened(path, given.lenient, progress))
@@ -43,24 +43,24 @@ def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callabl
         total = sum(source.length for source in sources)
         order = "time" if timed else "length"
         with derive.written(given, given.files, interleaved_by=order) as writer:
-            for events in derive.told(merged(sources, timed), total, progress, "merging"):
+            for events in derive.with_progress(merged(sources, timed), total, progress, "merging"):
                 writer.add(events)
             writer.provenance["parents"] = [
                 derive.parent(path, reader)
                 for path, (reader, _) in zip(given.files, opened, strict=True)
             ]
 
-    def say() -> None:
+    def print_result() -> None:
         print(f"interleaved by {order}")
         print(given.output)
 
-    return say
+    return print_result
 
 
 class _Source:
-    """One of the traces: the events that are read and not yet passed on, and their keys.
+    """An input trace: the events that are read but not yet merged, and their sort keys.
 
-    ``keys`` (n,) rise with the events; all traces together come in the order of them.
+    ``keys`` (n,) never decrease; the merged events of all traces are ordered by key.
     """
 
     def __init__(self, length: int, groups: Iterator[Events]) -> None:
@@ -74,11 +74,11 @@ class _Source:
         self.events, self.keys = make_events([], [], []), np.empty(0)
 
     def has(self, name: str) -> bool:
-        """Whether the trace has a column ``name``; one without events misses nothing."""
+        """Return True if the trace has a column ``name``, or has no events at all."""
         return self._next is None or len(getattr(self._next, name)) > 0
 
     def fill(self, timed: bool) -> None:
-        """Read on, when all that was read is passed on."""
+        """Read the next group if all events read so far are merged."""
         if len(self.keys) or self._next is None:
             return
         events = self._next
@@ -86,7 +86,7 @@ class _Source:
         if timed:
             time = events.time - self._begin
             events = events._replace(time=time)
-            # Times of threads may cross; the order of the trace stands.
+            # Times of different threads may decrease; the order of the trace has priority.
             self.keys = np.maximum(np.maximum.accumulate(time), self._latest)
             self._latest = int(self.keys[-1])
         else:
@@ -96,7 +96,7 @@ class _Source:
         self._next = next(self._groups, None)
 
     def take(self, horizon: float) -> tuple[Events, np.ndarray]:
-        """Pass on the events with keys up to ``horizon``, and these keys."""
+        """Remove and return the events with keys up to ``horizon``, and these keys."""
         n = int(np.searchsorted(self.keys, horizon, side="right"))
         events, keys = rows(self.events, 0, n), self.keys[:n]
         self.events, self.keys = rows(self.events, n, len(self.keys)), self.keys[n:]
@@ -104,7 +104,7 @@ class _Source:
 
 
 def merged(sources: list[_Source], timed: bool) -> Iterator[Events]:
-    """The events of all ``sources`` in the order of their keys, in pieces, renumbered."""
+    """Yield the renumbered events of all ``sources`` in the order of their keys, in pieces."""
     names = {name for name in Events._fields for s in sources if s.has(name) and s.length}
     names = (names | {"thread"}) - ({"time"} if not timed else set())
     first = {"slot": 0, "thread": 0, "site": 1}
@@ -115,7 +115,7 @@ def merged(sources: list[_Source], timed: bool) -> Iterator[Events]:
         live = [i for i, source in enumerate(sources) if len(source.keys)]
         if not live:
             return
-        # What is read of every trace reaches this far, so nothing earlier is still to come.
+        # Every trace is read up to this key, so no event with a smaller key is still unread.
         horizon = min(sources[i].keys[-1] for i in live)
         parts, keys = [], []
         for i in live:

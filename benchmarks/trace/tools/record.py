@@ -1,4 +1,4 @@
-"""record: run a program and write what it allocates as Parquet traces."""
+"""record: run a program and write its allocations as Parquet traces."""
 
 import argparse
 import sys
@@ -7,30 +7,30 @@ from pathlib import Path
 
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
-from benchmarks.trace.recorder.run import Recording, record, recover, told_exit
+from benchmarks.trace.recorder.run import Recording, describe_exit, record, recover
 
-#: For arguments that are not known here.
+#: Appended to the error for unknown arguments.
 HINT = " (a command comes after --)"
-HELP = "run a program and its children, and record what they allocate"
+HELP = "run a program and its children, and record their allocations"
 
 _EPILOG = """\
-FILE is the program's trace; those of its children and of what it executed on its way are
-FILE with .1, .2, ... before the suffix, named in FILE's provenance.  Programs that are statically
-linked, setuid, or bring a malloc of their own cannot be recorded.
+FILE is the program's trace.  The traces of its children, and of programs it ran before an exec, are
+FILE with .1, .2, ... before the suffix; FILE's provenance lists them.  Programs that are statically
+linked, setuid, or define their own malloc cannot be recorded.
 
-Children that outlive the program are waited for; another Ctrl-C ends that.  The recording stands in
-FILE.raw until it is converted, and whatever ends the program or this command, what it holds is read
-with --recover.
+The command waits for children that outlive the program; press Ctrl-C again to stop waiting.  The
+raw recording is in FILE.raw until it is converted.  It survives if the program or this command is
+killed; read it with --recover.
 
-The program's exit code is told; this command's own is 0 when a trace was written, else 1.
+Prints the program's exit code.  The exit code of this command is 0 if a trace was written, else 1.
 """
 
-#: Traces of which the summary tells.
+#: Upper bound on the traces listed in the summary.
 _SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.usage = "%(prog)s -o FILE [--resolution NS] (-- COMMAND [ARGUMENT ...] | --recover RAW)"
@@ -40,36 +40,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=1000,
         metavar="NS",
-        help="times are multiples of this, nanoseconds (default: %(default)s)",
+        help="round times down to multiples of NS nanoseconds (default: %(default)s)",
     )
     parser.add_argument(
         "--recover",
         type=Path,
         metavar="RAW",
-        help="read the directory FILE.raw that an interrupted recording left",
+        help="convert the directory FILE.raw of an interrupted recording",
     )
     parser.add_argument("argv", nargs="*", metavar="COMMAND", help="the program and its arguments")
 
 
 def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of nanoseconds")
+        raise argparse.ArgumentTypeError(f"{text}: expected nanoseconds, a whole number above 0")
     return int(text)
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Record; returns what prints the summary (to standard error: the other is the program's)."""
-    # Without -- the command's options could be taken for ours.
+    """Record; return a function that prints the summary.
+
+    It prints to standard error, because standard output belongs to the program.
+    """
+    # Without -- the parser could take the command's options for its own.
     if bool(given.argv) == bool(given.recover) or (given.argv and "--" not in given.arguments):
         raise TraceError("record takes a command after --, or --recover and a directory")
     if given.recover:
         recording = recover(given.recover, given.output, given.resolution, progress)
     else:
         recording = record(given.argv, given.output, given.resolution, progress)
-    return lambda: _say(recording)
+    return lambda: _print_summary(recording)
 
 
-def _say(recording: Recording) -> None:
+def _print_summary(recording: Recording) -> None:
     for trace in recording.traces[:_SHOWN]:
         left_out = ", ".join(f"{n:,} × {what}" for what, n in trace.left_out.items())
         print(
@@ -81,8 +84,8 @@ def _say(recording: Recording) -> None:
     more = recording.traces[_SHOWN:]
     if more:
         events = sum(trace.events for trace in more)
-        print(f"and {len(more)} more, {events:,} events in all", file=sys.stderr)
+        print(f"and {len(more)} more traces with {events:,} events", file=sys.stderr)
     for program in recording.running:
-        print(f"{program} still ran: its trace ends where it was read", file=sys.stderr)
+        print(f"{program} is still running: its trace is incomplete", file=sys.stderr)
     if recording.exit is not None:
-        print(f"the program ended{told_exit(recording.exit)}", file=sys.stderr)
+        print(f"the program ended{describe_exit(recording.exit)}", file=sys.stderr)

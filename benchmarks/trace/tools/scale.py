@@ -1,14 +1,15 @@
-"""scale: the same program with more objects, or with larger ones.
+"""scale: write the same program with more objects, or with larger ones.
 
-    --copies N   every event N times, each for objects and threads of its own: N programs side by
-                 side in one heap, in step.  Live bytes and objects are N times the original's at
-                 every moment; every size stays as common as it was.
-    --sizes F    every size times F, rounded, 1 at least where it was: live bytes are F times the
-                 original's, the order and the number of events stay.  Touched bytes keep their
-                 place in their object; alignments stay, for they are the program's, not the data's.
+    --copies N   every event N times, each for separate objects and threads: N copies of the program
+                 run in lockstep in one heap.  Live bytes and objects are always N times the
+                 original's; the distribution of sizes does not change.
+    --sizes F    every size times F, rounded; a size above 0 becomes 1 or more.  Live bytes are F
+                 times the original's; order and number of events do not change.  Touched ranges
+                 scale with their object.  Alignments stay, since the program chooses them, not its
+                 data.
 
-A larger input makes most programs allocate more objects of the same kinds (copies); a larger
-record, buffer or string makes the objects larger (sizes).  Both may be given.
+With a larger input, most programs allocate more objects of the same sizes (--copies); with larger
+records, buffers or strings, the objects get larger (--sizes).  Both options may be combined.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from benchmarks.trace.tools import derive
 
 HELP = "write a trace with more objects (--copies), or with larger ones (--sizes)"
 
-#: Most copies, and largest object, bytes.
+#: Upper bounds on the number of copies and on an object's size, bytes.
 _MOST = 10_000
 _LARGEST = 1 << 46
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     derive.add_input(parser)
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument(
@@ -39,15 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=derive.count,
         default=1,
         metavar="N",
-        help="every event N times, for objects and threads of its own: N programs in step",
+        help="repeat every event N times for separate objects and threads: N programs in lockstep",
     )
     parser.add_argument(
-        "--sizes", type=_factor, default=1.0, metavar="F", help="every size times F, rounded"
+        "--sizes", type=_factor, default=1.0, metavar="F", help="multiply every size by F, rounded"
     )
 
 
 def _factor(text: str) -> float:
-    """A positive number, of the command line."""
+    """Parse a positive number from the command line."""
     try:
         factor = float(text)
     except ValueError:
@@ -58,7 +59,7 @@ def _factor(text: str) -> float:
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Scale; returns what prints where it went."""
+    """Scale; return a function that prints the name of the output."""
     if given.copies == given.sizes == 1:
         raise TraceError("scale takes --copies N, --sizes F, or both")
     if not 1 <= given.copies <= _MOST:
@@ -68,7 +69,7 @@ def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callabl
         derive.written(given, [given.file]) as writer,
     ):
         first = 0
-        for events in derive.told(groups, reader.events, progress, "scaling"):
+        for events in derive.with_progress(groups, reader.events, progress, "scaling"):
             if given.sizes != 1:
                 events = _enlarged(events, given.sizes, f"{given.file}: event", first)
             first += len(events.op)
@@ -78,11 +79,11 @@ def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callabl
 
 
 def copied(events: Events, copies: int) -> Events:
-    """Each of (n,) ``events`` ``copies`` times, one after the other: (n · copies,) events."""
+    """Return (n · copies,) events: each of (n,) ``events`` ``copies`` times in a row."""
     if copies == 1:
         return events
     if int(events.slot.max(initial=0)) >= (1 << 31) // copies - 1:
-        raise TraceError(f"--copies {copies}: more than 2**31 objects")
+        raise TraceError(f"--copies {copies}: more than 2**31 objects; use fewer copies")
     copy = np.tile(np.arange(copies, dtype="i4"), len(events.op))
     columns = {name: np.repeat(c, copies) for name, c in events._asdict().items()}
     thread = columns["thread"] if len(events.thread) else np.zeros(len(copy), "i4")
@@ -93,17 +94,20 @@ def copied(events: Events, copies: int) -> Events:
 
 
 def _enlarged(events: Events, factor: float, place: str, first: int) -> Events:
-    """``events`` with all sizes times ``factor``; ``place`` and ``first`` are for complaints."""
+    """Return ``events`` with all sizes times ``factor``.
+
+    ``place`` and ``first``, the number of the first event, are for error messages.
+    """
     touches = (events.op == TOUCH_READ) | (events.op == TOUCH_WRITE)
     too_large = ~touches & (events.size * factor > _LARGEST)
     if too_large.any():
         i = int(np.argmax(too_large))
         raise TraceError(
-            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} is too much"
+            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} exceeds {_LARGEST} bytes"
         )
     if not len(events.offset):
         return events._replace(size=_times(events.size, factor))
-    # Both ends of what is touched move as the end of an object does, so they stay within it.
+    # Scale both ends of a touched range like an object's size, so that it stays in the object.
     begin = np.where(touches, _times(events.offset, factor), events.offset)
     end = _times(events.offset + events.size, factor)
     size = np.where(touches, end - begin, _times(events.size, factor))
@@ -111,5 +115,5 @@ def _enlarged(events: Events, factor: float, place: str, first: int) -> Events:
 
 
 def _times(bytes_: np.ndarray, factor: float) -> np.ndarray:
-    """``bytes_`` times ``factor``, rounded; never 0 where it was not.  Rises with ``bytes_``."""
+    """Return ``bytes_`` times ``factor``, rounded, at least 1 if it was not 0; non-decreasing."""
     return np.where(bytes_ > 0, np.maximum(np.rint(bytes_ * factor), 1), 0).astype("i8")

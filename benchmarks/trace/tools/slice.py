@@ -1,14 +1,14 @@
-"""slice: a part of a trace, as a trace of its own.
+"""slice: write a part of a trace as a separate trace.
 
     events     0 ……………… A ══════════════ B ……………… end
-    OUT        the objects that live at A, then events A to B - 1
+    OUT        allocations of the objects that are live at A, then events A to B - 1
 
-An object that lives at A is allocated at the start, the oldest first: by malloc or an aligned
-allocation, with the size that it has at A, by the thread that allocated it.  So the part finds the
-memory that it found in the whole, though not the holes in it.  With --drop-earlier these objects
-are left out, and so is every event of theirs: what is left is what the part itself allocates.
+The objects that are live at A are allocated first, oldest first: with malloc or an aligned
+allocation, with their size at A, by the thread that allocated them.  So the part starts with the
+same live objects as in the full trace, but without the holes between them.  With --drop-earlier
+these objects and all their events are left out; only objects allocated in the part remain.
 
-Slots are renumbered in order of appearance, threads keep their numbers, times begin at 0.
+Slots are renumbered in order of appearance, threads keep their numbers, times start at 0.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 
-HELP = "write the events A to B - 1, after allocating the objects that live at A"
+HELP = "write the events A to B - 1, after allocations of the objects that are live at A"
 
-#: What an allocation at A takes over from the event that allocated the object.
+#: Columns that the ledger keeps of the event that allocated an object.
 _KEPT = ("align", "site", "number")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     derive.add_input(parser)
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument(
@@ -39,60 +39,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=derive.count,
         default=0,
         metavar="A",
-        help="number of the first event, as cat prints it (0)",
+        help="number of the first event, as printed by cat (default: 0)",
     )
     parser.add_argument(
         "--to",
         dest="end",
         type=derive.count,
         metavar="B",
-        help="number of the event after the last (all)",
+        help="number of the event after the last one (default: end of the trace)",
     )
     parser.add_argument(
         "--drop-earlier",
         action="store_true",
-        help="leave out, and count, the objects that live at A and all their events, instead of "
-        "allocating them first, the oldest first, each with the size that it has at A",
+        help="leave out the objects that are live at A and all their events, and print their "
+        "number, instead of allocating these objects first",
     )
 
 
 def run(given: argparse.Namespace, progress: formats.Progress | None) -> Callable[[], None]:
-    """Cut; returns what prints where the part went."""
+    """Cut; return a function that prints the counts and the name of the output."""
     with derive.opened(given.file, given.lenient, progress) as (reader, groups):
         end = reader.events if given.end is None else min(given.end, reader.events)
         if not given.begin < end:
             raise TraceError(
                 f"{given.file}: no events from {given.begin} to "
-                f"{'the end' if given.end is None else given.end}: it has {reader.events}"
+                f"{'the end' if given.end is None else given.end}: the trace has {reader.events}"
             )
         part = Part(given.begin, end, given.drop_earlier)
         with derive.written(given, [given.file]) as writer:
-            for events in part.of(derive.told(groups, end, progress, "cutting")):
+            for events in part.of(derive.with_progress(groups, end, progress, "cutting")):
                 writer.add(events)
             writer.provenance["parents"] = [derive.parent(given.file, reader)]
             writer.provenance |= part.counts
 
-    def say() -> None:
+    def print_result() -> None:
         for name, count in part.counts.items():
             print(f"{name.replace('_', ' ')}: {count:,}")
         print(given.output)
 
-    return say
+    return print_result
 
 
 class Part:
-    """The events [``begin``, ``end``) of a trace.  ``counts``: what became of earlier objects."""
+    """Events [``begin``, ``end``) of a trace.
+
+    ``counts``: number of earlier objects that were allocated first, or dropped with their events.
+    """
 
     def __init__(self, begin: int, end: int, drop: bool) -> None:
         self._begin, self._end, self._drop = begin, end, drop
         self._ledger, self._slots = Ledger(*_KEPT), derive.Numbering()
-        self._earlier = np.zeros(0, bool)  # by slot: still holds an object from before
+        self._earlier = np.zeros(0, bool)  # by slot: holds an object allocated before ``begin``
         self._start = 0
         names = ("objects_dropped", "events_dropped") if drop else ("objects_allocated_first",)
         self.counts = dict.fromkeys(names, 0)
 
     def of(self, groups: Iterator[Events]) -> Iterator[Events]:
-        """Yield the part's events, from the pieces of the whole trace."""
+        """Yield the part's events from ``groups``, the pieces of the whole trace."""
         first, started = 0, False
         for events in groups:
             n = len(events.op)
@@ -110,7 +113,7 @@ class Part:
                 return
 
     def _open(self, inside: Events) -> Iterator[Events]:
-        """Take note of what lives at A; yield its allocations, unless it is dropped."""
+        """Determine the objects live at A; yield their allocations unless they are dropped."""
         slot, size, birth = self._ledger.live()
         self._start = int(inside.time[0]) if len(inside.time) else 0
         if self._drop:
@@ -126,16 +129,16 @@ class Part:
                 np.where(birth["align"] > 0, ALIGNED, MALLOC),
                 slot,
                 size,
-                # The writer takes its columns from the first events.
+                # The first events determine the columns of the file.
                 **{name: c for name, c in columns.items() if len(getattr(inside, name))},
             )
         )
 
     def _without_earlier(self, events: Events) -> Events:
-        """``events`` but those of objects from before."""
+        """Return ``events`` without those of objects allocated before the part."""
         more = int(events.slot.max(initial=-1)) + 1 - len(self._earlier)
         self._earlier = np.concatenate([self._earlier, np.zeros(max(more, 0), bool)])
-        # The first free of such a slot ends the object; what comes after is another's.
+        # The first free of such a slot ends the object; later events belong to another object.
         named = np.flatnonzero(events.slot >= 0)
         dropped = np.zeros(len(events.op), bool)
         dropped[named] = self._earlier[events.slot[named]]

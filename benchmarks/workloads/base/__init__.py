@@ -1,4 +1,4 @@
-"""What workloads are made of: the registry, random numbers, size laws, pieces, budgets.
+"""Shared parts of workloads: the registry, random numbers, size distributions, pieces, budgets.
 
-Imports trace/ and what is below it, and no workload; the workloads and the storeys above import it.
+Imports trace/ and the layers below it, but no workload; workloads and the layers above import it.
 """

@@ -1,10 +1,10 @@
-"""What programs that see addresses share: blocks in slots, within a budget of live bytes.
+"""Shared parts of address-dependent programs: blocks in slots, within a budget of live bytes.
 
-Such a program works in rounds.  In each it first frees blocks that it chooses by their addresses,
-then allocates blocks of the round's size until the budget is spent.
+An address-dependent program works in rounds.  In each round it first frees blocks that it chooses
+by their addresses, then allocates blocks of the round's size until the budget is used up.
 
-A block of ``bytes`` is asked for ``overhead`` bytes smaller, so that an allocator with headers or
-tags of that size places blocks without gaps.
+The request for a block of ``bytes`` is ``overhead`` bytes smaller, so that an allocator with
+headers or boundary tags of that size places blocks without gaps.
 """
 
 from types import SimpleNamespace
@@ -16,28 +16,28 @@ from benchmarks.events.events import FREE, MALLOC
 from kernel.engine.jit import jit
 from kernel.engine.record import record
 
-BUDGET = size(1 << 20, low=64, high=1 << 30, text="bytes that its live blocks occupy at most")
+BUDGET = size(1 << 20, low=64, high=1 << 30, text="largest total of live blocks, bytes")
 
-#: Of every such program's record; all int64.
+#: Fields of every program's record; all int64.
 _FIELDS = (
-    "op",  # the event: what the replay loop reads
+    "op",  # op to offset: the next event, read by the replay loop
     "slot",
     "request",
     "align",
     "offset",
-    "budget",  # bytes, as the settings say
+    "budget",  # bytes, from the settings
     "overhead",
     "slots",
     "level",  # number of the round
     "freeing",  # 1 while the round frees, 0 while it allocates
-    "cursor",  # where it looks next, for a block to free or for an empty slot
+    "cursor",  # next index to examine, for a block to free or for an empty slot
     "occupied",  # bytes of the budget in use
-    "pending",  # slot whose address comes with the next call, or -1
+    "pending",  # slot whose address the next call passes, or -1
 )
 
 
 def check(s: SimpleNamespace, doublings: int) -> None:
-    """Units are larger than the overhead, and the budget holds the last block."""
+    """Raise ValueError unless the unit exceeds the overhead and the budget fits the last block."""
     if s.overhead >= s.unit:
         raise ValueError(f"overhead={s.overhead}: must be less than unit={s.unit}")
     if s.unit << doublings > s.budget:
@@ -45,13 +45,13 @@ def check(s: SimpleNamespace, doublings: int) -> None:
 
 
 def slots(s: SimpleNamespace) -> int:
-    """No more blocks than units live at a time."""
+    """Return the number of slots: the units in the budget bound the number of live blocks."""
     return s.budget // s.unit
 
 
 def program(s: SimpleNamespace, more: dict[str, tuple[int, ...]]) -> np.record:
-    """The generator's record at the start, with fields of its own, shapes by name."""
-    of_slots = {"address": (slots(s),), "bytes": (slots(s),)}  # of each slot's block; 0 if none
+    """Return the generator's initial record, with additional fields ``more`` (shapes by name)."""
+    of_slots = {"address": (slots(s),), "bytes": (slots(s),)}  # of each slot's block; 0: empty
     shapes = dict.fromkeys(_FIELDS, ()) | of_slots | more
     g = record(np.dtype([(name, "i8", shape) for name, shape in shapes.items()]))
     g.budget, g.overhead, g.slots, g.pending = s.budget, s.overhead, slots(s), -1
@@ -60,7 +60,7 @@ def program(s: SimpleNamespace, more: dict[str, tuple[int, ...]]) -> np.record:
 
 @jit
 def note(g, last):
-    """Take note of the address of the block asked for before; False: there is no memory."""
+    """Store the address ``last`` of the block just requested; return False if it is NULL."""
     if g.pending >= 0:
         if last == 0:
             return False
@@ -71,7 +71,7 @@ def note(g, last):
 
 @jit
 def release(g, slot):
-    """The next event frees the block in ``slot``."""
+    """Make the next event the free of the block in ``slot``."""
     g.occupied -= g.bytes[slot]
     g.address[slot] = 0
     g.op = FREE
@@ -81,7 +81,7 @@ def release(g, slot):
 
 @jit
 def allocate(g, bytes_):
-    """The next event allocates a block of ``bytes_``; False when the budget is spent."""
+    """Make the next event an allocation of ``bytes_``; return False if it exceeds the budget."""
     if g.occupied + bytes_ > g.budget:
         return False
     while g.address[g.cursor] != 0:

@@ -1,8 +1,8 @@
-"""What generated workloads are put together from.
+"""Building blocks of generated workloads.
 
-Pieces are runs of events, columns op, slot and size, that follow one another.  Where events of
-several threads mix, it is easier to say of each object when it is born and when it dies
-(:func:`lives`), or which thread's turn each event is (:func:`take_turns`).
+A piece is a run of events with columns op, slot and size; pieces are concatenated.  For interleaved
+threads it is easier to specify the times of allocation and free of each object (:func:`lives`), or
+the thread of each event (:func:`take_turns`).
 """
 
 import numpy as np
@@ -11,22 +11,22 @@ from benchmarks.events.events import FREE, MALLOC, TOUCH_WRITE, Events, make_eve
 
 #: Columns op (u1), slot (i4) and size (i8) of a run of events.
 Piece = tuple[np.ndarray, np.ndarray, np.ndarray]
-#: Time of death of an object that outlives the run; later than any other.
+#: Time of death of an object that is never freed; later than any other time.
 NEVER = 1 << 62
 
 
 def allocate(slots: np.ndarray, sizes: np.ndarray) -> Piece:
-    """malloc of ``sizes`` bytes into ``slots``, both (n,): n events."""
+    """Return n events: malloc of ``sizes`` bytes into ``slots``, both (n,)."""
     return np.full(len(slots), MALLOC, "u1"), slots.astype("i4"), sizes.astype("i8", copy=False)
 
 
 def release(slots: np.ndarray) -> Piece:
-    """free of ``slots``, (n,): n events."""
+    """Return n events: free of ``slots``, (n,)."""
     return np.full(len(slots), FREE, "u1"), slots.astype("i4"), np.zeros(len(slots), "i8")
 
 
 def replace(slots: np.ndarray, sizes: np.ndarray) -> Piece:
-    """free, then malloc, of each of ``slots``, (n,): 2 n events."""
+    """Return 2 n events: free, then malloc of ``sizes`` bytes, for each of ``slots``, (n,)."""
     op = np.empty(2 * len(slots), "u1")
     op[0::2] = FREE
     op[1::2] = MALLOC
@@ -36,21 +36,21 @@ def replace(slots: np.ndarray, sizes: np.ndarray) -> Piece:
 
 
 def join(*pieces: Piece, operations: int | None = None) -> Events:
-    """Events of the pieces one after the other, at most ``operations`` of them."""
+    """Concatenate the pieces to Events, truncated to ``operations`` events."""
     op, slot, size = (np.concatenate(columns)[:operations] for columns in zip(*pieces, strict=True))
     return make_events(op, slot, size)
 
 
-def room(operations: int, least: int, what: str) -> None:
-    """Raise ValueError unless ``operations`` suffice for ``least`` events, which are ``what``."""
+def require_operations(operations: int, least: int, what: str) -> None:
+    """Raise ValueError if ``operations`` is below ``least``; ``what`` says what they are for."""
     if operations < least:
         raise ValueError(f"operations={operations}: must be at least {least}, {what}")
 
 
 def take_turns(events: int, threads: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Thread of each of ``events`` and its number among that thread's own, (events,) int64 each.
+    """Return each event's thread, and its number within that thread, (events,) int64 each.
 
-    Threads run in turns of ``turn`` events, as one processor would run them.
+    Threads run round-robin in turns of ``turn`` events, as on one processor.
     """
     chunk, step = np.divmod(np.arange(events), turn)
     lap, thread = np.divmod(chunk, threads)
@@ -58,7 +58,7 @@ def take_turns(events: int, threads: int, turn: int) -> tuple[np.ndarray, np.nda
 
 
 def moment(thread: np.ndarray, number: np.ndarray, threads: int, turn: int) -> np.ndarray:
-    """Where event ``number`` of ``thread`` stands among all: the inverse of :func:`take_turns`."""
+    """Return the global position of event ``number`` of ``thread``: inverse of take_turns."""
     lap, step = np.divmod(number, turn)
     return (lap * threads + thread) * turn + step
 
@@ -71,11 +71,11 @@ def lives(
     threads: tuple[np.ndarray, np.ndarray] | None = None,
     operations: int | None = None,
 ) -> Events:
-    """Events of objects that are ``born`` and have ``died`` at these times, (n,) each.
+    """Return the events of objects allocated at ``born`` and freed at ``died``, (n,) each.
 
-    Times are any numbers of one kind; simultaneous events keep the order births, then deaths, each
-    by object.  ``died`` of NEVER or above: no death.  ``threads``: who allocates and who frees,
-    (n,) each.  At most ``operations`` events.
+    Times are numbers of any one type.  At equal times allocations precede frees, each in the order
+    of objects.  ``died`` >= NEVER: never freed.  ``threads``: allocating and freeing thread of each
+    object, (n,) each.  The result is truncated to ``operations`` events.
     """
     n = len(born)
     mortal = np.flatnonzero(died < NEVER)
@@ -90,18 +90,18 @@ def lives(
 
 
 def slots_in_turn(who: np.ndarray, births: np.ndarray, deaths: np.ndarray) -> np.ndarray:
-    """A slot for each event: as few as can be, the longest empty one first; (n,) int32.
+    """Return a slot for each event, (n,) int32, with as few slots as possible, reused FIFO.
 
-    ``who`` (n,): object of each event, numbers from 0, or -1 for nobody, whose slot is -1.
-    ``births``, ``deaths`` (n,) bool: each object has one birth and at most one death.
+    ``who`` (n,): object of each event, numbered from 0; -1 for an event without object, whose slot
+    is -1.  ``births``, ``deaths`` (n,) bool: each object has one birth and at most one death.
 
-    Birth m takes the slot that death m - slots emptied, which belongs to an earlier birth, and so
-    on back to one of the first births: found for all at once by doubling the steps.
+    Birth m takes the slot that death m - slots emptied.  That slot belongs to an earlier birth, and
+    so on back to one of the first births.  Pointer doubling resolves all these chains at once.
     """
     live = np.cumsum(births.astype("i8") - deaths)
     slots = int(live.max(initial=0))
     born, dead = who[births], who[deaths]
-    rank = np.full(int(who.max(initial=-1)) + 2, -1, "i4")  # the last is nobody's
+    rank = np.full(int(who.max(initial=-1)) + 2, -1, "i4")  # the last is for who == -1
     rank[born] = np.arange(len(born))
     slot = np.arange(len(born) + 1, dtype="i4")
     slot[-1] = -1
@@ -112,7 +112,7 @@ def slots_in_turn(who: np.ndarray, births: np.ndarray, deaths: np.ndarray) -> np
 
 
 def previous(group: np.ndarray) -> np.ndarray:
-    """Index of the row before each one that has the same ``group``, (n,) int64; -1: the first."""
+    """Return the index of the previous row with the same ``group``, (n,) int64; -1 if none."""
     order = np.argsort(group, kind="stable")
     same = group[order[1:]] == group[order[:-1]]
     before = np.full(len(group), -1)
@@ -121,10 +121,11 @@ def previous(group: np.ndarray) -> np.ndarray:
 
 
 def write_over(operations: int, threads: int, size: int, writes: int, *, handed: bool) -> Events:
-    """Each thread allocates a block of ``size`` bytes, writes it ``writes`` times and frees it.
+    """Return events of threads that allocate a block, write it ``writes`` times and free it.
 
-    Threads take turns event by event.  ``handed``: thread 0 first allocates a block for each of the
-    ``threads`` others, and they free those before anything else.  ``operations`` without touches.
+    Blocks have ``size`` bytes.  Threads take turns event by event.  ``handed``: thread 0 first
+    allocates a block for each of ``threads`` other threads, and these free it before anything else.
+    ``operations`` does not include touches.
     """
     given = threads if handed else 0
     own = operations - 2 * given
@@ -133,7 +134,7 @@ def write_over(operations: int, threads: int, size: int, writes: int, *, handed:
     thread, step = take_turns(turns, threads, 1)
     step %= life
     op = np.where(step == 0, MALLOC, np.where(step == life - 1, FREE, TOUCH_WRITE))
-    # The last one ends with the operation that was asked for.
+    # Cut after the last of ``operations``.
     counted = np.cumsum(op != TOUCH_WRITE)
     kept = int(np.searchsorted(counted, own, side="left")) + 1 if own else 0
     op, thread = op[:kept], thread[:kept]

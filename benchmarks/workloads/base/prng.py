@@ -1,7 +1,7 @@
 """Random numbers that are the same on every machine: SplitMix64 on unsigned 64-bit arrays.
 
-No floating point, no library whose stream may change.  The n-th number depends on the seed and n
-alone, so a million of them are one vector operation.
+It uses no floating point, and no library whose stream may change.  The n-th number depends only on
+the seed and n, so any quantity of numbers is one vector operation.
 
 Source: G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", 2014.
 """
@@ -16,14 +16,14 @@ _MIX_2 = 0x94D049BB133111EB
 
 
 class Random:
-    """A stream of random numbers; each call continues where the last one ended."""
+    """A stream of random numbers; each call continues it."""
 
     def __init__(self, seed: int) -> None:
-        """Start the stream of ``seed``, of which the lowest 64 bits count."""
+        """Start the stream of ``seed``, of which only the lowest 64 bits are used."""
         self._state = seed & _MASK
 
     def bits(self, n: int) -> np.ndarray:
-        """The next ``n`` numbers, (n,) uint64, all 64 bits random."""
+        """Return the next ``n`` numbers, (n,) uint64, all 64 bits random."""
         z = np.arange(1, n + 1, dtype=np.uint64)
         z *= np.uint64(_GAMMA)
         z += np.uint64(self._state)
@@ -36,9 +36,9 @@ class Random:
         return z
 
     def below(self, n: int, bound: int) -> np.ndarray:
-        """``n`` whole numbers in [0, bound), (n,) int64; 1 <= bound <= 2**32.
+        """Return ``n`` integers in [0, bound), (n,) int64; 1 <= bound <= 2**32.
 
-        Each is favoured or slighted by less than bound / 2**32 of its share.
+        The relative bias of each value is less than bound / 2**32.
         """
         z = self.bits(n)
         z >>= np.uint64(32)
@@ -47,5 +47,5 @@ class Random:
         return z.view(np.int64)
 
     def permutation(self, n: int) -> np.ndarray:
-        """The numbers 0 … n - 1 in random order, (n,) int64."""
+        """Return the numbers 0 … n - 1 in random order, (n,) int64."""
         return np.argsort(self.bits(n), kind="stable")

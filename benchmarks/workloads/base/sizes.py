@@ -1,19 +1,21 @@
-"""Distributions of request sizes, drawn with integers only: the same bytes on every machine.
+"""Distributions of request sizes, in integer arithmetic only: the same sizes on every machine.
 
-``uniform`` and ``list`` are exact.  The others go through tables of quantiles: 4096 cells of equal
-probability, with straight lines inside a cell.  What falls into the last 64 cells is looked up in
-4096 finer ones instead, and once more, so that the tail is as smooth as the body.
+``uniform`` and ``list`` are exact.  The others use tables of quantiles: 4096 cells of equal
+probability, with linear interpolation inside a cell.  A number in the last 64 cells is looked up in
+a second table of 4096 finer cells, and for its last 64 cells in a third, so that the tail is as
+smooth as the body.
 
     p   0                                   63/64                  1
         ├──┼──┼──┼──┼──  …  ──┼──┼──┼──┼──┼──┤                      cells of 2**-12
                                             ├┼┼┼┼┼┼ … ┼┼┼┤           2**-18
                                                          ├┼┼ … ┼┼┤   2**-24
 
-The tables are made of integers as well: exp2 from roots of two (24 fractional bits, relative error
-below 2**-28), normal probabilities from the density summed in steps of 1/256 (within 1e-6, in the
-tail within 5e-5 of themselves).  Sizes are held in 1/256 byte and rounded to the nearest byte, at
-least 1.  Quantiles are cut off at 1 - 2**-25 (5.4 standard deviations), sizes at MAX_SIZE.
-Drawn means lie within 0.1 % of the true ones, unless the tail is so heavy that the cut carries it.
+The tables are computed with integers as well: exp2 from roots of two (24 fractional bits, relative
+error below 2**-28), normal probabilities from the density summed in steps of 1/256 (error below
+1e-6; in the tail, relative error below 5e-5).  Sizes are computed in 1/256 byte and rounded to the
+nearest byte, at least 1.  Quantiles are truncated at 1 - 2**-25 (5.4 standard deviations), sizes at
+MAX_SIZE.  Sample means are within 0.1 % of the true means, except where the tail is so heavy that
+the truncation matters.
 """
 
 import functools
@@ -29,10 +31,10 @@ from benchmarks.workloads.base.prng import Random
 
 #: Largest size that can be drawn, bytes.
 MAX_SIZE = 1 << 30
-#: Largest median or mean that can be asked for, bytes.
+#: Largest permitted median or mean, bytes.
 MAX_CENTRE = 1 << 28
 
-#: Kinds and the settings that each one uses.
+#: Kinds of distributions and the settings that each one uses.
 KINDS = {
     "uniform": ("low", "high"),
     "lognormal": ("median", "sigma"),
@@ -40,7 +42,7 @@ KINDS = {
     "exponential": ("mean",),
     "list": ("choices", "weights"),
 }
-#: Every setting, its default, and what it is.
+#: Every setting and its default.
 DEFAULTS = {
     "kind": "lognormal",
     "median": 64,
@@ -52,39 +54,39 @@ DEFAULTS = {
     "choices": (16, 32, 64, 128, 256, 512, 1024),
     "weights": (),
 }
-#: Whole-number settings: smallest and largest.
+#: Bounds of the whole-number settings, inclusive.
 _RANGES = {
     "low": (0, MAX_SIZE),
     "high": (0, MAX_SIZE),
     "median": (1, MAX_CENTRE),
     "mean": (1, MAX_CENTRE),
 }
-#: Settings with decimals: smallest and largest.
+#: Bounds of the decimal settings, inclusive.
 _DECIMALS = {"sigma": (0, 4), "exponent": (0, 8)}
 
-#: Numbers drawn at a time: few enough to stay in the host's caches.
+#: Numbers drawn at a time, few enough to stay in the host's caches.
 _BATCH = 1 << 16
 _CELL_BITS = 12
 _CELLS = 1 << _CELL_BITS
-#: Each table covers the last 2**-6 of the one before.
+#: Each table covers the last 2**-6 of the previous one.
 _ZOOM_BITS = 6
 _LEVELS = 3
 #: Fractional bits of probabilities, of binary logarithms, of mantissas, and of sizes.
 _P_BITS, _LOG_BITS, _MANTISSA_BITS, _SIZE_BITS = 52, 24, 30, 8
-#: Steps of the grids from which quantiles are read: 1/256.
+#: The grids from which quantiles are read have steps of 1/256.
 _GRID_BITS = 8
 _LN_2 = Fraction(0xB17217F7D1CF79ABC9E3B398, 1 << 96)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A distribution: its kind, and the settings that the kind uses, in the order of KINDS."""
+    """A size distribution: its kind, and the settings of that kind in the order of KINDS."""
 
     kind: str
     settings: tuple[Any, ...]
 
     def draw(self, random: Random, n: int) -> np.ndarray:
-        """``n`` sizes in bytes, (n,) int64; takes ``n`` numbers from ``random``."""
+        """Draw ``n`` sizes in bytes, (n,) int64, using ``n`` numbers from ``random``."""
         if self.kind == "uniform":
             low, high = self.settings
             return random.below(n, high - low + 1) + low
@@ -102,7 +104,7 @@ class Sizes:
         u = random.bits(n)
         sizes, rows = np.empty(n, np.int64), np.arange(n)
         for table in _tables(self):
-            # 24 bits tell the place: 12 the cell, 12 where in the cell.
+            # 24 bits select the place: 12 bits the cell, 12 bits the position inside it.
             place = (u >> np.uint64(64 - 2 * _CELL_BITS)).view(np.int64)
             cell, inside = place >> _CELL_BITS, place & (_CELLS - 1)
             low = table[cell]
@@ -115,18 +117,18 @@ class Sizes:
 
 
 class SizesSetting:
-    """The declaration of a workload's size distribution: a mapping with defaults of its own."""
+    """Declaration of a workload's size distribution: a mapping with defaults."""
 
     def __init__(self, **defaults: Any) -> None:
-        """Take the defaults of DEFAULTS where none is given."""
+        """Set the workload's defaults; missing ones come from DEFAULTS."""
         self.mapping = DEFAULTS | defaults
         self.default = self.parse("sizes", self.mapping)
 
     def parse(self, name: str, value: object) -> Sizes:
-        """Return the distribution that the mapping ``value`` asks for; missing keys are defaults.
+        """Return the distribution that the mapping ``value`` defines; missing keys are defaults.
 
-        Raises ValueError with the name and what is allowed, also for a setting that the chosen
-        kind would not look at.
+        Raises ValueError with the name and the permitted values, also for a setting that the chosen
+        kind does not use.
         """
         if not isinstance(value, Mapping):
             raise ValueError(f"{name}={value}: expected a mapping with {', '.join(DEFAULTS)}")
@@ -151,11 +153,11 @@ class SizesSetting:
             entries = (
                 f"{len(checked['weights'])} entries for {len(checked['choices'])} {name}.choices"
             )
-            raise ValueError(f"{name}.weights has {entries}; give one each, or none: all alike")
+            raise ValueError(f"{name}.weights has {entries}; give one for each, or none at all")
         return Sizes(kind, tuple(checked.values()))
 
     def spell(self, sizes: Sizes) -> dict[str, Any]:
-        """The settings that matter for ``sizes``, as a user writes them."""
+        """Return the settings that ``sizes`` uses, in the form of the configuration."""
         spelled = {"kind": sizes.kind}
         for key, value in zip(KINDS[sizes.kind], sizes.settings, strict=True):
             if isinstance(value, Fraction):
@@ -164,7 +166,7 @@ class SizesSetting:
         return spelled
 
     def differences(self, name: str, sizes: Sizes) -> list[str]:
-        """``name.key=value`` for each setting that matters and is not this workload's default."""
+        """Return ``name.key=value`` for each setting used that differs from the default."""
         return [
             f"{name}.{key}={value}"
             for key, value in self.spell(sizes).items()
@@ -173,19 +175,19 @@ class SizesSetting:
 
 
 def sizes(**defaults: Any) -> SizesSetting:
-    """Declare a workload's distribution by what differs from DEFAULTS."""
+    """Declare a workload's distribution by its differences from DEFAULTS."""
     return SizesSetting(**defaults)
 
 
 def _same(a: object, b: object) -> bool:
-    """Whether two settings are equal, lists and tuples alike."""
+    """Return True if two settings are equal; a list equals a tuple of the same elements."""
     return (list(a) if isinstance(a, list | tuple) else a) == (
         list(b) if isinstance(b, list | tuple) else b
     )
 
 
 def _check(name: str, key: str, value: object) -> Any:
-    """Return the setting ``key`` in the form that Sizes holds; ValueError if it is impossible."""
+    """Return the setting ``key`` in the form that Sizes stores.  Raises ValueError if invalid."""
     if key in _DECIMALS:
         low, high = _DECIMALS[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
@@ -220,7 +222,7 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _tables(sizes: Sizes) -> tuple[np.ndarray, ...]:
-    """Sizes at the ends of the cells, 1/256 byte, (4097,) int64 for each degree of fineness."""
+    """Return the sizes at the cell boundaries, 1/256 byte, (4097,) int64 for each level."""
     quantile = {"lognormal": _lognormal, "power": _power, "exponential": _exponential}[sizes.kind]
     ends = np.arange(_CELLS, -1, -1, dtype=np.int64)
     most, least = 1 << _P_BITS, 1 << (_P_BITS - _CELL_BITS - _ZOOM_BITS * (_LEVELS - 1) - 1)
@@ -232,7 +234,7 @@ def _tables(sizes: Sizes) -> tuple[np.ndarray, ...]:
 
 
 def _lognormal(above: np.ndarray, median: int, sigma: Fraction) -> np.ndarray:
-    """Sizes that are exceeded with the probabilities ``above`` (2**-52)."""
+    """Return the sizes that are exceeded with the probabilities ``above`` (in 2**-52)."""
     one = 1 << _P_BITS
     upper = np.minimum(above, one - above)
     z = _read_grid(_normal_grid(), upper) << (_LOG_BITS - 2 * _GRID_BITS - 8)
@@ -242,19 +244,19 @@ def _lognormal(above: np.ndarray, median: int, sigma: Fraction) -> np.ndarray:
 
 
 def _exponential(above: np.ndarray, mean: int) -> np.ndarray:
-    """mean · ln 2 · -log2(above)."""
+    """Return mean · ln 2 · -log2(above)."""
     grid = _exp2(-(np.arange(26 << _GRID_BITS, dtype=np.int64) << (_LOG_BITS - _GRID_BITS)))
     halvings = _read_grid(grid << (_P_BITS - _MANTISSA_BITS), above)
     return halvings * round(mean * _LN_2 * (1 << _SIZE_BITS)) >> (2 * _GRID_BITS + 8)
 
 
 def _power(above: np.ndarray, exponent: Fraction, low: int, high: int) -> np.ndarray:
-    """Sizes of density size**-exponent between low and high: exponential in log2(size)."""
+    """Return sizes of density size**-exponent between low and high: exponential in log2(size)."""
     span = _log2(high) - _log2(low)
     logs = np.array([i * span >> _CELL_BITS for i in range(_CELLS + 1)], np.int64)
     rate = round((exponent - 1) * (1 << 20))
     if rate:
-        # Scaled so that the largest term is 1, whichever end it is at.
+        # Scaled so that the largest term, at either end, is 1.
         falls = -logs if rate > 0 else logs - span
         terms = _exp2(falls * abs(rate) >> 20).tolist()
         whole = max(1, abs(terms[0] - terms[-1]))
@@ -268,7 +270,7 @@ def _power(above: np.ndarray, exponent: Fraction, low: int, high: int) -> np.nda
 
 
 def _read_grid(grid: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Where ``above`` lies on the falling ``grid`` (both 2**-52), in 1/65536 of a grid step."""
+    """Return the position of ``above`` on the falling ``grid`` (both 2**-52), in 1/65536 step."""
     cell = np.clip(
         len(grid) - 1 - np.searchsorted(grid[::-1], above, side="left"), 0, len(grid) - 2
     )
@@ -279,10 +281,11 @@ def _read_grid(grid: np.ndarray, above: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _normal_grid() -> np.ndarray:
-    """Probability (2**-52) that a normal deviate exceeds i/256, for i/256 up to 6, (1537,) int64.
+    """Return the probability (2**-52) that a normal deviate exceeds i/256 <= 6, (1537,) int64.
 
-    The density at the grid follows from its neighbour by multiplication, because
-    exp(-(x+h)²/2) = exp(-x²/2) · exp(-hx - h²/2); trapezia between are within h²/12 of the truth.
+    The density at a grid point follows from its neighbour by multiplication, because
+    exp(-(x+h)²/2) = exp(-x²/2) · exp(-hx - h²/2).  The trapezoidal rule between grid points has an
+    error of at most h²/12.
     """
     bits, h = 96, Fraction(1, 1 << _GRID_BITS)
     shrink = _exp_minus(h * h, bits)
@@ -301,7 +304,7 @@ def _normal_grid() -> np.ndarray:
 
 
 def _exp_minus(x: Fraction, bits: int) -> int:
-    """exp(-x) with ``bits`` fractional bits, by its series; 0 <= x < 1."""
+    """Return exp(-x) with ``bits`` fractional bits, from its series; 0 <= x < 1."""
     term, total = Fraction(1), Fraction(1)
     for i in range(1, 12):
         term *= -x / i
@@ -311,7 +314,7 @@ def _exp_minus(x: Fraction, bits: int) -> int:
 
 @functools.cache
 def _exp2_tables() -> tuple[np.ndarray, ...]:
-    """2**(i / 2**8), 2**(i / 2**16) and 2**(i / 2**24) for i < 256, mantissas of 30 bits."""
+    """Return 2**(i / 2**8), 2**(i / 2**16) and 2**(i / 2**24) for i < 256, 30-bit mantissas."""
     bits = 96
     root, tables = 2 << bits, []
     for _ in range(3):
@@ -326,19 +329,19 @@ def _exp2_tables() -> tuple[np.ndarray, ...]:
 
 
 def _mantissa(log: np.ndarray) -> np.ndarray:
-    """2**(fractional part of log), 30 fractional bits, in [1, 2)."""
+    """Return 2**(fractional part of log), 30 fractional bits, in [1, 2)."""
     a, b, c = _exp2_tables()
     m = a[(log >> 16) & 255] * b[(log >> 8) & 255] >> _MANTISSA_BITS
     return m * c[log & 255] >> _MANTISSA_BITS
 
 
 def _exp2(log: np.ndarray) -> np.ndarray:
-    """2**log for log <= 0 (2**-24), 30 fractional bits."""
+    """Return 2**log with 30 fractional bits, for log <= 0 (in 2**-24)."""
     return _mantissa(log) >> np.minimum(-(log >> _LOG_BITS), 62)
 
 
 def _times_exp2(centre: int, log: np.ndarray) -> np.ndarray:
-    """centre · 2**log in 1/256 byte, at most MAX_SIZE; centre < 2**31, log in 2**-24."""
+    """Return centre · 2**log in 1/256 byte, at most MAX_SIZE; centre < 2**31, log in 2**-24."""
     shift = (_MANTISSA_BITS - _SIZE_BITS) - (log >> _LOG_BITS)
     product = centre * _mantissa(log)
     most = MAX_SIZE << _SIZE_BITS
@@ -348,7 +351,7 @@ def _times_exp2(centre: int, log: np.ndarray) -> np.ndarray:
 
 
 def _log2(n: int) -> int:
-    """log2(n) with 24 fractional bits, rounded down; n >= 1."""
+    """Return log2(n) with 24 fractional bits, rounded down; n >= 1."""
     whole = n.bit_length() - 1
     bits = 96
     x, result = (n << bits) >> whole, whole

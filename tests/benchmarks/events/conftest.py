@@ -1,4 +1,4 @@
-"""The traces and the cache of tests/benchmarks/trace."""
+"""Fixtures shared with tests/benchmarks/trace: an example trace and a private cache."""
 
 from tests.benchmarks.trace.conftest import android, own_cache
 

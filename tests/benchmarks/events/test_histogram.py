@@ -1,4 +1,4 @@
-"""Log-linear buckets: every number has one, whose floor is near and falls into it again."""
+"""Log-linear buckets: each number's bucket has a floor close to it, and in the same bucket."""
 
 import numpy as np
 import pytest

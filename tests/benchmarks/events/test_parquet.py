@@ -1,4 +1,4 @@
-"""A Parquet trace is small, says what is in it, and other programs read it."""
+"""A Parquet trace is small, stores facts about its events, and can be read by other programs."""
 
 import json
 
@@ -26,7 +26,7 @@ from benchmarks.events.ledger import Ledger
 from benchmarks.trace import formats
 from benchmarks.workloads.base.registry import fingerprint
 
-#: Bytes an event that a recorded program may take.
+#: Upper bound on bytes per event.
 LIMIT = 8
 
 
@@ -47,7 +47,7 @@ def test_real_traces_are_small(traces, tmp_path, name):
 
 
 def test_threads_and_times_fit_too(tmp_path):
-    # Harder than a recorded program: sizes, objects, threads and times without any pattern.
+    # Harder to compress than a recorded program: sizes, objects, threads and times are random.
     n = 300_000
     rng = np.random.default_rng(3)
     w = workloads.load({"name": "churn", "operations": n, "live": 5000})
@@ -86,13 +86,13 @@ def test_facts(android, tmp_path, monkeypatch):
         operation_count(events),
         slot_count(events),
     )
-    assert (facts.peak_live, facts.peak_live_objects) == (422, 4)  # as info tells it
+    assert (facts.peak_live, facts.peak_live_objects) == (422, 4)  # as "info" prints
     assert facts.fingerprint == fingerprint(events)
     with parquet.Reader(out) as reader:
         assert parquet.survey(reader) == facts
     stored = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
     assert stored["facts"] == vars(facts)
-    # The same whatever pieces the events came in.
+    # The facts do not depend on how the events are cut into pieces.
     monkeypatch.setattr(parquet, "ROW_GROUP", 5)
     with parquet.Writer(out) as writer:
         for i in range(len(events.op)):
@@ -151,7 +151,8 @@ def test_touches_stay_inside(offset, size, fits):
     assert (wrong is None) == fits
     if not fits:
         assert (
-            wrong == f"event 1: touch_write of bytes {offset} to {offset + size} of an object of 8"
+            wrong == f"event 1: touch_write of bytes {offset} to {offset + size} "
+            "of an object of 8 bytes"
         )
 
 
@@ -159,7 +160,7 @@ def test_touches_stay_inside(offset, size, fits):
 
 
 def judged(events):
-    """The first impossible event, by the ledger and plain rules, one event after the other."""
+    """Find the first impossible event with the ledger and simple rules, one event at a time."""
     ledger, live, peak = Ledger(), 0, 0
     for i in range(len(events.op)):
         row = Events(*(column[i : i + 1] for column in events))
@@ -193,7 +194,7 @@ def test_audit_and_ledger_agree():
         size = rng.integers(0, 4, n) * (op != FREE)
         slot, offset = rng.integers(-1, 40, n), rng.integers(-1, 3, n) * (op == TOUCH_WRITE)
         events = make_events(op, slot, size, offset=offset)
-        # Most drawn events are impossible: leave them out, up to one.
+        # Most random events are impossible: delete them, but sometimes keep one.
         while True:
             i, peak = judged(events)
             if i < 0 or rng.random() < 0.02:

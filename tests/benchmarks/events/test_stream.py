@@ -1,4 +1,4 @@
-"""A trace that is decoded while it is replayed gives what the trace in memory gives."""
+"""A trace that is decoded during its replay gives the same results as one held in memory."""
 
 import json
 
@@ -32,7 +32,7 @@ EVENTS = 10_000
 
 
 def drawn(n: int) -> Events:
-    """``n`` consistent events with every operation and every column."""
+    """Return ``n`` random, consistent events that use every operation and every column."""
     rng = np.random.default_rng(7)
     rows, live = [], {}
     while len(rows) < n:
@@ -60,7 +60,7 @@ def drawn(n: int) -> Events:
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A Parquet trace in many row groups, the last one short."""
+    """Return the path of a Parquet trace with many row groups, of which the last is short."""
     monkeypatch.setattr(parquet, "ROW_GROUP", GROUP)
     path = tmp_path / "t.parquet"
     parquet.write(path, drawn(EVENTS), {"by": "test"})
@@ -76,7 +76,7 @@ def simulation(workload, **kernel):
 
 
 def outcome(s):
-    """Everything that a run stores, and what else the loop leaves."""
+    """Return everything that a run stores, and the final state of the loop."""
     s.verify_end()
     state = {name: s.r[name].tolist() for name in s.r.dtype.names}
     table = {name: column.tolist() for name, column in s.timeline().items()}
@@ -108,7 +108,7 @@ def test_a_process_that_is_killed(trace):
         s.replay()
     assert GROUP < a.stopped_at < EVENTS - GROUP
     assert outcome(a) == outcome(b)
-    b.replay()  # the decoder of the pass that was left is gone
+    b.replay()  # works because the decoder of the abandoned pass has ended
     assert outcome(a) == outcome(b)
 
 
@@ -142,13 +142,13 @@ def test_a_temporary_import_is_gone_and_still_read(android, monkeypatch):
 def test_a_file_without_facts_is_read_through_first(trace, monkeypatch):
     whole = load(trace, "never")
     monkeypatch.setattr(parquet.Facts, "parse", lambda given, events: None)
-    told = []
+    reports = []
     streamed = workloads.load(
-        {"name": "trace", "path": str(trace), "stream": "always"}, lambda *x: told.append(x)
+        {"name": "trace", "path": str(trace), "stream": "always"}, lambda *x: reports.append(x)
     )
     assert (streamed.slots, streamed.operations) == (whole.slots, whole.operations)
     assert streamed.fingerprint == whole.fingerprint
-    assert told[-1] == (1.0, "reading t.parquet")
+    assert reports[-1] == (1.0, "reading t.parquet")
 
 
 def bad_trace(path, at):
@@ -190,9 +190,9 @@ def test_facts_of_another_trace(trace, monkeypatch):
         wrong = parquet.Facts(**(vars(facts) | {name: getattr(facts, name) + change}))
         monkeypatch.setattr(parquet.Facts, "parse", lambda given, events, wrong=wrong: wrong)
         pieces = []
-        with pytest.raises(WorkloadError, match="its metadata tells of other events than it has"):
+        with pytest.raises(WorkloadError, match="facts in its metadata do not match its events"):
             pieces.extend(load(trace, "always").stream.pieces())
-        # Nothing was handed out that would not fit the table of objects.
+        # No piece was yielded whose slots exceed the table of objects.
         assert all(piece.slot.max() < wrong.slots for piece in pieces)
 
 
@@ -229,7 +229,7 @@ def test_a_pass_that_is_left_stops_its_decoder():
 
 
 def job(directory, trace, how):
-    """The configuration of a run, where observe and worker look for it."""
+    """Write the configuration of a run to ``directory``, where observe and worker read it."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 

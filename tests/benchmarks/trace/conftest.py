@@ -1,4 +1,4 @@
-"""Traces made on the spot, and a cache that no test shares."""
+"""Fixtures: small traces, and a private import cache for each test."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ ANDROID = """\
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Imported traces go to the test's directory; compiled code stays where it is."""
+    """Put imported traces into the test's directory; keep the cache of compiled code."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache_root()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def android(tmp_path) -> Path:
-    """A small trace that has every operation."""
+    """Return the path of a small trace that has every operation."""
     path = tmp_path / "small.txt"
     path.write_text(ANDROID)
     return path

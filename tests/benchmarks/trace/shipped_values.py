@@ -18,7 +18,7 @@ TABLE = Path(__file__).with_name("shipped.json")
 
 
 def values(name: str) -> dict[str, int]:
-    """Operations, threads and peak live bytes of a trace, whose events are checked."""
+    """Return operations, threads and peak live bytes of a trace, after checking its events."""
     path = shipped.path_of(name)
     ledger, live, peak = Ledger(), 0, 0
     by_op = np.zeros(len(OP_NAMES), "i8")
@@ -31,8 +31,8 @@ def values(name: str) -> dict[str, int]:
             running = live + np.cumsum(change)
             live, peak = int(running[-1]), max(peak, int(running.max()))
             by_op += np.bincount(events.op, minlength=len(OP_NAMES))
-            asks = (events.op < ALLOCATOR_OPS) & (events.op != FREE)
-            allocating.update(np.unique(column(events, "thread")[asks]).tolist())
+            requests = (events.op < ALLOCATOR_OPS) & (events.op != FREE)
+            allocating.update(np.unique(column(events, "thread")[requests]).tolist())
             foreign += int(np.count_nonzero(followed.foreign))
     counts = {op: int(n) for op, n in zip(OP_NAMES, by_op, strict=True) if n}
     return {

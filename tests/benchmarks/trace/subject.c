@@ -1,4 +1,4 @@
-/* The program that the tests of the recorder record; its first argument says what it does. */
+/* The program recorded by the recorder's tests; its first argument selects a test case. */
 
 #define _GNU_SOURCE
 #include <malloc.h>
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Sizes by which the tests find the place. */
+/* Marker sizes by which the tests find the relevant events. */
 #define BEFORE_MAIN 55555
 #define START 77777
 #define STOP 88888
@@ -33,7 +33,7 @@ __attribute__((constructor)) static void before_main(void)
     mark(BEFORE_MAIN);
 }
 
-/* Every function once or twice. */
+/* Call every function once or twice. */
 static void calls(void)
 {
     void *a = malloc(100), *b = calloc(4, 25), *c = NULL;
@@ -98,7 +98,7 @@ static void threads(void)
         pthread_join(all[i], NULL);
 }
 
-/* What a thread does last; the C library frees strerror's memory when it has ended. */
+/* Last actions of a thread; the C library frees strerror's buffer after them. */
 static void *once(void *_)
 {
     mark(STOP);

@@ -1,4 +1,4 @@
-"""A damaged or impossible trace gives one line that names the place, and leaves nothing behind."""
+"""A damaged or impossible trace causes a one-line error with the position, and leaves no files."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ def test_line(android, line, message, capsys):
     said = capsys.readouterr().err
     assert "dropped 1 ×" in said
     assert f"line 14: {message}" in said
-    # What was imported leniently stays an error for a strict reader.
+    # After a lenient import, a strict reader still reports the error.
     with pytest.raises(WorkloadError, match=":14: "):
         workloads.load({"name": "trace", "path": str(android)})
     lenient = workloads.load({"name": "trace", "path": str(android), "strict": False})
@@ -111,7 +111,7 @@ def cut_zip(path):
 
 
 def broken_zip(path):
-    """A member whose bytes are not what its checksum says."""
+    """Write an archive with a member whose checksum is wrong."""
     zip_of({"a.txt": "".join(f"1: malloc {i * 16:#x} 8\n" for i in range(1, 9999))})(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -127,15 +127,15 @@ FILES = [
     (lambda path: path.write_bytes(b""), "the file is empty"),
     (lambda path: path.write_bytes(b"\n\n"), "the trace is empty"),
     (lambda path: path.write_bytes(gzip.compress(b"")), "the trace is empty"),
-    (lambda path: path.write_bytes(b"hello world\n"), "no trace format that is known here"),
-    (lambda path: path.write_bytes(os.urandom(1000).replace(b":", b"")), "no trace format"),
+    (lambda path: path.write_bytes(b"hello world\n"), "unknown trace format (known: "),
+    (lambda path: path.write_bytes(os.urandom(1000).replace(b":", b"")), "unknown trace format"),
     (lambda path: path.mkdir(), "Is a directory"),
     (cut_zip, "truncated or damaged archive"),
     (broken_zip, "truncated or damaged archive"),
     (cut_gzip, "truncated or damaged archive (Compressed file ended"),
     (lambda path: path.write_bytes(b"\x1f\x8bnonsense"), "truncated or damaged gzip file"),
-    (zip_of({}), "the archive holds no file"),
-    (zip_of({"a.txt": "x", "b.txt": "y"}), "holds 2 files (a.txt, b.txt); expected one"),
+    (zip_of({}), "the archive is empty"),
+    (zip_of({"a.txt": "x", "b.txt": "y"}), "contains 2 files (a.txt, b.txt); expected one"),
     (zip_of({"a.txt": ""}), "the trace is empty"),
     (lambda path: path.write_bytes(b"PAR1"), "truncated or damaged trace"),
     (lambda path: path.write_bytes(b"PAR1" + b"x" * 50 + b"PAR1"), "truncated or damaged trace"),
@@ -178,9 +178,9 @@ def test_missing_file_on_the_command_line(tmp_path):
 
 def test_output_that_cannot_be_written(android, tmp_path, capsys):
     assert main(["convert", str(android), str(tmp_path / "no" / "out.parquet")]) == 1
-    assert "there is no directory" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert main(["convert", str(android), str(android)]) == 1
-    assert "would overwrite the trace that is read" in capsys.readouterr().err
+    assert "would overwrite an input trace" in capsys.readouterr().err
     assert main(["convert", str(android), str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}: ")
 
@@ -235,7 +235,7 @@ def columns_of(**changes):
 @pytest.mark.parametrize(
     ("columns", "schema", "message"),
     [
-        (columns_of(), 2, "a trace of schema 2; this program reads 1"),
+        (columns_of(), 2, "a trace of schema version 2; this program reads version 1"),
         (columns_of(slot=pa.array([0], "int64")), 1, "column 'slot' is int64, not i4"),
         (columns_of(size=pa.array([None], "int64")), 1, "column 'size' has nulls"),
         ({"op": pa.array([0], "uint8")}, 1, "the column 'slot' is missing"),
@@ -263,7 +263,7 @@ def test_flipped_bytes_of_a_parquet_trace(tmp_path):
             events, _ = formats.load(path)
         except formats.TraceError as error:
             caught.append(str(error))
-        else:  # a byte that says nothing
+        else:  # the byte has no meaning
             assert all((a == b).all() for a, b in zip(events, w.events, strict=True))
     assert len(caught) > 10
     assert all(message.startswith(str(path)) for message in caught)

@@ -1,4 +1,4 @@
-"""A Parquet trace keeps everything, and info tells what is in a trace."""
+"""A Parquet trace preserves all events, and info prints what a trace contains."""
 
 import json
 
@@ -21,9 +21,9 @@ def test_round_trip(android, tmp_path, capsys):
     assert main(["convert", str(first), str(second)]) == 0
     events, provenance = formats.load(android)
     for path in (first, second):
-        again, told = formats.load(path)
+        again, stored = formats.load(path)
         assert fingerprint(again) == fingerprint(events)
-        assert told == provenance
+        assert stored == provenance
     assert first.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
@@ -98,7 +98,7 @@ def test_info(android, capsys):
         {"from": 65, "to": 128, "requests": 2, "bytes": 200},
         {"from": 257, "to": 512, "requests": 1, "bytes": 300},
     ]
-    for name in ("live", "lifetimes", "by_thread"):  # test_tools_info looks at these
+    for name in ("live", "lifetimes", "by_thread"):  # checked in test_tools_info
         assert about.pop(name)
     assert about == {
         "format": "Android memory_replay",
@@ -137,4 +137,4 @@ def test_lenient_info_counts_what_it_drops(android, capsys):
     said = capsys.readouterr()
     dropped = json.loads(said.out)["dropped"]
     assert dropped == {"unknown_pointer": 1, "unreadable_line": 1}
-    assert "dropped 1 × unknown pointer, 1 × unreadable line; the first: line 14" in said.err
+    assert "dropped 1 × unknown pointer, 1 × unreadable line; first problem: line 14" in said.err

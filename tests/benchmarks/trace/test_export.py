@@ -1,4 +1,4 @@
-"""Other tools can run our traces: written and read again they are the same, or the loss is told."""
+"""Exported traces are the same when read again, except for losses, which are reported."""
 
 import re
 
@@ -42,7 +42,7 @@ STEP = st.tuples(
 
 
 def program(steps, timed):
-    """Events that can be, of any draw; slots and threads are numbered as importers number them."""
+    """Return consistent random events; slots and threads are numbered as by the importers."""
     spare, used, live, threads, rows, now = [], 0, [], {}, [], 0
     for op, choice, size, align, thread, pause in steps:
         thread = threads.setdefault(thread, len(threads))
@@ -75,7 +75,7 @@ def program(steps, timed):
 
 
 def columns_of(events):
-    """All columns, with defaults where the trace lacks them."""
+    """Return all columns; absent ones are filled with their defaults."""
     return {name: column(events, name).tolist() for name in Events._fields}
 
 
@@ -84,7 +84,7 @@ def only(events, kept):
 
 
 def there_and_back(directory, events, name):
-    """The events after Parquet → ``name`` → Parquet."""
+    """Return the events after Parquet → ``name`` → Parquet."""
     source, out = directory / "source.parquet", directory / name
     parquet.write(source, events, {})
     form = export.form_of(out)
@@ -121,8 +121,8 @@ def test_rep_loses_what_it_tells(events, tmp_path_factory):
     expected, held = [], set()
     for op, slot, size in zip(*(c[kept].tolist() for c in events[:3]), strict=True):
         fresh = slot not in held
-        told = MALLOC if op in (CALLOC, ALIGNED) or (op == REALLOC and fresh) else op
-        expected.append((told, slot, size))
+        shown = MALLOC if op in (CALLOC, ALIGNED) or (op == REALLOC and fresh) else op
+        expected.append((shown, slot, size))
         held.add(slot)
         if op == FREE or (op == REALLOC and size == 0 and not fresh):
             held.discard(slot)
@@ -136,7 +136,7 @@ def test_rep_loses_what_it_tells(events, tmp_path_factory):
 
 @pytest.mark.usefixtures("small_pieces")
 def test_every_operation(android, tmp_path, capsys):
-    """The file that has every operation of the Android format, in pieces of three events."""
+    """Export the trace with every operation of the Android format, in pieces of three events."""
     events, _ = formats.load(android)
     for name in ("a.txt", "a.txt.gz", "a.gz", "a.zip", "a.txt.zip"):
         assert main(["convert", str(android), str(tmp_path / name)]) == 0
@@ -157,7 +157,7 @@ def test_every_operation(android, tmp_path, capsys):
     )
     said = capsys.readouterr().err
     assert said.startswith(
-        f"{tmp_path / 'a.rep'}: the format cannot hold 1 × calloc (written as a)"
+        f"{tmp_path / 'a.rep'}: the format cannot represent 1 × calloc (written as a)"
     )
     assert "1 × free of NULL (left out)" in said
 
@@ -239,9 +239,9 @@ def test_all_or_nothing(android, tmp_path, name, capsys, monkeypatch):
     assert main(["convert", str(wrong), str(out)]) == 1
     assert capsys.readouterr().err.endswith("event 1: malloc into slot 0, which is in use\n")
     assert main(["convert", str(android), str(tmp_path / "no" / name), "--lenient"]) == 1
-    assert "there is no directory" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert main(["convert", str(android), str(android), "--to", "rep", "--lenient"]) == 1
-    assert "would overwrite the trace that is read" in capsys.readouterr().err
+    assert "would overwrite an input trace" in capsys.readouterr().err
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -255,14 +255,14 @@ def test_all_or_nothing(android, tmp_path, name, capsys, monkeypatch):
 
 
 def test_a_workload_can_be_run_by_others(tmp_path):
-    """A generated trace, as the replays of other tools see it."""
+    """Compare a generated trace with the traces that other tools' replays read."""
     w = workloads.load({"name": "churn", "operations": 20_000, "live": 500})
     for name in ("w.txt.gz", "w.rep"):
         there_and_back(tmp_path, w.events, name)
-        told = describe(tmp_path / name, strict=True)
-        native_told = describe(tmp_path / "source.parquet", strict=True)
+        shown = describe(tmp_path / name, strict=True)
+        native_info = describe(tmp_path / "source.parquet", strict=True)
         for what in ("events", "operations", "peak_live_bytes", "allocated_bytes", "sizes"):
-            assert told[what] == native_told[what]
+            assert shown[what] == native_info[what]
 
 
 @pytest.mark.skipif(disabled(), reason="2.46 million lines take too long as plain Python")

@@ -1,4 +1,4 @@
-"""What other tools record is read as it happened; what cannot have happened is named by place."""
+"""Recordings of other tools are read correctly; impossible events are reported by position."""
 
 import enum
 import gzip
@@ -19,7 +19,7 @@ from benchmarks.trace.formats import memray, packing
 
 
 def rows(events):
-    """Operation, slot, size and log2 of the alignment of each event."""
+    """Return operation, slot, size and log2 of the alignment of each event."""
     names = [OP_NAMES[op] for op in events.op]
     columns = (events.slot, events.size, column(events, "align"))
     return list(zip(names, *(c.tolist() for c in columns), strict=True))
@@ -87,7 +87,7 @@ JSONL = """\
 
 
 def field(number, value):
-    """A protocol-buffer field: a number or bytes."""
+    """Encode a protocol-buffer field: a number or bytes."""
     if isinstance(value, bytes):
         return bytes([number << 3 | 2]) + varint(len(value)) + value
     return bytes([number << 3]) + varint(value)
@@ -102,7 +102,7 @@ def varint(value):
 
 
 def message(kind, *numbers):
-    """One line of a malloc-bench trace; None is a field that is absent."""
+    """Encode one line of a malloc-bench trace; None is an absent field."""
     tags = {"malloc": 1, "free": 2, "realloc": 3, "calloc": 4}
     body = b"".join(field(i + 1, n) for i, n in enumerate(numbers) if n is not None)
     return field(1, field(tags[kind], body))
@@ -200,7 +200,7 @@ def write(path, content):
     [*((name, piece) for name in READ for piece in (1 << 22, 120)), ("malloc-bench protobuf", 1)],
 )
 def test_events(tmp_path, name, piece, monkeypatch):
-    """Whatever the pieces in which a file is read."""
+    """The result does not depend on the pieces in which a file is read."""
     content, expected, dropped = READ[name]
     monkeypatch.setattr(packing, "_PIECE", piece)
     events, provenance = formats.load(write(tmp_path / "t", content))
@@ -212,7 +212,7 @@ def test_events(tmp_path, name, piece, monkeypatch):
 
 @pytest.mark.parametrize("name", ["heaptrack raw", "glibc mtrace"])
 def test_what_goes_on_in_the_next_piece(tmp_path, name, monkeypatch):
-    """A clock, and a realloc of two lines, wherever the pieces part."""
+    """A clock, and a realloc of two lines, work across any boundary of pieces."""
     path = write(tmp_path / "t", READ[name][0])
     times = []
     for piece in range(90, 200, 3):
@@ -254,7 +254,7 @@ def test_heaptrack_attached_to_a_program(tmp_path):
 
 
 def test_calls_that_other_threads_interrupt(tmp_path):
-    """As valgrind prints them: a result that comes late belongs to the oldest open call."""
+    """A result that valgrind prints late belongs to the oldest call without a result."""
     text = VALGRIND + (
         "--7-- malloc(4916)free(0x4D6FFA0)\n"
         "--7-- memalign(al 16, size 30)malloc(31) = 0x10\n"
@@ -283,7 +283,7 @@ def test_jsonl_has_no_times(tmp_path):
 
 @pytest.mark.parametrize("blank", ["", "\n"])
 def test_jsonl_is_in_the_order_of_its_times(tmp_path, blank):
-    """Where all lines have one; else in the order of the lines.  A blank line changes nothing."""
+    """Events are sorted by ts if all lines have one, else not; blank lines are ignored."""
     lines = [
         '{"ts": 5, "op": "free", "id": 140234567890}\n',
         '{"ts": 4, "op": "alloc", "id": 140234567890, "size": 3}\n',
@@ -293,14 +293,14 @@ def test_jsonl_is_in_the_order_of_its_times(tmp_path, blank):
     assert rows(events) == [("malloc", 0, 3, 0), ("free", 0, 0, 0)]
     with pytest.raises(formats.TraceError, match="t:1: free of id 140234567890, which was never"):
         formats.load(write(tmp_path / "t", text.replace('"ts": 4, ', "")))
-    # The first line that is wrong is told, not the first in the order of times.
+    # The error reported is the first bad line of the file, not the first by ts.
     bad = text + '{"ts": 1, "op": "free", "id": 3}\n{"ts": 0}\n'
     with pytest.raises(formats.TraceError, match=f"t:{4 if blank else 3}: free of id 3"):
         formats.load(write(tmp_path / "t", bad))
 
 
 def ordered_jsonl(n):
-    """Objects that are allocated and freed in turn, a line for each of ``n`` times."""
+    """Return ``n`` lines that alternately allocate and free objects."""
     line = '{{"ts": {}, "op": "{}", "id": {}{}}}\n'
     return [
         line.format(ts, *(("free", ts - 1, "") if ts % 2 else ("alloc", ts, ', "size": 8')))
@@ -316,7 +316,7 @@ def test_jsonl_is_sorted_across_what_is_read_at_once(tmp_path, monkeypatch):
     mixed = [line for i in range(0, 400, 8) for line in reversed(lines[i : i + 8])]
     path = write(tmp_path / "mixed", "".join(mixed))
     assert rows(formats.load(path)[0]) == expected
-    # The first line that is wrong is told by its own number, wherever it was read.
+    # The first bad line is reported with its line number in the file, in any piece.
     mixed[300] = mixed[300].replace("op", "po")
     with pytest.raises(formats.TraceError, match="mixed:301: unknown op None"):
         formats.load(write(path, "".join(mixed)))
@@ -329,15 +329,15 @@ def test_a_line_of_jsonl_that_comes_too_late(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "t", "".join(lines))
     with pytest.raises(formats.TraceError, match="t:21: free of id 20, which was never allocated"):
         formats.load(path)
-    lines.insert(200, lines.pop(20))  # now its free comes as late
+    lines.insert(200, lines.pop(20))  # now the free of the object is as late
     path = write(tmp_path / "t", "".join(lines))
-    with pytest.raises(formats.TraceError, match=r"t:200: ts 20 comes too late: ts [0-9]+ stands"):
+    with pytest.raises(formats.TraceError, match=r"t:200: ts 20 is out of order: ts [0-9]+ prec"):
         formats.load(path)
     events, provenance = formats.load(path, strict=False)
     assert provenance["dropped"] == {"unreadable_line": 2}
     assert provenance["first_problem"][0] == 200
     assert len(events.op) == 398
-    assert "2 × unreadable line; the first: line 200: ts 20 comes" in capsys.readouterr().err
+    assert "2 × unreadable line; first problem: line 200: ts 20 is" in capsys.readouterr().err
 
 
 BAD = [
@@ -351,7 +351,7 @@ BAD = [
     (HEAPTRACK, "? 8\n", ":14: unknown line '? 8'"),
     (HEAPTRACK, "+ 8 1 dead\n", ":14: malloc returned 0xdead, which is still allocated"),
     (HEAPTRACK, "- 557dd5aa61e0\n", ":14: double free of 0x557dd5aa61e0"),
-    (MTRACE, "@ x:[0x1] > 0x20 0x8\n", ":12: '> POINTER SIZE' without '< OLD' above it"),
+    (MTRACE, "@ x:[0x1] > 0x20 0x8\n", ":12: '> POINTER SIZE' without '< OLD' on the line before"),
     (MTRACE, "@ x:[0x1] < 0x10\n@ x:[0x1] - 0x10\n", ":13: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1] + 0x20\n", ":12: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1]\n", ":12: expected '@ WHERE' and"),
@@ -363,7 +363,7 @@ BAD = [
     ),
     (VALGRIND, "--7-- calloc(8) = 0x10\n", ":22: expected 'calloc(N,SIZE)'"),
     (VALGRIND, "--7-- free(0x10)\n", ":22: free of 0x10, which was never allocated"),
-    (VALGRIND, "--7--  = 0x99\n", ":22: a result without its call, found '= 0x99'"),
+    (VALGRIND, "--7--  = 0x99\n", ":22: a result without a call, found '= 0x99'"),
     (VALGRIND, "--7-- malloc(8)calloc(x)\n", ":22: expected 'malloc(SIZE)' and its result"),
     (VALGRIND, "--7-- malloc(8) = 0x10 7\n", ":22: expected 'malloc(SIZE)' and its result, found"),
     (VALGRIND, "--7-- malloc(8) = 0xg\n", ":22: expected 'malloc(SIZE)' and its result, found"),
@@ -371,24 +371,28 @@ BAD = [
     (JSONL, '{"op": "free", "id": 6}\n', ":7: free of id 6, which was never allocated"),
     (JSONL, '{"op": "free", "id": 0}\n', ":7: double free of id 0"),
     (JSONL, '{"op": "touch", "id": 7}\n', ":7: unknown op 'touch' (known: alloc"),
-    (JSONL, '{"op": "alloc", "id": 7}\n', ":7: expected a number of bytes as size of alloc"),
-    (JSONL, '{"op": "alloc", "id": 7, "size": -1}\n', ":7: expected a number of bytes"),
+    (JSONL, '{"op": "alloc", "id": 7}\n', ":7: expected a positive integer as size of alloc"),
+    (JSONL, '{"op": "alloc", "id": 7, "size": -1}\n', ":7: expected a positive integer"),
     (JSONL, '{"op": "alloc", "id": 1.5, "size": 1}\n', ":7: expected a whole number as id"),
     (JSONL, '{"op": "free", "id": "7"}\n', ":7: expected a whole number as id, found '7'"),
     (JSONL, '{"op": "free", "id": 7, "size": 1}\n', ":7: a free has no size, found 1"),
-    (JSONL, '{"op": "alloc", "id": 8, "size": 0}\n', ":7: expected a number of bytes"),
+    (JSONL, '{"op": "alloc", "id": 8, "size": 0}\n', ":7: expected a positive integer"),
     (JSONL, '{"op": "malloc", "id": 8, "size": 1}\n', ":7: unknown op 'malloc' (known: alloc, "),
     (JSONL, '{"op": "free", "id": 7, "ts": "now"}\n', ":7: expected a whole number as ts"),
     (JSONL, '{"op": "free", "id": 7, "ts": 1.5}\n', ":7: expected a whole number as ts"),
-    (JSONL, '{"op": "free", \n', ":7: no JSON: "),
-    (JSONL, '{"\udc8e": 1}\n', ":7: no JSON: 'utf-8' codec can't decode byte 0x8e"),
+    (JSONL, '{"op": "free", \n', ":7: not JSON: "),
+    (JSONL, '{"\udc8e": 1}\n', ":7: not JSON: 'utf-8' codec can't decode byte 0x8e"),
     (JSONL, '{"op": "free", "id": 7, "ts": 4611686018427387904}\n', ":7: expected a whole number"),
     (JSONL, "[]\n", ":7: expected a JSON object"),
-    (JSONL, 'null{"op": "free", "id": 7}\n', ":7: no JSON: Extra data"),
+    (JSONL, 'null{"op": "free", "id": 7}\n', ":7: not JSON: Extra data"),
     (b"".join(PROTOBUF[:4]), message("free", 9), ": message 5: free of id 9, which was never"),
-    (b"".join(PROTOBUF[:4]), message("malloc", 4, 1, 3), ": message 5: no malloc, calloc"),
-    (b"".join(PROTOBUF[:4]), field(1, b"\x2a\x00"), ": message 5: no malloc, calloc"),
-    (b"".join(PROTOBUF[:4]), message("calloc", 4, 1 << 40, 1 << 40), ": message 5: no malloc"),
+    (b"".join(PROTOBUF[:4]), message("malloc", 4, 1, 3), ": message 5: not a valid malloc, calloc"),
+    (b"".join(PROTOBUF[:4]), field(1, b"\x2a\x00"), ": message 5: not a valid malloc, calloc"),
+    (
+        b"".join(PROTOBUF[:4]),
+        message("calloc", 4, 1 << 40, 1 << 40),
+        ": message 5: not a valid malloc",
+    ),
 ]
 
 
@@ -411,10 +415,10 @@ def test_what_cannot_be(tmp_path, good, bad, said, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"".join(PROTOBUF)[:-1], ": message 9: cut off at the end of the file"),
-        (b"".join(PROTOBUF[:3]) + b"\xff\xff", ": message 4: neither a line nor a number"),
+        (b"".join(PROTOBUF)[:-1], ": message 9: truncated at the end of the file"),
+        (b"".join(PROTOBUF[:3]) + b"\xff\xff", ": message 4: not a message of this format"),
         ("v 10400 3\nX ./m\nI 1000 5e2990\na 11c00 4\n+ 0\n", ": an interpreted heaptrack file"),
-        (b"memray\x00rubbish", ": reading a memray capture needs the package memray: pip install"),
+        (b"memray\x00rubbish", ": reading a memray capture needs the package memray; install"),
     ],
 )
 def test_what_cannot_be_read_at_all(tmp_path, content, said, capsys, monkeypatch):
@@ -426,7 +430,7 @@ def test_what_cannot_be_read_at_all(tmp_path, content, said, capsys, monkeypatch
     assert error.count("\n") == 1
 
 
-# --- memray, which needs not be installed: the part of its interface that is used ----------------
+# --- memray: a fake of the interface that is used, since memray may not be installed -------------
 
 KINDS = enum.Enum(
     "AllocatorType",
@@ -436,7 +440,7 @@ KINDS = enum.Enum(
 CAPTURE = [
     # address, size, kind, thread
     (0x10, 100, 6, 1),
-    (0x20, 0, 5, 1),  # from before the recording
+    (0x20, 0, 5, 1),  # allocated before the recording
     (0x30, 50, 8, 2),
     (0x10, 0, 5, 1),  # realloc's first half
     (0x40, 300, 7, 1),
@@ -445,13 +449,13 @@ CAPTURE = [
     (0x50, 8, 7, 1),  # realloc(NULL, 8): the free above is another thread's
     (0x40, 0, 1, 2),
     (0x1000, 9, 12, 2),
-    (0x2000, 0, 5, 2),  # a realloc of an object from before the recording
+    (0x2000, 0, 5, 2),  # a realloc of an object allocated before the recording
     (0x3000, 70, 7, 2),
 ]
 
 
 def double(records, total, aggregated=False):
-    """A module that offers what memray's documentation says of FileReader."""
+    """Return a fake memray module with the documented interface of FileReader."""
 
     class FileReader:
         def __init__(self, path):
@@ -491,9 +495,9 @@ def test_memray(tmp_path, monkeypatch, head, piece):
     ("module", "said"),
     [
         (double([*CAPTURE, (0x50, 1, 6, 1)], 13), ": record 13: malloc returned 0x50, which is"),
-        (double([*CAPTURE, (0x60, 1, 99, 1)], 13), ": record 13: unknown kind of allocation 99"),
-        (double(CAPTURE, 13), ": cut off: 12 of 13 records"),
-        (double(CAPTURE, 12, aggregated=True), ": an aggregated capture has no single events"),
+        (double([*CAPTURE, (0x60, 1, 99, 1)], 13), ": record 13: unknown allocator number 99"),
+        (double(CAPTURE, 13), ": truncated: 12 of 13 records"),
+        (double(CAPTURE, 12, aggregated=True), ": an aggregated capture has no individual events"),
     ],
 )
 def test_bad_captures(tmp_path, monkeypatch, module, said):
@@ -514,7 +518,7 @@ def test_a_real_capture(tmp_path):
     assert len(kept) == 1000
 
 
-# --- one program, recorded by the tools themselves -----------------------------------------------
+# --- One program, recorded with the real tools ---------------------------------------------------
 
 PROGRAM = """\
 #include <malloc.h>
@@ -544,8 +548,8 @@ def program(tmp_path_factory):
 
 
 def life(events):
-    """What the program did: sizes asked for and sizes freed, of its own objects."""
-    held, told = {}, []
+    """Return the program's events: requested and freed sizes of its own objects."""
+    held, read = {}, []
     for name, slot, size, _ in rows(events):
         if slot < 0:
             continue
@@ -553,14 +557,14 @@ def life(events):
         if name != "free" and (size or before is None):
             held[slot] = size
         if {before, size} & {777, 778, 7770, 7771, 77700}:
-            told.append((name, before, held.get(slot)))
-    return told
+            read.append((name, before, held.get(slot)))
+    return read
 
 
-def with_reallocs(told):
-    """The same where a realloc is written as a free and an allocation, and calloc as malloc."""
+def with_reallocs(read):
+    """Return the same events with a realloc as free and allocation, and calloc as malloc."""
     plain = []
-    for _, before, after in told:
+    for _, before, after in read:
         if before is not None:
             plain.append(("free", before, None))
         if after is not None:
@@ -607,18 +611,18 @@ def test_recorded_by_mtrace(program, tmp_path):
     done = subprocess.run([program], env=environment, check=True, capture_output=True)
     if done.stderr or not (tmp_path / "log").exists():
         pytest.skip("no libc_malloc_debug")
-    told = life(formats.load(tmp_path / "log")[0])
+    read = life(formats.load(tmp_path / "log")[0])
     as_written = {"calloc": "malloc", "aligned": "malloc"}
     expected = [(as_written.get(name, name), *sizes) for name, *sizes in EXPECTED]
     expected[-1] = ("free", *expected[-1][1:])  # realloc(p, 0) is written as a free
-    assert told == expected
+    assert read == expected
 
 
-# --- all formats tell the same story -------------------------------------------------------------
+# --- All formats yield the same events -----------------------------------------------------------
 
 
 def test_one_random_program_in_every_format(tmp_path):
-    """malloc, realloc and free of one program, as each tool would write them."""
+    """Return malloc, realloc and free of one program in the format of each tool."""
     rng = random.Random(4)
     texts = {"android": "", "mtrace": "= Start\n", "jsonl": "", "valgrind": ""}
     bench, live, number = b"", [], 0
@@ -652,12 +656,12 @@ def test_one_random_program_in_every_format(tmp_path):
             texts["valgrind"] += f"--9-- malloc({size}) = 0x{p:X}\n"
             texts["jsonl"] += json.dumps({"op": "alloc", "id": number, "size": size}) + "\n"
             bench += message("malloc", number, size)
-    told = {name: rows(formats.load(write(tmp_path / name, t))[0]) for name, t in texts.items()}
-    told["malloc-bench"] = rows(formats.load(write(tmp_path / "b", gzip.compress(bench)))[0])
-    assert len(told["android"]) == 3000
+    read = {name: rows(formats.load(write(tmp_path / name, t))[0]) for name, t in texts.items()}
+    read["malloc-bench"] = rows(formats.load(write(tmp_path / "b", gzip.compress(bench)))[0])
+    assert len(read["android"]) == 3000
     split = []  # the one format that has no realloc
-    for name, *rest in told["android"]:
+    for name, *rest in read["android"]:
         split += [("free", rest[0], 0, 0), ("malloc", *rest)] if name == "realloc" else []
         split += [(name, *rest)] if name != "realloc" else []
-    for name, events in told.items():
-        assert events == (split if name == "jsonl" else told["android"]), name
+    for name, events in read.items():
+        assert events == (split if name == "jsonl" else read["android"]), name

@@ -1,4 +1,4 @@
-"""Every format gives the events that were recorded, with dense slots that are reused."""
+"""Every reader returns the recorded events, with dense slots that are reused."""
 
 import gzip
 import os
@@ -56,8 +56,8 @@ def test_android(android):
 def test_pieces_make_no_difference(android, monkeypatch, piece):
     monkeypatch.setattr(packing, "_PIECE", piece)
     monkeypatch.setattr(formats, "_HEAD", 30)
-    if piece < 40:  # shorter than a line: refused as no text
-        with pytest.raises(formats.TraceError, match=r"a line of more than \d+ bytes"):
+    if piece < 40:  # shorter than a line: refused as not text
+        with pytest.raises(formats.TraceError, match=r"a line exceeds \d+ bytes"):
             formats.load(android)
         return
     assert rows(formats.load(android)[0]) == EXPECTED
@@ -236,7 +236,7 @@ print(len(formats.load(Path({str(android)!r}))[0].op))
     assert len(list(formats.cache_directory().iterdir())) == 1
 
 
-# --- The compiled parts against plain code ------------------------------------------------------
+# --- Compiled parts compared with plain Python ---------------------------------------------------
 
 
 def test_fields():
@@ -246,7 +246,7 @@ def test_fields():
     assert lines.fields.tolist() == [4, 0, 4, 1]
     assert lines.kinds[0].tolist() == [NUMBER, WORD, NUMBER, BAD] + [ABSENT] * 4
     assert lines.values[0, :3].tolist() == [12, word("ab"), 255]
-    # The largest decimal digits are left unread: no size comes near them.
+    # The largest decimal numbers are refused, since no size comes near them.
     assert lines.kinds[2, :4].tolist() == [BAD, BAD, BAD, WORD]
     assert lines.values[3, 0] == word("a")
 
@@ -274,7 +274,7 @@ RECORD = st.tuples(
 
 
 def by_plain_code(records):
-    """Slots and problems of records, by dictionaries."""
+    """Compute slots and problems of records with dictionaries."""
     live, nothing, seen, spare, used = {}, set(), set(), [], 0
     result = []
     for op, new, old, size in records:

@@ -1,4 +1,4 @@
-"""The recorder writes down what a program did, in order, however the program ends."""
+"""The recorder records a program's allocations in order, however the program ends."""
 
 import os
 import re
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A directory with the compiled subject, and a cache for the compiled recorder."""
+    """Return a directory with the compiled subject, and a cache for the compiled recorder."""
     directory = tmp_path_factory.mktemp("recorder")
     command = [
         COMPILER,
@@ -50,14 +50,14 @@ def subject(made, own_cache, monkeypatch) -> str:
 
 
 def read(path):
-    """The events of a trace, which must be possible, and its provenance."""
+    """Return the events of a trace, which must be consistent, and its provenance."""
     with parquet.Reader(path) as reader:
         assert list(parquet.verify(path, reader.groups()))
         return reader.read(), reader.provenance
 
 
 def rows(events, begin=START, end=STOP):
-    """(name, slot, size, align) of the events between the two marks."""
+    """Return (name, slot, size, align) of the events between the two marks."""
     first = np.flatnonzero(events.size == begin)[0] + 2
     last = np.flatnonzero(events.size == end)[0]
     names = [OP_NAMES[op] for op in events.op[first:last]]
@@ -74,7 +74,7 @@ def recorded(tmp_path, *command):
 
 
 def churned(events):
-    """How many pairs of the subject's churn(): sizes 16, 17, ... 115, 16, ..."""
+    """Count the pairs of the subject's churn(): sizes 16, 17, ... 115, 16, ..."""
     mallocs = (events.op == MALLOC) & (events.size >= 16) & (events.size < 116)
     for size, outside in ((START, slice(None, 1)), (STOP, slice(1, None))):
         for at in np.flatnonzero(events.size == size):
@@ -123,7 +123,7 @@ def test_sizes_of_one_word_and_of_two(subject, tmp_path):
 
 
 def test_threads_share_memory_in_a_possible_order(subject, tmp_path, monkeypatch):
-    # One arena and no caches of threads: what one frees the next one gets.
+    # One arena and no tcache: a block freed by one thread goes to the next.
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0")
     _, events, provenance = recorded(tmp_path, subject, "threads")
     assert provenance["left_out"] == {}
@@ -143,7 +143,7 @@ def test_many_threads(subject, tmp_path):
     for end in ends:
         mine = np.flatnonzero(events.thread == events.thread[end])
         assert events.size[mine[0]] == STOP
-        # The C library frees what it kept for the thread when even destructors are done.
+        # The C library frees its own per-thread memory after all destructors.
         assert [OP_NAMES[op] for op in events.op[mine[mine >= end]]] == ["thread_end", "free"]
     assert provenance["left_out"] == {}
 
@@ -185,7 +185,7 @@ def test_exec(subject, tmp_path, how):
     assert len(recording.traces) == 2
     other, about = read(recording.traces[1].path)
     assert about["arguments"] == [subject, *(["churn"] if how == "vfork" else [how]), "3000"]
-    # The main trace is what the command became in the end.
+    # The main trace is that of the last program the command's process executed.
     assert churned(events) == (3000 if how == "exec" else 0)
     assert churned(other) == (0 if how == "exec" else 3000)
     assert np.count_nonzero(other.size == START) == 1
@@ -236,7 +236,7 @@ def test_windows_make_no_difference(subject, tmp_path, monkeypatch):
 
 
 def raw_of(tmp_path, *command):
-    """What the recorder alone leaves of a command."""
+    """Return the raw recording of a command."""
     directory = tmp_path / "raw"
     directory.mkdir()
     environment = os.environ | {
@@ -252,7 +252,7 @@ def test_killed_while_a_chunk_is_written(subject, tmp_path, written):
     directory = raw_of(tmp_path, subject, "churn", 20000)
     image = raw.images(directory)[0]
     whole, _ = next(image.records())
-    # What the last chunk looked like when it had reached its file, in whole or in part.
+    # State of the last chunk when it was written to its file, completely or in part.
     chunk = bytearray(image.buffers.read_bytes()[raw.CHUNK :][: raw.CHUNK])
     words = np.frombuffer(chunk, "<i8").copy()
     words[: raw.HEAD] = words[raw.HEAD + 1], image.numbers - 1
@@ -279,7 +279,7 @@ def test_a_full_disk_loses_what_it_loses(subject, tmp_path):
 
 
 def start(tmp_path, *command):
-    """``record`` as a user starts it, in a session of its own."""
+    """Start ``record`` as a user does, in a new session."""
     options = ["-o", str(tmp_path / "t.parquet"), "--", *(str(word) for word in command)]
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.trace", "record", *options],
@@ -296,7 +296,7 @@ def test_interrupted(subject, tmp_path, number):
     process = start(tmp_path, subject, "forever", 1000)
     try:
         assert process.stdout.read(5) == b"xxxxx"
-        # The keyboard reaches the whole group; a SIGTERM reaches one.
+        # Ctrl-C reaches the whole process group; a SIGTERM reaches one process.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         seen = 5 + len(process.stdout.read())
         errors = process.stderr.read().decode()
@@ -316,22 +316,22 @@ def test_recover_after_everything_was_killed(subject, tmp_path, capfd):
     process.wait()
     relative = os.path.relpath(directory)
     assert main(["record", "-o", str(out), "--recover", relative]) == 1
-    assert "still recorded into, by process " in capfd.readouterr().err
+    assert "is still recording into it; end that process" in capfd.readouterr().err
     os.killpg(process.pid, signal.SIGKILL)
     seen += len(process.stdout.read())
     assert not out.exists()
     assert main(["record", "-o", str(out), "--", subject, "calls"]) == 1
-    assert "left by another recording" in capfd.readouterr().err
+    assert "left by an earlier recording" in capfd.readouterr().err
     assert main(["record", "-o", str(out), "--recover", str(directory)]) == 0
     events, provenance = read(out)
-    # Nothing is lost but what was under way.
+    # Nothing is lost except the event in progress.
     assert churned(events) >= 1000 * seen
     assert provenance["left_out"].get("never_written", 0) <= 1
     assert not directory.exists()
 
 
 def complains(capfd, tmp_path, *arguments):
-    """Run a command that must fail with one line and leave nothing; returns the line."""
+    """Run a command that must fail with one line and leave no files; return the line."""
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "t.parquet"
     assert main(["record", "-o", str(out), *(str(a) for a in arguments)]) == 1
@@ -383,9 +383,9 @@ def test_statically_linked(made, subject, tmp_path, capfd):
         ([], "takes a command after --"),
         (["--recover", "x", "--", "y"], "takes a command after --"),
         (["ls"], "takes a command after --"),
-        (["--", "/nonesuch"], "/nonesuch: there is no such program"),
+        (["--", "/nonesuch"], "/nonesuch: program not found"),
         (["--", "/etc/passwd"], "/etc/passwd: cannot be executed"),
-        (["--recover", "/nonesuch"], "/nonesuch: no raw recording"),
+        (["--recover", "/nonesuch"], "/nonesuch: not a raw recording"),
     ],
 )
 def test_bad_arguments(subject, tmp_path, capfd, arguments, complaint):
@@ -413,7 +413,7 @@ def test_interrupted_while_it_converts(subject, tmp_path, monkeypatch, capfd):
 
 def test_no_directory(subject, tmp_path, capfd):
     assert main(["record", "-o", str(tmp_path / "no" / "t.parquet"), "--", subject]) == 1
-    assert "there is no directory" in capfd.readouterr().err
+    assert "does not exist" in capfd.readouterr().err
 
 
 def test_another_preloaded_library_stays(subject, tmp_path, monkeypatch):
@@ -423,14 +423,14 @@ def test_another_preloaded_library_stays(subject, tmp_path, monkeypatch):
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", other, tmp_path / "other.c"], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(other))
     _, events, provenance = recorded(tmp_path, subject, "calls")
-    # One call of the program is one event, whatever the allocator calls in turn.
+    # One call of the program is one event, even if the allocator calls itself.
     assert [row[2] for row in rows(events) if row[0] == "aligned"] == [640, 256, 10, 20, 30]
     assert [row[0] for row in rows(events)].count("calloc") == 1
     assert provenance["left_out"] == {"failed_request": 2}
 
 
 def window(*made):
-    """ROWs of (op, thread, pointer, old); None: a number that nobody has."""
+    """Return ROWs of (op, thread, pointer, old); None: a sequence number without a record."""
     result = np.zeros(len(made), raw.ROW).view(np.recarray)
     for i, row in enumerate(made):
         if row:
@@ -442,17 +442,17 @@ def window(*made):
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        # A realloc counts at its second number,
+        # A realloc is placed at its second number,
         (
             [(raw.BEGIN, 1, 20, 10), (raw.FREE, 2, 20, 0), (raw.REALLOC, 1, 20, 10)],
             [(raw.FREE, 20), (raw.REALLOC, 20)],
         ),
-        # unless another thread gets its old block before;
+        # unless another thread gets its old block before that;
         (
             [(raw.BEGIN, 1, 20, 10), (raw.MALLOC, 2, 10, 0), (raw.REALLOC, 1, 20, 10)],
             [(raw.REALLOC, 20), (raw.MALLOC, 10)],
         ),
-        # also when that is a realloc, whose own block a third thread gets.
+        # also if that thread's call is a realloc whose old block a third thread gets.
         (
             [
                 (raw.BEGIN, 1, 20, 10),
@@ -473,7 +473,7 @@ def window(*made):
             ],
             [(raw.REALLOC, 20), (raw.REALLOC, 10)],
         ),
-        # One that never ended is none.
+        # A realloc without an end is no event.
         ([(raw.UNFINISHED, 1, 0, 0), (raw.MALLOC, 2, 10, 0)], [(raw.MALLOC, 10)]),
     ],
 )

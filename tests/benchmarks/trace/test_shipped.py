@@ -1,4 +1,4 @@
-"""The shipped traces are what they were, and what was asked of them."""
+"""The shipped traces are unchanged and meet their requirements."""
 
 import json
 
@@ -41,14 +41,14 @@ def test_there_is_enough_of_everything():
 def test_a_trace_says_how_it_was_made(name):
     path = shipped.path_of(name)
     with parquet.Reader(path) as reader:
-        told = reader.provenance
+        provenance = reader.provenance
         assert path.stat().st_size <= 8 * reader.events
-    assert told["made_by"].startswith("python -m benchmarks.")  # of the layout at that time
-    assert told["made_by"].endswith(f"shipped.make {name}")
+    assert provenance["made_by"].startswith("python -m benchmarks.")  # module path at that time
+    assert provenance["made_by"].endswith(f"shipped.make {name}")
     for key in ("command", "arguments", "program", "input", "version", "recorder"):
-        assert told[key]
-    assert sum(told["left_out"].values()) < told["events"] / 1000
-    assert told["left_out"].get("never_written", 0) == 0
+        assert provenance[key]
+    assert sum(provenance["left_out"].values()) < provenance["events"] / 1000
+    assert provenance["left_out"].get("never_written", 0) == 0
 
 
 def test_a_shipped_trace_is_a_workload_with_its_own_name():
@@ -61,7 +61,7 @@ def test_a_shipped_trace_is_a_workload_with_its_own_name():
 
 
 def test_an_unknown_name():
-    with pytest.raises(workloads.WorkloadError, match="no trace 'nonesuch' is shipped"):
+    with pytest.raises(workloads.WorkloadError, match="unknown shipped trace 'nonesuch'"):
         workloads.validate({"name": "trace", "path": "shipped:nonesuch"})
 
 
@@ -81,4 +81,4 @@ def test_make_says_which_program_is_missing(tmp_path, monkeypatch, capsys):
 
 def test_make_refuses_unknown_names(capsys):
     assert make.main(["nonesuch"]) == 2
-    assert "no subject 'nonesuch'" in capsys.readouterr().err
+    assert "unknown program 'nonesuch'" in capsys.readouterr().err

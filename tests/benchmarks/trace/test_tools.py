@@ -1,4 +1,4 @@
-"""cat, head, slice, merge and scale do what their first paragraphs say."""
+"""cat, head, slice, merge and scale work as their docstrings specify."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ def columns(rows):
 
 @pytest.fixture
 def rows(tmp_path):
-    """A Parquet trace with every column, of ROWS."""
+    """Return a Parquet trace of ROWS, with every column."""
     path = tmp_path / "rows.parquet"
     parquet.write(path, columns(ROWS), {"by": "test"})
     return path
@@ -76,12 +76,12 @@ def text(capsys, *arguments):
 
 
 def lines(capsys, path):
-    """The events of a trace as cat prints them, without numbers."""
+    """Return the events of a trace as printed by cat, without numbers."""
     return [line.strip().split(" ", 1)[1] for line in text(capsys, "cat", path).splitlines()]
 
 
 def long_trace(path, n, monkeypatch, **more):
-    """A consistent trace of at most ``n`` events in row groups of 100, with reallocs."""
+    """Write a consistent trace of at most ``n`` events in row groups of 100, with reallocs."""
     rng = np.random.default_rng(n)
     op, slot, size, live = [], [], [], {}
     while len(op) < n:
@@ -171,7 +171,7 @@ def test_a_shipped_trace_by_name(tmp_path, capsys):
     assert capsys.readouterr().out == first != ""
     with pytest.raises(SystemExit):
         main(["merge", str(out), "shipped:bash", "shipped:bush"])
-    assert "no trace 'bush' is shipped (there are: bash, " in capsys.readouterr().err
+    assert "unknown shipped trace 'bush'; choose one of bash, " in capsys.readouterr().err
 
 
 def test_slice_allocates_earlier_objects_first(rows, tmp_path, capsys):
@@ -191,12 +191,12 @@ def test_slice_allocates_earlier_objects_first(rows, tmp_path, capsys):
         "1: thread_end @9",
         "0: free #0 @11",
     ]
-    told = formats.load(out)[1]
-    assert told["objects_allocated_first"] == 3
-    assert told["parents"][0]["file"] == rows.name
-    assert told["parents"][0]["provenance"] == {"by": "test"}
-    assert len(told["parents"][0]["sha256"]) == 64
-    assert told["command"].startswith("python -m benchmarks.trace slice ")
+    provenance = formats.load(out)[1]
+    assert provenance["objects_allocated_first"] == 3
+    assert provenance["parents"][0]["file"] == rows.name
+    assert provenance["parents"][0]["provenance"] == {"by": "test"}
+    assert len(provenance["parents"][0]["sha256"]) == 64
+    assert provenance["command"].startswith("python -m benchmarks.trace slice ")
 
 
 def test_slice_drops_earlier_objects(rows, tmp_path, capsys):
@@ -217,21 +217,21 @@ def test_slices_over_row_groups(tmp_path, capsys, monkeypatch, begin):
     path, out = tmp_path / "t.parquet", tmp_path / "out.parquet"
     whole = long_trace(path, 500, monkeypatch)
     text(capsys, "slice", path, out, "--from", begin, "--to", 430)
-    part, told = formats.load(out)
-    first = told["objects_allocated_first"]
+    part, provenance = formats.load(out)
+    first = provenance["objects_allocated_first"]
     assert first + 430 - begin == len(part.op)
     assert np.array_equal(live_bytes(part)[first:], live_bytes(whole)[begin:430])
     assert part.slot.max() < 40
     text(capsys, "slice", path, out, "--from", begin, "--to", 430, "--drop-earlier")
-    rest, told = formats.load(out)
-    assert len(rest.op) + told["events_dropped"] == 430 - begin
+    rest, provenance = formats.load(out)
+    assert len(rest.op) + provenance["events_dropped"] == 430 - begin
 
 
 @pytest.mark.parametrize("bounds", [("--from", "13"), ("--from", "5", "--to", "5")])
 def test_slice_of_nothing(rows, tmp_path, capsys, bounds):
     out = tmp_path / "out.parquet"
     assert main(["slice", str(rows), str(out), *bounds]) == 1
-    assert "it has 13" in capsys.readouterr().err
+    assert "the trace has 13" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [rows]
 
 
@@ -240,11 +240,11 @@ def test_merge_by_time(rows, tmp_path, capsys):
     times = [100, 102, 101, 116]
     parquet.write(other, make_events([0, 0, 1, 1], [0, 1, 0, 1], [5, 6, 0, 0], time=times), {})
     assert text(capsys, "merge", out, rows, other) == f"interleaved by time\n{out}\n"
-    events, told = formats.load(out)
+    events, provenance = formats.load(out)
     assert events.time.tolist() == [0, 0, 2, 2, 1, 3, 3, 4, 5, 7, 10, 11, 12, 13, 15, 16, 16]
     assert events.thread.tolist() == [0, 2, 1, 2, 2, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 2]
-    assert [parent["file"] for parent in told["parents"]] == [rows.name, other.name]
-    assert told["interleaved_by"] == "time"
+    assert [parent["file"] for parent in provenance["parents"]] == [rows.name, other.name]
+    assert provenance["interleaved_by"] == "time"
 
 
 def test_merge_by_length(tmp_path, capsys, monkeypatch):
@@ -292,8 +292,8 @@ def test_sizes(rows, tmp_path, capsys):
         (["scale", "IN", "OUT", "--copies", "0"], 1, "--copies 0: must be 1 to"),
         (["scale", "IN", "OUT", "--sizes", "1e13"], 1, "event 0: 100 bytes times 1e+13"),
         (["scale", "IN", "OUT"], 1, "scale takes --copies N, --sizes F, or both"),
-        (["scale", "IN", "IN", "--copies", "2"], 1, "would overwrite the trace that is read"),
-        (["merge", "none/OUT", "IN", "IN"], 1, "there is no directory none"),
+        (["scale", "IN", "IN", "--copies", "2"], 1, "would overwrite an input trace"),
+        (["merge", "none/OUT", "IN", "IN"], 1, "the directory none does not exist"),
         (["slice", "IN", "."], 1, ".: is a directory"),
         (["merge", "OUT", "IN", "missing"], 1, "missing: No such file"),
         (["cat", "missing"], 1, "missing: No such file"),
@@ -318,12 +318,13 @@ def test_one_line_for_what_cannot_be_done(rows, tmp_path, capsys, arguments, cod
     ],
 )
 def test_a_device_is_not_replaced(rows, tmp_path, capsys, arguments):
-    """/dev/null, say; here a pipe, on which nothing else depends."""
+    """An output such as /dev/null is refused; the test uses a pipe, which is harmless."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     names = {"IN": str(rows), "OUT": str(pipe)}
     assert main([names.get(a, a) for a in arguments]) == 1
-    assert capsys.readouterr().err == f"error: {pipe}: is no file that could be replaced\n"
+    error = f"error: {pipe}: not a regular file, so it cannot be replaced\n"
+    assert capsys.readouterr().err == error
     assert pipe.is_fifo()
 
 

@@ -1,4 +1,4 @@
-"""info's lifetimes, live bytes over time and threads agree with plain code that follows each event.
+"""info's lifetimes, live bytes over time and threads agree with plain Python, event by event.
 
 What is drawn of them is a picture with all four panels, or nothing and one line.
 """
@@ -19,7 +19,7 @@ from benchmarks.trace.tools import info
 
 
 def followed(events):
-    """Plain code: lifetimes by size class, live bytes after each event, sums by thread."""
+    """Compute lifetimes by size class, live bytes after each event and sums by thread."""
     birth, size, owner = {}, {}, {}
     lifetimes, ns, live, total = defaultdict(list), defaultdict(list), [], 0
     threads = defaultdict(Counter)
@@ -47,7 +47,7 @@ def followed(events):
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A trace of 5000 events with threads, times and reallocs, in row groups of 700."""
+    """Return a trace of 5000 events with threads, times and reallocs, in row groups of 700."""
     monkeypatch.setattr(parquet, "ROW_GROUP", 700)
     events = workloads.load({"name": "churn", "operations": 5000, "live": 300}).events
     rng = np.random.default_rng(3)
@@ -73,15 +73,15 @@ def test_lifetimes(trace):
     about = info.describe(path, True)
     lifetimes, ns, _, _, left = followed(events)
     for unit, expected in (("events", lifetimes), ("ns", ns)):
-        told = about["lifetimes"][unit]
+        shown = about["lifetimes"][unit]
         everything = sorted(t for row in expected.values() for t in row)
-        assert told["freed"] == len(everything)
-        assert told["alive"] == len(left) == sum(row["alive"] for row in told["sizes"])
+        assert shown["freed"] == len(everything)
+        assert shown["alive"] == len(left) == sum(row["alive"] for row in shown["sizes"])
         counts = Counter(t.bit_length() for t in everything)
-        assert {row["below"].bit_length() - 1: row["objects"] for row in told["distribution"]} == (
+        assert {row["below"].bit_length() - 1: row["objects"] for row in shown["distribution"]} == (
             dict(counts)
         )
-        for row in told["sizes"]:
+        for row in shown["sizes"]:
             mine = sorted(expected[row["to"].bit_length() - 1])
             assert row["freed"] == len(mine)
             for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9)) if mine else ():
@@ -105,8 +105,8 @@ def test_live_over_time(trace, monkeypatch):
 
 def test_threads(trace):
     path, events = trace
-    told = {row.pop("thread"): row for row in info.describe(path, True)["by_thread"]}
-    assert told == followed(events)[3]
+    shown = {row.pop("thread"): row for row in info.describe(path, True)["by_thread"]}
+    assert shown == followed(events)[3]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
@@ -130,7 +130,7 @@ def test_no_plot(trace, tmp_path, capsys):
     assert main(["info", str(trace[0]), "--plot", str(tmp_path / "none" / "x.png")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"x.png: there is no directory {tmp_path / 'none'}" in said
+    assert f"x.png: the directory {tmp_path / 'none'} does not exist" in said
     with pytest.raises(SystemExit, match="2"):
         main(["info", str(trace[0]), "--plot", "x.pdf"])
     assert "expected a name that ends in .png or .svg" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Answer a program by the simplest allocator there is, compiled."""
+"""Compiled driver that runs an address-dependent program against a bump allocator."""
 
 from benchmarks.events.events import MALLOC
 from kernel.engine.jit import jit
@@ -8,12 +8,12 @@ BASE = 1 << 20
 
 @jit
 def next_event(g, last):
-    raise NotImplementedError  # bound to the workload's
+    raise NotImplementedError  # bound to the workload's next_event
 
 
 @jit
 def drive_bump(g, log, header):
-    """Answer a program by a pointer that only moves up; log (op, slot, request), return events."""
+    """Run a program on a bump allocator; log (op, slot, request), return the number of events."""
     last = 0
     top = BASE
     n = 0

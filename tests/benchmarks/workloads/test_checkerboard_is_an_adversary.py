@@ -1,4 +1,4 @@
-"""The program that sees addresses: no placement policy keeps its heap small."""
+"""Checkerboard, which sees addresses, makes the heap large under every placement policy."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ SETTINGS = {"name": "checkerboard", "budget": 1 << 15, "unit": 64, "rounds": 5, 
 
 
 class Toy:
-    """Blocks placed by the simplest code: free intervals in a list, in units of bytes."""
+    """Reference allocator in simple code: a list of free intervals, in bytes."""
 
     def __init__(self, fit):
         self.fit, self.free, self.end = fit, [], 0

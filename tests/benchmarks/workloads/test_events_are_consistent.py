@@ -1,4 +1,4 @@
-"""Generated events could have happened, and do what each workload says."""
+"""Generated events are consistent, and match the description of each workload."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def small(name, **more):
 
 
 def live_objects(events):
-    """Number of live objects after each event."""
+    """Return the number of live objects after each event."""
     followed = Ledger().follow(events)
     return np.cumsum((followed.after >= 0).astype(int) - (followed.before >= 0))
 
@@ -50,7 +50,7 @@ def test_events_could_have_happened(name, operations):
         pass
     assert w.slots == w.events.slot.max() + 1
     assert (w.events.size[w.events.op == MALLOC] > 0).all()
-    # Only reallocs may meet an empty slot, and these never do.
+    # Only a realloc may name an empty slot, but these workloads have no such realloc.
     before = Ledger().follow(w.events).before
     assert (before[w.events.op == REALLOC] >= 0).all()
 

@@ -1,7 +1,7 @@
-"""The same events on every machine, from run to run, and with the JIT off.
+"""Events are the same on every machine, in every run, and with the JIT disabled.
 
-A hash that changes on purpose changes published numbers: raise benchmarks.run.results.MODEL with
-it. ``python tests/benchmarks/workloads/test_events_are_pinned.py`` prints the new table.
+A deliberate change of a hash changes published numbers: increase benchmarks.run.results.MODEL with
+it.  ``python tests/benchmarks/workloads/test_events_are_pinned.py`` prints the new table.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A fleet's profile comes back from its events, and a broken profile is named with its line."""
+"""A fleet's events reproduce its profile, and errors in a profile are reported with their line."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ LIVE, LARGEST = 64 << 20, 128 << 10
 
 
 def truth(profile):
-    """Mean size, share of small allocations, share of live bytes in large objects."""
+    """Return mean size, share of small allocations, share of live bytes in large objects."""
     size, rate, live = profile
     bytes_ = size * live
     return (
@@ -26,7 +26,7 @@ def truth(profile):
 
 
 def live_bytes(events):
-    """Bytes in all and in large objects after each event, (n,) each."""
+    """Return total bytes, and bytes in large objects, after each event, (n,) each."""
     followed = Ledger().follow(events)
     change = np.maximum(followed.after, 0) - np.maximum(followed.before, 0)
     large = np.maximum(followed.after, followed.before) > LARGE
@@ -34,12 +34,12 @@ def live_bytes(events):
 
 
 def births(events, first):
-    """Sizes of allocations from event ``first`` on."""
+    """Return the sizes of allocations from event ``first`` on."""
     return events.size[first:][events.op[first:] == MALLOC]
 
 
 def scaled_profile(path):
-    """Bytes, objects alive and lifetimes in seconds of what the workload plays."""
+    """Return bytes, live objects and lifetimes in seconds of the workload's scaled profile."""
     size, rate, live = fleet.scaled(fleet.read_profile(path), LIVE, LARGEST)
     return size, live, live / rate
 
@@ -67,8 +67,8 @@ def test_the_start_up_is_what_the_profile_brings(traces, number):
     mean, small, _ = truth(fleet.read_profile(path))
     assert births(events, 0).mean() == pytest.approx(mean, rel=0.02)
     assert (births(events, 0) <= SMALL).mean() == pytest.approx(small, rel=0.02)
-    # After t seconds live · (1 - exp(-t / lifetime)) objects of a size are alive, give or take the
-    # root of that: a profile's start may hang on fifteen large objects.
+    # After t seconds live · (1 - exp(-t / lifetime)) objects of a size are live, plus or minus the
+    # square root of that: fifteen large objects may determine a profile's startup.
     size, live, lifetime = scaled_profile(path)
     seconds = 0.95 * len(births(events, 0)) / (live / lifetime).sum()
     alive = live * -np.expm1(-seconds / lifetime)
@@ -79,7 +79,7 @@ def test_the_start_up_is_what_the_profile_brings(traces, number):
 
 
 def test_the_server_s_heap_is_the_profile_s(traces):
-    """Of the second profile; the others' heaps are larger."""
+    """Use the second profile, because the others' heaps are larger."""
     path = traces / "fleetbench" / "TCMALLOC_1.csv"
     settings = {"name": "fleet", "path": str(path), "live": 0, "operations": 1_500_000}
     events = workloads.load(settings).events
@@ -92,7 +92,7 @@ def test_the_server_s_heap_is_the_profile_s(traces):
 
 @pytest.fixture
 def profile(tmp_path):
-    """Two sizes: the first lives 2 s and the second 500 s."""
+    """Return a profile of two sizes with lifetimes of 2 s and 500 s."""
     file = tmp_path / "profile.csv"
     file.write_text("16, 1000, 2000\n256, 2, 1000\n")
     return str(file)
@@ -102,7 +102,7 @@ def test_deaths_are_memoryless_with_littles_lifetime(profile):
     settings = {"name": "fleet", "path": profile, "live": 0, "operations": 50_000}
     events = workloads.load(settings).events
     first = int(np.argmax(events.op == FREE))
-    # One birth takes 1/1002 s.  Ages at death of those born and dead well within the run:
+    # Births are 1/1002 s apart.  Ages at death of objects born and freed well within the run:
     clock = np.cumsum(events.op == MALLOC) / 1002
     birth, lives = {}, []
     for i in range(len(events.op)):
@@ -125,7 +125,7 @@ def test_both_reaches_the_steady_state_at_once(profile):
     live = np.cumsum(np.where(events.op == MALLOC, 1, -1))
     assert 0.97 * 3000 <= live[-15_000:].min() <= live[-15_000:].max() <= 1.03 * 3000
     longest = np.flatnonzero(np.diff(np.flatnonzero(events.op == FREE)) > 500)
-    assert len(longest) == 1  # the objects that only more time would have brought
+    assert len(longest) == 1  # the long-lived objects that the startup did not reach
 
 
 def test_larger_objects_come_in_pieces(tmp_path):
@@ -166,9 +166,9 @@ WRONG = [
     ("8, 1, -1\n", "line 1: live=-1: must be 0 or more"),
     ("8.5, 1, 1\n", "line 1: size=8.5: must be a whole number"),
     ("0, 1, 1\n", "line 1: size=0: must be a whole number"),
-    ("8, 0, 1\n", "line 1: rate=0: 1 objects are live that nothing allocates"),
-    ("", "nothing is allocated or nothing is live"),
-    ("8, 1, 0\n", "nothing is allocated or nothing is live"),
+    ("8, 0, 1\n", "line 1: rate=0: must be above 0, since live=1"),
+    ("", "all rates or all live counts are 0"),
+    ("8, 1, 0\n", "all rates or all live counts are 0"),
 ]
 
 
@@ -193,6 +193,6 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_the_operations_reach_beyond_what_is_live(profile):
     for phase, least in (("steady", 3001), ("both", 6002)):
         settings = {"name": "fleet", "path": profile, "live": 0, "phase": phase}
-        with pytest.raises(WorkloadError, match=f"must be at least {least}, 3000 objects"):
+        with pytest.raises(WorkloadError, match=f"must be at least {least} for 3000 live"):
             workloads.validate(settings | {"operations": least - 1})
         workloads.load(settings | {"operations": least})

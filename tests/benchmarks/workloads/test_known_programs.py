@@ -1,4 +1,4 @@
-"""Each known program does what its original is known for."""
+"""Each well-known workload shows the characteristics of its original."""
 
 import hashlib
 from itertools import pairwise
@@ -25,7 +25,7 @@ def events_of(name, **settings):
 
 
 def foreign_share(events):
-    """Share of the frees that another thread does than the one that allocated."""
+    """Return the share of frees by a thread other than the allocating one."""
     return Ledger().follow(events).foreign.sum() / np.count_nonzero(events.op == FREE)
 
 
@@ -87,7 +87,7 @@ def test_rptest_replaces_a_tenth_and_hands_batches_on():
     assert blocks.min() >= 16
     assert blocks.max() <= 8000
     assert blocks.mean() == pytest.approx(16 + 7984 / 6, rel=0.02)  # the linear falloff
-    # Every second loop's batch of 500, against 500 replaced in each loop:
+    # A batch of 500 in every second loop, compared with 500 replaced blocks in each loop:
     assert 0.3 < foreign_share(events) < 0.4
     assert foreign_share(events_of("rptest", operations=50_000, blocks=500, cross=0)) == 0
     assert events_of("rptest", operations=9000, blocks=900, falloff="even").size.max() > 7500
@@ -104,7 +104,7 @@ def test_xmalloc_frees_nothing_where_it_was_allocated():
     assert counts[0] / counts[1] == pytest.approx(4096, rel=0.05)
     small = events_of("xmalloc_test", operations=20_000, batch=10, limit=3)
     live = np.cumsum(np.where(small.op == MALLOC, 1, -1))
-    assert live.max() <= 11 * (3 + 2 * 4)  # the stack, and what threads have in hand
+    assert live.max() <= 11 * (3 + 2 * 4)  # batches on the stack, and those held by threads
 
 
 def test_sh6bench_frees_forwards_and_backwards():
@@ -113,10 +113,10 @@ def test_sh6bench_frees_forwards_and_backwards():
     assert op[:100].tolist() == [MALLOC] * 100
     births = np.full(100, -1)
     births[slot[:100]] = np.arange(100)
-    # The first fifth stays; the rest goes in reverse order.
+    # The first fifth is kept; the rest is freed in reverse order.
     assert op[100:180].tolist() == [FREE] * 80
     assert births[slot[100:180]].tolist() == list(range(99, 19, -1))
-    # Next time the second fifth stays: the first goes in order, then the rest in reverse.
+    # Then the second fifth is kept: the first is freed in order, then the rest in reverse.
     second = slot[260:340]
     assert op[180:260].tolist() == [MALLOC] * 80
     assert op[260:340].tolist() == [FREE] * 80
@@ -214,7 +214,7 @@ def test_robson_compiled_and_plain_agree_on_pinned_events():
         last = 0
         if g.op == MALLOC:
             if previous == FREE:
-                # No hole takes the new size: that is the whole point.
+                # No hole fits the new size: this is the purpose of the program.
                 ends = sorted((a, a + size) for a, size in blocks.values())
                 holes = [b - a for (_, a), (b, _) in pairwise(ends)]
                 assert max(holes) < g.request + 8

@@ -1,4 +1,4 @@
-"""A wrong setting is answered at once, with its name and what is allowed."""
+"""A wrong setting is refused at once, with its name and the permitted values."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ WRONG = [
     ({"name": "rptest", "low": 9000}, "low=9000 is above high=8000"),
     ({"name": "rptest", "blocks": 90}, "turn=100: must be at most 20, half of a loop"),
     ({"name": "rptest", "falloff": "steep"}, "falloff=steep: choose one of even, linear"),
-    ({"name": "sh6bench", "blocks": 19}, "blocks=19: must be at least 20, 5 a thread"),
+    ({"name": "sh6bench", "blocks": 19}, "blocks=19: must be at least 20, 5 per thread"),
     ({"name": "alloc_test", "largest": 1000}, "largest=1000: must be a power of two"),
     ({"name": "alloc_test", "places": 2, "threads": 2}, "places=2: must be at least 4"),
     ({"name": "alloc_test", "operations": 9}, "operations=9: must be at least 131072"),
@@ -97,7 +97,7 @@ WRONG = [
     ({"name": "trace", "path": ""}, "path=: expected the path of a file"),
     ({"name": "trace", "path": "nowhere.txt"}, "nowhere.txt: No such file or directory"),
     ({"name": "trace", "path": __file__, "strict": "maybe"}, "strict=maybe: choose one of"),
-    ({"name": "trace", "path": __file__}, "no trace format that is known here"),
+    ({"name": "trace", "path": __file__}, "unknown trace format (known: "),
 ]
 
 

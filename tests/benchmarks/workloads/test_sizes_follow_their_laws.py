@@ -1,4 +1,4 @@
-"""Integer tables against the true distributions, and the random numbers against their source."""
+"""Compare integer tables with the true distributions, and random numbers with their source."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_below_and_permutation():
 
 
 def table_mean(distribution):
-    """Exact mean of what the tables describe, bytes."""
+    """Return the exact mean of the distribution in the tables, bytes."""
     mean = 0
     for table in reversed(_tables(distribution)):
         cells = (table[:-1] + table[1:]) / 512
@@ -104,7 +104,7 @@ def test_shape(settings, cdf):
     drawn = np.sort(sizes(**settings).default.draw(Random(3), n))
     for share in (0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 0.9999):
         x = drawn[int(share * n)]
-        # Half a byte of rounding, then the noise of n draws.
+        # Tolerance: half a byte of rounding, plus the sampling error of n draws.
         noise = 4 * math.sqrt(share * (1 - share) / n)
         assert cdf(x - 1) - noise <= share <= cdf(x + 1) + noise, share
 

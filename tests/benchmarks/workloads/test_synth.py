@@ -1,4 +1,4 @@
-"""Synth makes another trace of a trace: what it keeps, what grows, what the null model loses."""
+"""Synth generates a trace from a trace: properties that it preserves, scales or destroys."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ MEASURES = ("peak_heap", "mean_heap", "peak_rss", "mean_rss", "faults")
 
 @pytest.fixture
 def trace(tmp_path):
-    """A program of 6000 requests in three parts: small ones, a few large ones, and a drain."""
+    """Return a program of 6000 requests: small objects, then a few large ones, then a drain."""
     rng = np.random.default_rng(1)
     rows, live, spare = [], [], list(range(5000))[::-1]
     for i in range(6000):
@@ -53,7 +53,7 @@ def load(path, **settings):
 
 
 def live(events):
-    """Bytes and objects after each event."""
+    """Return live bytes and objects after each event."""
     f = Ledger().follow(events)
     there = (f.after >= 0).astype(int) - (f.before >= 0)
     return np.cumsum(np.maximum(f.after, 0) - np.maximum(f.before, 0)), np.cumsum(there)
@@ -61,9 +61,9 @@ def live(events):
 
 @pytest.fixture
 def simple(tmp_path):
-    """20,000 objects of 16 · (1 + lifetime) bytes, the lifetime in births, up to 30.
+    """Return a program of 20,000 objects of 16 · (1 + lifetime) bytes, lifetimes up to 30 births.
 
-    Beside them 400 objects that stay, of which all are born in the first half.
+    It also has 400 objects that are never freed, all born in the first half.
     """
     rng = np.random.default_rng(2)
     n = 20_000
@@ -81,7 +81,7 @@ def simple(tmp_path):
 
 
 def true_lifetimes(events, times):
-    """Share of the freed objects that lived as long as their size says, births times ``times``."""
+    """Return the share of freed objects whose lifetime matches their size, scaled by ``times``."""
     t = synth.lives(events)
     owner = t.object[t.dies]
     age = (t.clock - t.object)[t.dies] / times
@@ -105,11 +105,11 @@ def test_events_could_have_happened(trace, settings):
     w = load(trace, **settings)
     for _ in parquet.verify("synth", iter([w.events])):
         pass
-    # A thread ends once, and does nothing more.
+    # A thread ends once, after its last event.
     ends = np.flatnonzero(w.events.op == THREAD_END)
     assert w.events.thread[ends].tolist() == [2]
     assert (w.events.thread[ends[0] + 1 :] != 2).all()
-    # What is reallocated is there: a realloc that came after the free would allocate anew.
+    # Every realloc finds its object: after the free it would be a new allocation.
     assert (Ledger().follow(w.events).before[w.events.op == REALLOC] >= 0).all()
     assert w.slots == w.events.slot.max() + 1
     assert load(trace, **settings).fingerprint == w.fingerprint
@@ -140,7 +140,7 @@ def test_every_event_comes_again(trace):
 def test_sizes_keep_their_lifetimes(simple, longer, larger):
     settings = {"longer": longer, "larger": larger, "block": 1}
     share, objects = true_lifetimes(load(simple, **settings).events, larger)
-    assert share > 0.9  # some die in the next phase, with the block that saw it
+    assert share > 0.9  # some die in the next phase, whose blocks are permuted
     assert objects == pytest.approx(longer * larger * 20_000, rel=0.05)
     null, _ = true_lifetimes(load(simple, **settings, shuffle=True).events, larger)
     assert null < 0.2
@@ -154,7 +154,7 @@ def test_longer_and_larger(simple, longer, larger):
     assert len(events.op) == pytest.approx(longer * larger * len(bytes_), rel=0.05)
     assert more.mean() == pytest.approx(larger * bytes_.mean(), rel=0.05)
     assert many.max() == pytest.approx(larger * counts.max(), rel=0.1)
-    # Phases keep their places: what stays is born in the first half.
+    # Phases keep their order: the objects that stay are born in the first half.
     for part in (0.25, 0.5, 0.75):
         expected = larger * counts[int(len(counts) * part)]
         assert many[int(len(many) * part)] == pytest.approx(expected, rel=0.15)
@@ -162,7 +162,7 @@ def test_longer_and_larger(simple, longer, larger):
 
 @pytest.mark.parametrize("name", ["jq", "python", "pythreads", "gdb"])
 def test_longer_is_as_long_as_it_says(name):
-    """Up to half of what these programs allocate outlives its phase."""
+    """In these programs, up to half of the objects outlive their phase."""
     path = f"shipped:{name}"
     original = workloads.load({"name": "trace", "path": path}).events
     events = load(path, longer=3).events
@@ -174,20 +174,20 @@ def test_longer_is_as_long_as_it_says(name):
 
 
 def test_phases_follow_live_bytes(monkeypatch):
-    """Live moves by 50 % twice; each time the next birth begins a phase."""
+    """Live bytes change by 50 % twice; each time the next birth starts a phase."""
     monkeypatch.setattr(synth, "PHASES", 1)
     op = [MALLOC] * 4 + [MALLOC, MALLOC, FREE, MALLOC, MALLOC]
     slot = [0, 1, 2, 3, 4, 5, 4, 6, 7]
     size = [10, 1, 1, 1, 50, 1, 0, 1, 1]
     trace = synth.lives(make_events(op, slot, size))
-    # The first birth leaves the empty heap behind at once (10 of 65 bytes).
+    # The first birth itself exceeds the swing (10 of 65 bytes), so the next starts a phase.
     assert trace.phase.tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_a_trace_without_objects(tmp_path):
     path = tmp_path / "t.parquet"
     parquet.write(path, make_events([FREE, THREAD_END], [-1, -1], [0, 0]), {})
-    with pytest.raises(WorkloadError, match=r"t.parquet: allocates nothing$"):
+    with pytest.raises(WorkloadError, match=r"t.parquet: the trace has no allocations$"):
         load(path)
 
 
@@ -213,7 +213,7 @@ def test_bad_settings(trace, settings, complaint):
 
 @pytest.fixture(scope="module")
 def models():
-    """The shipped traces, what is made of them, and the null model of each."""
+    """Return the shipped traces, the synthetic ones made from them, and their null models."""
     kinds = {"trace": {}, "synth": {}, "null": {"name": "synth", "shuffle": True}}
     return {
         (trace, kind): workloads.load({"name": kind, "path": f"shipped:{trace}"} | more)
@@ -223,7 +223,7 @@ def models():
 
 
 def measured(plugin, w):
-    """MEASURES of one replay."""
+    """Return the MEASURES of one replay."""
     simulation = Simulation(plugin, w, KernelConfig(), OBSERVED)
     simulation.replay()
     metrics = simulation.metrics(dict.fromkeys(COSTS, 1.0))
@@ -232,15 +232,15 @@ def measured(plugin, w):
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_allocators_take_it_for_the_trace(models, allocator):
-    """Heap, RSS and faults are within 10 % of the trace's; with shuffled lifetimes they are not."""
+    """Heap, RSS and faults are within 10 % of the trace's, but not with shuffled lifetimes."""
     plugin = registry.load(allocator)
     for name in TRACES:
         original, true, null = (
             measured(plugin, models[name, kind]) for kind in ("trace", "synth", "null")
         )
-        told = (name, MEASURES, true / original, null / original)
-        assert np.abs(true / original - 1).max() < 0.1, told
-        assert np.abs(null / original - 1).max() > 0.2, told
+        ratios = (name, MEASURES, true / original, null / original)
+        assert np.abs(true / original - 1).max() < 0.1, ratios
+        assert np.abs(null / original - 1).max() > 0.2, ratios
 
 
 def test_label(trace):

@@ -1,7 +1,7 @@
-"""What theory says of placement policies holds for ours.
+"""Theoretical results on placement policies hold for the allocators of this project.
 
-Sources and formulas: benchmarks.workloads.ffworst, robson and checkerboard; of the buddy system and
-of first fit's own worst case: Knuth, TAOCP 1, section 2.5, exercises 42 and 43.
+Sources and formulas: benchmarks.workloads.ffworst, robson and checkerboard; for the buddy system
+and the worst case of first fit: Knuth, TAOCP 1, section 2.5, exercises 42 and 43.
 """
 
 import math
@@ -26,16 +26,16 @@ DOUBLINGS = 7
 
 
 def simulate(allocator, workload, **settings):
-    """An allocator of the given settings, ready to replay the workload."""
+    """Return a Simulation of an allocator with the given settings and the workload."""
     plugin = registry.load(allocator, settings)
     return Simulation(plugin, workloads.load(workload), KernelConfig(), OBSERVED)
 
 
 def ratios(simulation):
-    """Largest heap over largest live after each round of ffworst."""
+    """Return the largest heap over the largest live bytes after each round of ffworst."""
     op = simulation.workload.events.op
     last = np.flatnonzero((op[:-1] == MALLOC) & (op[1:] != MALLOC)).tolist()
-    # The last round's block is the last allocation, whether or not a free follows.
+    # The last block of the last round is the last allocation, even if no free follows it.
     ends = [*last, int(np.flatnonzero(op == MALLOC)[-1])][:ROUNDS]
     found = []
     for end in ends:
@@ -59,9 +59,9 @@ def test_what_gives_large_blocks_back_stays_flat():
     found = ratios(simulate("first_fit", FFWORST))
     threshold = 128 << 10
     below = sum(SMALLEST << i <= threshold for i in range(ROUNDS))
-    for k, ratio in enumerate(found[:below], 1):  # first fit reuses nothing either, up to there
+    for k, ratio in enumerate(found[:below], 1):  # below the threshold, nothing is reused
         assert ratio == pytest.approx(without_reuse(k), rel=0.05), k
-    # From there on the heap is what it was, and the mapped blocks that live.
+    # Above the threshold the heap stays constant, plus the live mmapped blocks.
     for k, ratio in enumerate(found[below:], below + 1):
         mapped = 2 - 2 ** (1 - (k - below))
         assert ratio == pytest.approx((below + mapped) / (2 - 2 ** (1 - k)), rel=0.03), k
@@ -75,7 +75,7 @@ def test_the_largest_live_is_the_formulas():
     for k in (1, 2, 5, ROUNDS):
         events = workloads.load(FFWORST | {"rounds": k}).events
         sizes = dict(zip(events.slot.tolist(), events.size.tolist(), strict=True))
-        assert len(sizes) == np.count_nonzero(events.op == MALLOC)  # a slot a block
+        assert len(sizes) == np.count_nonzero(events.op == MALLOC)  # one slot per block
         size_of = np.zeros(len(sizes), "i8")
         births = events.op == MALLOC
         size_of[events.slot[births]] = events.size[births]
@@ -85,7 +85,7 @@ def test_the_largest_live_is_the_formulas():
 
 @jit
 def measure_blocks(k, a, objects, usable):
-    """Usable bytes of every live object."""
+    """Return the usable bytes of every live object."""
     for i in range(objects.shape[0]):
         if objects[i, 0] > 0:
             usable[i] = usable_size(k, a, objects[i, 0])
@@ -103,15 +103,15 @@ def test_buddy_rounds_log_smooth_sizes_by_four_to_three_up_to_three_to_two(high)
     measure(simulation.k, simulation.a, simulation.objects, usable)
     block = usable + 16
     assert (block & (block - 1) == 0).all()
-    # Block over request: 1/ln 2 on average, 2 ln 2 in sum.
+    # Ratio of block to request: mean 1/ln 2, ratio of the sums 2 ln 2.
     assert (block / asked).mean() == pytest.approx(1 / math.log(2), rel=0.02)
     assert block.sum() / asked.sum() == pytest.approx(2 * math.log(2), rel=0.02)
-    # Nothing was freed: the heap is the blocks, and less than a chunk.
+    # Nothing was freed: the heap is the sum of the blocks plus less than a chunk.
     assert 1.33 <= int(simulation.r.peak_heap) / int(simulation.r.peak_live) <= 1.50
 
 
 def adversary(name, **settings):
-    """Heap of address-ordered first fit over the budget M of an adversary's blocks."""
+    """Return the heap of address-ordered first fit over the budget M of an adversary."""
     common = {"name": name, "budget": BUDGET, "unit": UNIT, "overhead": OVERHEAD}
     simulation = simulate("first_fit", common | settings, **PURE)
     simulation.replay()
@@ -124,12 +124,12 @@ def adversary(name, **settings):
 
 
 def any_policy(doublings):
-    """What some program extorts from every policy, over M (Robson 1971): ½ log2 n + 1 - n / M."""
+    """Return the lower bound for every policy, over M (Robson 1971): ½ log2 n + 1 - n / M."""
     return doublings / 2 + 1 - (UNIT << doublings) / BUDGET
 
 
 def first_fit_at_most(doublings):
-    """What address-ordered first fit never exceeds, over M: H_n / ln 2, about log2 n + 0.83."""
+    """Return the bound of address-ordered first fit, over M: H_n / ln 2, about log2 n + 0.83."""
     return sum(1 / i for i in range(1, (1 << doublings) + 1)) / math.log(2)
 
 
