@@ -68,9 +68,11 @@ def observe(directory: Path, progress: Progress) -> None:
     command = [sys.executable, "-m", "benchmarks.run.observe", str(directory)]
     with TemporaryFile() as errors, _child(command, errors) as process:
         for line in process.stdout:
-            match = _PROGRESS.match(line.decode())
-            if match:
+            text = line.decode(errors="replace")
+            if match := _PROGRESS.match(text):
                 progress(float(match[1]), match[2])
+            else:  # printed by the plugin
+                print(text, end="", flush=True)
         code = process.wait()
         errors.seek(0)
         complaint = errors.read().decode(errors="replace").strip()

@@ -1,5 +1,6 @@
 """``debug=true``: a session in one process, from a broken heap to the line that did it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,12 @@ def test_what_cannot_be_debugged(bench, arguments, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_plugin_prints_in_a_normal_run_reaches_the_terminal(bench, tmp_path):
+    path = tmp_path / "mine.py"
+    late = '    if k.task.now == 700:\n        print("take", size, "at event", k.task.now)\n'
+    path.write_text(BUDDY.replace(TAKE, late + TAKE))
+    done = bench("allocator=buddy", f"allocator.name={path}", *SMALL)
+    assert done.returncode == 0
+    assert re.search(r"^take \d+ at event 700$", done.stdout, re.M)
