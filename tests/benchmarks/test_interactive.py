@@ -293,7 +293,7 @@ def test_progress_is_shown_where_asked_for(capsys, monkeypatch):
     said = []
     monkeypatch.setattr(interactive, "shown_progress", lambda title: Shown(said))
     simulate("bump", overrides=SMALL, progress=True)
-    assert [what for _, what in said][:2] == ["preparing the workload", "compiling"]
+    assert [what for _, what in said][:2] == ["preparing the workload", "preparing bump"]
     assert all(0 <= fraction <= 1 for fraction, _ in said)
 
 

@@ -89,6 +89,7 @@ def test_each_yaml_lists_every_setting(name, monkeypatch, glibc):
         config = OmegaConf.to_container(compose("config", [f"allocator=native/{name}"]))
     settings = config["allocator"]
     assert settings.pop("name") == f"native/{name}"
+    assert settings.pop("check_every") == 0
     here = str(glibc.path)
     if name != "glibc":
         settings["path"] = here

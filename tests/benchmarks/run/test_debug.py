@@ -37,7 +37,7 @@ def test_the_event_that_broke_the_heap_is_found(debug, tmp_path):
     path = tmp_path / "mine.py"
     first = next(s for s in done.stderr.splitlines() if s.startswith("bench.py: "))
     assert f"{path}:{line_in(path, 'def free') - 1}: event " in first
-    assert first.endswith("a free-list entry is not tagged free with the order of its list")
+    assert first.endswith("a block on a free list is not tagged free with the order of that list")
     ran = [line.partition("  #")[0].strip() for line in done.stderr.splitlines()]
     assert f"{line_in(path, bug)} {bug}" in ran
     assert " before the event" in done.stderr
@@ -100,8 +100,8 @@ def test_what_cannot_be_debugged(bench, arguments, message):
 
 def test_what_a_plugin_prints_in_a_normal_run_reaches_the_terminal(bench, tmp_path):
     path = tmp_path / "mine.py"
-    late = '    if k.task.now == 700:\n        print("take", size, "at event", k.task.now)\n'
+    late = '    if 700 < k.task.now < 720:\n        print("take", size, "at event", k.task.now)\n'
     path.write_text(BUDDY.replace(TAKE, late + TAKE))
     done = bench("allocator=buddy", f"allocator.name={path}", *SMALL)
     assert done.returncode == 0
-    assert re.search(r"^take \d+ at event 700$", done.stdout, re.M)
+    assert re.search(r"^take \d+ at event 7\d\d$", done.stdout, re.M)
