@@ -135,20 +135,14 @@ def test_the_file_names_the_machine_and_the_unmeasured_prices():
 
 
 def test_hydra_reads_the_file(tmp_path):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from benchmarks.run.compose import compose
     from benchmarks.run.job import check_job
 
     folder = tmp_path / "kernel" / "cost"
     folder.mkdir(parents=True)
     made = make_prices([found()], REFERENCE, 64)
     write_table(folder / "elsewhere.yaml", table_text(made, MACHINE))
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        composed = compose(
-            "config", ["kernel/cost=elsewhere", f"hydra.searchpath=[file://{tmp_path}]"]
-        )
-    job = check_job(OmegaConf.to_container(composed, resolve=True))
+    job = check_job(compose(["kernel/cost=elsewhere", f"hydra.searchpath=[file://{tmp_path}]"]))
     assert job.cost["brk"] == pytest.approx(found()["brk"])
 
 
