@@ -230,17 +230,10 @@ def test_a_pass_that_is_left_stops_its_decoder():
 
 def job(directory, trace, how):
     """Write the configuration of a run to ``directory``, where observe and worker read it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from benchmarks.run.compose import compose
 
-    from tests.conftest import ROOT
-
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        overrides = ["allocator=first_fit", "workload=trace", f"workload.path={trace}"]
-        config = compose("config", [*overrides, f"workload.stream={how}"])
-    OmegaConf.resolve(config)
-    content = OmegaConf.to_container(config)
-    content.pop("hydra", None)
+    overrides = ["allocator=first_fit", "workload=trace", f"workload.path={trace}"]
+    content = compose([*overrides, f"workload.stream={how}"])
     directory.mkdir()
     (directory / "config.yaml").write_text(yaml.safe_dump(content))
     return directory
