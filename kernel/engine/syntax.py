@@ -135,7 +135,7 @@ def _passes(statement: ast.stmt, scope: dict[str, Any]) -> bool:
         case ast.If(body=body, orelse=orelse):
             return _completes(body, scope) or _completes(orelse, scope)
         case ast.While(test=ast.Constant(value=True) | ast.Constant(value=1), body=body):
-            return any(isinstance(n, ast.Break) for child in body for n in ast.walk(child))
+            return any(_breaks(child) for child in body)
         case ast.Match(cases=cases):
             wildcard = any(isinstance(c.pattern, ast.MatchAs) and not c.guard for c in cases)
             return not wildcard or any(_completes(c.body, scope) for c in cases)
@@ -144,6 +144,13 @@ def _passes(statement: ast.stmt, scope: dict[str, Any]) -> bool:
             node = _node(callee) if isinstance(callee, FunctionType) else None
             return node is None or _returning(node, callee)
     return True
+
+
+def _breaks(node: ast.AST) -> bool:
+    """Return True if a break below ``node`` ends the loop around it, not one inside."""
+    if isinstance(node, (ast.For, ast.While)):
+        return any(_breaks(child) for child in node.orelse)
+    return isinstance(node, ast.Break) or any(map(_breaks, ast.iter_child_nodes(node)))
 
 
 def _returning(node: ast.FunctionDef, function: Callable) -> bool:

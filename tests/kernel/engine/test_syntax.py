@@ -101,6 +101,10 @@ def aborts_at_the_end(k, n):
 @jit
 def loops_for_ever(k, n):
     while True:
+        while n < 9:
+            if n == 5:
+                break
+            n += 1
         if n:
             return 1
         n += 1
