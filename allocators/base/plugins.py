@@ -102,16 +102,17 @@ class Plugins:
 
 def located(error: BaseException, path: Path | str) -> str:
     """Return 'FILE:LINE: ERROR: message', one line; LINE is the last one of ``path`` to raise."""
-    text = f"{path}{_last_line(error, path)}: {type(error).__name__}: {error}"
-    return text.replace("\n", " ")
+    line = last_line(error, path)
+    place = f"{path}:{line}" if line else path
+    return f"{place}: {type(error).__name__}: {error}".replace("\n", " ")
 
 
-def _last_line(error: BaseException, path: Path | str) -> str:
-    """Return ':LINE' of the deepest frame of ``error`` in ``path``, or nothing."""
-    line = getattr(error, "lineno", None)
+def last_line(error: BaseException, path: Path | str) -> int:
+    """Return the line of the deepest frame of ``error`` in ``path``, or 0."""
+    line = getattr(error, "lineno", None)  # of a SyntaxError
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
-    return f":{line}" if line else ""
+    return line or 0

@@ -1,5 +1,7 @@
 """The heap of a simulation as the allocator itself lists it."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from allocators.base.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED, walk
@@ -50,25 +52,34 @@ def run_walk(k, a, rows):
     return walk(k, a, rows)
 
 
-def pieces(simulation: Simulation) -> np.ndarray:
-    """Return (address, bytes, kind) of every piece, (pieces, 3) int64, sorted by address.
+def walker(simulation: Simulation) -> Callable:
+    """Return the plugin's walk for ``simulation``, uncounted and without faults.
 
-    The first call for an allocator compiles.  The simulation stays as it was.  Raises
-    AllocatorFailure when the plugin has no walk, or it fails.
+    Raises AllocatorFailure when the plugin has none, or it cannot be compiled.
     """
     plugin = simulation.plugin
     if not hasattr(plugin.module, "walk"):
-        raise AllocatorFailure(f"{plugin.name} defines no walk, so that nobody can list its heap")
+        raise AllocatorFailure(f"{plugin.name} defines no walk, so its heap cannot be listed")
+    bindings = simulation.loop_bindings() | {"load": look, "load_half": look_half}
+    try:
+        return simulation.specialise(run_walk, bindings)
+    except WalkError as error:
+        raise AllocatorFailure(str(error)) from None
+
+
+def pieces(simulation: Simulation, list_pieces: Callable | None = None) -> np.ndarray:
+    """Return (address, bytes, kind) of every piece, (pieces, 3) int64, sorted by address.
+
+    ``list_pieces``: a :func:`walker` of the simulation; without it one is made, which compiles the
+    first time.  The simulation stays as it was.  Raises AllocatorFailure when the walk fails.
+    """
+    list_pieces = list_pieces or walker(simulation)
     rows = np.zeros((4096, 3), "i8")
     try:
-        bindings = simulation.loop_bindings() | {"load": look, "load_half": look_half}
-        list_pieces = simulation.specialise(run_walk, bindings)
         while (count := list_pieces(simulation.k, simulation.a, rows)) > len(rows):
             rows = np.zeros((count, 3), "i8")
     except SimulatedSignal:
         raise AllocatorFailure(f"walk: {simulation.reason()}") from None
-    except WalkError as error:
-        raise AllocatorFailure(str(error)) from None
     except Exception as error:
         raise AllocatorFailure(f"walk: the plugin raised {explain(error)}") from error
     rows = rows[:count]

@@ -4,7 +4,6 @@ With OBSERVED switches it counts everything and answers :meth:`Simulation.metric
 all instruments are compiled away and nothing is touched, so that its time is the allocator's own.
 """
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from time import perf_counter
@@ -14,6 +13,7 @@ import numpy as np
 
 from allocators.base.contract import MAX_THREADS
 from allocators.base.operation import FUNCTIONS
+from allocators.base.plugins import last_line
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events
 from benchmarks.events.touch import TOUCH_NAMES, TOUCH_NOTHING
@@ -61,12 +61,6 @@ def explain(error: Exception) -> str:
     place = next((line.rstrip(":") for line in lines if line.startswith("File ")), "no place known")
     reason = next((line for line in lines if not line.startswith("Failed in")), kind)
     return f"{reason} ({place})"
-
-
-def line_in(error: BaseException, file: str | None) -> int:
-    """Return the last line of ``file`` in the traceback of ``error``, or 0."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno or 0 for f in reversed(frames) if f.filename == file), 0)
 
 
 def _check_threads(events: Events, begin: int) -> None:
@@ -298,7 +292,7 @@ class Simulation:
         name = self.function()
         event = f"event {int(self.k.task.now)}, {name}()" if self._running else "init()"
         file = getattr(self.plugin.module, "__file__", None)
-        line = line_in(error, file) if error else 0
+        line = last_line(error, file) if error else 0
         function = getattr(self.plugin.module, name, None)
         if not line and function is not None:
             file, line = function.__code__.co_filename, function.__code__.co_firstlineno

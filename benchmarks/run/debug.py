@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.contract import BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
+from allocators.base.contract import BLOCK_USED
 from benchmarks.events.events import OP_NAMES, column, rows
+from benchmarks.replay.heap import KINDS, pieces, walker
 from benchmarks.replay.loop import verify_heap
 from benchmarks.replay.simulation import OBSERVED, AllocatorFailure, Simulation
 from benchmarks.run import results
@@ -33,7 +34,6 @@ EVERY = 1000
 _LINES, _ENTRIES, _NEIGHBOURS = 60, 8, 4
 #: Seconds between two lines of progress.
 _PAUSE = 5.0
-_KINDS = {BLOCK_USED: "used", BLOCK_FREE: "free", BLOCK_HEADER: "header"}
 
 
 def _say(text: str = "") -> None:
@@ -92,7 +92,7 @@ class _Debugged(Simulation):
         switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
         super().__init__(job.plugin, job.load_workload(), job.kernel, switches)
         self._check = self.specialise(verify_heap)
-        self._walk = self.specialise(self._bindings["walk"])
+        self.walk = walker(self) if hasattr(self.plugin.module, "walk") else None
 
     def start(self) -> None:
         """Begin anew, with a state whose arrays have bounds on both sides."""
@@ -146,24 +146,13 @@ class _Debugged(Simulation):
         except SimulatedSignal:
             raise AllocatorFailure(self.reason()) from None
         self.check_overlap()
-        blocks = self.listed()
-        if len(blocks):
+        if self.walk is not None:
+            blocks = pieces(self, self.walk)
             used = blocks[blocks[:, 2] == BLOCK_USED, 0]
             live = self.objects[self.objects[:, 0] > 0, 0]
             if missing := sorted(set(live.tolist()) - set(used.tolist())):
                 raise AllocatorFailure("walk() does not list this live block as used", missing[0])
-        self.blocks = blocks
-
-    def listed(self) -> np.ndarray:
-        """Return the rows of the plugin's walk, (n, 3) int64, by address."""
-        found = np.zeros((1024, 3), "i8")
-        mm = self.k.mm
-        counted = mm.loads, mm.stores
-        while (n := self._walk(self.k, self.a, found)) > len(found):
-            found = np.zeros((n, 3), "i8")
-        mm.loads, mm.stores = counted
-        found = found[:n]
-        return found[np.argsort(found[:, 0], kind="stable")]
+            self.blocks = blocks
 
     def state(self) -> dict[str, Any]:
         """Return a copy of the plugin's static variables."""
@@ -235,11 +224,12 @@ def _report(simulation: _Debugged, address: int) -> None:
 
 def _show_blocks(simulation: _Debugged, address: int) -> None:
     """Show the blocks around ``address``, before the event and, where walk still can, after it."""
-    try:
-        after = simulation.listed()
-    except (SimulatedSignal, ArithmeticError, LookupError, ValueError) as error:
-        after = None
-        _say(f"\nwalk() cannot list the heap any more: {type(error).__name__}")
+    after = None
+    if simulation.walk is not None:
+        try:
+            after = pieces(simulation, simulation.walk)
+        except AllocatorFailure as failure:
+            _say(f"\nthe heap cannot be listed any more: {failure}")
     for when, blocks in (("before", simulation.blocks), ("after", after)):
         if blocks is None or not len(blocks):
             continue
@@ -248,7 +238,7 @@ def _show_blocks(simulation: _Debugged, address: int) -> None:
         _say(f"\nthe heap around {address:#x}, {when} the event")
         for i, (start, size, kind) in enumerate(blocks[first : place + _NEIGHBOURS + 1], first):
             mark = "->" if i == place else "  "
-            _say(f"  {mark} {int(start):#x} {int(size):10,} bytes  {_KINDS.get(int(kind), kind)}")
+            _say(f"  {mark} {int(start):#x} {int(size):10,} bytes  {KINDS.get(int(kind), kind)}")
 
 
 def debug(job: Job) -> str:

@@ -57,7 +57,8 @@ def test_a_file_that_does_not_import_names_the_line(files, old, new, line, kind)
 def test_an_error_without_a_line_names_the_file(files):
     text = "raise SystemError('no memory')\n".replace("raise", "import numpy as np\nraise")
     assert "broken.py:2: SystemError: no memory" in refused(files.write("broken", text))
-    assert plugins._last_line(ValueError(), files.folder) == ""
+    assert plugins.last_line(ValueError(), files.folder) == 0
+    assert plugins.located(ValueError("x"), files.folder) == f"{files.folder}: ValueError: x"
 
 
 def test_a_repaired_file_is_loaded_anew(files):
