@@ -70,7 +70,7 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
 
 
 def _already_done(directory: Path, config: dict[str, Any]) -> bool:
-    """Whether an earlier start of this sweep has finished this run."""
+    """Return True if an earlier start of this sweep has finished this run."""
     import yaml
 
     from benchmarks.run import results

@@ -175,7 +175,7 @@ def of_one_run(
     status: str,
     conditions: dict[str, Any],
 ) -> Results:
-    """What the figure of memory draws, of one run that is not stored; without its metrics.
+    """Build the data of the memory figure from one run that is not stored, without its metrics.
 
     ``timeline``: columns TIMELINE, bytes.  ``conditions``: page_size (bytes) and touch.
     """

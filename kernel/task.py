@@ -1,4 +1,4 @@
-"""How a simulated process dies: the signal is written down, then compiled code is left.
+"""End a simulated process: record the signal, then raise an exception to leave compiled code.
 
 Under ``_nrt=False`` an exception may carry only constants, so the reason goes to ``k.task`` and
 the exception is bare; :func:`reason` makes the message afterwards.

@@ -1,4 +1,4 @@
-"""What an allocator is: module-level ``@jit`` functions on a kernel ``k`` and a state ``a``.
+"""Contract of an allocator: module-level ``@jit`` functions of a kernel ``k`` and a state ``a``.
 
 A plugin file gives
 
@@ -71,7 +71,7 @@ REQUIRED = ("init", "malloc", "free", "usable_size")
 
 @dataclass(frozen=True)
 class Promises:
-    """What a design detects and gives back; allocators.verify holds it to this.
+    """Misuse that a design detects, and memory that it returns; allocators.verify tests both.
 
     ``retains`` is the largest number of bytes still mapped after the last object was freed (and
     after ``trim``); None where the design never gives memory back.  ``settles`` is False where the

@@ -52,12 +52,12 @@ class Plugin:
         return {name: declared[name].spell(value) for name, value in self.values.items()}
 
     def bindings(self) -> dict[str, Any]:
-        """What build() binds: the contract's functions and the settings' constants."""
+        """Return the bindings for build(): the contract's functions and the settings' constants."""
         functions = {name: getattr(self.module, name, getattr(contract, name)) for name in CONTRACT}
         return functions | {name.upper(): value for name, value in self.values.items()}
 
     def inspect(self) -> None:
-        """Look for mistakes in the plugin's functions that no compiler needs to be asked about.
+        """Check the plugin's functions for mistakes that can be found without compiling.
 
         Raises PluginError, which names file and line.
         """
@@ -83,7 +83,7 @@ class Plugin:
         return record(self.module.STATE, bounded=bounded)
 
     def promises(self) -> Promises:
-        """What the design detects and gives back under these settings."""
+        """Return the misuse that the design detects and the memory that it retains."""
         function = getattr(self.module, "promises", None)
         return function(dict(self.values)) if function else Promises()
 

@@ -26,7 +26,7 @@ KINDS = {BLOCK_USED: "used", BLOCK_FREE: "free", BLOCK_HEADER: "header"}
 
 @jit
 def is_filled(k, addr):
-    """Whether ``addr`` has words, resident or swapped out; without, a mapped page reads as 0."""
+    """Return True if the page of ``addr`` has contents; a mapped page without reads as 0."""
     if k.pte[page_of(addr)] & (PTE_PRESENT | PTE_SWAP):
         return True
     if not covered(k, addr, addr + 1, VM_READ):

@@ -127,7 +127,7 @@ class Simulation:
         return source_hash(self.loop_function, guard=self._guard, **self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:
-        """What the replay loop is specialised for."""
+        """Return the bindings for which the replay loop is specialised."""
         if self.workload.program is not None:
             return self._bindings | {"next_event": self.workload.program.next_event}
         if self.workload.stream is not None:
@@ -187,7 +187,7 @@ class Simulation:
             raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
-        """What the loop gets, one call after the other: a source of events, begin and end."""
+        """Yield the arguments of successive calls of the loop: source of events, begin and end."""
         workload = self.workload
         if self._program is not None:
             yield self._program, 0, end
@@ -339,7 +339,7 @@ class Simulation:
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether a request was answered with NULL or the process was killed for memory."""
+        """True if a request returned NULL or the process was killed for lack of memory."""
         return bool(self.r.failed) or self.stopped_at >= 0
 
     def metrics(self, cost: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where a configuration comes from: conf/, what packages add to it, and the files that it names.
+"""Compose configurations from conf/ and installed packages, and resolve the files they name.
 
 On bench.py's command line Hydra composes by itself, and :func:`resolved` makes of it what a job is
 checked and repeated from; :func:`compose` does both where there is no command line.  Importing this

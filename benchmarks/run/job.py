@@ -1,4 +1,4 @@
-"""What a configuration asks for, checked before anything long begins.
+"""Check a configuration and build the job that it describes, before any long work.
 
 A configuration is the nested mapping that Hydra composed: allocator, workload, kernel, measure and
 seed.  Checking imports no compiler.
@@ -28,7 +28,7 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Timing:
-    """How a job is timed.
+    """Timing parameters of a job.
 
     ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
     untimed ones; a sample replays the workload until ``min_events`` events have been seen.  What

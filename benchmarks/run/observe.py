@@ -51,9 +51,9 @@ def observe(directory: Path) -> None:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run left: its files, entries of run.json, and why memory ran out, if it did.
+    """Result of a run: its files, entries of run.json, and the reason if memory ran out.
 
-    ``simulation``: of a run on the model, as it stands at the end; None of one on a library.
+    ``simulation``: the simulation at the end of the run; None for a real library.
     """
 
     metrics: dict[str, Any]
@@ -69,7 +69,7 @@ class Observed:
 
 
 def _failures(r: Any) -> str:
-    """How many requests of a replay (benchmarks.replay.loop.RUN) got nothing, in words."""
+    """Describe the failed requests of a replay (benchmarks.replay.loop.RUN); '' if none."""
     failed, first = int(r.failed), int(r.first_failure)
     return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
 

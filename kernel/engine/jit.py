@@ -391,7 +391,7 @@ def _describe(function: Callable, name: str, value: object, line: int) -> str:
 
 
 def _environment() -> list[str]:
-    """What else machine code depends on: versions, NUMBA_ flags, and how this package compiles."""
+    """Return what else machine code depends on: versions, NUMBA_ flags, the compiling modules."""
     flags = [
         f"{name}={os.environ[name]}"
         for name in sorted(os.environ)
@@ -470,5 +470,5 @@ def build_once(function: Callable, **bindings: Any) -> Callable:
 
 @cache
 def _built(plain: bool, function: Callable, **bindings: Any) -> Callable:
-    """What was compiled and what runs as plain Python stay apart."""
+    """Build once for each combination; compiled and plain builds are separate entries."""
     return build(function, **bindings)

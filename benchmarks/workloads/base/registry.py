@@ -51,7 +51,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is replayed: stored ``events``, a ``program``, or a ``stream`` of events.
+    """Input of a replay: stored ``events``, a ``program``, or a ``stream`` of events.
 
     ``slots``: size of the table of objects.  ``operations``: events of the allocator (of a
     program: at most).  ``fingerprint``: sha256 over all columns (of a program: over its source,
