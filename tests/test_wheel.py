@@ -27,7 +27,10 @@ pytestmark = pytest.mark.wheel
 BUMP = (ROOT / "allocators" / "bump.py").read_text()
 STACK = (ROOT / "benchmarks" / "workloads" / "stack.py").read_text()
 #: What is tracked and belongs to the checkout alone, besides tests/.
-NOT_INSTALLED = {".ci/run", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+NOT_INSTALLED = {
+    *(".ci/run", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
+}
 SMALL = ("measure=counters", "workload.operations=20000")
 CHURN = ("workload=churn", "workload.live=500", *SMALL)
 PYPROJECT = """
