@@ -20,12 +20,12 @@ from matplotlib.patches import Patch
 
 from analysis import style
 
-SCHEMA = 1
+SCHEMA = 2
 #: Legend labels of the parts of a bar, from the axis outwards: kinds of work and colour.
 PARTS = {
     "instructions": (("event", "access"), style.PALETTE[4]),
     "caches and TLB": (("l2", "l3", "memory", "tlb", "walk"), style.PALETTE[1]),
-    "branch mispredictions": (("wrong",), style.PALETTE[3]),
+    "branch mispredictions": (("mispredict",), style.PALETTE[3]),
     "copying": (("line",), style.PALETTE[6]),
     "kernel": (("entry", "kernel"), style.PALETTE[2]),
 }

@@ -118,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{options.output}: {error.strerror}", EXIT_FAILED)
     print_result(validation, options.output, as_json=options.json)
-    if validation.wrong:
-        return _fail(f"not a valid reference: {validation.wrong}", EXIT_SKIP)
+    if validation.unavailable:
+        return _fail(f"not a valid reference: {validation.unavailable}", EXIT_SKIP)
     return 0 if validation.exact else EXIT_FAILED
 
 

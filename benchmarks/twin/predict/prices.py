@@ -17,7 +17,7 @@ from benchmarks.twin.predict.steps import KINDS
 KERNEL = "kernel"
 PARTS = {
     "caches and TLB": ("l2", "l3", "memory", "tlb", "walk"),
-    "wrong guesses": ("wrong",),
+    "branch mispredictions": ("mispredict",),
     "copying": ("line",),
     KERNEL: ("entry",),
 }
@@ -102,4 +102,4 @@ def ablate(fitted: Sequence[Sample], predicted: Sequence[Sample]) -> dict[str, f
 
     found = {part: error(kinds, kernel=part != KERNEL) for part, kinds in PARTS.items()}
     every = [kind for kinds in PARTS.values() for kind in kinds]
-    return found | {"all of these": error(every, kernel=False)}
+    return found | {"all these parts": error(every, kernel=False)}

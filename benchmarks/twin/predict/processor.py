@@ -30,7 +30,7 @@ LINE_SHIFT = 6
 
 #: Indices of the counters in the state, and their names.
 L1, L2, L3, MEMORY, LINES, BRANCHES, WRONG = range(7)
-COUNTS = ("l1", "l2", "l3", "memory", "lines", "branches", "wrong")
+COUNTS = ("l1", "l2", "l3", "memory", "lines", "branches", "mispredict")
 _HISTORY, _RANDOM = 8, 9
 
 #: Sets and ways of the caches; bound by build.

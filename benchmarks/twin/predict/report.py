@@ -36,19 +36,13 @@ from kernel.linux.calibrate.measures import NEIGHBOURHOOD, measure_process
 from kernel.linux.calibrate.prices import make_prices, read_table
 
 #: Version of validation.json.
-SCHEMA = 1
+SCHEMA = 2
 #: Events of a piece.
 PIECE = 1 << 14
 #: Batches of each size in a process that measures the kernel's prices.
 ROUNDS = 31
 #: Target for the median error.
 TARGET = 0.15
-#: Printed names of parts and kinds, where they differ from those in validation.json.
-_PRINTED = {
-    "wrong guesses": "branch mispredictions",
-    "all of these": "all these parts",
-    "wrong": "mispredict",
-}
 #: Metrics in the table of memory, with the column heads.
 SHOWN = {
     "faults": "faults",
@@ -106,12 +100,12 @@ class Subject:
 class Validation:
     """Results of one run of the command.
 
-    ``wrong``: the reason why this machine's C library is not a valid reference, or ''.
+    ``unavailable``: the reason why this machine's C library is not a valid reference, or ''.
     """
 
     touch: str
     repeats: int
-    wrong: str
+    unavailable: str
     kernel: list[dict[str, float | str]] = field(default_factory=list)  # one per repetition
     fitted: list[Subject] = field(default_factory=list)
     traces: list[Subject] = field(default_factory=list)
@@ -187,7 +181,7 @@ class Validation:
         """Return the content of validation.json."""
         return {
             "schema": SCHEMA,
-            "reason": self.wrong,
+            "reason": self.unavailable,
             "versions": results.versions(),
             "machine": results.machine(),
             "touch": self.touch,
@@ -248,13 +242,12 @@ class Validation:
                 twin, real = trace.memory[name]
                 print(f"  {trace.name}: {name}: twin {_number(twin)}, real {_number(real)}")
         steps = ", ".join(
-            f"{_PRINTED.get(name, name)} {price:.2f}"
-            for name, price in zip(KINDS, self.prices, strict=True)
+            f"{name} {price:.2f}" for name, price in zip(KINDS, self.prices, strict=True)
         )
         print(f"prices of steps, ns, fitted on {len(self.fitted)} other programs: {steps}")
         print(
             "median error with one part left out and the rest fitted again: "
-            + ", ".join(f"{_PRINTED.get(p, p)} {error:.1%}" for p, error in self.ablation.items())
+            + ", ".join(f"{part} {error:.1%}" for part, error in self.ablation.items())
         )
         error = median_error(predictions)
         fitted = median_error(self.predictions(self.fitted))
@@ -295,8 +288,7 @@ def _pair(name: str, twin: float, real: float | None) -> str:
 def _time_table(traces: Sequence[Subject], predictions: Sequence[Prediction]) -> Any:
     from rich.table import Table
 
-    kinds = [_PRINTED.get(kind, kind) for kind in KINDS]
-    heads = ("measured", "repetitions", "predicted", "error", *kinds, "kernel")
+    heads = ("measured", "repetitions", "predicted", "error", *KINDS, "kernel")
     table = Table("time, ns per event", *heads, box=None)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -42,10 +42,10 @@ _EVENT_SIZE, _ANSWER_SIZE, _OBJECT_SIZE = EVENT.itemsize, ANSWER.itemsize, OBJEC
 
 #: Kinds of steps that have a price: an event of the loop; a load or store by the allocator; its
 #: extra time for a hit in L2, in L3 or in memory, for a miss in the first-level TLB, and for a page
-#: walk; a line copied or cleared; a branch misprediction ("wrong"); an entry into the kernel (a
-#: fault or a system call), beyond the price of the kernel's work: it leaves caches and branch
+#: walk; a line copied or cleared; a branch misprediction ("mispredict"); an entry into the kernel
+#: (a fault or a system call), beyond the price of the kernel's work: it leaves caches and branch
 #: predictor cold.
-KINDS = ("event", "access", "l2", "l3", "memory", "tlb", "walk", "line", "wrong", "entry")
+KINDS = ("event", "access", "l2", "l3", "memory", "tlb", "walk", "line", "mispredict", "entry")
 
 
 @jit
@@ -126,7 +126,7 @@ class _Watched(Simulation):
                 *(count[name] for name in ("l2", "l3", "memory")),
                 self.k.tlb_level[L1_BASE].misses,
                 self.k.tlb_stat.walks,
-                *(count[name] for name in ("lines", "wrong")),
+                *(count[name] for name in ("lines", "mispredict")),
                 mm.minflt + mm.majflt + system_calls(mm),
             ],
             "i8",

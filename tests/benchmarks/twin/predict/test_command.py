@@ -118,7 +118,7 @@ def test_counted_steps_agree_with_the_metrics():
     assert count["entry"] == twin["faults"] + twin["syscalls"]
     assert work.shape == (3, len(COSTS))
     assert work.sum() == twin["faults"] + twin["syscalls"] + twin["pages_returned"]
-    assert 0 < count["wrong"] < 500
+    assert 0 < count["mispredict"] < 500
 
 
 def test_one_thread_drops_ends_of_threads():

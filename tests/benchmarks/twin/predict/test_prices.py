@@ -38,10 +38,10 @@ def test_wrong_prices_give_large_errors():
 
 def test_no_price_is_negative():
     planted = PLANTED.copy()
-    planted[KINDS.index("wrong")] = -3
+    planted[KINDS.index("mispredict")] = -3
     prices = fit(samples(6, 1, planted))
     assert prices.min() == 0
-    assert prices[KINDS.index("wrong")] == 0
+    assert prices[KINDS.index("mispredict")] == 0
 
 
 def test_a_kind_that_was_dropped_can_come_back():
@@ -85,6 +85,6 @@ def test_a_kind_that_never_occurs_has_price_zero():
 
 def test_leaving_out_a_part_increases_the_error():
     errors = ablate(samples(6, 1), samples(5, 2))
-    assert list(errors) == [*PARTS, "all of these"]
+    assert list(errors) == [*PARTS, "all these parts"]
     assert errors["kernel"] > errors["copying"] > 1e-6
-    assert errors["all of these"] == max(errors.values())
+    assert errors["all these parts"] == max(errors.values())

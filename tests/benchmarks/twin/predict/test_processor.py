@@ -89,14 +89,14 @@ def test_repeating_patterns_are_learnt(kernel, outcomes, most):
         follow(kernel, 5, int(outcomes(i, None)))
     found = kernel.count()
     assert found["branches"] == 2000
-    assert found["wrong"] <= most
+    assert found["mispredict"] <= most
 
 
 def test_random_branches_are_not_learnt(kernel):
     choice = random.Random(1)
     for _ in range(2000):
         follow(kernel, 5, choice.randrange(2))
-    assert 800 < kernel.count()["wrong"] < 1200
+    assert 800 < kernel.count()["mispredict"] < 1200
 
 
 def test_a_branch_is_predicted_from_another(kernel):
@@ -105,7 +105,7 @@ def test_a_branch_is_predicted_from_another(kernel):
         first = choice.randrange(2)
         follow(kernel, 5, first)
         follow(kernel, 6, 1 - first)
-    assert kernel.count()["wrong"] < 1250  # half of the first branch, few of the second
+    assert kernel.count()["mispredict"] < 1250  # half of the first branch, few of the second
 
 
 def test_geometry_is_that_of_the_machine_or_the_default(tmp_path):
