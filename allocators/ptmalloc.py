@@ -1439,7 +1439,7 @@ def aligned_alloc(k, a, alignment, size):
 
 
 @jit
-def first_thread(k, a):
+def note_second_thread(k, a):
     """Note that the process has a second thread, before that thread's first request."""
     if not a.multiple:
         a.arena[k.task.tid] = 1

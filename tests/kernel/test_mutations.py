@@ -76,7 +76,7 @@ BROKEN = {
     "can_merge_after": merges_never,
     "free_tables": tables_never_freed,
     "free_ptes": tables_freed_under_others,
-    "zap_whole_slots": slots_kept,
+    "free_whole_pte_pages": slots_kept,
     "may_expand_vm": limits_ignored,
     "enough_memory": memory_ignored,
     "fault_page": zero_page_in_rss,

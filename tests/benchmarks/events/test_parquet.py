@@ -89,7 +89,7 @@ def test_facts(android, tmp_path, monkeypatch):
     assert (facts.peak_live, facts.peak_live_objects) == (422, 4)  # as "info" prints
     assert facts.fingerprint == fingerprint(events)
     with parquet.Reader(out) as reader:
-        assert parquet.survey(reader) == facts
+        assert parquet.compute_facts(reader) == facts
     stored = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
     assert stored["facts"] == vars(facts)
     # The facts do not depend on how the events are cut into pieces.

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, MALLOC, REALLOC, THREAD_END
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 
 SMALL = {
     "alloc_test": {"operations": 5001, "threads": 3, "places": 2000, "turn": 7},
@@ -46,7 +46,7 @@ def live_objects(events):
 def test_events_could_have_happened(name, operations):
     w = small(name, operations=SMALL[name]["operations"] + operations)
     assert w.operations == SMALL[name]["operations"] + operations
-    for _ in verify(name, iter([w.events])):
+    for _ in audited(name, iter([w.events])):
         pass
     assert w.slots == w.events.slot.max() + 1
     assert (w.events.size[w.events.op == MALLOC] > 0).all()
@@ -178,5 +178,5 @@ def test_operations_are_the_allocators():
 def test_smallest(settings):
     w = workloads.load(settings)
     assert w.operations == settings["operations"]
-    for _ in verify(settings["name"], iter([w.events])):
+    for _ in audited(settings["name"], iter([w.events])):
         pass

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 from benchmarks.workloads import WorkloadError, fleet
 
 PROFILES = range(10)
@@ -48,7 +48,7 @@ def scaled_profile(path):
 def test_the_steady_state_is_the_profiles(traces, number):
     path = traces / "fleetbench" / f"TCMALLOC_{number}.csv"
     events = workloads.load({"name": "fleet", "path": str(path)}).events
-    for _ in verify("fleet", iter([events])):
+    for _ in audited("fleet", iter([events])):
         pass
     mean, small, large = truth(fleet.read_profile(path))
     first = int(np.argmax(events.op == FREE))  # the live objects come first

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC, THREAD_END, TOUCH_WRITE
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 from benchmarks.workloads import alloc_test, robson, sh6bench
 from benchmarks.workloads.base import pieces, registry
 from kernel.engine.jit import build
@@ -19,7 +19,7 @@ from tests.benchmarks.workloads.driver import BASE, drive_bump
 
 def events_of(name, **settings):
     events = workloads.load({"name": name} | settings).events
-    for _ in verify(name, iter([events])):
+    for _ in audited(name, iter([events])):
         pass
     return events
 
@@ -44,7 +44,7 @@ def test_lives_fill_as_few_slots_as_can_be():
         FREE,
         MALLOC,
     ]
-    for _ in verify("lives", iter([events])):
+    for _ in audited("lives", iter([events])):
         pass
     assert len(pieces.lives(born, died, born, operations=4).op) == 4
 
