@@ -97,11 +97,11 @@ def first_mismatch(programs, **bindings):
 
 
 @pytest.mark.parametrize("rule", BROKEN)
-def test_broken_rule_is_noticed(rule, monkeypatch):
+def test_a_broken_rule_is_detected(rule, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert first_mismatch(400, **{rule: BROKEN[rule]}) is not None
 
 
-def test_whole_rules_are_not_objected_to(monkeypatch):
+def test_unmutated_rules_raise_no_mismatch(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert first_mismatch(5) is None

@@ -201,7 +201,7 @@ def test_bad_arguments_are_reported_in_one_line(arguments, capsys):
     assert capsys.readouterr().err.startswith("tests.toy: ")
 
 
-def test_ctrl_c_ends_the_run_and_reports_what_was_done():
+def test_ctrl_c_ends_the_run_and_reports_the_completed_part():
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored SIGINT
@@ -383,7 +383,7 @@ def test_broken_rules_are_detected_and_their_programs_stored(tmp_path, capsys):
     assert load(Toy(), path)[1] == [1, 7]
 
 
-def test_an_undetected_rule_is_exit_code_1(capsys):
+def test_an_undetected_rule_exits_with_code_1(capsys):
     harmless = Mutation("nothing, it's whole", "fault", toy.no_fault)
     assert hunt([*toy.MUTATIONS, harmless], "--only", "nothing") == 1
     assert capsys.readouterr().out.splitlines() == [
@@ -450,6 +450,6 @@ def test_programs_are_stored_one_operation_per_line(tmp_path):
     assert load(Toy(), path) == (ToySetting("a/1", 4), [3, 4])
 
 
-def test_positive_numbers():
+def test_positive_numbers_are_parsed():
     assert options("--ops", "1_000").ops == options("--ops", "1,000").ops == 1000
     assert isinstance(options(), argparse.Namespace)

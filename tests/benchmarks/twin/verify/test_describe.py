@@ -25,7 +25,7 @@ WORDS = {
 }
 
 
-def test_every_kind_has_words():
+def test_every_kind_has_a_description():
     assert set(WORDS) == set(NAMES.values())
 
 
