@@ -88,7 +88,7 @@ class Plugins:
         found = [path for path in files if path.stem == name]
         if len(found) > 1:
             places = " and ".join(map(str, found))
-            raise self.error(f"{self.kind} {name} stands twice: {places}; rename or remove one")
+            raise self.error(f"{self.kind} {name} is defined twice: {places}; rename or remove one")
         if not found:
             known = ", ".join(path.stem for path in files)
             what = f"no {self.kind} {name!r}; choose one of {known}, or a .py file"

@@ -195,7 +195,7 @@ class Simulation:
             _check_threads(workload.events, 0)
             yield workload.events, 0, end
         elif end == 0:
-            yield workload.stream.none(), 0, 0
+            yield workload.stream.empty_piece(), 0, 0
         else:
             begin = 0
             with closing(workload.stream.pieces()) as pieces:

@@ -114,7 +114,7 @@ def _with_files(
     plugin file is looked for beside the chosen YAML, then in the folder where Hydra looked and in
     the working directory; a relative trace or library in the working directory only.
 
-    Raises JobError for a choice that stands twice and for a plugin file that is nowhere.
+    Raises JobError for a choice that is defined twice and for a plugin file that is nowhere.
     """
     config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     for group in ("allocator", "workload"):
@@ -122,7 +122,9 @@ def _with_files(
         homes = {folder.resolve() for folder in sources if (folder / choice).is_file()}
         if len(homes) > 1:
             places = " and ".join(sorted(str(home / choice) for home in homes))
-            raise JobError(f"{group}={choices[group]} stands twice: {places}; rename or remove one")
+            raise JobError(
+                f"{group}={choices[group]} is defined twice: {places}; rename or remove one"
+            )
         section = config.get(group, {})
         name, path = section.get("name"), section.get("path")
         if isinstance(name, str) and name.endswith(".py"):

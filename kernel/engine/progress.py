@@ -33,7 +33,7 @@ def with_compiler(progress: Progress) -> Iterator[Progress]:
     """
     fraction, what = 0.0, ""
 
-    def told(*now: float | str) -> None:
+    def report(*now: float | str) -> None:
         nonlocal fraction, what
         fraction, what = now
         progress(fraction, what)
@@ -45,7 +45,7 @@ def with_compiler(progress: Progress) -> Iterator[Progress]:
 
     _hearers.append(hear)
     try:
-        yield told
+        yield report
     finally:
         _hearers.remove(hear)
 
@@ -91,8 +91,8 @@ def shown_progress(title: str, after: float = 2.0) -> Iterator[Progress]:
     thread = Thread(target=show, daemon=True)
     thread.start()
     try:
-        with with_compiler(progress) as told:
-            yield told
+        with with_compiler(progress) as report:
+            yield report
     finally:
         ended.set()
         thread.join()

@@ -91,7 +91,7 @@ def test_touch_of_no_address(process, addr):
     assert (process.mm.minflt, process.mm.nr_ptes) == (0, 0)
 
 
-def test_touch_dies_at_the_first_bad_page(process):
+def test_touch_faults_at_the_first_bad_page(process):
     addr = process.map(pages=2, flags=FIXED, addr=FAR)
     with pytest.raises(SimulatedSignal):
         process.touch(addr + 100, 3 * 4096, 1)
@@ -99,7 +99,7 @@ def test_touch_dies_at_the_first_bad_page(process):
     assert process.mm.rss == 2
 
 
-def test_load_and_store_die_too(process):
+def test_load_and_store_fault_too(process):
     process.map(prot=1, flags=FIXED, addr=FAR)
     assert process.load(FAR) == 0
     assert "forbids" in process.death("store", FAR, 1)
@@ -130,7 +130,7 @@ def test_frames_run_out_while_populating():
     assert process.mm.rss == 4
 
 
-def test_frames_given_back_can_be_used_again():
+def test_freed_frames_can_be_reused():
     process = Process(configured(memory=4 * 4096, overcommit=1))
     addr = process.map(pages=8)
     process.touch(addr, 4 * 4096, 1)
@@ -180,7 +180,7 @@ def test_a_growing_heap_is_refused_too(process):
     assert process.death("sbrk", 4096).startswith("SIGSYS")
 
 
-def test_what_a_limit_refuses_is_no_collision():
+def test_a_request_refused_by_a_limit_is_no_collision():
     process = Process(configured(rlimit_as=1 << 20))
     assert process.map(pages=1 << 28) == -12
 

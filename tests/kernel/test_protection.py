@@ -337,5 +337,5 @@ def test_limits_can_be_set_while_it_runs(process):
     assert process.sbrk(P) == ENOMEM
 
 
-def test_what_the_model_does_not_know_is_no_system_call(process):
+def test_an_unmodelled_system_call_returns_ENOSYS(process):
     assert process.syscall(0, 0, 0, 0) == -38
