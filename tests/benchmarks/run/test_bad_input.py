@@ -223,7 +223,7 @@ def test_two_files_for_one_name_are_refused(bench, tmp_path):
     (home / "bump.yaml").write_text("name: bump\n")
     done = bench("--config-dir", str(tmp_path / "conf"), "allocator=bump")
     assert done.returncode == 1
-    assert "stands twice" in done.stderr
+    assert "two files" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.txt"])
