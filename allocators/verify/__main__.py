@@ -128,7 +128,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
                 Case(
                     name=name,
                     label=plugin.label,
-                    settings=plugin.spelled(),
+                    settings=plugin.formatted(),
                     page_size=page_size,
                     as_timed=i == 0 and page_size == PAGE_SIZES[0],
                     operations=arguments.operations,

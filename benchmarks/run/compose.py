@@ -94,7 +94,7 @@ def _words(override: str) -> list[str]:
         return [override]
     path = str(Path(value).resolve())
     try:
-        settings = {"name": path} | registry.load(path).spelled()
+        settings = {"name": path} | registry.load(path).formatted()
     except PluginError as error:
         raise JobError(str(error)) from None
     return ["~allocator", *(f"+allocator.{name}={_quoted(v)}" for name, v in settings.items())]
@@ -114,7 +114,7 @@ def _with_files(
     plugin file is looked for beside the chosen YAML, then in the folder where Hydra looked and in
     the working directory; a relative trace or library in the working directory only.
 
-    Raises JobError for a choice that is defined twice and for a plugin file that is nowhere.
+    Raises JobError if the choice is defined twice, or if the plugin file does not exist.
     """
     config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     for group in ("allocator", "workload"):

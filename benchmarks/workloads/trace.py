@@ -38,9 +38,9 @@ def read(
 ) -> tuple[Events | Stream, dict[str, Any]]:
     """Import the trace, or read it from the cache.  Raises TraceError, which is a ValueError."""
     file, strict = Path(s.path), bool(s.strict)
-    if STREAM.spell(s.stream) != "never":
+    if STREAM.format(s.stream) != "never":
         with parquet_file(file, strict, progress) as (reader, imported):
-            if STREAM.spell(s.stream) == "always" or reader.events > LONG:
+            if STREAM.format(s.stream) == "always" or reader.events > LONG:
                 report_dropped(file, reader.provenance)
                 stream = _stream(reader.path, imported, progress)
                 return stream, {"trace": reader.provenance}

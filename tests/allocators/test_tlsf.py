@@ -216,7 +216,7 @@ def test_the_bound_holds_for_every_heap_of_every_size(name):
 @pytest.mark.parametrize("name", HEAPS)
 def test_the_bound_holds_with_other_settings(name):
     for plugin in list(variations("tlsf"))[1:]:
-        most = most_steps(Heap(values=plugin.spelled(), slots=100 + PROBES), name, 100)
+        most = most_steps(Heap(values=plugin.formatted(), slots=100 + PROBES), name, 100)
         assert all(steps <= bound for steps, bound in zip(most, BOUNDS, strict=True)), plugin.label
 
 

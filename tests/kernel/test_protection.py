@@ -133,7 +133,7 @@ def test_rights_are_those_of_the_last_mprotect(process):
     process.map(flags=FIXED, addr=ORIGIN)
     process.store(ORIGIN, 7)
     process.mprotect(ORIGIN, P, 0)
-    forbidden = f"SIGSEGV: read of {ORIGIN:#x}, which its mapping forbids"
+    forbidden = f"SIGSEGV: read of {ORIGIN:#x}, which its mapping does not permit"
     assert process.death("load", ORIGIN) == forbidden
     process.mprotect(ORIGIN, P, 1)
     assert process.load(ORIGIN) == 7
