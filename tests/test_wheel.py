@@ -212,7 +212,7 @@ def test_somebody_elses_allocator_is_verified(home):
 def test_a_name_that_stands_twice_is_refused(home, name, other):
     rival = home.beside(f"rival_{name}", allocator(name))
     places = (f"rival_{name}/allocator/{name}.", f"{other}/allocator/{name}.")
-    told(home.command(f"allocator={name}", *CHURN, **rival), 1, "stands twice", *places)
+    told(home.command(f"allocator={name}", *CHURN, **rival), 1, "is defined twice", *places)
     verify = ("-m", "allocators.verify", name)
     told(home.command(*verify, python=True, **rival), 2, "stands twice", places[0], f"{name}.py")
     assert "rival" not in succeeded(home.command("allocator=kr", *CHURN, **rival)).stderr
