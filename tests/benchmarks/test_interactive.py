@@ -1,4 +1,4 @@
-"""Is a run in a notebook the one that bench.py makes, and a good guest of the process?"""
+"""Tests of benchmarks.simulate: the numbers equal bench.py's and the process is left unchanged."""
 
 import ast
 import json
@@ -51,7 +51,7 @@ def run() -> Run:
     ],
     ids=["stored events", "TLB", "refused", "killed", "program", "stream"],
 )
-def test_simulate_returns_the_numbers_of_bench_py(tmp_path, given, status):
+def test_every_number_equals_the_command_s(tmp_path, given, status):
     run = simulate(**given)
     words = [f"{name}={value}" for name, value in given.items() if name != "overrides"]
     command = [sys.executable, ROOT / "bench.py", *words, *given.get("overrides", [])]
@@ -90,7 +90,7 @@ def test_simulate_runs_from_standard_input(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_interactive_imports_its_dependencies():
+def test_importing_benchmarks_does_not_import_pandas_or_hydra():
     script = """
 import sys, benchmarks, benchmarks.run.job, benchmarks.workloads
 print({"hydra", "pandas", "numba", "matplotlib"} & set(sys.modules))
@@ -158,7 +158,7 @@ def test_an_allocator_that_cannot_list_its_heap(tmp_path):
         run.heap()
 
 
-def test_a_walk_that_leaves_the_heap_is_reported(tmp_path):
+def test_a_walk_outside_the_heap_is_reported(tmp_path):
     astray = BUMP.replace("def walk(k, a, rows):", "def walk(k, a, rows):\n    load(k, 64)")
     (tmp_path / "astray.py").write_text(astray)
     run = simulate("astray.py", overrides=SMALL)
@@ -166,7 +166,7 @@ def test_a_walk_that_leaves_the_heap_is_reported(tmp_path):
         run.heap()
 
 
-def test_heap_works_again_after_an_interrupt(run, monkeypatch):
+def test_heap_works_after_an_interrupted_call(run, monkeypatch):
     expected = run.heap(500)
 
     def interrupted(self, end):
@@ -194,21 +194,21 @@ def test_heap_works_again_after_an_interrupt(run, monkeypatch):
         ({"overrides": ["seed"]}, "Error parsing override 'seed'"),
         ({"overrides": ["~allocator"]}, "allocator.name is missing"),
         ({"overrides": ["debug=true"]}, "a debugger runs on its own: python bench.py debug=true"),
-        ({"overrides": "seed=1"}, "expected a list of words, not one string"),
+        ({"overrides": "seed=1"}, "expected a list of strings, not one string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
         ({"allocator": "nowhere.py"}, "no allocator file .*nowhere.py"),
-        ({"allocator": "native/glibc"}, "a real library needs a process of its own: python bench"),
+        ({"allocator": "native/glibc"}, "cannot run in this process; run python bench"),
         ({"workload": "trace"}, "path=: expected the path of a file"),
     ],
 )
-def test_wrong_settings_are_reported_in_one_line(given, message):
+def test_a_wrong_setting_is_reported_in_one_line(given, message):
     with pytest.raises(JobError, match=message) as caught:
         simulate(**given)
     assert "\n" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_file_that_is_no_trace_is_reported(tmp_path):
+def test_a_file_that_is_not_a_trace_is_refused(tmp_path):
     (tmp_path / "some.txt").write_text("1: malloc 0x10 8\nnonsense\n")
     with pytest.raises(WorkloadError, match=r"some\.txt"):
         simulate("bump", "trace", overrides=["workload.path=some.txt"])
@@ -232,14 +232,14 @@ def test_a_file_that_is_no_trace_is_reported(tmp_path):
     ],
     ids=["misaligned", "raises", "corrupt heap", "check goes astray"],
 )
-def test_a_failing_allocator_says_at_which_event_and_why(tmp_path, old, new, message):
+def test_a_failure_names_the_event_and_the_reason(tmp_path, old, new, message):
     assert BUMP.count(old) == 1
     (tmp_path / "mine.py").write_text(BUMP.replace(old, new))
     with pytest.raises(AllocatorFailure, match=message):
         simulate("mine.py", overrides=SMALL)
 
 
-def test_a_plugin_that_cannot_compile_is_reported_before_compiling(tmp_path):
+def test_a_plugin_with_a_mistake_is_refused_before_compiling(tmp_path):
     (tmp_path / "mine.py").write_text(BUMP.replace(CARVE, "    p = a.topp + HEADER\n"))
     with pytest.raises(JobError, match=r"mine\.py:\d+: .*topp"):
         simulate("mine.py", overrides=SMALL)
@@ -270,7 +270,7 @@ def test_a_folder_of_configurations_is_searched(tmp_path):
     assert run.allocator == "mine(growth=65536)"
 
 
-def test_simulate_leaves_a_hydra_application_intact(tmp_path):
+def test_a_hydra_application_in_the_process_is_not_disturbed(tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         theirs = GlobalHydra.instance().hydra
         simulate("bump", overrides=SMALL)
@@ -279,7 +279,7 @@ def test_simulate_leaves_a_hydra_application_intact(tmp_path):
         assert GlobalHydra.instance().hydra is theirs
 
 
-def test_a_run_leaves_no_thread_and_no_machine():
+def test_a_deleted_run_frees_its_memory():
     before = threading.active_count()
     run = simulate("bump", overrides=SMALL)
     run.heap(10)
