@@ -212,7 +212,7 @@ def test_an_external_allocator_is_verified(home):
 def test_a_duplicate_name_is_refused(home, name, other):
     rival = home.beside(f"rival_{name}", allocator(name))
     places = (f"rival_{name}/allocator/{name}.", f"{other}/allocator/{name}.")
-    told(home.command(f"allocator={name}", *CHURN, **rival), 1, "is defined twice", *places)
+    fails(home.command(f"allocator={name}", *CHURN, **rival), 1, "is defined twice", *places)
     verify = ("-m", "allocators.verify", name)
     fails(
         home.command(*verify, python=True, **rival), 2, "is defined twice", places[0], f"{name}.py"
