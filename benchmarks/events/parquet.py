@@ -17,7 +17,6 @@ takes one to three bytes per event, threads and nanoseconds included.
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from benchmarks.events.events import COLUMNS, Events, make_events, read_only
 from benchmarks.events.facts import Audit, Facts, Fingerprint
+from kernel.engine.output import replacing
 
 #: Version of the columns' meaning; files of any other version are refused.
 SCHEMA = 1
@@ -53,7 +53,8 @@ class Writer:
         self.path = path
         #: JSON-serialisable values; may be set until the ``with`` block ends.
         self.provenance: dict[str, Any] = {}
-        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        self._replacing = replacing(path)
+        self._temporary = path  # until the ``with`` block begins
         self._pending: list[Events] = []
         self._rows = 0
         self._names: list[str] = []
@@ -62,6 +63,7 @@ class Writer:
         self._file: Any = None
 
     def __enter__(self) -> "Writer":
+        self._temporary = self._replacing.__enter__()
         return self
 
     def add(self, events: Events) -> None:
@@ -122,10 +124,10 @@ class Writer:
             if self._file is not None:
                 with _short_errors():
                     self._file.close()
-            if error is None:
-                self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        except BaseException as failure:
+            self._replacing.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._replacing.__exit__(kind, error, trace)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel import PROJECT
+from kernel.engine.output import replacing
 
 #: Version of the format of these files.
 SCHEMA = 2
@@ -34,12 +35,8 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "py
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file, then rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

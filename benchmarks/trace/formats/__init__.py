@@ -48,6 +48,7 @@ from benchmarks.trace.formats.objects import (
 )
 from benchmarks.trace.formats.packing import Source, open_source, source_of, trace_errors
 from benchmarks.trace.formats.piece import pieces
+from kernel.engine.output import unwritable
 
 #: The foreign formats.  The first one that matches the beginning of a file reads the file.
 FORMATS: tuple[ModuleType, ...] = (
@@ -180,12 +181,8 @@ def check_output(out: Path, *inputs: Path) -> None:
 
     A complete output replaces an existing file at ``out``, so ``out`` must not be a device.
     """
-    if not out.absolute().parent.is_dir():
-        raise TraceError(f"{out}: the directory {out.parent} does not exist")
-    if out.is_dir():
-        raise TraceError(f"{out}: is a directory")
-    if out.exists() and not out.is_file():
-        raise TraceError(f"{out}: not a regular file, so it cannot be replaced")
+    if reason := unwritable(out):
+        raise TraceError(f"{out}: {reason}")
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise TraceError(f"{out}: would overwrite an input trace; choose another name")
 
