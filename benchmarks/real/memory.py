@@ -75,6 +75,9 @@ _TRUTH = np.dtype(
 #: Stand-in for the kernel's state: its counters, and the recorded results.
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
+#: Numbers in /proc/PID/statm.
+_STATM_NUMBERS = 7
+
 #: Add the increments of a change to an MM.
 count = added(_SHOWN)
 
@@ -263,9 +266,7 @@ class RealRun:
         truth.begin, truth.at, truth.count = begin, 0, len(log)
         truth.address[: len(answers)] = answers["address"]
         change = truth.change[: len(log)]
-        statm = np.fromstring(b" ".join(log["statm"].tolist()), "i8", sep=" ").reshape(-1, 7)
-        if len(statm) != len(log):
-            raise HostError("cannot read /proc/self/statm")
+        statm = _page_counts(log)
         change["event"] = log["event"]
         for counter in CALLS:
             change[counter.field] = np.isin(log["nr"], counter.calls)
@@ -273,6 +274,18 @@ class RealRun:
         for name, place in (("total", 0), ("resident", 1), ("shared", 2), ("writable", 5)):
             change[name] = statm[:, place]
         change["minflt"], change["majflt"] = log["minflt"], log["majflt"]
+
+
+def _page_counts(log: np.ndarray) -> np.ndarray:
+    """Return the numbers in the texts of statm, (n, 7) int64, pages.  Raises HostError.
+
+    A record is written in place of an older one: only its first ``length`` characters are its text.
+    """
+    pairs = zip(log["statm"].tolist(), log["length"].tolist(), strict=True)
+    numbers = b" ".join(text[: max(length, 0)] for text, length in pairs).split()
+    if len(numbers) != _STATM_NUMBERS * len(log):
+        raise HostError("cannot read /proc/self/statm in the library's process")
+    return np.array(numbers, "S").astype("i8").reshape(-1, _STATM_NUMBERS)
 
 
 def _has_failed(log: np.ndarray) -> np.ndarray:
