@@ -179,7 +179,7 @@ def shrinking(count: int):
 @pytest.mark.hardening(13)
 @pytest.mark.parametrize("room", [machine_code.LOG_ROOM, machine_code.MARGIN + 3])
 def test_memory_that_shrinks_is_read_right(monkeypatch, room):
-    glibc = library("native/glibc", tunables={"mmap_threshold": 1 << 17})  # fixed: every MiB is mapped
+    glibc = library("native/glibc", tunables={"mmap_threshold": 1 << 17})  # fixed: a MiB is mapped
     monkeypatch.setattr(RealProcess, "LOG_ROOM", room)
     rows = workload(*shrinking(100), touch="nothing")
     whole = RealRun(glibc, rows)
