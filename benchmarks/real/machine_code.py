@@ -213,22 +213,17 @@ turned:
 do_malloc:
     mov rdi, [r13 + EVENT_SIZE]
     call [r15 + F_MALLOC]
-    call born
-    xor esi, esi
-    jmp use
+    jmp born
 do_calloc:
     mov edi, 1
     mov rsi, [r13 + EVENT_SIZE]
     call [r15 + F_CALLOC]
-    call born
-    jmp answer
+    jmp born
 do_aligned:
     mov rdi, [r13 + EVENT_EXTRA]
     mov rsi, [r13 + EVENT_SIZE]
     call [r15 + F_ALIGNED_ALLOC]
-    call born
-    xor esi, esi
-    jmp use
+    jmp born
 do_free:
     test rbx, rbx
     js nothing                          # free(NULL)
@@ -282,7 +277,7 @@ born:                                   # rax: the block of the object, 0 if the
     mov rcx, -1
 born_well:
     mov [rbx + OBJECT_BYTES], rcx
-    ret
+    xor esi, esi                        # all its bytes are new
 
 use:                                    # rax: the block, rsi: where its new bytes begin
     test rax, rax

@@ -220,7 +220,11 @@ def use_block(k, p, begin, end):
 
 @jit(inline=True)
 def born(k, r, objects, slot, p, size):
-    """Record the block at ``p`` (0: allocation failed) as object ``slot``.  Returns ``p`` or 0."""
+    """Record the block at ``p`` (0: allocation failed) as object ``slot``, and use it.
+
+    The program uses every new block alike, however it was allocated; calloc's clearing is the
+    allocator's work, done before.  Returns ``p`` or 0.
+    """
     objects[slot, 0] = p
     objects[slot, 1] = size
     if p <= 0:
@@ -234,6 +238,7 @@ def born(k, r, objects, slot, p, size):
         r.live_objects += 1
         r.allocated += size
         inspect(k, p, size, ALIGNMENT)
+    use_block(k, p, 0, size)
     return p
 
 
@@ -265,10 +270,7 @@ def do_realloc(k, a, r, objects, slot, size):
         if old < 0:
             r.skipped += 1
             return 0
-        p = born(k, r, objects, slot, malloc(k, a, size), size)
-        if p:
-            use_block(k, p, 0, size)
-        return p
+        return born(k, r, objects, slot, malloc(k, a, size), size)
     if size == 0:
         died(r, objects, slot)
         free(k, a, p)
@@ -309,10 +311,7 @@ def died(r, objects, slot):
 def apply(k, a, r, objects, op, slot, size, align, offset):
     """Execute one event of the program.  Returns the address allocated, or 0."""
     if op == ops.MALLOC:
-        p = born(k, r, objects, slot, malloc(k, a, size), size)
-        if p:
-            use_block(k, p, 0, size)
-        return p
+        return born(k, r, objects, slot, malloc(k, a, size), size)
     if op == ops.FREE:
         if slot < 0:  # free(NULL) counts as an event, but the allocator is not called
             if OBSERVE:
@@ -340,8 +339,6 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
         p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
         if OBSERVE and p:
             inspect(k, p, size, 1 << align)
-        if p:
-            use_block(k, p, 0, size)
         return p
     if op == ops.THREAD_END:
         thread_exit(k, a)

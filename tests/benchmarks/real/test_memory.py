@@ -63,14 +63,16 @@ def test_free_gets_the_address_that_malloc_returned(glibc):
     assert answers["place"].tolist() == list(range(len(rows)))
 
 
+@pytest.mark.hardening(12)
+@pytest.mark.parametrize("allocate", [MALLOC, CALLOC, REALLOC, ALIGNED])
 @pytest.mark.parametrize(
     ("touch", "faults", "resident"),
     [("all", 257, 257), ("read", 257, 1), ("first", 1, 1), ("nothing", 1, 1)],
 )
-def test_faults_and_memory_of_a_mapped_block(glibc, touch, faults, resident):
+def test_faults_and_memory_of_a_mapped_block(glibc, touch, faults, resident, allocate):
     # A first small block makes the C library create its heap; the large one is mapped: 257 pages
-    # including its header, which malloc always writes.
-    rows = [(MALLOC, 0, 24), (MALLOC, 1, MIB), (FREE, 1, 0)]
+    # including its header, which malloc always writes; calloc does not clear it.
+    rows = [(MALLOC, 0, 24), (allocate, 1, MIB), (FREE, 1, 0)]
     before = RealRun(glibc, workload(*rows[:1], touch=touch)).metrics()
     after = RealRun(glibc, workload(*rows, touch=touch)).metrics()
     assert after["faults"] - before["faults"] == faults
