@@ -144,6 +144,12 @@ def thread_exit(k, a):
 
 
 @jit
+def trim(k, a):
+    """Apply the recorded changes of memory."""
+    catch_up(k)
+
+
+@jit
 def touch(k, addr, length, write):
     """Apply the recorded changes of memory."""
     catch_up(k)
@@ -156,7 +162,7 @@ def inspect(k, p, size, alignment):
 
 _REPEATING = {
     f.__name__: f
-    for f in (malloc, calloc, aligned_alloc, realloc, free, thread_exit, touch, inspect)
+    for f in (malloc, calloc, aligned_alloc, realloc, free, thread_exit, trim, touch, inspect)
 }
 
 
@@ -186,14 +192,12 @@ class RealRun:
         self.threads = library.threads
         self.r.first_failure = -1
         self.r.stride = max(1, length(workload) // (TIMELINE_ROWS // 2))
-        bindings = self._bindings(workload)
-        loop, self.loop_hash = (
-            build(replay_events, **bindings),
-            source_hash(replay_events, **bindings),
-        )
         nothing = record(np.dtype([("unused", "i8")]))
         self.events = 0
         with process_for(library, workload) as process:
+            bindings = self._bindings(workload) | {"TRIMS": process.trims}
+            loop = build(replay_events, **bindings)
+            self.loop_hash = source_hash(replay_events, **bindings)
             self._objects = np.zeros((len(process.table), 2), "i8")
             self.start, self.sees_calls = process.start, process.sees_calls
             truth = self.k.truth

@@ -39,7 +39,7 @@ def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
     for i in range(op.shape[0]):
         s = int(slot[i])
         ids[i] = turn[i] = -1
-        if s < 0 or op[i] == THREAD_END:
+        if s < 0 or op[i] >= THREAD_END:
             continue
         n = held[s] - 1
         if n < 0:

@@ -23,6 +23,7 @@ from allocators.base.contract import (
     malloc,
     realloc,
     thread_exit,
+    trim,
 )
 from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
@@ -60,6 +61,8 @@ HAS_ALIGN = False
 HAS_THREAD = False
 HAS_OFFSET = False
 HAS_SITE = False
+#: True if the allocator has a malloc_trim of its own.
+TRIMS = False
 
 # --- Results of a run ----------------------------------------------------------------------------
 
@@ -97,6 +100,7 @@ RUN = np.dtype(
         ("operations", "i8"),  # allocator events that were not skipped
         ("failed", "i8"),  # operations that returned NULL
         ("skipped", "i8"),  # events on objects whose allocation had failed
+        ("ignored", "i8", (3,)),  # malloc_trim, mallopt and sbrk events that were not performed
         ("first_failure", "i8"),  # event number of the first NULL, -1 if none
         ("ratio_events", "i8"),  # events with live > 0, over which heap / live is averaged
         ("ratio_sum", "f8"),  # sum of heap / live over these events
@@ -342,6 +346,12 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
         return p
     if op == ops.THREAD_END:
         thread_exit(k, a)
+        return 0
+    if op > ops.THREAD_END:
+        if TRIMS and op == ops.TRIM and size == 0:
+            trim(k, a)
+        else:
+            r.ignored[op - ops.TRIM] += 1
         return 0
     p = objects[slot, 0]
     if p == 0:

@@ -107,7 +107,8 @@ class Simulation:
         #: What the loop reads at the moment, and the number of its first event; None during init.
         self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
-        self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
+        trims = {"TRIMS": hasattr(plugin.module, "trim")}
+        self._bindings = plugin.bindings() | kernel.switches() | touch | trims | dict(switches)
         self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
         try:
             self._initialise = self.specialise(initialise)

@@ -37,8 +37,10 @@ def to_program(events: Events, touch: str, ledger: Ledger) -> np.ndarray:
     Blocks are touched as benchmarks.replay.loop touches them.
     """
     rows = np.zeros(len(events.op), ops.PROGRAM)
-    # The end of a thread becomes an operation without effect.
-    rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, ops.USE)
+    # The end of a thread becomes an operation without effect, and so does mallopt.
+    performed = (events.op < ev.ALLOCATOR_OPS) | (events.op == ev.SBRK)
+    performed |= (events.op == ev.TRIM) & (events.size == 0)
+    rows["kind"] = np.where(performed, events.op, ops.USE)
     rows["slot"] = events.slot
     rows["request"] = events.size
     if len(events.align):
@@ -53,14 +55,16 @@ def to_program(events: Events, touch: str, ledger: Ledger) -> np.ndarray:
         rows["begin"][events.op == ev.REALLOC] = ops.GROWN
         if touch == "first":
             rows["use"][(events.op == ev.REALLOC) & (ledger.follow(events).before > 0)] = ops.LEAVE
-    uses = events.op >= ev.TOUCH_READ
+    uses = (events.op >= ev.TOUCH_READ) & (events.op < ev.THREAD_END)
     rows["use"][events.op == ev.TOUCH_READ] = ops.READ
     rows["use"][events.op == ev.TOUCH_WRITE] = ops.WRITE
     rows["length"][uses] = events.size[uses]
-    rows["request"][uses] = 0
+    rows["request"][events.op >= ev.TOUCH_READ] = 0
     if len(events.offset):
         rows["begin"][uses] = events.offset[uses]
-    rows["slot"][events.op == ev.THREAD_END] = -1
+    rows["slot"][events.op >= ev.THREAD_END] = -1
+    moves = events.op == ev.SBRK
+    rows["request"][moves] = events.offset[moves] if len(events.offset) else 0
     return rows
 
 
