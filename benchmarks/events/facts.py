@@ -99,16 +99,16 @@ def follow(op, slot, size, align, thread, offset, held, totals):
         kind = int(op[i])
         s = int(slot[i])
         n = int(size[i])
-        wrong = kind > ops.THREAD_END or n < 0 or s < -1
+        wrong = kind > ops.SBRK or n < 0 or s < -1
         if align.shape[0] and align[i] > _MAX_ALIGN:
             wrong = True
         if thread.shape[0] and thread[i] < 0:
             wrong = True
-        nameless = kind in (ops.FREE, ops.THREAD_END)
+        nameless = kind == ops.FREE or kind >= ops.THREAD_END
         if wrong or (s < 0 and not nameless):
             found = i
             break
-        if s < 0 or kind == ops.THREAD_END:
+        if s < 0 or kind >= ops.THREAD_END:
             continue
         before = ~int(held[s])
         if kind < ALLOCATOR_OPS:
@@ -178,8 +178,8 @@ class Audit:
         op, slot, size = int(events.op[i]), int(events.slot[i]), int(events.size[i])
         aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
         threaded = not len(events.thread) or events.thread[i] >= 0
-        named = slot >= 0 or (slot == -1 and op in (ops.FREE, ops.THREAD_END))
-        if op > ops.THREAD_END or size < 0 or not (aligned and threaded and named):
+        named = slot >= 0 or (slot == -1 and (op == ops.FREE or op >= ops.THREAD_END))
+        if op >= len(ops.OP_NAMES) or size < 0 or not (aligned and threaded and named):
             return f"impossible columns (op {op}, slot {slot}, size {size})"
         name, before = ops.OP_NAMES[op], ~int(self._held[slot])
         if before < 0:

@@ -39,7 +39,7 @@ def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
     for i in range(op.shape[0]):
         s = int(slot[i])
         ids[i] = turn[i] = -1
-        if s < 0 or op[i] == THREAD_END:
+        if s < 0 or op[i] >= THREAD_END:
             continue
         n = held[s] - 1
         if n < 0:
@@ -149,6 +149,7 @@ class ThreadedProcess(RealProcess):
         if self.common["options"]:
             now["nr"], now["event"] = machine_code.AFTER, last
             now["statm"] = self.statm().encode()
+            now["length"] = len(now["statm"][0])
         log = np.concatenate([*logs, now]) if self.common["options"] else now[:0]
         log["event"][: len(log) - 1] = np.concatenate([*ranks, np.empty(0, "i8")])
         return log[np.argsort(log["event"], kind="stable")]

@@ -108,7 +108,8 @@ class Simulation:
         #: The current source of events and the number of its first event; None during init.
         self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
-        self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
+        trims = {"TRIMS": hasattr(plugin.module, "trim")}
+        self._bindings = plugin.bindings() | kernel.switches() | touch | trims | dict(switches)
         self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
         try:
             self._initialise = self.specialise(initialise)

@@ -24,7 +24,7 @@ from kernel.engine.output import replacing
 #: Version of the format of these files.
 SCHEMA = 2
 #: Version of the model: increased by every change that alters published numbers.
-MODEL = 3
+MODEL = 4
 
 #: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"

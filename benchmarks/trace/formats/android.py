@@ -159,8 +159,10 @@ class Writer:
     def lines(self, events: Events, before: np.ndarray) -> bytes:
         """Return the lines of n events; ``before`` (n,): bytes of their objects, -1: none."""
         op, slot, size = events.op, events.slot, events.size
-        touches = (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END)
+        touches = (op >= ALLOCATOR_OPS) & (op < ops.THREAD_END)
         count_lost(self.lost, "touch (left out)", touches)
+        count_lost(self.lost, "malloc_trim, mallopt or sbrk (left out)", op > ops.THREAD_END)
+        touches |= op > ops.THREAD_END
         count_lost(self.lost, "size of a free", (op == ops.FREE) & (size > 0))
         count_lost(self.lost, "call site", ~touches & (column(events, "site") != 0))
         address = address_of(slot)

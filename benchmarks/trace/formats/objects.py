@@ -98,7 +98,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
     for i in range(op.shape[0]):
         kind = op[i]
         slot[i] = -1
-        if kind == ops.THREAD_END:
+        if kind >= ops.THREAD_END:
             continue
         new = int(pointer[i])
         argument = new if kind == ops.FREE else int(old[i])
@@ -161,9 +161,9 @@ class Objects:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
-        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  If ``strict``,
-        records after the first error are not processed.  If ``late``, objects may have been
-        allocated before the recording: the realloc of one becomes an allocation.
+        Slot -1 is free(NULL), an operation of no object, or a record with a problem.  If
+        ``strict``, records after the first error are not processed.  If ``late``, objects may have
+        been allocated before the recording: the realloc of one becomes an allocation.
         """
         n = len(records.op)
         self._make_room(n)
