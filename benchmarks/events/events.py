@@ -23,13 +23,17 @@ from allocators.base.operation import (  # noqa: F401 - re-exported for every us
 #: Operations below this one are allocator calls; the others are not counted in ns/op.
 ALLOCATOR_OPS = TOUCH_READ
 
+#: Upper bound on a size or an alignment, bytes, and on all requests of a trace together.
+MAX_SIZE = 1 << 46
+MAX_REQUESTED = 1 << 62
+
 #: All columns: name, dtype, default value if the column is absent, meaning.
 COLUMNS = (
     ("op", "u1", 0, "operation, an index of OP_NAMES"),
-    ("slot", "i4", 0, "object; -1 for free(NULL) and thread_end"),
+    ("slot", "i4", 0, "dense object number from 0; -1 for free(NULL) and thread_end"),
     ("size", "i8", 0, "bytes requested; touch: length; sized free: size passed; other free: 0"),
     ("align", "u1", 0, "log2 of the alignment of an aligned allocation, else 0"),
-    ("thread", "i4", 0, "dense thread number from 0"),
+    ("thread", "i4", 0, "thread number from 0"),
     ("offset", "i8", 0, "touch: first byte within the object"),
     ("time", "i8", 0, "nanoseconds since the start of the trace"),
     ("site", "i4", 0, "call site number, 0 unknown"),

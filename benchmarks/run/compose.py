@@ -5,6 +5,7 @@ checked and repeated from; :func:`compose` does both where there is no command l
 tells Hydra of the packages: it finds their choices beside those of conf/.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,7 @@ def _with_files(
             beside = [folder for home in homes for folder in ((home / choice).parent, home)]
             section["name"] = str(_plugin_file(group, name, [*beside, Path.cwd()]))
         if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-            section["path"] = str(Path(path).resolve())
+            section["path"] = os.path.realpath(path)  # keeps a link to itself, unlike resolve()
     return config
 
 
