@@ -30,7 +30,7 @@ from kernel.engine.jit import build_once, jit
 
 _REQUIRED = ("op", "slot", "size")
 #: Slots that any trace may have.
-_SPARSE = 1 << 16
+_SPARSE = 1 << 20
 _MAX_ALIGN = MAX_SIZE.bit_length() - 1
 
 
