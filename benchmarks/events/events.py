@@ -23,10 +23,6 @@ from allocators.base.operation import (  # noqa: F401 - re-exported for every us
 #: Operations below this one are allocator calls; the others are not counted in ns/op.
 ALLOCATOR_OPS = TOUCH_READ
 
-#: Upper bound on a size or an alignment, bytes, and on all requests of a trace together.
-MAX_SIZE = 1 << 46
-MAX_REQUESTED = 1 << 62
-
 #: All columns: name, dtype, default value if the column is absent, meaning.
 COLUMNS = (
     ("op", "u1", 0, "operation, an index of OP_NAMES"),

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from allocators.base import operation as ops
+from allocators.base.contract import MAX_REQUEST
 from benchmarks.events.events import (
     ALLOCATOR_OPS,
     COLUMNS,
-    MAX_REQUESTED,
-    MAX_SIZE,
     Events,
     operation_count,
     read_only,
@@ -29,9 +28,11 @@ from benchmarks.events.events import (
 from kernel.engine.jit import build_once, jit
 
 _REQUIRED = ("op", "slot", "size")
+#: Most bytes that a trace may request in total: its sums fit into 64 bits.
+MAX_REQUESTED = 1 << 62
 #: Slots that any trace may have.
 _SPARSE = 1 << 20
-_MAX_ALIGN = MAX_SIZE.bit_length() - 1
+_MAX_ALIGN = MAX_REQUEST.bit_length() - 1
 
 
 def most_slots(events: int) -> int:
@@ -116,7 +117,7 @@ def follow(op, slot, size, align, thread, offset, held, totals):
         kind = int(op[i])
         s = int(slot[i])
         n = int(size[i])
-        wrong = kind > ops.THREAD_END or n < 0 or n > MAX_SIZE or s < -1
+        wrong = kind > ops.THREAD_END or n < 0 or n > MAX_REQUEST or s < -1
         if align.shape[0] and align[i] > _MAX_ALIGN:
             wrong = True
         if thread.shape[0] and thread[i] < 0:
@@ -211,7 +212,7 @@ class Audit:
         aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
         threaded = not len(events.thread) or events.thread[i] >= 0
         named = slot >= 0 or (slot == -1 and op in (ops.FREE, ops.THREAD_END))
-        if size > MAX_SIZE or not aligned:
+        if size > MAX_REQUEST or not aligned:
             what = f"{size} bytes" if aligned else f"alignment 2**{events.align[i]}"
             return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
         if op > ops.THREAD_END or size < 0 or not (threaded and named):

@@ -31,11 +31,10 @@ def printable(text: str, width: int | None = None) -> str:
 
     ``width``: longest result in characters, None for no bound; a cut text ends with "…".
     """
-    if width is not None and len(text) > width:
-        text = f"{text[: width - 1]}…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else builtins.repr(c)[1:-1] for c in text)
+    shown = text if width is None else text[: width + 1]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else builtins.repr(c)[1:-1] for c in shown)
+    return shown if width is None or len(shown) <= width else f"{shown[: width - 1]}…"
 
 
 def quoted(value: object) -> str:

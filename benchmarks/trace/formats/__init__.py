@@ -50,7 +50,7 @@ from benchmarks.trace.formats.objects import (
 )
 from benchmarks.trace.formats.packing import Source, open_source, source_of, trace_errors
 from benchmarks.trace.formats.piece import pieces
-from kernel.engine.foreign import check_regular, printable
+from kernel.engine.foreign import WIDTH, check_regular, printable
 
 #: The foreign formats.  The first one that matches the beginning of a file reads the file.
 FORMATS: tuple[ModuleType, ...] = (
@@ -313,4 +313,5 @@ def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
     problem = provenance.get("first_problem")
     unit = provenance.get("unit", "line")
     first = f"; first problem: {unit} {problem[0]}: {problem[1]}" if problem else ""
-    print(printable(f"{path}: dropped {counts}{first}"), file=sys.stderr)
+    what = printable(f"dropped {counts}{first}", 4 * WIDTH)
+    print(f"{printable(str(path))}: {what}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from allocators.base import operation as ops
-from benchmarks.events.events import MAX_SIZE
+from allocators.base.contract import MAX_REQUEST
 from kernel.engine.jit import build_once, jit
 
 
@@ -51,7 +51,7 @@ PROBLEM_NAMES = (
     "freed_pointer",
     "too_large",
 )
-_MAX_ALIGN = MAX_SIZE.bit_length() - 1
+_MAX_ALIGN = MAX_REQUEST.bit_length() - 1
 
 #: Values in the table's ``slots`` for a key without a slot.
 _FREED, _NULL, _NO_KEY = -1, -2, -3
@@ -122,7 +122,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, prob
             problem[i] = DEAD
         elif not releases and new == 0:
             problem[i] = FAILED
-        elif size[i] > MAX_SIZE or align[i] > _MAX_ALIGN:
+        elif size[i] > MAX_REQUEST or align[i] > _MAX_ALIGN:
             problem[i] = TOO_LARGE
         elif not releases and new != argument and slots[find(keys, slots, new)] >= 0:
             problem[i] = LIVE

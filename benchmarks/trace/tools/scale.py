@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.events.events import MAX_SIZE, TOUCH_READ, TOUCH_WRITE, Events
+from allocators.base.contract import MAX_REQUEST
+from benchmarks.events.events import TOUCH_READ, TOUCH_WRITE, Events
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
@@ -104,11 +105,12 @@ def _enlarged(events: Events, factor: float, place: str, first: int) -> Events:
     ``place`` and ``first``, the number of the first event, are for error messages.
     """
     touches = (events.op == TOUCH_READ) | (events.op == TOUCH_WRITE)
-    too_large = ~touches & (events.size * factor > MAX_SIZE)
+    too_large = ~touches & (events.size * factor > MAX_REQUEST)
     if too_large.any():
         i = int(np.argmax(too_large))
         raise TraceError(
-            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} exceeds {MAX_SIZE} bytes"
+            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} "
+            f"exceeds {MAX_REQUEST} bytes"
         )
     if not len(events.offset):
         return events._replace(size=_times(events.size, factor))
