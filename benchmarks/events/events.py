@@ -37,7 +37,7 @@ COLUMNS = (
         "bytes requested; touch: length; sized free: size passed; malloc_trim: pad; others: 0",
     ),
     ("align", "u1", 0, "log2 of the alignment of an aligned allocation, else 0"),
-    ("thread", "i4", 0, "dense thread number from 0"),
+    ("thread", "i4", 0, "thread number from 0"),
     (
         "offset",
         "i8",

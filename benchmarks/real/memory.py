@@ -216,7 +216,7 @@ class RealRun:
                     if progress:
                         progress(self.events)
             self.end, self.seconds = process.state(), process.seconds
-            self.thread_count = len(getattr(process, "threads_seen", (0,)))
+            self.thread_count = getattr(process, "thread_count", 1)
 
     def conditions(self) -> dict[str, Any]:
         """Return the conditions of the run for run.json; the initial heap and RSS in bytes."""
@@ -354,7 +354,7 @@ def play_workload(process: RealProcess, workload: Workload) -> Iterator[Piece]:
             for first in range(0, len(piece.op), process.BATCH):
                 events = rows(piece, first, first + process.BATCH)
                 if isinstance(process, ThreadedProcess):
-                    yield process.play_threads(events)
+                    yield from map(process.play_threads, process.parts(events))
                     continue
                 done = 0
                 for answers, log in process.play(prepare(events)):

@@ -25,6 +25,8 @@ import numpy as np
 from allocators.base.library import REAL, Library, LibraryError
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events, column, read_only
+from benchmarks.events.threads import ThreadError, ThreadNumbers
+from benchmarks.real.machine_code import MOST_THREADS
 from benchmarks.real.memory import inspect
 from benchmarks.real.threads import Naming
 from benchmarks.replay.loop import RUN, apply
@@ -188,7 +190,10 @@ class ThreadedTimed:
             "sched_yield": types.ExternalFunction("sched_yield", types.int32()),
         }
         self._loop = build(replay_thread, **bindings)
-        threads = column(events, "thread")
+        try:
+            threads = column(ThreadNumbers(MOST_THREADS).of(events), "thread")
+        except ThreadError as error:
+            raise LibraryError(f"{library.label}: {error}") from None
         self._parts = [
             (read_only(_rows(events, ids, threads == t)), turn[threads == t])
             for t in np.unique(threads)

@@ -77,8 +77,7 @@ def _with_sizes(
     Calls ``progress``, if any, after each piece.
     """
     ledger, seen = Ledger(), 0
-    groups = reader.groups()
-    for group in groups if checked else parquet.audited(path, groups):
+    for group in reader.groups() if checked else reader.checked():
         for begin in range(0, len(group.op), _ROWS):
             events = rows(group, begin, begin + _ROWS)
             followed = ledger.follow(events)

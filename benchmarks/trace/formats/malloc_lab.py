@@ -19,6 +19,7 @@ from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records, count_lost
 from benchmarks.trace.formats.printing import put_decimal
+from kernel.engine.foreign import quoted
 from kernel.engine.jit import build_once, jit
 
 NAME = "malloc-lab"
@@ -72,7 +73,7 @@ class Reader:
 
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
-        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {' '.join(fields)!r}"
+        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {quoted(' '.join(fields))}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

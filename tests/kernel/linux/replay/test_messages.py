@@ -1,5 +1,6 @@
 """Test that an error in a file or command line is one line with its place, not a traceback."""
 
+import os
 import sys
 
 import pytest
@@ -68,6 +69,45 @@ def test_recordings(replayed, tmp_path, change, expected):
     lines = path.read_text().splitlines()
     change(lines)
     assert expected in refusal(replayed("\n".join(lines) + "\n"))
+
+
+_HEADER = '{"format": "memory-calls", "version": 1, "command": [], "machine": {}}\n'
+_CALL = '{"t": "call", "tid": 1, "in": 1, "out": 2, "name": "brk", "args": [5], "ret": 0}\n'
+
+
+@pytest.mark.hardening(16)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            STRACE + "9 \x1b[2J" + "x" * 5000 + "\n" + STRACE,
+            r"line 2: not an strace line: \x1b[2Jx",
+        ),
+        (STRACE + "9 munmap(0x1, 1<<9999999999) = 0\n", "line 2: a number has more than 64 bits"),
+        (STRACE + f"9 brk(0x1) = {1 << 70:#x}\n", "line 2: a number has more than 64 bits"),
+        (_HEADER + _CALL.replace("[5]", f"[{1 << 70}]"), "line 2: args is (1180591620717"),
+        (_HEADER + _CALL.replace("[5]", '["x"]'), "line 2: arguments of a call: ['x']"),
+        (_HEADER + _CALL.replace('"tid": 1', '"tid": "x"'), "line 2: tid is 'x'"),
+        (_HEADER + _CALL.replace('"ret": 0', '"ret": NaN'), "line 2: NaN is not a JSON number"),
+        (_HEADER + "[" * 200_000 + "\n" + _CALL, "line 2: nested too deeply"),
+        (_HEADER + '{"t": "\\u001b' + "y" * 999 + '", "tid": 1, "in": 1, "out": 2}\n', r"'\x1byy"),
+        (_HEADER.replace("{}", '{"memory": "x"}'), "line 1: memory is 'x'"),
+    ],
+)
+def test_wild_values(replayed, text, expected):
+    line = refusal(replayed(text))
+    assert expected in line
+    assert line.isprintable()
+    assert len(line) < 400
+
+
+@pytest.mark.hardening(16)
+def test_files_that_never_end(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("pipe", "is a pipe"), ("loop", "symbolic links")):
+        assert main([str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_recording_that_was_cut_short(replayed, tmp_path):
