@@ -132,8 +132,7 @@ def run(command: str, main: Callable[[], int]) -> int:
     except KeyboardInterrupt as interrupt:
         code, problem = EXIT_INTERRUPTED, ": ".join(["interrupted", *interrupt.args])
     except SystemExit as end:
-        *_, frame = traceback.extract_tb(end.__traceback__)
-        problem = f"{frame.filename}:{frame.lineno}: {frame.line} ends the command; remove the call"
+        problem = _origin(end)
     except OSError as error:
         problem = text_of(error)
     except MemoryError as error:
@@ -143,6 +142,14 @@ def run(command: str, main: Callable[[], int]) -> int:
     if problem:
         report_exit(command, problem, code)
     return code
+
+
+def _origin(end: SystemExit) -> str:
+    """Return why something other than the parser ends the command."""
+    if isinstance(end.__context__, OSError):  # Rich exits if standard output is a closed pipe
+        return text_of(end.__context__)
+    *_, frame = traceback.extract_tb(end.__traceback__)
+    return f"{frame.filename}:{frame.lineno}: {frame.line} ends the command; remove the call"
 
 
 def _prepare_streams() -> None:

@@ -86,9 +86,12 @@ def test_output_that_cannot_be_written_is_a_failure(redirection, reason, flush):
 
 
 @pytest.mark.hardening(4)
-def test_a_reader_that_goes_away_is_a_failure():
+@pytest.mark.parametrize("printer", ["print", "from rich.console import Console; Console().print"])
+def test_a_reader_that_goes_away_is_a_failure(printer):
     read, write = os.pipe()
-    process = start("for i in range(9999): print('x' * 99)\nreturn 0", stdout=write)
+    *imports, name = printer.split("; ")
+    body = "\n".join([*imports, f"for i in range(9999): {name}('x' * 99)", "return 0"])
+    process = start(body, stdout=write)
     os.close(write)
     os.close(read)
     assert end(process) == (1, None, "a.command: standard output: Broken pipe\n")
