@@ -106,10 +106,7 @@ def decode(words, first, window):
     ``first`` on.  Returns the last number of the chunk.
     """
     n = window.shape[0]
-    thread = 0
-    number = 0
-    origin = 0
-    now = 0
+    thread = number = origin = now = 0
     begin = -1
     old = 0
     i = 0
@@ -120,10 +117,8 @@ def decode(words, first, window):
         if op == 0:
             break  # end of the records
         if op == ORIGIN:
-            thread = word & _TICKS
-            number = int(words[i])
-            origin = int(words[i + 1])
-            now = origin
+            thread, number = word & _TICKS, int(words[i])
+            now = origin = int(words[i + 1])
             i += 2
             continue
         if op == TIME:
