@@ -31,7 +31,7 @@ ALL = FIGURES | ON_REQUEST
 TIMED = {"time", "pareto"}
 SAMPLED = {"memory"}
 #: Seconds between progress lines.
-PATIENCE = 2.0
+REPORT_INTERVAL = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,12 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in results.skipped.itertuples(index=False):
             reason = f": {run.reason}" if run.reason else ""
             print(f"skipped {run.directory} ({run.status}{reason})")
-        files = write(results, chosen, options.out, report)
+        for file in write(results, chosen, options.out, report):
+            print(f"wrote {file}")
+        print(end="", flush=True)
+    except KeyboardInterrupt:
+        print("analysis: interrupted; wrote nothing", file=sys.stderr)
+        return 130
     except (ResultError, OSError) as error:
+        sys.stdout = None  # it may be what cannot be written; Python would try again at the end
         print(f"analysis: {error}", file=sys.stderr)
         return 1
-    for file in files:
-        print(f"wrote {file}")
     return 0
 
 
@@ -100,13 +104,13 @@ def _figure_names(text: str) -> list[str]:
 
 
 def _progress() -> Callable[[str, int, int], None]:
-    """Return a function that prints progress on standard error, at most every PATIENCE seconds."""
+    """Return a function that prints progress on standard error, at most every REPORT_INTERVAL s."""
     last = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > PATIENCE:
+        if now - last > REPORT_INTERVAL:
             last = now
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 

@@ -45,6 +45,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         _synchronise(temporary)
         temporary.replace(path)
         _synchronise(path.parent)
+    except OSError as error:  # a failed write does not know its file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
