@@ -103,7 +103,20 @@ def observe(directory: Path, progress: Progress) -> tuple[str, str]:
         return recorded
     end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     last = f": {complaint.splitlines()[-1]}" if complaint else ""
-    return results.FAILED, f"the simulating process {end}{last}"
+    return results.FAILED, f"the simulating process {end}{last}{_memory_hint(-code)}"
+
+
+def _memory_hint(number: object) -> str:
+    """Return what to add to the message that signal ``number`` killed a child, or ''."""
+    if number != signal.SIGKILL:
+        return ""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << 20)
+    return (
+        f": Linux does that when the machine runs out of memory (the largest child took {peak:.1f} "
+        "GiB); make the workload smaller, or run on a larger machine"
+    )
 
 
 def time_with_pyperf(directory: Path, job: Job, progress: Progress) -> str:
@@ -150,7 +163,8 @@ def time_with_pyperf(directory: Path, job: Job, progress: Progress) -> str:
     # A worker prints its error before the pyperf process that waited for it prints one.
     named = [line for line in complaint.splitlines() if _ERROR.match(line)]
     last = [*named[:1], *complaint.splitlines()[-1:], f"exit code {code}"][0]
-    return f"timing failed: {last}"
+    killed = -code if code < 0 else signal.SIGKILL if last.endswith("exit code -9") else 0
+    return f"timing failed: {last}{_memory_hint(killed)}"
 
 
 def run_job(job: Job, directory: Path, sources: Sources, progress: Progress) -> tuple[str, str]:

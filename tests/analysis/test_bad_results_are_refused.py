@@ -1,6 +1,8 @@
 """A damaged, missing or mixed result is refused with one line that names it; nothing is written."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pyperf
 import pytest
 
 from analysis.__main__ import main
+from tests.conftest import ROOT
 
 #: The first run of the sweep ``small``.
 RUN = "0-0-1"
@@ -276,3 +279,26 @@ def test_a_figure_that_cannot_be_drawn_leaves_nothing(
     path = small / RUN / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_live": 0}))
     assert str(small / RUN) in refuse(small)
+
+
+@pytest.mark.hardening(17)
+def test_interrupted_analysis_leaves_nothing(one_seed, tmp_path, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.fig_time.draw", interrupt)
+    with pytest.raises(KeyboardInterrupt):  # kernel.engine.command.run reports it
+        main([str(one_seed), "-o", str(tmp_path / "figures")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.hardening(4)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_analysis_fails_if_its_output_cannot_be_written(one_seed, tmp_path):
+    command = [sys.executable, "-m", "analysis", one_seed, "-o", tmp_path, "--figures", "time"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "analysis: standard output: No space left on device\n"
