@@ -1,6 +1,7 @@
 """``python -m allocators.verify [NAME | PATH.py …]``: verify allocators against their contract.
 
-Exit codes: 0 no failure, 1 some failures, 2 unknown plugin or settings, 130 interrupted.
+Exit codes: 0 no failure, 1 some failures or a plugin with a mistake, 2 unknown plugin or settings,
+130 interrupted.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from allocators.base.registry import PluginError, load, names
+from allocators.base.registry import PluginError, PluginFault, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
 from kernel.differential.command import (
@@ -148,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cases = _cases(arguments)
     except PluginError as error:
-        return complain("allocators.verify", str(error), EXIT_USAGE)
+        code = EXIT_FAILED if isinstance(error, PluginFault) else EXIT_USAGE
+        return complain("allocators.verify", str(error), code)
     failed: Counter[str] = Counter()
     with shown_progress("allocators.verify") as progress:
         for case, outcome in run_cases(

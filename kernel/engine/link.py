@@ -11,6 +11,7 @@ Numba's code generator has a class for its libraries; :func:`install` replaces t
 
 import functools
 import hashlib
+import operator
 from collections.abc import Callable
 
 import llvmlite.binding as ll
@@ -161,6 +162,29 @@ def _without_wraparound(fix_integer_index: Callable) -> Callable:
         return fix_integer_index(context, builder, idxty, idx, size)
 
     return without_wraparound
+
+
+_SHIFTS = {operator.lshift, operator.rshift, operator.ilshift, operator.irshift}
+
+
+def _checked(lower_binop: Callable) -> Callable:
+    """Wrap ``lower_binop`` so that a shift by less than 0 or more than 63 bits raises ValueError.
+
+    Only where bounds are checked; otherwise the result is undefined.
+    """
+
+    def checked(self: Lower, result: nb.Type, expression: object, op: object) -> ir.Value:
+        kind = self.typeof(expression.rhs.name)
+        if self.context.enable_boundscheck and op in _SHIFTS and isinstance(kind, nb.Integer):
+            bits = self.loadvar(expression.rhs.name)
+            bits = self.context.cast(self.builder, bits, kind, nb.int64)
+            wrong = self.builder.icmp_unsigned(">", bits, bits.type(63))
+            with self.builder.if_then(wrong, likely=False):
+                message = ("shift by less than 0 or more than 63 bits",)
+                self.call_conv.return_user_exc(self.builder, ValueError, message)
+        return lower_binop(self, result, expression, op)
+
+    return checked
 
 
 def declare_inner(name: str, cold: bool) -> None:
@@ -333,6 +357,7 @@ def install() -> None:
     CPUCallConv.call_function = _without_clearing(CPUCallConv.call_function)
     CPUCallConv.return_user_exc = _with_place(CPUCallConv.return_user_exc)
     Lower.lower_inst = _recording(Lower.lower_inst)
+    Lower.lower_binop = _checked(Lower.lower_binop)
     arrayobj.fix_integer_index = _without_wraparound(arrayobj.fix_integer_index)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
