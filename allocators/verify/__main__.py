@@ -25,6 +25,7 @@ from kernel.differential.command import (
     complain,
     positive,
 )
+from kernel.engine.cache import cache_root
 from kernel.engine.progress import shown_progress
 from kernel.engine.watchdog import PATIENCE
 
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     except PluginError as error:
         code = EXIT_FAILED if isinstance(error, PluginFault) else EXIT_USAGE
         return complain("allocators.verify", str(error), code)
+    cache_root()  # the worker processes share what it chooses
     failed: Counter[str] = Counter()
     with shown_progress("allocators.verify") as progress:
         for case, outcome in run_cases(

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.run import results
 from benchmarks.run.job import Job
 from kernel import PROJECT
+from kernel.engine.cache import cache_root
 from kernel.engine.progress import Progress
 
 #: The line of a traceback that says what was raised.
@@ -38,7 +39,8 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
     Nothing is imported from the working directory: its benchmarks/ may be another project's.
     """
     path = os.pathsep.join(filter(None, (str(PROJECT), base.get("PYTHONPATH"))))
-    return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    cache = str(cache_root())  # chosen here, so that all children have the same
+    return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "NUMBA_CACHE_DIR": cache}
 
 
 @contextmanager
@@ -75,12 +77,21 @@ def observe(directory: Path, progress: Progress) -> None:
                 print(text, end="", flush=True)
         code = process.wait()
         errors.seek(0)
-        complaint = errors.read().decode(errors="replace").strip()
+        complaint = _without_warnings(errors.read().decode(errors="replace"))
     if results.read_run(directory).get("status") == results.RUNNING:
         end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         last = f": {complaint.splitlines()[-1]}" if complaint else ""
         reason = f"the simulating process {end}{last}"
         results.update_run(directory, status=results.FAILED, reason=reason)
+
+
+def _without_warnings(complaint: str) -> str:
+    """Print the warnings of a child (kernel.engine.cache.warn); return the rest of its errors."""
+    lines = complaint.strip().splitlines()
+    for line in lines:
+        if line.startswith("warning: "):
+            print(line, file=sys.stderr, flush=True)
+    return "\n".join(line for line in lines if not line.startswith("warning: "))
 
 
 def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: Progress) -> None:

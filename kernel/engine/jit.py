@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernel.engine import switches
+from kernel.engine.cache import cache_root, warn
 from kernel.engine.syntax import mistakes, odd_return, returns_value, unknown_fields
 
 #: Modules whose functions Numba itself supports.  Of the project's modules, a compiled function may
@@ -112,15 +113,6 @@ def is_jit(value: object) -> bool:
 def disabled() -> bool:
     """Return True if NUMBA_DISABLE_JIT selects plain Python (used to measure coverage)."""
     return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-
-
-def cache_root() -> Path:
-    """Directory of the compiled code: NUMBA_CACHE_DIR, else the user's cache directory."""
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "malloc-bench" / "numba"
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -504,7 +496,9 @@ def build(
         # Numba reads CACHE_DIR when caching is enabled for a function, and only then.
         previous, config.CACHE_DIR = config.CACHE_DIR, str(cache_root() / walk.key)
         try:
-            result.enable_caching()
+            result._cache = link.DiskCache(result.py_func)
+        except (OSError, RuntimeError) as error:  # no space for a directory
+            warn(f"compile cache {config.CACHE_DIR}: {error}; compiled code is not kept")
         finally:
             config.CACHE_DIR = previous
     return result

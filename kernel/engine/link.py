@@ -12,12 +12,15 @@ Numba's code generator has a class for its libraries; :func:`install` replaces t
 import functools
 import hashlib
 import operator
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import llvmlite.binding as ll
 from llvmlite import ir
 from numba.core import cgutils, event
 from numba.core import types as nb
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
 from numba.core.errors import TypingError
@@ -27,6 +30,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from kernel.engine import progress
+from kernel.engine.cache import warn
 
 #: True for a cold inner function, False for another one, by qualified name.
 _inner: dict[str, bool] = {}
@@ -325,6 +329,58 @@ INTRINSICS = {
     "bit_length": bit_length,
     "trailing_zeros": trailing_zeros,
 }
+
+
+class _CacheFile(IndexDataCacheFile):
+    """Files of a cached function: those with machine code begin with a checksum."""
+
+    def _save_data(self, name: str, data: object) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+    def _load_data(self, name: str) -> object:
+        content = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError(f"{name}: wrong checksum")
+        return pickle.loads(content[32:])
+
+    def _load_index(self) -> dict:
+        try:
+            return dict(super()._load_index())
+        except Exception as error:  # whatever a damaged pickle raises
+            _damaged(self._index_path, error)
+            return {}
+
+
+def _damaged(place: object, error: Exception) -> None:
+    """Warn of a damaged file, which the compiled code will replace."""
+    warn(f"compile cache {place} is damaged ({type(error).__name__}: {error}); it is made anew")
+
+
+class DiskCache(FunctionCache):
+    """Cache of a function's machine code that survives damaged files and a full disk."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        """Return the compiled code, or None if there is none or it is damaged."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # whatever a damaged pickle or its code raises
+            _damaged(self._cache_path, error)
+            return None
+
+    def save_overload(self, sig: object, data: object) -> None:
+        """Store the compiled code; if there is no space, warn and go on without."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            what = f"it cannot be written ({error.strerror}); compiled code is not kept"
+            warn(f"compile cache {self._cache_path}: {what}")
 
 
 class _Compiler(event.Listener):

@@ -18,7 +18,7 @@ from kernel import types
 from kernel.boot import Machine
 from kernel.brk import brk as kernel_brk
 from kernel.config import KernelConfig
-from kernel.engine.jit import WalkError, build, cache_root, disabled, is_jit, jit, source_hash
+from kernel.engine.jit import WalkError, build, disabled, is_jit, jit, source_hash
 from kernel.engine.record import record
 from tests.conftest import ROOT
 
@@ -401,16 +401,6 @@ def test_hash_follows_the_environment(monkeypatch):
     assert source_hash(outer) == before
     monkeypatch.setenv("NUMBA_OPT", "1")
     assert source_hash(outer) != before
-
-
-def test_cache_root(monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/named")
-    assert cache_root() == Path("/named")
-    monkeypatch.delenv("NUMBA_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_root() == Path("/xdg/malloc-bench/numba")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_root() == Path.home() / ".cache" / "malloc-bench" / "numba"
 
 
 # --- No stale code, in separate processes --------------------------------------------------------
