@@ -75,6 +75,29 @@ def test_every_wrong_setting_has_a_message(argument, message):
     assert "\n" not in text
 
 
+@pytest.mark.hardening(10)
+@pytest.mark.parametrize(
+    ("setting", "required"),
+    [
+        ("fragmentation=50", "frames=true"),
+        ("zone_boundary=0", "frames=true"),
+        ("min_free=65536", "frames=true"),
+        ("tlb_l1_entries=32", "tlb=true"),
+        ("tlb_l2_ways=4", "tlb=true"),
+        ("swap=65536", "memory"),
+        ("overcommit=1", "memory"),
+        ("overcommit_ratio=50", "memory"),
+        ("memory=1000000 kernel.overcommit=0 kernel.overcommit_ratio=50", "overcommit=2"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(setting, required):
+    words = f"kernel.{setting}".split()
+    with pytest.raises(JobError) as caught:
+        check_job(composed("allocator=bump", *words))
+    message = f"{words[-1]}: has no effect without kernel.{required}; set that, or leave this out"
+    assert str(caught.value) == message
+
+
 def plugin(tmp_path: Path, old: str, new: str) -> Path:
     """Write a copy of bump with one piece of its source replaced."""
     assert BUMP.count(old) == 1
