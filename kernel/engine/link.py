@@ -380,7 +380,7 @@ class DiskCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             what = f"it cannot be written ({error.strerror}); compiled code is not kept"
-            warn(f"compile cache {self._cache_path}: {what}")
+            warn(f"compile cache {Path(self._cache_path).parents[1]}: {what}")  # once for all
 
 
 class _Compiler(event.Listener):
