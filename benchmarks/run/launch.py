@@ -20,6 +20,7 @@ from benchmarks.run import results
 from benchmarks.run.job import Job
 from benchmarks.run.sources import Sources
 from kernel import PROJECT
+from kernel.engine.cache import cache_root
 from kernel.engine.progress import Progress
 
 #: The line of a traceback that names the exception.
@@ -61,7 +62,9 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
     """
     given = base.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([str(PROJECT), *(entry for entry in given if Path(entry).is_absolute())])
-    return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", _PARENT: str(os.getpid())}
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", _PARENT: str(os.getpid())}
+    # The cache is chosen here, so that all children have the same.
+    return {**base, **own, "NUMBA_CACHE_DIR": str(cache_root())}
 
 
 @contextmanager
@@ -98,12 +101,21 @@ def observe(directory: Path, progress: Progress) -> tuple[str, str]:
                 print(text, end="", flush=True)
         code = process.wait()
         errors.seek(0)
-        complaint = errors.read().decode(errors="replace").strip()
+        complaint = _without_warnings(errors.read().decode(errors="replace"))
     if recorded := results.outcome(directory):
         return recorded
     end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     last = f": {complaint.splitlines()[-1]}" if complaint else ""
     return results.FAILED, f"the simulating process {end}{last}{_memory_hint(-code)}"
+
+
+def _without_warnings(complaint: str) -> str:
+    """Print the warnings of a child (kernel.engine.cache.warn); return the rest of its errors."""
+    lines = complaint.strip().splitlines()
+    for line in lines:
+        if line.startswith("warning: "):
+            print(line, file=sys.stderr, flush=True)
+    return "\n".join(line for line in lines if not line.startswith("warning: "))
 
 
 def _memory_hint(number: object) -> str:
