@@ -175,7 +175,7 @@ def explain(
     if malformed(op, slot, size, align, thread):
         if size > MAX_REQUEST or align > _MAX_ALIGN:
             what = f"{size} bytes" if align <= _MAX_ALIGN else f"alignment 2**{align}"
-            return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
+            return f"{what}: sizes and alignments go up to 2**{_MAX_ALIGN} bytes"
         return f"impossible columns (op {op}, slot {slot}, size {size})"
     name = ops.OP_NAMES[op]
     if before < 0 and op < ALLOCATOR_OPS and op != ops.FREE:

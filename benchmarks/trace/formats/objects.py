@@ -200,7 +200,7 @@ def describe_problem(
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
     if problem == TOO_LARGE:
         what = f"{name} of {records.size[i]} bytes with alignment 2**{records.align[i]}"
-        return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
+        return f"{what}: sizes and alignments go up to 2**{_MAX_ALIGN} bytes"
     which = format_pointer(int(argument))
     if problem == LIVE:
         return f"{name} returned {which}, which is still allocated"

@@ -59,7 +59,7 @@ WILD = [
     ({"size": [2**63 - 1, 0]}, "event 0: 9223372036854775807 bytes: a trace has sizes and"),
     ({"size": [2**46 + 1, 0]}, "event 0: 70368744177665 bytes: a trace has sizes and"),
     ({"size": [8, 2**46 + 1]}, "event 1: 70368744177665 bytes"),
-    ({"align": [47, 0]}, "event 0: alignment 2**47: a trace has sizes and alignments up to 2**46"),
+    ({"align": [47, 0]}, "event 0: alignment 2**47: sizes and alignments go up to 2**46"),
     ({"thread": [-(2**31), 0]}, "event 0: impossible columns"),
 ]
 
