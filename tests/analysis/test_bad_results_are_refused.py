@@ -1,6 +1,7 @@
 """A damaged, missing or mixed result is refused with one line that names it; nothing is written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -271,6 +272,23 @@ def test_an_output_that_is_a_file(
     assert main([str(small), "-o", str(out)]) == 1
     assert capsys.readouterr().err == f"analysis: {out}: not a directory\n"
     assert out.read_text() == "mine"
+
+
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("name", ["memory.svg", "table.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_only_regular_files_are_replaced(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    out = tmp_path / "figures"
+    out.mkdir()
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).mkdir()
+    before = (out / name).lstat()
+    assert main([str(small), "-o", str(out), "--figures", "memory"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"analysis: {out / name}: ")
+    assert (out / name).lstat() == before
+    assert list(out.iterdir()) == [out / name]
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_nothing(

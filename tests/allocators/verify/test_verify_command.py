@@ -124,6 +124,26 @@ def test_unusable_plugins_and_settings_exit_with_code_2(arguments, message, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.hardening(4)
+def test_a_plugin_that_exits_is_a_failure(tmp_path, capsys):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text("import sys\n\nsys.exit(0)\n")
+    assert main([str(plugin), *QUICK]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{plugin}:3: " in line
+
+
+@pytest.mark.hardening(17)
+@pytest.mark.parametrize("option", ["--operations", "--jobs", "--patience", "--seed"])
+@pytest.mark.parametrize("value", ["nan", "inf", "9" * 30, "", "x"])
+def test_every_number_has_a_range(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bump", f"{option}={value}"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"allocators.verify: argument {option}: must be ")
+
+
 @pytest.mark.parametrize("arguments", [["--operations", "0"], ["--jobs", "x"], ["--only", "lief"]])
 def test_wrong_options_exit_with_code_2(arguments):
     with pytest.raises(SystemExit) as stop:
