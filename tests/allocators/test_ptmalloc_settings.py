@@ -29,11 +29,15 @@ def pages_left(path, settings):
 @pytest.mark.hardening(12)
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(
-    "settings",
-    [{"trim_threshold": 131072}, {"mmap_threshold": 131072}, {"top_pad": 131072}]
-    + [{"mmap_max": 65536}],
+    ("setting", "default"),
+    [
+        ("mmap_threshold", 131072),
+        ("trim_threshold", 131072),
+        ("top_pad", 131072),
+        ("mmap_max", 65536),
+    ],
 )
-def test_a_threshold_that_is_set_stays(tmp_path, settings):
+def test_a_threshold_that_is_set_stays(tmp_path, setting, default):
     path = tmp_path / "t.parquet"
-    left, dynamic = pages_left(path, settings), pages_left(path, {})
+    left, dynamic = pages_left(path, {setting: default}), pages_left(path, {})
     assert dynamic - left > 150  # the freed block raised the trim threshold to 2 MiB
