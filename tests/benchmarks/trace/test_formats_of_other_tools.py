@@ -496,7 +496,7 @@ def test_memray(tmp_path, monkeypatch, head, piece):
     [
         (double([*CAPTURE, (0x50, 1, 6, 1)], 13), ": record 13: malloc returned 0x50, which is"),
         (double([*CAPTURE, (0x60, 1, 99, 1)], 13), ": record 13: unknown allocator number 99"),
-        (double(CAPTURE, 13), ": truncated: 12 of 13 records"),
+        (double(CAPTURE, 13), ": record 13: truncated: 12 of 13 records"),
         (double(CAPTURE, 12, aggregated=True), ": an aggregated capture has no individual events"),
     ],
 )
