@@ -77,7 +77,8 @@ PATTERN = re.compile(
 
 #: What --time-stamp=yes adds to a line.
 _STAMP = re.compile(rb"^--(\d{1,5}):(\d\d):(\d\d):(\d\d)\.(\d{3}) (?=\d+--)")
-_STAMPED = re.compile(_STAMP.pattern, re.MULTILINE)
+#: The first line of valgrind's that decides whether the lines have stamps.
+_FIRST = re.compile(rb"^--(\d+:\d\d:\d\d:\d\d\.\d{3} )?\d+--", re.MULTILINE)
 _UNITS = tuple(unit * 1_000_000 for unit in (86_400_000, 3_600_000, 60_000, 1000, 1))
 
 
@@ -109,9 +110,9 @@ class Reader:
 
     def prepare(self, text: bytes) -> bytes:
         """Return ``text`` without time stamps, which are kept."""
-        if not self._begun:
+        if not self._begun and (first := _FIRST.search(text)):
             self._begun = True
-            self._times = np.empty(0, "i8") if _STAMPED.search(text) else None
+            self._times = np.empty(0, "i8") if first[1] else None
         if self._times is None:
             return text
         lines, times = text.split(b"\n"), []

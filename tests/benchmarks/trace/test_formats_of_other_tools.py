@@ -355,7 +355,7 @@ BAD = [
     (MTRACE, "@ x:[0x1] < 0x10\n@ x:[0x1] - 0x10\n", ":13: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1] + 0x20\n", ":12: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1]\n", ":12: expected '@ WHERE' and"),
-    (MTRACE, "@ x:[0x1] - 0x99\n", ":12: free of 0x99, which was never allocated"),
+    (MTRACE, "@ x:[0x1] - 0x5595a36b0610\n", ":12: double free of 0x5595a36b0610"),
     (
         VALGRIND,
         "--7-- malloc(8)\n",
@@ -417,7 +417,6 @@ def test_what_cannot_be(tmp_path, good, bad, said, capsys):
     [
         (b"".join(PROTOBUF)[:-1], ": message 9: truncated at the end of the file"),
         (b"".join(PROTOBUF[:3]) + b"\xff\xff", ": message 4: not a message of this format"),
-        ("v 10400 3\nX ./m\nI 1000 5e2990\na 11c00 4\n+ 0\n", ": an interpreted heaptrack file"),
         (b"memray\x00rubbish", ": reading a memray capture needs the package memray; install"),
     ],
 )
