@@ -27,7 +27,7 @@ from kernel.engine.jit import build_once, jit
 
 NAME = "Android memory_replay"
 #: Matches a line that occurs only in this format.
-PATTERN = re.compile(rb"^\s*\d+:\s*\w+\s+0x[0-9a-fA-F]", re.MULTILINE)
+PATTERN = re.compile(rb"^[ \t]*\d+:[ \t]*\w+[ \t]+0x[0-9a-fA-F]", re.MULTILINE)
 
 #: By name: the operation, and the fields after thread and name.
 OPERATIONS = {

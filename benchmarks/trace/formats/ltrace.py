@@ -50,9 +50,9 @@ _FUNCTIONS = {
 }
 _NAMES = "|".join(sorted(_FUNCTIONS, key=len, reverse=True)).encode()
 _PREFIX = (
-    rb"\s*(?:\[pid (?P<traced>\d+)\]\s+|(?P<bare>\d+)\s+)?"
-    rb"(?:(?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?)\s+|(?P<seconds>\d+\.\d+)\s+)?"
-    rb"(?:\[0x[0-9a-f]+\]\s+)?(?:[^\s()]+->)?"
+    rb"[ \t]*(?:\[pid (?P<traced>\d+)\][ \t]+|(?P<bare>\d+)[ \t]+)?"
+    rb"(?:(?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?)[ \t]+|(?P<seconds>\d+\.\d+)[ \t]+)?"
+    rb"(?:\[0x[0-9a-f]+\][ \t]+)?(?:[^\s()]+->)?"
 )
 _CALL = rb"(?P<name>" + _NAMES + rb")(?:@[\w.]+)?\("
 _RESUMED = rb"<\.\.\. (?P<resumed>" + _NAMES + rb")(?:@[\w.]+)? resumed>"
