@@ -102,6 +102,16 @@ def enter(keys, slots, counts, pointer, slot):
 
 
 @jit
+def needed(held, frees):
+    """Return what a format must let a record do to an object with ``held`` in the table, or 0."""
+    if held == _NO_KEY:
+        return FREE_UNKNOWN if frees else REALLOC_UNKNOWN
+    if held == _FREED:
+        return FREE_FREED if frees else REALLOC_FREED
+    return 0
+
+
+@jit
 def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, problem, strict, late):
     """Fill ``slot`` and ``problem`` (n,) for the records in order.
 
@@ -120,12 +130,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, prob
         held = _NULL
         if argument != 0:
             held = int(slots[find(keys, slots, argument)])
-        allowed = 0
-        if held == _NO_KEY:
-            allowed = FREE_UNKNOWN if kind == ops.FREE else REALLOC_UNKNOWN
-        elif held == _FREED:
-            allowed = FREE_FREED if kind == ops.FREE else REALLOC_FREED
-        unseen = late & allowed != 0
+        unseen = late & needed(held, kind == ops.FREE) != 0
         if unseen and kind == ops.REALLOC:
             argument = 0
             held = _NULL

@@ -9,7 +9,7 @@ RLIMIT_DATA cannot be checked.
 """
 
 import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -96,6 +96,11 @@ class _Created:
         return i >= 0 and end <= self._ranges[i][1]
 
 
+def _ranges(state: SavedState) -> tuple[tuple[int, int], ...]:
+    """Return start and end of each area of a state."""
+    return tuple((int(area["vm_start"]), int(area["vm_end"])) for area in state.vma)
+
+
 @dataclass(frozen=True)
 class UnknownProgram:
     """Program of an anchored space, whose areas and sizes are unknown.
@@ -107,6 +112,10 @@ class UnknownProgram:
     heap: int  # start of the heap, above the program
     occupied: int  # an address that is certainly not free
     known: tuple[tuple[int, int], ...] = ()
+
+    def with_areas(self, state: SavedState) -> "UnknownProgram":
+        """Return the program of a copy that begins in ``state``, whose areas are known too."""
+        return replace(self, known=self.known + _ranges(state))
 
     def exempt_foreign(self, ops: list[PlannedCall]) -> bool:
         """Give calls on memory that no call of the log created a reason not to be compared.
@@ -361,8 +370,8 @@ def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area]
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
     low = max(heap - _MAX_PROGRAM_SIZE, PAGE)
-    known = tuple((int(area["vm_start"]), int(area["vm_end"])) for area in origin.state.vma)
-    origin.unknown = UnknownProgram(low, heap, int(mm["mmap_base"]) - PAGE, known)
+    occupied = int(mm["mmap_base"]) - PAGE
+    origin.unknown = UnknownProgram(low, heap, occupied, _ranges(origin.state))
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin

@@ -187,9 +187,12 @@ class Replayer:
             states = fork_states(self.model, parent.ops, parent.outcome, index)
         else:
             states = [parent.outcome.state]
-        return self._search(
-            space, ops, [origin.fork(s) for s in states], parent.names, parent.start_stack
-        )
+        states = [origin.fork(state) for state in states]
+        foreign = unknown is not None and unknown.with_areas(states[0]).exempt_foreign(ops)
+        result = self._search(space, ops, states, parent.names, parent.start_stack)
+        if foreign:
+            result.notes.append(_HINT)
+        return result
 
     def _search(
         self,
