@@ -507,6 +507,15 @@ def test_bad_captures(tmp_path, monkeypatch, module, said):
     assert str(caught.value).startswith(f"{path}{said}")
 
 
+@pytest.mark.hardening(11)
+def test_a_capture_that_is_cut_is_read_up_to_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "memray", double(CAPTURE, 13))
+    path = write(tmp_path / "t", b"memray\x00")
+    events, provenance = formats.load(path, strict=False)
+    assert len(events.op) == 8
+    assert provenance["dropped"]["missing_records"] == 1
+
+
 def test_a_real_capture(tmp_path):
     memray = pytest.importorskip("memray")
     path = tmp_path / "t"
