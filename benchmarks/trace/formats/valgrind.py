@@ -285,7 +285,7 @@ def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:
     if form == "SIZE":
         return Call(ops.MALLOC, 0, tokens[0] + 0, 0), tokens[1:]
     if form == "N,SIZE":
-        return Call(ops.CALLOC, 0, tokens[0] * (tokens[1] + 0), 0), tokens[2:]
+        return Call(ops.CALLOC, 0, (tokens[0] + 0) * (tokens[1] + 0), 0), tokens[2:]
     if form == "POINTER,SIZE":
         return Call(ops.REALLOC, tokens[0] + 0, tokens[1] + 0, 0), tokens[2:]
     if form == "POINTER":
