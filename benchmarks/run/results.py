@@ -44,7 +44,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _synchronise(temporary)
         temporary.replace(path)
-        _synchronise(path.parent)
+        with suppress(OSError):  # not every system can open or synchronise a directory
+            _synchronise(path.parent)
     except OSError as error:  # a failed write does not know its file
         error.filename = error.filename or str(path)
         raise
@@ -53,13 +54,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _synchronise(path: Path) -> None:
-    """Write a file or directory to the disk, as far as the system can."""
-    with suppress(PermissionError):  # Windows cannot open a directory
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    """Write a file or directory to the disk."""
+    file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
