@@ -320,3 +320,12 @@ def test_analysis_fails_if_its_output_cannot_be_written(one_seed, tmp_path):
         )
     assert done.returncode == 1
     assert done.stderr == "analysis: standard output: No space left on device\n"
+
+
+@pytest.mark.hardening(2)
+def test_two_versions_of_an_allocator_share_no_figure(refuse, make, tmp_path):
+    for seed, version in ((1, "old"), (2, "old"), (3, "new")):
+        make(tmp_path / "sweep" / f"{seed}-mine", "mine", seed=seed, hashes={"plugin": version})
+    line = refuse(tmp_path / "sweep")
+    assert "mine was edited since" in line
+    assert "3-mine" in line
