@@ -232,7 +232,7 @@ def test_a_file_that_is_not_a_trace_is_refused(tmp_path):
         (
             "def check(k, a):",
             "def check(k, a):\n    load(k, 64)",
-            r"event, check\(\): SIGSEGV: read of 0x40",
+            r"check\(\): SIGSEGV: read of 0x40",
         ),
     ],
     ids=["misaligned", "raises", "corrupt heap", "check goes astray"],
