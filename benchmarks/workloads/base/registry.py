@@ -216,6 +216,10 @@ def load(
             events = read_only(events)
             slots, operations = slot_count(events), operation_count(events)
             digest = fingerprint(events)
+    if not operations:
+        raise WorkloadError(
+            f"workload {choice.label}: no event allocates or frees; nothing to replay"
+        )
     return Workload(
         name=choice.name,
         label=choice.label,
