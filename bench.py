@@ -1,11 +1,11 @@
 """``python bench.py allocator=NAME workload=NAME``: run an allocator under a workload.
 
-Where the project is installed, ``malloc-bench`` is the same command from any directory.
+An installed copy of the project provides the same command as ``malloc-bench``.
 
-Hydra composes conf/ and the command line into one configuration.  It is checked before anything
-long begins, run in child processes (benchmarks.run.launch), and summarised.  The last line printed
-is ``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of memory, 130
-interrupted.
+Hydra composes conf/ and the command line into one configuration.  bench.py checks it before any
+long work, runs it in child processes (benchmarks.run.launch) and prints a summary.  The last line
+of output is ``results: DIRECTORY``.  Exit codes: 0 ok, 1 failed (in a sweep: any run), 3 out of
+memory, 130 interrupted.
 """
 
 import os
@@ -25,18 +25,18 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.run.compose import CONF, resolved
 from benchmarks.run.job import Job, JobError, check_job
 
-#: As the user has called it: bench.py or malloc-bench.
+#: Name under which the user started this program: bench.py or malloc-bench.
 PROGRAM = Path(sys.argv[0]).name
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
 
-# Two runs that start in the same second must not share a directory.  (Hydra imports this file once
-# more for the callback below, hence replace.)
+# Two runs that start in the same second must not share a directory.  (Hydra imports this file a
+# second time for the callback below, hence replace.)
 OmegaConf.register_new_resolver(
     "unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
 )
-# A choice such as native/glibc in the name of one directory.
+# Turns a choice with a slash, for example native/glibc, into one directory name.
 OmegaConf.register_new_resolver("flat", lambda choice: choice.replace("/", "-"), replace=True)
-# How to call it, in its help.
+# The command line that starts this program, for the help text.
 OmegaConf.register_new_resolver(
     "command", lambda: f"python {PROGRAM}" if PROGRAM.endswith(".py") else PROGRAM, replace=True
 )
@@ -47,17 +47,17 @@ def _say(text: str) -> None:
 
 
 def _remove_empty(directory: Path) -> None:
-    """Remove the directory that Hydra made, unless something is in it."""
+    """Remove the directory that Hydra made if it is empty."""
     if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()
 
 
 def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
-    """Return the job that a configuration asks for.  Raises JobError."""
+    """Return the job that a configuration describes.  Raises JobError."""
     if not isinstance(debug, bool):
         raise JobError(f"debug={debug}: expected true or false")
     if debug and sweep:
-        raise JobError("debug=true: runs one job at a time, no sweep")
+        raise JobError("debug=true: the debugger runs one job, not a sweep; leave out -m")
     if debug:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # before anything imports Numba
     job = check_job(plain)
@@ -65,7 +65,7 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
         if not debug:
             job.inspect()
     elif debug:
-        raise JobError(f"debug=true: {job.plugin.name} is a real library: use its own debugger")
+        raise JobError(f"debug=true: {job.plugin.name} is a real library; debug it with gdb")
     return job
 
 
@@ -82,7 +82,7 @@ def _already_done(directory: Path, config: dict[str, Any]) -> bool:
 
 
 def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> None:
-    """Write what is known before the run: the configuration and a run.json."""
+    """Write config.yaml and a first run.json with status ``running``."""
     import yaml
 
     from benchmarks.run import results
@@ -97,7 +97,7 @@ def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> 
 
 
 def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
-    """Check, run and summarise one job; returns its status.  Bad settings are a failed run."""
+    """Check, run and summarise one job; return its status.  Bad settings are a failed run."""
     from benchmarks.run import results
     from benchmarks.run.launch import run_job
     from benchmarks.workloads import DEFAULT_TOUCH
@@ -117,7 +117,7 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         job = _checked(plain, debug=config.get("debug"), sweep=quiet)
     except JobError as error:
         _say(f"{PROGRAM}: {error}")
-        if quiet:  # a run of its own has nothing worth a directory
+        if quiet:  # a single run with bad settings leaves no directory
             _open_directory(directory, plain, **known)
             results.update_run(directory, status=results.FAILED, reason=str(error))
         else:
@@ -153,21 +153,21 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
 
 
 class SweepSummary(Callback):
-    """Prints the table of a sweep when its last run has ended, under every launcher."""
+    """Callback that prints the table of a sweep after its last run, under every launcher."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print it; the process ends here, with exit code 1 if any run failed."""
+        """Print the table and end the process, with exit code 1 if any run failed."""
         from benchmarks.run.summary import console, print_sweep
 
         directory = Path(config.hydra.sweep.dir).resolve()
-        well = print_sweep(directory, console())
+        succeeded = print_sweep(directory, console())
         print(f"results: {directory}", flush=True)
-        sys.exit(EXIT_OK if well else EXIT_FAILED)
+        sys.exit(EXIT_OK if succeeded else EXIT_FAILED)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> str:
-    """Run one job; alone it decides the exit code, in a sweep it only records."""
+    """Run one job.  A single run sets the exit code; a run of a sweep only records its status."""
     from benchmarks.run import results
 
     current = HydraConfig.get()
@@ -182,7 +182,7 @@ def main(config: DictConfig) -> str:
 
 
 def run() -> None:
-    """Be the command: Ctrl-C and SIGTERM end it with exit code 130."""
+    """Run the command line; Ctrl-C and SIGTERM end it with exit code 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()

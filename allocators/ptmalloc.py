@@ -1015,7 +1015,7 @@ def reserve_heap(k, a):
 def new_heap(k, a, size):
     """Make a heap for ``size`` bytes and the pad; return 0 if it is too large or refused.
 
-    A negative ``size`` stands for one near 2**64 in glibc: adding the pad may wrap to a small sum.
+    A negative ``size`` represents one near 2**64 in glibc: adding the pad may wrap to a small sum.
     """
     if size + TOP_PAD < 0:
         return 0
@@ -1439,7 +1439,7 @@ def aligned_alloc(k, a, alignment, size):
 
 
 @jit
-def first_thread(k, a):
+def note_second_thread(k, a):
     """Note that the process has a second thread, before that thread's first request."""
     if not a.multiple:
         a.arena[k.task.tid] = 1

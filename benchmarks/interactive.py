@@ -1,15 +1,15 @@
-"""One simulated run for notebooks and ``python -``, in the calling process.
+"""Run a simulation in the calling process: for notebooks and interactive Python.
 
     from benchmarks import simulate
 
     run = simulate(allocator="buddy", workload="churn", seed=1)
-    run.metrics["peak_heap"]  # every number of metrics.json, by name
-    run.timeline              # the columns of timeline.parquet, a pandas.DataFrame
-    run.heap()                # every block at the end: address, bytes, kind
+    run.metrics["peak_heap"]  # all numbers of metrics.json, by name
+    run.timeline              # columns of timeline.parquet, a pandas.DataFrame
+    run.heap()                # all blocks at the end: address, bytes, kind
     run.heap(event=1000)      # ... and after event 1000
     run.plot()                # live, heap and RSS over time
 
-Settings have the names and the syntax of the command line, and its checks and messages:
+Settings have the same names, syntax, checks and messages as on the command line:
 
     simulate(
         allocator="first_fit",
@@ -17,20 +17,19 @@ Settings have the names and the syntax of the command line, and its checks and m
         overrides=["allocator.fit=best", "workload.operations=50000", "kernel.thp=always"],
     )
 
-``overrides`` are what follows ``python bench.py``, experiments included
-(``["experiment=oom"]``).  An allocator of one's own is its file, read anew at every call:
-``simulate(allocator="mine.py", overrides=["allocator.growth=65536"])``; a folder with YAML files,
-as bench.py's ``--config-dir``, is ``overrides=["hydra.searchpath=[DIR]"]``.  Relative paths begin
-at the working directory.
+``overrides`` are arguments of ``python bench.py``, including experiments
+(``["experiment=oom"]``).  To run your own allocator, pass its file, which is read again at every
+call: ``simulate(allocator="mine.py", overrides=["allocator.growth=65536"])``.  To add a folder of
+YAML files, as ``--config-dir`` of bench.py does, pass ``overrides=["hydra.searchpath=[DIR]"]``.
+Relative paths are relative to the working directory.
 
-The numbers are those of ``python bench.py ... measure=counters``, to the last digit.  Nothing is
-timed, and nothing is written but Numba's cache: an allocator compiles once for each kind of
-workload, for some seconds or tens of them.  Ctrl-C, or the notebook's button, ends a replay too,
-but an allocator that loops for ever without touching its memory keeps a thread, and a core, until
+The numbers equal those of ``python bench.py ... measure=counters``.  Nothing is timed, and no file
+is written except in Numba's cache: an allocator compiles once for each kind of workload, which
+takes seconds or tens of seconds.  Ctrl-C, or a notebook's stop button, ends a replay.  If the
+allocator is in an endless loop that does not access its memory, its thread keeps using a core until
 the process ends.
 
-A Run keeps its simulated process and the host memory thereof, about the largest RSS, until it is
-deleted.
+A Run keeps its simulated process in host memory, about its peak RSS, until it is deleted.
 """
 
 import operator
@@ -64,30 +63,30 @@ def simulate(
 ) -> "Run":
     """Run an allocator under a workload on the kernel model.
 
-    ``allocator``: a name, or the path of a ``.py`` file; ``workload``: a name.  What is not given
-    is as conf/config.yaml says.  ``overrides``: further words of bench.py's command line, KEY=VALUE
-    or GROUP=CHOICE.  ``progress``: show on standard error what takes longer than two seconds.
+    ``allocator``: a name, or the path of a ``.py`` file; ``workload``: a name.  The defaults are
+    those of conf/config.yaml.  ``overrides``: further arguments of bench.py, KEY=VALUE or
+    GROUP=CHOICE.  ``progress``: report steps longer than two seconds on standard error.
 
-    Memory that runs out is a result (Run.status ``oom``).  Raises
+    A run out of memory returns normally, with Run.status ``oom``.  Raises
 
-        JobError          settings that cannot be run, and a real library
-        WorkloadError     a trace or file of the workload that cannot be read
-        AllocatorFailure  the allocator does not compile, or breaks its contract: the event and how
-        SoftLockup        an event that does not end
+        JobError          the settings cannot be run, or the allocator is a real library
+        WorkloadError     a trace or other file of the workload cannot be read
+        AllocatorFailure  the allocator does not compile or breaks its contract
+        SoftLockup        an event does not end
 
     from benchmarks.run.job, benchmarks.workloads, benchmarks.replay.simulation and
     kernel.engine.watchdog; the first two are ValueErrors, the others RuntimeErrors.
     """
     if isinstance(overrides, str):
-        raise JobError(f"overrides={overrides!r}: expected a list of words, not one string")
+        raise JobError(f"overrides={overrides!r}: expected a list of strings, not one string")
     given = {"allocator": allocator, "workload": workload, "seed": seed}
-    words = [f"{name}={value}" for name, value in given.items() if value is not None]
-    config = compose([*words, *overrides])
+    arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
+    config = compose([*arguments, *overrides])
     name = config.get("allocator", {}).get("name")
     if isinstance(name, str) and is_native(name):
         raise JobError(
-            f"allocator={name}: a real library needs a process of its own: "
-            f"python bench.py allocator={name}"
+            f"allocator={name}: a real library cannot run in this process; "
+            f"run python bench.py allocator={name}"
         )
     job = check_job(config)
     job.inspect()
@@ -99,14 +98,14 @@ def simulate(
 
 
 class Run:
-    """A finished run.
+    """Finished run.
 
-    ``allocator`` and ``workload`` are labels: names with the settings that are not the defaults.
-    ``config``: all settings, as config.yaml has them.  ``status``: ``ok``, or ``oom`` with a
-    ``reason``.  ``events``: how many were replayed; fewer than the workload has when the process
-    was killed for lack of memory.  ``metrics``: name -> int or float, in the order and the units of
-    benchmarks.replay.metrics.  ``timeline``: a row per sample, int64 columns event (from 0), live,
-    heap, rss, reserved, page_tables (bytes), minor_faults, syscalls and steps (counts so far).
+    ``allocator`` and ``workload``: labels, that is names with the settings that differ from their
+    defaults.  ``config``: all settings, as in config.yaml.  ``status``: ``ok``, or ``oom`` with a
+    ``reason``.  ``events``: number of replayed events; fewer than in the workload if the process
+    was killed because memory ran out.  ``metrics``: name -> int or float, in the order and units of
+    benchmarks.replay.metrics.  ``timeline``: one row per sample; int64 columns event (from 0),
+    live, heap, rss, reserved, page_tables (bytes), minor_faults, syscalls, steps (counts so far).
     """
 
     def __init__(self, config: dict[str, Any], job: Job, events: Workload, observed: Any) -> None:
@@ -120,7 +119,7 @@ class Run:
         killed = simulation.stopped_at >= 0
         ended = int(self.timeline["event"].iloc[-1]) + (not killed)
         self.events = min(ended, simulation.length)
-        #: Events after which the simulation stands; None: it has to start anew.
+        #: Number of events that the simulation has replayed; None if it must be restarted.
         self._done = None if killed else self.events
 
     def __repr__(self) -> str:
@@ -135,19 +134,18 @@ class Run:
     def heap(self, event: int | None = None) -> pd.DataFrame:
         """Return the heap after ``event`` (from 0; None: the last), as the allocator lists it.
 
-        A row per piece in the order of addresses: address and bytes (int64), kind (categorical:
-        used, free, header).  The bytes of a used piece are what the program may use, at least what
-        it asked for.  What the allocator does not list is missing: its tables, and memory that was
-        never carved.
+        One row per piece, sorted by address: address and bytes (int64), kind (categorical: used,
+        free, header).  The bytes of a used piece are its usable size, at least the requested size.
+        The allocator does not list its tables and memory from which it has not yet made a block.
 
-        The end costs a walk over the heap, for the first time some seconds to compile it.  Any
-        other event costs a replay up to it, from the beginning.  Raises ValueError for an event
-        that there is not, and AllocatorFailure when the allocator cannot list its heap.
+        The heap at the end costs one walk, which compiles for some seconds the first time.  Any
+        other event costs a replay from the beginning.  Raises ValueError for an event out of range,
+        and AllocatorFailure if the allocator cannot list its heap.
         """
         done = self.events if event is None else operator.index(event) + 1
         if event is not None and not 0 < done <= self.events:
             raise ValueError(f"event={event}: expected 0 to {self.events - 1}")
-        # Put back when all has gone well: one that was interrupted is of no use.
+        # Stored again below only after success: an interrupted simulation cannot be used.
         simulation, self._simulation = self._simulation, None
         if simulation is None:
             simulation, self._done = observing(self._job, self._events), None
@@ -161,7 +159,7 @@ class Run:
     def plot(self) -> "Picture":
         """Draw live, heap and RSS over time, as python -m analysis does.
 
-        The figure shows itself as the value of a notebook's cell; ``.savefig(FILE)`` stores it.
+        A notebook shows the returned figure; ``.savefig(FILE)`` stores it.
         """
         from analysis import fig_memory, style
         from analysis.load import of_one_run
@@ -176,5 +174,5 @@ class Run:
         )
         with style.publication():
             figure = fig_memory.panels(results)
-            figure.draw_without_rendering()  # ticks take the style when they are first drawn
+            figure.draw_without_rendering()  # the first drawing fixes the style of the ticks
         return figure

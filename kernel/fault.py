@@ -22,10 +22,10 @@ from kernel.engine.memory import clear_page
 from kernel.engine.switches import FRAMES, PAGE_SHIFT
 from kernel.frames import free_table_frames, map_frame, munlock_frame
 from kernel.huge import (
+    cancel_lazy_free,
     folio_batch,
     folio_of,
     huge_page_allowed,
-    keep_pages,
     map_huge_page,
     map_huge_zero,
     set_folio,
@@ -218,7 +218,7 @@ def handle_mm_fault(k, addr, write):
     page = page_of(addr)
     if write:
         if k.pte[page] & types.PTE_LAZY:
-            keep_pages(k, page)
+            cancel_lazy_free(k, page)
         k.pte[page] |= types.PTE_READ | types.PTE_WRITE | types.PTE_DIRTY
     else:
         k.pte[page] |= types.PTE_READ
@@ -240,7 +240,7 @@ def populate_area(k, i, start, end, write):
             else:
                 mm.flt_populate += 1
         elif write and k.pte[page_of(addr)] & types.PTE_LAZY:
-            keep_pages(k, page_of(addr))
+            cancel_lazy_free(k, page_of(addr))
         addr += page_size()
 
 
@@ -301,7 +301,7 @@ def lock_frames(k, start, end, lock):
 
 
 @jit
-def zap_whole_slots(k, start, end):
+def free_whole_pte_pages(k, start, end):
     """Free the PTE pages of the slots that [start, end) contains entirely, after zap_pages."""
     free_ptes(k, start, end, start, end)
 

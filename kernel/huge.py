@@ -103,7 +103,7 @@ def map_huge_page(k, addr):
 
 
 @jit(cold=True)
-def keep_pages(k, page):
+def cancel_lazy_free(k, page):
     """Cancel MADV_FREE for folded page ``page``, or its huge page, because it was written."""
     if k.pte[page] & types.PTE_HUGE:
         for i in pages_around(page):

@@ -3,7 +3,7 @@
 from kernel import types, uapi
 from kernel.engine.jit import jit
 from kernel.engine.switches import PAGE_SHIFT
-from kernel.fault import populate_area, zap_pages, zap_whole_slots
+from kernel.fault import free_whole_pte_pages, populate_area, zap_pages
 from kernel.huge import folio_id, folio_of, split_folio, split_huge_slot, split_partial_folios
 from kernel.merge import modify_vma
 from kernel.page import (
@@ -163,7 +163,7 @@ def _advise_area(k, i, start, end, advice):
         return k.vma[j].vm_end
     if advice in (uapi.MADV_DONTNEED, uapi.MADV_DONTNEED_LOCKED):
         zap_pages(k, start, end)
-        zap_whole_slots(k, start, end)
+        free_whole_pte_pages(k, start, end)
     elif advice == uapi.MADV_FREE:
         free_lazily(k, start, end)
     elif advice in (uapi.MADV_COLD, uapi.MADV_PAGEOUT):

@@ -133,7 +133,7 @@ def test_the_commands_of_a_folder_exist(folder):
         assert (ROOT / "conf" / "experiment" / f"{name}.yaml").is_file(), name
 
 
-def test_a_debugging_session_is_told_in_the_messages_of_today():
+def test_the_debugging_session_quotes_current_messages():
     text = (ROOT / "allocators" / "README.md").read_text()
     source = "".join(p.read_text() for p in (ROOT / "benchmarks").rglob("*.py"))
     for words in (

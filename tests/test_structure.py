@@ -71,7 +71,7 @@ def linted(folder):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_storeys_hold():
+def test_the_import_contracts_hold():
     done = linted(ROOT)
     assert done.returncode == 0, done.stdout
     for contract in ("kernel", "allocators", "benchmarks"):
@@ -91,7 +91,7 @@ def test_the_storeys_hold():
         ("benchmarks/run/summary.py", "import analysis.style", "Only bench.py"),
     ],
 )
-def test_an_import_upwards_is_noticed(tmp_path, file, line, contract):
+def test_an_upward_import_is_detected(tmp_path, file, line, contract):
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=COPIED)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -176,7 +176,7 @@ def is_named(reference):
     return False
 
 
-def test_references_lead_somewhere():
+def test_references_resolve():
     dangling = []
     for path, line, text in prose():
         where = f"{path.relative_to(ROOT)}:{line}: "
@@ -192,7 +192,7 @@ def test_references_lead_somewhere():
     assert not dangling, "\n".join(dangling)
 
 
-def test_a_dangling_reference_is_seen():
+def test_a_dangling_reference_is_detected():
     assert is_named("kernel.window_bits")
     assert is_named("allocators.base.registry.names")
     assert is_named("benchmarks.trace")

@@ -150,8 +150,8 @@ def results(done) -> Path:
     return Path(last.removeprefix("results: "))
 
 
-def told(done, code, *words):
-    """One line that says it, without a traceback."""
+def fails(done, code, *words):
+    """Assert that ``done`` exited with ``code`` and one line that contains ``words``."""
     assert done.returncode == code, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert all(str(word) in line for word in words), line
@@ -165,7 +165,7 @@ def test_the_wheel_holds_what_is_tracked(wheel):
     assert names == tracked() - NOT_INSTALLED - pictures - tests
 
 
-def test_what_is_imported_is_the_wheel_s(home):
+def test_modules_are_imported_from_the_wheel(home):
     modules = "allocators, analysis, bench, benchmarks, kernel"
     script = f"import {modules}; print(*(m.__file__ for m in ({modules})), sep=chr(10))"
     for path in home.python("-P", "-c", script).splitlines():
@@ -175,27 +175,27 @@ def test_what_is_imported_is_the_wheel_s(home):
 # --- Somebody else's package ----------------------------------------------------------------------
 
 
-def test_somebody_elses_allocator_runs(home):
+def test_an_external_allocator_runs(home):
     done = succeeded(home.command("allocator=theirs", *CHURN))
     assert "warning" not in done.stderr
     assert results(done).parent == home.work / "results"
     assert json.loads((results(done) / "run.json").read_text())["label"] == "theirs(growth=65536)"
 
 
-def test_somebody_elses_workload_runs_and_is_timed(home):
+def test_an_external_workload_runs_and_is_timed(home):
     sweep = ("-m", "allocator=theirs,bump", "workload=pile", "measure=quick", SMALL[1])
     directory = results(succeeded(home.command(*sweep)))
     assert len(list(directory.glob("*-pile/bench.json"))) == 2
 
 
-def test_the_help_lists_theirs_and_ours(home):
+def test_help_lists_external_and_own_choices(home):
     lines = succeeded(home.command("--help")).stdout.splitlines()
     assert any(line.startswith("allocator: ") and " theirs" in line for line in lines)
     assert any(line.startswith("workload: ") and " pile" in line for line in lines)
     assert "  malloc-bench allocator=buddy workload=churn" in lines
 
 
-def test_somebody_elses_allocator_is_verified(home):
+def test_an_external_allocator_is_verified(home):
     command = (
         "-m",
         "allocators.verify",
@@ -209,16 +209,18 @@ def test_somebody_elses_allocator_is_verified(home):
 
 
 @pytest.mark.parametrize(("name", "other"), [("theirs", "theirs"), ("bump", "conf")])
-def test_a_name_that_stands_twice_is_refused(home, name, other):
+def test_a_duplicate_name_is_refused(home, name, other):
     rival = home.beside(f"rival_{name}", allocator(name))
     places = (f"rival_{name}/allocator/{name}.", f"{other}/allocator/{name}.")
-    told(home.command(f"allocator={name}", *CHURN, **rival), 1, "stands twice", *places)
+    fails(home.command(f"allocator={name}", *CHURN, **rival), 1, "is defined twice", *places)
     verify = ("-m", "allocators.verify", name)
-    told(home.command(*verify, python=True, **rival), 2, "stands twice", places[0], f"{name}.py")
+    fails(
+        home.command(*verify, python=True, **rival), 2, "is defined twice", places[0], f"{name}.py"
+    )
     assert "rival" not in succeeded(home.command("allocator=kr", *CHURN, **rival)).stderr
 
 
-def test_a_package_that_is_not_there_harms_nobody(home):
+def test_a_missing_package_breaks_nothing_else(home):
     broken = home.beside("broken", {}, folder="nowhere.at_all")
     said = succeeded(home.command("allocator=bump", *CHURN, **broken)).stderr
     (warning,) = (line for line in said.splitlines() if "broken" in line)
@@ -229,20 +231,22 @@ def test_a_package_that_is_not_there_harms_nobody(home):
     assert "Could not find 'allocator/broken'" in done.stderr
     assert "Traceback" not in done.stderr
     verify = ("-m", "allocators.verify", "broken")
-    told(home.command(*verify, python=True, **broken), 2, "no allocator 'broken'", "nowhere.at_all")
+    fails(
+        home.command(*verify, python=True, **broken), 2, "no allocator 'broken'", "nowhere.at_all"
+    )
 
 
-def test_a_name_that_leads_nowhere_is_told(home):
+def test_a_name_without_a_file_is_reported(home):
     lost = {"allocator/lost.yaml": "name: los.py\n", "allocator/astray.yaml": "name: astra\n"}
     beside = home.beside("lost", lost)
     folder = Path(beside["PYTHONPATH"]) / "lost" / "allocator"
-    told(home.command("allocator=lost", *CHURN, **beside), 1, "name=los.py", folder)
-    told(home.command("allocator=astray", *CHURN, **beside), 1, "no allocator 'astra'", "theirs")
+    fails(home.command("allocator=lost", *CHURN, **beside), 1, "name=los.py", folder)
+    fails(home.command("allocator=astray", *CHURN, **beside), 1, "no allocator 'astra'", "theirs")
 
 
-def test_a_module_that_does_not_import_harms_nobody(home):
+def test_a_module_that_fails_to_import_breaks_nothing_else(home):
     beside = home.beside("faulty", allocator("faulty") | {"allocator/faulty.py": "1 / 0\n"})
-    told(home.command("allocator=faulty", *CHURN, **beside), 1, "faulty.py:1: ZeroDivisionError")
+    fails(home.command("allocator=faulty", *CHURN, **beside), 1, "faulty.py:1: ZeroDivisionError")
     assert "faulty" not in succeeded(home.command("allocator=bump", *CHURN, **beside)).stderr
 
 
@@ -251,11 +255,11 @@ def test_a_module_that_does_not_import_harms_nobody(home):
 
 def test_the_exit_codes_are_those_of_bench_py(home):
     assert home.command("allocator=bump", "kernel.rlimit_data=300000", *CHURN).returncode == 3
-    told(home.command("allocator=bump", "seed=x", *CHURN), 1, "malloc-bench: seed=x")
+    fails(home.command("allocator=bump", "seed=x", *CHURN), 1, "malloc-bench: seed=x")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_told(home, number):
+def test_an_interruption_is_reported(home, number):
     directory = home.work / f"interrupted{number}"
     words = ("allocator=bump", *CHURN, "workload.operations=200000000")
     process = subprocess.Popen(

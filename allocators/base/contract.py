@@ -1,35 +1,35 @@
 """Contract of an allocator: module-level ``@jit`` functions of a kernel ``k`` and a state ``a``.
 
-A plugin file gives
+A plugin file must define
 
-    STATE        np.dtype, its static variables (what libc keeps in .data); one record, zeroed
+    STATE        np.dtype of its static variables (a C library's .data); one record, zeroed
     init         (k, a)                  once per process, before the first request
     malloc       (k, a, size)            address, or 0 when memory is exhausted
     free         (k, a, p)               p is never 0
-    usable_size  (k, a, p)               bytes the program may use at p, >= what was asked
+    usable_size  (k, a, p)               bytes the program may use at p, >= the requested size
 
-and may give (defaults are below)
+and may define (the defaults are below)
 
     realloc      (k, a, p, size)         p != 0, size > 0; the new address, or 0 with p kept
     calloc       (k, a, size)            zeroed memory
     aligned_alloc(k, a, alignment, size) alignment: a power of two; its default serves <= 16 only
-    walk         (k, a, rows)            every block, see below
-    check        (k, a)                  0, or the key of CHECKS that says which invariant broke
+    walk         (k, a, rows)            list every block, see below
+    check        (k, a)                  0, or the key in CHECKS of a broken invariant
     thread_exit  (k, a)                  the running thread ends
-    trim         (k, a)                  give back to the kernel what can be given
+    trim         (k, a)                  return free memory to the kernel
     reset        (k, a)                  drop every object at once (arenas)
     CHECKS       {code: meaning}
-    promises     (settings) -> Promises  what the design detects and gives back
-    check_settings (settings)            raise ValueError for impossible combinations
+    promises     (settings) -> Promises  the misuse it detects, the memory it returns
+    check_settings (settings)            raise ValueError for invalid combinations
 
-All metadata lives in simulated memory, through :func:`kernel.access.load` and ``store`` (8 bytes;
-``load_half`` and ``store_half``: 2); the fields of STATE stand for the library's static variables.
-Compiled code makes no objects, calls only ``@jit`` functions imported by name, and reports a broken
-call with :func:`kernel.task.abort`.
+All metadata is in simulated memory, accessed with :func:`kernel.access.load` and ``store`` (8
+bytes; ``load_half`` and ``store_half``: 2).  The fields of STATE are the library's static
+variables.  Compiled code makes no objects, calls only ``@jit`` functions imported by name, and
+reports an invalid call with :func:`kernel.task.abort`.
 
-``walk`` writes one row (address, bytes, kind) per piece of the heap through :func:`emit`, in any
-order, and returns how many rows there are, which may be more than fit: the caller then asks again
-with more room.  A USED row is exactly what malloc returned and its usable bytes.
+``walk`` writes one row (address, bytes, kind) per piece of the heap with :func:`emit`, in any
+order, and returns the number of rows.  If there are more rows than fit, the caller repeats the call
+with a larger table.  A USED row has the address that malloc returned and the usable bytes.
 """
 
 from dataclasses import dataclass
@@ -40,18 +40,18 @@ from allocators.base import operation as ops
 from kernel.access import clear, copy
 from kernel.engine.jit import jit
 
-#: Addresses returned are multiples of this, bytes (x86-64's and arm64's max_align_t).
+#: Alignment of every returned address, bytes (that of max_align_t on x86-64 and arm64).
 ALIGNMENT = 16
-#: No allocator serves a larger request, bytes: a process has 2**47 in all.
+#: Largest request that an allocator serves, bytes; the address space has 2**47.
 MAX_REQUEST = 1 << 46
 
-#: A plugin sees thread numbers (``k.task.tid``) from 0 to MAX_THREADS - 1.
+#: Number of threads; ``k.task.tid`` is 0 to MAX_THREADS - 1.
 MAX_THREADS = 4096
 
 #: Kinds of a walk row.
 BLOCK_USED, BLOCK_FREE, BLOCK_HEADER = 1, 2, 3
 
-#: The names that a plugin may define; build() binds them in every function that mentions them.
+#: Functions that a plugin may define; build() binds these names in every function that uses them.
 CONTRACT = (
     "init",
     "malloc",
@@ -74,8 +74,8 @@ class Promises:
     """Misuse that a design detects, and memory that it returns; allocators.verify tests both.
 
     ``retains`` is the largest number of bytes still mapped after the last object was freed (and
-    after ``trim``); None where the design never gives memory back.  ``settles`` is False where the
-    design moves its own limits, so that the heap may grow while the same work is repeated.
+    after ``trim``); None if the design never returns memory.  ``settles`` is False if the design
+    adapts its limits, so that the heap may grow while the same work is repeated.
     """
 
     double_free: bool = False
@@ -92,7 +92,7 @@ def align_up(n, alignment):
 
 @jit
 def emit(rows, n, address, size, kind):
-    """Write row ``n`` of a walk if it fits; returns ``n + 1``."""
+    """Write row ``n`` of a walk if it fits; return ``n + 1``."""
     if n < rows.shape[0]:
         rows[n, 0] = address
         rows[n, 1] = size
@@ -100,12 +100,12 @@ def emit(rows, n, address, size, kind):
     return n + 1
 
 
-# --- What a plugin must give (bound to the plugin's own by build) --------------------------------
+# --- Functions that a plugin must define; build binds these names to them -------------------------
 
 
 @jit
 def init(k, a):
-    """Prepare the heap.  Must not fail: memory that is lacking shows at the first malloc."""
+    """Prepare the heap.  Must not fail: without memory, the first malloc returns 0."""
 
 
 @jit
@@ -116,7 +116,7 @@ def malloc(k, a, size) -> int:
 
 @jit
 def free(k, a, p):
-    """Take back the block at ``p`` != 0."""
+    """Free the block at ``p`` != 0."""
     raise NotImplementedError
 
 
@@ -131,9 +131,9 @@ def usable_size(k, a, p) -> int:
 
 @jit
 def move(k, a, p, old, size):
-    """Serve a realloc by a new block: ``old`` usable bytes at ``p`` go there, ``p`` is freed.
+    """Serve a realloc with a new block: copy the ``old`` usable bytes at ``p``, then free ``p``.
 
-    0 when the kernel refuses; ``p`` is kept then.
+    Return 0 and keep ``p`` if there is no memory.
     """
     q = malloc(k, a, size)
     if q:
@@ -144,7 +144,7 @@ def move(k, a, p, old, size):
 
 @jit
 def realloc(k, a, p, size) -> int:
-    """Keep a block that still fits and is not twice too large; else move it."""
+    """Keep a block that is large enough and at most twice as large as needed; else move it."""
     old = usable_size(k, a, p)
     if old // 2 <= size <= old:
         return p
@@ -153,7 +153,7 @@ def realloc(k, a, p, size) -> int:
 
 @jit
 def calloc(k, a, size) -> int:
-    """malloc, then clear."""
+    """Allocate with malloc, then clear."""
     p = malloc(k, a, size)
     if p:
         clear(k, p, size)
@@ -162,7 +162,7 @@ def calloc(k, a, size) -> int:
 
 @jit
 def aligned_alloc(k, a, alignment, size) -> int:
-    """Serve what malloc's own alignment covers, refuse the rest."""
+    """Serve alignments up to malloc's own; refuse larger ones."""
     if alignment <= ALIGNMENT:
         return malloc(k, a, size)
     return 0
@@ -170,29 +170,29 @@ def aligned_alloc(k, a, alignment, size) -> int:
 
 @jit
 def walk(k, a, rows) -> int:
-    """List nothing."""
+    """List no block."""
     return 0
 
 
 @jit
 def check(k, a) -> int:
-    """Find nothing wrong."""
+    """Check no invariant."""
     return 0
 
 
 @jit
 def thread_exit(k, a):
-    """Keep nothing per thread."""
+    """Do nothing: the design keeps no data per thread."""
 
 
 @jit
 def trim(k, a):
-    """Give nothing back."""
+    """Return no memory to the kernel."""
 
 
 @jit
 def reset(k, a):
-    """Have no way to drop all objects at once."""
+    """Do nothing: the design cannot drop all objects at once."""
 
 
 # --- Operations -----------------------------------------------------------------------------------
@@ -200,10 +200,10 @@ def reset(k, a):
 
 @jit
 def perform(k, a, op, p, size, alignment):
-    """Do operation ``op`` (allocators.base.operation) as the C library: its answer, or 0.
+    """Perform operation ``op`` (allocators.base.operation) as a C library; return its result or 0.
 
-    ``p``: the block that it is about; of NULL, realloc is malloc and free nothing.  A realloc to
-    size 0 frees.
+    ``p``: the block, or 0 for NULL: then realloc calls malloc, and free does nothing.  A realloc
+    to size 0 frees the block.
     """
     if op == ops.MALLOC or (op == ops.REALLOC and p == 0):
         return malloc(k, a, size)

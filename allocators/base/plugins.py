@@ -1,7 +1,4 @@
-"""Modules that are plugins: found by the stem of a file in some folders, or by a path anywhere.
-
-The folders are the project's own, and those that installed packages declare.
-"""
+"""Plugin modules, found by name in the project's folder and in installed packages, or by path."""
 
 import hashlib
 import importlib.util
@@ -12,19 +9,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-#: The entry points by which packages declare folders of plugins.
+#: Group of the entry points with which packages declare folders of plugins.
 GROUP = "malloc_bench.plugins"
 
 
 @cache
 def installed() -> tuple[list[Path], list[str]]:
-    """Return the folders that installed packages declare, and what is wrong with other packages.
+    """Return the folders that installed packages declare, and errors of packages without one.
 
-    The value of an entry point is the dotted name of a folder laid out as conf/ is, with every
-    module beside its YAML: allocator/NAME.yaml and allocator/NAME.py, workload/NAME.yaml and so on.
-    Nothing of the package is imported.
+    The value of an entry point is the dotted name of a folder with the layout of conf/, in which
+    every module is beside its YAML: allocator/NAME.yaml and allocator/NAME.py, workload/NAME.yaml
+    and so on.  No part of the package is imported.
     """
-    folders, complaints = [], []
+    folders, errors = [], []
     for entry in entry_points(group=GROUP):
         top, *below = entry.value.split(".")
         try:
@@ -34,18 +31,18 @@ def installed() -> tuple[list[Path], list[str]]:
         places = (spec and spec.submodule_search_locations) or ()
         found = [folder for place in places if (folder := Path(place, *below).resolve()).is_dir()]
         if not found:
-            what = f"entry point {entry.name} = {entry.value}: there is no such folder of modules"
-            complaints.append(f"package {entry.dist.name}: {what}; reinstall or remove the package")
+            what = f"entry point {entry.name} = {entry.value}: there is no such folder"
+            errors.append(f"package {entry.dist.name}: {what}; reinstall or remove the package")
         folders += [folder for folder in found[:1] if folder not in folders]
-    return folders, complaints
+    return folders, errors
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins of one ``kind``: every module in the folder of a ``package`` of the project.
+    """Plugins of one ``kind``: the modules of the project's ``package``, which is in ``folder``.
 
-    So is every module in the folder named after the kind, of those that are installed.  Mistakes
-    raise ``error``, a ValueError.
+    The modules in the folder KIND of each installed package are plugins, too.  Mistakes raise
+    ``error``, a ValueError.
     """
 
     kind: str
@@ -54,20 +51,20 @@ class Plugins:
     error: type[ValueError]
 
     def names(self) -> list[str]:
-        """Return the plugins of the project."""
+        """Return the names of the project's own plugins."""
         return sorted(p.stem for p in self.folder.glob("[!_]*.py"))
 
     def load(self, name: str) -> ModuleType:
-        """Import a plugin, one that is named by its path anew each time."""
+        """Import a plugin by name, or a .py file by path, which is imported anew each time."""
         if name.endswith(".py"):
             path = Path(name).resolve()
-            module_name = self._anonymous(path)
+            module_name = self._unique_name(path)
             if not path.is_file():
                 raise self.error(f"no {self.kind} file {name}")
         else:
             path = self._find(name)
             own = path.parent == self.folder
-            module_name = f"{self.package}.{name}" if own else self._anonymous(path)
+            module_name = f"{self.package}.{name}" if own else self._unique_name(path)
             if module_name in sys.modules:
                 return sys.modules[module_name]
         spec = importlib.util.spec_from_file_location(module_name, path)
@@ -81,27 +78,27 @@ class Plugins:
         return module
 
     def _find(self, name: str) -> Path:
-        """Return the file of the plugin ``name``, of which there must be one."""
-        folders, complaints = installed()
+        """Return the file of the plugin ``name``; raise ``error`` unless there is exactly one."""
+        folders, errors = installed()
         homes = [self.folder, *(folder / self.kind for folder in folders)]
         files = [path for home in homes for path in sorted(home.glob("[!_]*.py"))]
         found = [path for path in files if path.stem == name]
         if len(found) > 1:
             places = " and ".join(map(str, found))
-            raise self.error(f"{self.kind} {name} stands twice: {places}; rename or remove one")
+            raise self.error(f"{self.kind} {name} is defined twice: {places}; rename or remove one")
         if not found:
             known = ", ".join(path.stem for path in files)
             what = f"no {self.kind} {name!r}; choose one of {known}, or a .py file"
-            raise self.error("; ".join([what, *complaints]))
+            raise self.error("; ".join([what, *errors]))
         return found[0]
 
-    def _anonymous(self, path: Path) -> str:
-        """The name of a module that is in no package of the project."""
+    def _unique_name(self, path: Path) -> str:
+        """Return a module name for a file outside the project's package."""
         return f"{self.kind}_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
 
 
 def located(error: BaseException, path: Path | str) -> str:
-    """Return 'FILE:LINE: ERROR: message', one line; LINE is the last one of ``path`` to raise."""
+    """Return 'FILE:LINE: ERROR: message' in one line; LINE as :func:`last_line` returns it."""
     line = last_line(error, path)
     place = f"{path}:{line}" if line else path
     return f"{place}: {type(error).__name__}: {error}".replace("\n", " ")
@@ -109,7 +106,7 @@ def located(error: BaseException, path: Path | str) -> str:
 
 def last_line(error: BaseException, path: Path | str) -> int:
     """Return the line of the deepest frame of ``error`` in ``path``, or 0."""
-    line = getattr(error, "lineno", None)  # of a SyntaxError
+    line = getattr(error, "lineno", None)  # a SyntaxError has one
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

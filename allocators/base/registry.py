@@ -1,6 +1,6 @@
 """Find allocators and check their settings, without compiling anything.
 
-A plugin is named by its file's stem in allocators/, or by the path of a ``.py`` file anywhere.
+A plugin is named by the stem of its file in allocators/, or by the path of a ``.py`` file.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from kernel.engine.record import record
 
 
 class PluginError(ValueError):
-    """A plugin that cannot be found or used; the message names it and says why."""
+    """Error for a plugin that cannot be found or used; the message names it and says why."""
 
 
 _PLUGINS = Plugins("allocator", "allocators", Path(__file__).resolve().parent.parent, PluginError)
@@ -29,7 +29,7 @@ _PLUGINS = Plugins("allocator", "allocators", Path(__file__).resolve().parent.pa
 
 @dataclass(frozen=True)
 class Plugin:
-    """An allocator with its settings: ``values`` maps every setting's name to its integer."""
+    """Allocator with its settings; ``values`` maps the name of each setting to its integer."""
 
     name: str
     module: ModuleType
@@ -37,19 +37,19 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        """The name and the settings that differ from their defaults: what results are named by."""
+        """Name in results: the allocator's, with the settings that differ from their defaults."""
         declared = declared_settings(self.module)
         changed = [
-            f"{name}={declared[name].spell(value)}"
+            f"{name}={declared[name].format(value)}"
             for name, value in self.values.items()
             if value != declared[name]
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
-    def spelled(self) -> dict[str, Any]:
-        """The settings as a user writes them."""
+    def formatted(self) -> dict[str, Any]:
+        """Return the settings as a user writes them."""
         declared = declared_settings(self.module)
-        return {name: declared[name].spell(value) for name, value in self.values.items()}
+        return {name: declared[name].format(value) for name, value in self.values.items()}
 
     def bindings(self) -> dict[str, Any]:
         """Return the bindings for build(): the contract's functions and the settings' constants."""
@@ -59,7 +59,7 @@ class Plugin:
     def inspect(self) -> None:
         """Check the plugin's functions for mistakes that can be found without compiling.
 
-        Raises PluginError, which names file and line.
+        Raises PluginError with the file and line.
         """
         bindings = self.bindings()
         state = self.module.STATE.names or ()
@@ -89,20 +89,20 @@ class Plugin:
 
 
 def names() -> list[str]:
-    """Return the allocators of the project."""
+    """Return the names of the project's own allocators."""
     return _PLUGINS.names()
 
 
 def declared_settings(module: ModuleType) -> dict[str, Setting]:
-    """The tunable constants of a plugin by their lower-case names."""
+    """Return the tunable constants of a plugin by their lower-case names."""
     return {name.lower(): v for name, v in vars(module).items() if isinstance(v, Setting)}
 
 
 def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
-    """Return the plugin ``name`` (or the path of a .py file) with ``settings`` as YAML gives them.
+    """Return the plugin ``name`` (or the path of a .py file) with ``settings``, parsed from YAML.
 
-    Raises PluginError for an unknown name, a file that does not import or lacks a part of the
-    contract, and an unknown, wrong or impossible setting.
+    Raises PluginError for an unknown name, a file that cannot be imported or does not define a part
+    of the contract, and an unknown or invalid setting.
     """
     module = _PLUGINS.load(name)
     stem = Path(name).stem
@@ -118,7 +118,7 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
     for setting in declared:
         if setting.upper() in switches.NAMES:
             raise PluginError(
-                f"allocator {name}: {setting.upper()} is a compile-time switch's name"
+                f"allocator {name}: {setting.upper()} is a compile-time switch; rename the setting"
             )
     values = {n: int(v) for n, v in declared.items()}
     for key, value in (settings or {}).items():

@@ -45,7 +45,7 @@ class Setting(int):
             raise ValueError(f"{name}={value}: must be {self.low} to {self.high}")
         return value
 
-    def spell(self, value: int) -> object:
+    def format(self, value: int) -> object:
         """Return the integer ``value`` as a user writes it."""
         return self.choices[value] if self.choices else int(value)
 

@@ -21,8 +21,8 @@ from kernel.differential.command import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     OneLineParser,
-    complain,
     positive,
+    report_exit,
 )
 from kernel.engine.progress import shown_progress
 from kernel.engine.watchdog import PATIENCE
@@ -128,7 +128,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
                 Case(
                     name=name,
                     label=plugin.label,
-                    settings=plugin.spelled(),
+                    settings=plugin.formatted(),
                     page_size=page_size,
                     as_timed=i == 0 and page_size == PAGE_SIZES[0],
                     operations=arguments.operations,
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cases = _cases(arguments)
     except PluginError as error:
-        return complain("allocators.verify", str(error), EXIT_USAGE)
+        return report_exit("allocators.verify", str(error), EXIT_USAGE)
     failed: Counter[str] = Counter()
     with shown_progress("allocators.verify") as progress:
         for case, outcome in run_cases(

@@ -12,7 +12,7 @@ from typing import Any
 
 from allocators.base.registry import load
 from allocators.verify.suite import Failure, Suite
-from kernel.differential.pool import Lost, Place, run_tasks
+from kernel.differential.pool import Lost, TaskProgress, run_tasks
 from kernel.engine.progress import with_compiler
 from kernel.engine.watchdog import PATIENCE
 
@@ -60,16 +60,16 @@ def run_case(case: Case, progress: Callable[[str], None]) -> Verdict:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[Callable[[Case], Verdict]]:
+def opened(progress: TaskProgress) -> Iterator[Callable[[Case], Verdict]]:
     """Yield the function that a worker process runs on each case.
 
     After a lockup the process takes no further case: the loop may still be running.
     """
 
     def work(case: Case) -> Verdict:
-        with with_compiler(lambda _, part: place.say(part)) as progress:
-            outcome = run_case(case, lambda scenario: progress(0.0, scenario))
-        place.retire = any(failure.check == "lockup" for failure in outcome.failures)
+        with with_compiler(lambda _, part: progress.start_part(part)) as report:
+            outcome = run_case(case, lambda scenario: report(0.0, scenario))
+        progress.replace_worker = any(failure.check == "lockup" for failure in outcome.failures)
         return outcome
 
     yield work
@@ -87,7 +87,7 @@ def run_cases(
     def report(workers: list[Any]) -> None:
         progress([f"{worker.task}: {worker.part}" for worker in workers])
 
-    for case, outcome in run_tasks(opened, cases, jobs, method="spawn", told=report):
+    for case, outcome in run_tasks(opened, cases, jobs, method="spawn", on_progress=report):
         if isinstance(outcome, Lost):
             place = (case.label, case.page_size, outcome.part)
             outcome = Verdict([Failure(*place, "crash", 0, "unknown", 0, outcome.how)])

@@ -272,7 +272,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise TraceError(f"{path}: truncated or damaged trace ({detail})") from None
 
 
-def verify(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:
+def audited(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:
     """Yield each of ``groups`` after ``audit`` (default: a new Audit) found it consistent.
 
     Raises TraceError for the first impossible event: "PATH: event N: …".
@@ -285,13 +285,13 @@ def verify(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> 
         yield events
 
 
-def survey(reader: Reader, progress: Callable[[float], None] | None = None) -> Facts:
+def compute_facts(reader: Reader, progress: Callable[[float], None] | None = None) -> Facts:
     """Compute the facts of a trace by reading it row group by row group.
 
-    Calls ``progress`` with the fraction done.  Raises TraceError, as :func:`verify` does.
+    Calls ``progress`` with the fraction done.  Raises TraceError, as :func:`audited` does.
     """
     audit, fingerprint = Audit(), Fingerprint()
-    for events in verify(reader.path, reader.groups(), audit):
+    for events in audited(reader.path, reader.groups(), audit):
         fingerprint.add(events)
         if progress:
             progress(audit.events / reader.events)

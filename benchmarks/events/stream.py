@@ -34,7 +34,7 @@ class Stream:
     names: tuple[str, ...]
     make: Callable[[], Iterator[Events]] = field(repr=False)
 
-    def none(self) -> Events:
+    def empty_piece(self) -> Events:
         """Return a piece without events that has the same array types as all others."""
         return read_only(make_events(**{name: np.empty(0) for name in self.names}))
 

@@ -40,7 +40,7 @@ from benchmarks.workloads import Workload
 from kernel.cost import COSTS
 from kernel.counters import CALLS, COUNTERS
 from kernel.engine.jit import build, jit, source_hash
-from kernel.engine.record import added, record
+from kernel.engine.record import field_adder, record
 from kernel.linux.host.observe import host_settings
 from kernel.linux.host.process import HostError
 from kernel.types import MM, TASK
@@ -76,7 +76,7 @@ _TRUTH = np.dtype(
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
 #: Add the increments of a change to an MM.
-count = added(_SHOWN)
+count = field_adder(_SHOWN)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""The heap of a simulation as the allocator itself lists it."""
+"""Pieces of a simulated heap, listed by the allocator's own ``walk``."""
 
 from collections.abc import Callable
 
@@ -20,13 +20,13 @@ from kernel.types import (
 )
 from kernel.vma import covered
 
-#: Names of the kinds of pieces.
+#: Name of each kind of piece.
 KINDS = {BLOCK_USED: "used", BLOCK_FREE: "free", BLOCK_HEADER: "header"}
 
 
 @jit
 def is_filled(k, addr):
-    """Return True if the page of ``addr`` has contents; a mapped page without reads as 0."""
+    """Return True if the page of ``addr`` has contents; an unpopulated mapped page reads as 0."""
     if k.pte[page_of(addr)] & (PTE_PRESENT | PTE_SWAP):
         return True
     if not covered(k, addr, addr + 1, VM_READ):
@@ -36,26 +36,29 @@ def is_filled(k, addr):
 
 @jit
 def look(k, addr, held=False):
-    """kernel.access.load, uncounted and without a fault: memory may have run out."""
+    """Load a word like kernel.access.load, but uncounted and without faulting a page in.
+
+    Memory may have run out.
+    """
     return load_word(k.window, fold(addr) >> 3) if is_filled(k, addr) else 0
 
 
 @jit
 def look_half(k, addr, held=False):
-    """kernel.access.load_half likewise."""
+    """Load a half word like kernel.access.load_half, in the same way as look."""
     return load_half_word(k.window, fold(addr) >> 1) if is_filled(k, addr) else 0
 
 
 @jit
 def run_walk(k, a, rows):
-    """Call the plugin's walk."""
+    """Call the plugin's ``walk``."""
     return walk(k, a, rows)
 
 
 def walker(simulation: Simulation) -> Callable:
-    """Return the plugin's walk for ``simulation``, uncounted and without faults.
+    """Return the plugin's ``walk``, specialised for ``simulation`` with uncounted loads.
 
-    Raises AllocatorFailure when the plugin has none, or it cannot be compiled.
+    Raises AllocatorFailure if the plugin has no ``walk`` or it does not compile.
     """
     plugin = simulation.plugin
     if not hasattr(plugin.module, "walk"):
@@ -70,8 +73,9 @@ def walker(simulation: Simulation) -> Callable:
 def pieces(simulation: Simulation, list_pieces: Callable | None = None) -> np.ndarray:
     """Return (address, bytes, kind) of every piece, (pieces, 3) int64, sorted by address.
 
-    ``list_pieces``: a :func:`walker` of the simulation; without it one is made, which compiles the
-    first time.  The simulation stays as it was.  Raises AllocatorFailure when the walk fails.
+    ``list_pieces``: a :func:`walker` of the simulation; without it the function makes one, which
+    compiles the first time.  Does not change the simulation.  Raises AllocatorFailure if the walk
+    fails.
     """
     list_pieces = list_pieces or walker(simulation)
     rows = np.zeros((4096, 3), "i8")

@@ -30,7 +30,7 @@ from kernel.access import touch
 from kernel.conservation import check_frames
 from kernel.counters import CALLS
 from kernel.engine.jit import jit
-from kernel.engine.record import summed
+from kernel.engine.record import field_sum
 from kernel.engine.switches import COUNT, PAGE_SHIFT
 from kernel.page import table_pages
 from kernel.task import abort
@@ -120,7 +120,7 @@ RUN = np.dtype(
 
 
 #: Return the number of system calls counted in an MM record.
-system_calls = summed(counter.field for counter in CALLS)
+system_calls = field_sum(counter.field for counter in CALLS)
 
 
 @jit(cold=True)

@@ -1,7 +1,7 @@
-"""One allocator under one workload on one kernel, compiled and ready to replay.
+"""Compiled replay of one workload by one allocator on one kernel.
 
-With OBSERVED switches it counts everything and answers :meth:`Simulation.metrics`; with TIMED ones
-all instruments are compiled away and nothing is touched, so that its time is the allocator's own.
+With the OBSERVED switches the loop has every instrument, for :meth:`Simulation.metrics`.  With the
+TIMED switches all instruments and touches are compiled out, so that only the allocator is timed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,15 +36,15 @@ from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
 from kernel.types import ABORT_CHECK, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedSignal
 
-#: Switches of the loop with every instrument, and with none.
+#: Switches of the loop with all instruments, and without any.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
 TIMED = {"COUNT": False, "OBSERVE": False, "TIMELINE": False, "TOUCH": TOUCH_NOTHING}
 
 
 class AllocatorFailure(RuntimeError):
-    """The allocator broke its contract during a replay; the message names the event.
+    """Error raised when the allocator breaks its contract; the message names the event.
 
-    ``address``: of the block that shows it, or 0.
+    ``address``: address of the damaged block, or 0.
     """
 
     def __init__(self, message: str, address: int = 0) -> None:
@@ -53,38 +53,39 @@ class AllocatorFailure(RuntimeError):
 
 
 def explain(error: Exception) -> str:
-    """One line for what a plugin or its compilation raised."""
+    """Return one line that describes an exception of a plugin or of its compilation."""
     kind = type(error).__name__
     if not type(error).__module__.startswith("numba"):
         return f"{kind}{f': {error}' if str(error) else ''}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    place = next((line.rstrip(":") for line in lines if line.startswith("File ")), "no place known")
+    place = next((line.rstrip(":") for line in lines if line.startswith("File ")), "unknown place")
     reason = next((line for line in lines if not line.startswith("Failed in")), kind)
     return f"{reason} ({place})"
 
 
 def _check_threads(events: Events, begin: int) -> None:
-    """Raise WorkloadError for a thread number that no plugin may see; ``begin``: first event."""
+    """Raise WorkloadError for a thread number out of range; ``begin``: the first event."""
     threads = events.thread
     if len(threads) and not 0 <= threads.min() <= threads.max() < MAX_THREADS:
         event = int(np.argmax((threads < 0) | (threads >= MAX_THREADS)))
         raise WorkloadError(
-            f"event {begin + event}: thread {threads[event]}: an allocator sees thread numbers "
+            f"event {begin + event}: thread {threads[event]}: thread numbers must be "
             f"from 0 to {MAX_THREADS - 1}"
         )
 
 
 class Simulation:
-    """A machine, a plugin's state and a compiled replay loop.
+    """Machine, state of a plugin, and compiled replay loop.
 
-    ``switches`` are OBSERVED, TIMED or any other bindings of the loop; TOUCH is the workload's
-    where they do not say.  ``stopped_at`` is the event at which the simulated process was killed
-    for lack of memory, or -1.  ``waited``: seconds of the last replay in which the loop stood still
-    because the next piece of a stream was not there yet.  ``guarded``: a wrong index or a division
-    by zero in the plugin raises.  Raises AllocatorFailure when the plugin does not compile.
+    ``switches``: OBSERVED, TIMED or other bindings of the loop; without TOUCH among them, the loop
+    touches blocks as the workload specifies.  ``stopped_at``: event at which the simulated process
+    was killed because memory ran out, or -1.  ``waited``: seconds of the last replay in which the
+    loop waited for the next piece of a stream.  ``guarded``: an index out of bounds or a division
+    by zero in the plugin raises an exception.  Raises AllocatorFailure if the plugin does not
+    compile.
     """
 
-    #: Plain Python may do what the compiler refuses (kernel.engine.jit.build).
+    #: Allow code that only plain Python can run (kernel.engine.jit.build).
     loose = False
 
     def __init__(
@@ -104,7 +105,7 @@ class Simulation:
         self.objects = np.zeros((max(workload.slots, 1), 2), "i8")
         self.stopped_at = -1
         self.waited = 0.0
-        #: What the loop reads at the moment, and the number of its first event; None during init.
+        #: The current source of events and the number of its first event; None during init.
         self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
         self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
@@ -118,7 +119,7 @@ class Simulation:
         self._compile()
 
     def specialise(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
-        """Specialise ``function`` for this simulation, or for other ``bindings``."""
+        """Return ``function`` specialised for this simulation, or for ``bindings`` if given."""
         return build(function, guard=self._guard, loose=self.loose, **bindings or self._bindings)
 
     @property
@@ -127,7 +128,7 @@ class Simulation:
         return source_hash(self.loop_function, guard=self._guard, **self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:
-        """Return the bindings for which the replay loop is specialised."""
+        """Return the bindings of the replay loop."""
         if self.workload.program is not None:
             return self._bindings | {"next_event": self.workload.program.next_event}
         if self.workload.stream is not None:
@@ -140,7 +141,7 @@ class Simulation:
 
     @property
     def loop_function(self) -> Callable:
-        """The loop for the workload's kind, before it is specialised."""
+        """Unspecialised loop for this kind of workload."""
         return replay_events if self.workload.program is None else replay_program
 
     @property
@@ -153,7 +154,7 @@ class Simulation:
         return len(self.workload.events.op)
 
     def start(self) -> None:
-        """Put everything back to a fresh process.  Host memory stays warm."""
+        """Reset to a new process.  Host memory keeps its pages, so that a replay does not fault."""
         if not self._fresh:
             self.machine.reset()
         self._fresh = False
@@ -168,9 +169,9 @@ class Simulation:
         self.waited = 0.0
 
     def _compile(self) -> None:
-        """Compile for the types of the arguments, outside the clock and the watchdog.
+        """Compile for the argument types, so that neither clock nor watchdog sees the compiler.
 
-        Raises AllocatorFailure when the plugin does not compile.
+        Raises AllocatorFailure if the plugin does not compile.
         """
         self.start()
         if disabled():
@@ -187,7 +188,7 @@ class Simulation:
             raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield the arguments of successive calls of the loop: source of events, begin and end."""
+        """Yield the arguments of each call of the loop: source of events, first event and end."""
         workload = self.workload
         if self._program is not None:
             yield self._program, 0, end
@@ -195,7 +196,7 @@ class Simulation:
             _check_threads(workload.events, 0)
             yield workload.events, 0, end
         elif end == 0:
-            yield workload.stream.none(), 0, 0
+            yield workload.stream.empty_piece(), 0, 0
         else:
             begin = 0
             with closing(workload.stream.pieces()) as pieces:
@@ -214,14 +215,14 @@ class Simulation:
         *,
         watch: bool = True,
     ) -> float:
-        """Replay events up to ``end`` from a fresh start; returns the seconds of the loop alone.
+        """Restart, replay events up to ``end``, and return the seconds spent in the loop.
 
-        Of a stream too: what the loop waits for the next piece is in ``waited``.  A process killed
-        for lack of memory ends the replay early (``stopped_at``).  Without ``watch`` the loop runs
-        in the calling thread, and nobody notices if it does not end.  Raises AllocatorFailure for
-        any other death, WorkloadError for a stream that breaks off, and
-        kernel.engine.watchdog.SoftLockup; after that, and after KeyboardInterrupt, the loop's
-        thread has lost its memory and the simulation is of no use.
+        Excludes the time that the loop waits for a stream (``waited``).  The replay ends early if
+        the process is killed because memory ran out (``stopped_at``).  Without ``watch`` the loop
+        runs in the calling thread and has no timeout.  Raises AllocatorFailure if the process ends
+        for another reason, WorkloadError if a stream breaks off, and
+        kernel.engine.watchdog.SoftLockup.  After SoftLockup or KeyboardInterrupt the memory of the
+        loop's thread is unmapped, and the simulation can no longer be used.
         """
         self.start()
         last = self.length if end is None else end
@@ -264,7 +265,7 @@ class Simulation:
             raise AllocatorFailure(f"{self.where(error)}: {explain(error)}") from error
 
     def reason(self) -> str:
-        """Return in words why the process ended."""
+        """Describe why the process ended."""
         task = self.k.task
         if task.sig == SIGABRT and task.si_code == ABORT_CHECK:
             code = int(task.si_addr)
@@ -273,7 +274,7 @@ class Simulation:
         return reason(self.k)
 
     def function(self) -> str:
-        """Return the name of the contract's function that the running event calls, or ''."""
+        """Return the name of the plugin's function that the running event calls, or ''."""
         if self._running is None:
             return "init"
         source, begin = self._running
@@ -282,12 +283,12 @@ class Simulation:
         return FUNCTIONS.get(op, "")
 
     def where(self, error: BaseException | None = None) -> str:
-        """Return 'FILE:LINE: event N, function()': where the replay is.
+        """Return the current place of the replay as 'FILE:LINE: event N, function()'.
 
-        The line is the last one of the plugin in the traceback of ``error``; without one, that of
-        the function which the event calls.
+        The line is the plugin's last one in the traceback of ``error``; without a traceback, the
+        first line of the function that the event calls.
         """
-        if self.k.task.si_code == ABORT_FRAMES:  # the kernel's fault, not the plugin's
+        if self.k.task.si_code == ABORT_FRAMES:  # an error of the kernel model, not of the plugin
             return f"event {int(self.k.task.now)}"
         name = self.function()
         event = f"event {int(self.k.task.now)}, {name}()" if self._running else "init()"
@@ -299,7 +300,7 @@ class Simulation:
         return f"{file}:{line}: {event}" if file and line else event
 
     def _verify_killed(self) -> None:
-        """Check physical memory once more after the kill, where it is checked at all."""
+        """Check physical memory after the kill if kernel.check_frames is set."""
         if not self._bindings.get("CHECK_FRAMES"):
             return
         try:
@@ -310,9 +311,9 @@ class Simulation:
             ) from None
 
     def verify_end(self) -> None:
-        """Raise AllocatorFailure for a heap that is broken after the last event.
+        """Raise AllocatorFailure if the heap is not valid after the last event.
 
-        That is what the plugin's own checker says, and live blocks that overlap.
+        The plugin's own ``check`` must return 0, and live blocks must not overlap.
         """
         if self.stopped_at >= 0:
             return
@@ -328,27 +329,27 @@ class Simulation:
             raise AllocatorFailure(what, failure.address) from None
 
     def check_overlap(self) -> None:
-        """Raise AllocatorFailure when two live blocks overlap."""
+        """Raise AllocatorFailure if two live blocks overlap."""
         live = self.objects[self.objects[:, 0] > 0]
         start, size = live[np.argsort(live[:, 0], kind="stable")].T
         bad = np.flatnonzero(start[:-1] + np.maximum(size[:-1], 1) > start[1:])
         if len(bad):
             low, high = start[bad[0]], start[bad[0] + 1]
-            what = f"the live block of {size[bad[0]]} bytes at {low:#x} overlaps that at {high:#x}"
+            what = f"live block of {size[bad[0]]} bytes at {low:#x} overlaps the one at {high:#x}"
             raise AllocatorFailure(what, int(low))
 
     @property
     def out_of_memory(self) -> bool:
-        """True if a request returned NULL or the process was killed for lack of memory."""
+        """True if a request returned NULL or the process was killed because memory ran out."""
         return bool(self.r.failed) or self.stopped_at >= 0
 
     def metrics(self, cost: Mapping[str, float]) -> dict[str, float]:
-        """The deterministic metrics of an observed replay by name (benchmarks.replay.metrics).
+        """Return the deterministic metrics of an observed replay (benchmarks.replay.metrics).
 
         ``cost``: nanoseconds by kind of kernel work (conf/kernel/cost).
         """
         return measured(self.k, self.r, self.machine.config.page_size, cost)
 
     def timeline(self) -> dict[str, np.ndarray]:
-        """Columns of the timeline, (rows,) int64 each; the last row is the end of the run."""
+        """Return the timeline's columns, (rows,) int64 each; the last row is the end of the run."""
         return timeline(self.k, self.r, self.machine.config.page_size)

@@ -1,8 +1,8 @@
 """Compose configurations from conf/ and installed packages, and resolve the files they name.
 
-On bench.py's command line Hydra composes by itself, and :func:`resolved` makes of it what a job is
-checked and repeated from; :func:`compose` does both where there is no command line.  Importing this
-tells Hydra of the packages: it finds their choices beside those of conf/.
+For bench.py, Hydra composes the configuration from the command line and :func:`resolved` turns it
+into the plain data of config.yaml.  :func:`compose` does both for callers without a command line.
+Importing this module registers the folders of installed packages with Hydra, beside conf/.
 """
 
 import sys
@@ -26,15 +26,15 @@ from benchmarks.run.job import JobError
 from benchmarks.trace import shipped
 from kernel import PROJECT
 
-#: The project's own configuration, in a checkout as where it is installed.
+#: The project's own configuration, in a checkout or an installed copy.
 CONF = PROJECT / "conf"
 
 
 class InstalledPlugins(SearchPathPlugin):
-    """The folders that installed packages declare (allocators.base.plugins)."""
+    """Search path of the folders that installed packages declare (allocators.base.plugins)."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add them behind conf/; a package that cannot be found is a warning, no more."""
+        """Append the folders after conf/; print a warning for a package that cannot be found."""
         folders, complaints = installed()
         for folder in folders:
             search_path.append("malloc-bench plugins", str(folder))
@@ -48,7 +48,7 @@ Plugins.instance().register(InstalledPlugins)
 def resolved(config: DictConfig, runtime: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain data with absolute paths.
 
-    ``runtime``: hydra.runtime, which says what was chosen and where Hydra looked for it.  Raises
+    ``runtime``: hydra.runtime, with the choices and the folders that Hydra searched.  Raises
     JobError.
     """
     try:
@@ -62,71 +62,72 @@ def resolved(config: DictConfig, runtime: DictConfig) -> dict[str, Any]:
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration that ``overrides``, the words of a command line, stand for.
+    """Return the configuration composed from ``overrides``, the arguments of a command line.
 
-    Beyond what the command line takes, ``allocator=FILE.py`` chooses a plugin that has no YAML; its
-    settings are then set as any other's.  A Hydra application that runs in the same process goes
-    on undisturbed.  Raises JobError with one line.
+    In addition to the command line's syntax, ``allocator=FILE.py`` chooses a plugin without a YAML
+    file; its settings are overridden like any others.  Does not disturb a Hydra application in the
+    same process.  Raises JobError with a one-line message.
     """
-    words = [word for override in overrides for word in _words(override)]
-    theirs = GlobalHydra.instance().hydra
+    arguments = [argument for given in overrides for argument in _expanded(given)]
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("config", words, return_hydra_config=True)
+            config = hydra.compose("config", arguments, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).partition("\nConfig search path")[0].partition("\nSee http")[0]
         raise JobError(" ".join(text.split())) from None
     finally:
-        GlobalHydra.instance().hydra = theirs
+        GlobalHydra.instance().hydra = outer
     if config.get("debug"):
-        raise JobError("debug=true: a debugger runs on its own: python bench.py debug=true")
+        raise JobError("debug=true: not available here; run python bench.py debug=true")
     runtime = config.hydra.runtime
     with open_dict(config):
         del config["hydra"]
     return resolved(config, runtime)
 
 
-def _words(override: str) -> list[str]:
-    """Replace ``allocator=FILE.py`` by the settings that a YAML for the file would spell."""
+def _expanded(override: str) -> list[str]:
+    """Replace ``allocator=FILE.py`` by the overrides that a YAML of that file would contain."""
     group, _, value = override.partition("=")
     if group != "allocator" or not value.endswith(".py"):
         return [override]
     path = str(Path(value).resolve())
     try:
-        settings = {"name": path} | registry.load(path).spelled()
+        settings = {"name": path} | registry.load(path).formatted()
     except PluginError as error:
         raise JobError(str(error)) from None
     return ["~allocator", *(f"+allocator.{name}={_quoted(v)}" for name, v in settings.items())]
 
 
 def _quoted(value: object) -> str:
-    """Spell ``value`` for Hydra, whose grammar would otherwise split a path at its blanks."""
+    """Quote ``value`` for Hydra, whose grammar would split a path at its blanks."""
     return "'{}'".format(value.replace("'", r"\'")) if isinstance(value, str) else str(value)
 
 
 def _with_files(
     config: Mapping[str, Any], choices: Mapping[str, str], sources: Iterable[Path]
 ) -> dict[str, Any]:
-    """Return ``config`` with the files it names made absolute.
+    """Return ``config`` with absolute paths of the files that it names.
 
-    ``choices``: what Hydra chose by group, ``sources``: the folders where it looked.  A relative
-    plugin file is looked for beside the chosen YAML, then in the folder where Hydra looked and in
-    the working directory; a relative trace or library in the working directory only.
+    ``choices``: choice of each group; ``sources``: folders that Hydra searched.  A relative plugin
+    path is resolved against the folder of the chosen YAML, then the folder that Hydra searched,
+    then the working directory; a relative trace or library against the working directory only.
 
-    Raises JobError for a choice that stands twice and for a plugin file that is nowhere.
+    Raises JobError if the choice is defined twice, or if the plugin file does not exist.
     """
     config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     for group in ("allocator", "workload"):
         choice = f"{group}/{choices.get(group)}.yaml"
-        homes = {folder.resolve() for folder in sources if (folder / choice).is_file()}
-        if len(homes) > 1:
-            places = " and ".join(sorted(str(home / choice) for home in homes))
-            raise JobError(f"{group}={choices[group]} stands twice: {places}; rename or remove one")
+        owners = {folder.resolve() for folder in sources if (folder / choice).is_file()}
+        if len(owners) > 1:
+            places = " and ".join(sorted(str(owner / choice) for owner in owners))
+            chosen = f"{group}={choices[group]}"
+            raise JobError(f"{chosen} is defined twice: {places}; rename or remove one")
         section = config.get(group, {})
         name, path = section.get("name"), section.get("path")
         if isinstance(name, str) and name.endswith(".py"):
-            beside = [folder for home in homes for folder in ((home / choice).parent, home)]
+            beside = [folder for owner in owners for folder in ((owner / choice).parent, owner)]
             section["name"] = str(_plugin_file(group, name, [*beside, Path.cwd()]))
         if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
             section["path"] = str(Path(path).resolve())
@@ -134,9 +135,9 @@ def _with_files(
 
 
 def _plugin_file(group: str, name: str, folders: list[Path]) -> Path:
-    """Return the path of the plugin file ``name``.  Raises JobError when it is nowhere."""
+    """Return the path of the plugin file ``name``.  Raises JobError if no folder has it."""
     for folder in folders:
         if (folder / name).is_file():
             return (folder / name).resolve()
     places = ", ".join(map(str, dict.fromkeys(folders)))
-    raise JobError(f"{group}.name={name}: there is no such file (looked in {places})")
+    raise JobError(f"{group}.name={name}: no such file (looked in {places})")

@@ -1,11 +1,12 @@
 """Run a job as plain Python and stop at the first broken invariant: ``bench.py debug=true``.
 
-Everything runs in this process, so that ``print`` and ``breakpoint()`` in a plugin work, and every
-array index is checked.  After every ``allocator.check_every`` events the whole heap is examined:
-the plugin's own ``check``, live blocks that overlap, and the blocks that its ``walk`` lists.  When
-something is wrong the events are replayed (they are deterministic), now examined one by one from
-the last sound state, until the event that did it; the report shows which lines of the plugin that
-event ran, its state, and the blocks around the address.
+The whole replay runs in this process, so that ``print`` and ``breakpoint()`` in a plugin work, and
+every array index is checked.  Every ``allocator.check_every`` events the debugger checks the heap:
+it calls the plugin's ``check``, looks for live blocks that overlap, and compares the live blocks
+with those that the plugin's ``walk`` lists.  After a failed check it replays the same events, which
+are deterministic, and from the last valid state on checks after every event until it finds the one
+that broke the heap.  The report shows the lines of the plugin that this event ran, the allocator's
+state, and the blocks around the address.
 """
 
 import sys
@@ -28,12 +29,12 @@ from benchmarks.run import results
 from benchmarks.run.job import Job
 from kernel.types import SimulatedSignal
 
-#: Events between two examinations where allocator.check_every does not say.
+#: Events between two checks of the heap if allocator.check_every is 0.
 EVERY = 1000
-#: Most lines of the culprit event, array entries, and blocks on either side that are shown.
+#: Limits of the report: lines that the failing event ran, array entries, blocks on either side.
 _LINES, _ENTRIES, _NEIGHBOURS = 60, 8, 4
 #: Seconds between two lines of progress.
-_PAUSE = 5.0
+_REPORT_INTERVAL = 5.0
 
 
 def _say(text: str = "") -> None:
@@ -41,12 +42,12 @@ def _say(text: str = "") -> None:
 
 
 class _LineTrace:
-    """Records the lines of ``file`` that run, each with the local variables that it changed."""
+    """Trace function that records the executed lines of ``file`` and the locals they change."""
 
     def __init__(self, file: str) -> None:
         self._file = file
         self.lines: list[tuple[int, str]] = []
-        #: Of each frame: its variables, and the last of its lines (an index of ``lines``).
+        #: By frame: its local variables, and the index in ``lines`` of its last line.
         self._seen: dict[FrameType, tuple[dict[str, Any], int]] = {}
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> Callable | None:
@@ -60,8 +61,8 @@ class _LineTrace:
             last = len(self.lines)
             self.lines.append((_def_line(frame.f_code), ", ".join(changed)))
         elif changed:
-            line, said = self.lines[last]
-            self.lines[last] = line, ", ".join(filter(None, (said, *changed)))
+            line, values_so_far = self.lines[last]
+            self.lines[last] = line, ", ".join(filter(None, (values_so_far, *changed)))
         if event == "line":
             last = len(self.lines)
             self.lines.append((frame.f_lineno, ""))
@@ -77,31 +78,34 @@ def _def_line(code: CodeType) -> int:
 
 
 class _Debugged(Simulation):
-    """A simulation that is examined after every ``every`` events, all of them from ``sound`` on."""
+    """Simulation whose heap is checked every ``every`` events; in a search, after every event.
+
+    A search starts at event ``sound``, the end of the last valid state.
+    """
 
     loose = True
 
     def __init__(self, job: Job, every: int) -> None:
         self.every = every
-        self.sound = 0  # events after which the heap is known to be sound
+        self.sound = 0  # number of events after which the heap was last valid
         self.searching = False
         self.trace = _LineTrace(job.plugin.module.__file__)
-        self.before: dict[str, Any] = {}  # the state before the event that is traced
-        self.object_at = 0  # address of the object that it is about
-        self.blocks: np.ndarray = np.zeros((0, 3), "i8")  # of the last sound heap
+        self.before: dict[str, Any] = {}  # the state before the traced event
+        self.object_at = 0  # address of the object of that event, or 0
+        self.blocks: np.ndarray = np.zeros((0, 3), "i8")  # blocks of the last valid heap
         switches = OBSERVED | {"CHECK_FRAMES": job.check_frames}
         super().__init__(job.plugin, job.load_workload(), job.kernel, switches)
         self._check = self.specialise(verify_heap)
         self.walk = walker(self) if hasattr(self.plugin.module, "walk") else None
 
     def start(self) -> None:
-        """Begin anew, with a state whose arrays have bounds on both sides."""
+        """Restart, with a state whose arrays are checked at both bounds."""
         super().start()
         self.a = self.plugin.state(bounded=True)
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
-        """Cut the events into pieces, and examine the heap after each."""
-        said = monotonic()
+        """Cut the events into pieces and check the heap after each."""
+        reported = monotonic()
         for source, begin, last in super()._pieces(end):
             first = begin
             while first < last:
@@ -122,8 +126,8 @@ class _Debugged(Simulation):
                 if not self.searching or first >= self.sound:
                     self.examine()
                     self.sound = stop
-                if monotonic() - said > _PAUSE:
-                    said = monotonic()
+                if monotonic() - reported > _REPORT_INTERVAL:
+                    reported = monotonic()
                     _say(f"event {stop:,} of {self.length:,}")
                 first = stop
 
@@ -134,13 +138,13 @@ class _Debugged(Simulation):
         return self.sound if first < self.sound else first + 1
 
     def _trace_one(self) -> None:
-        """Trace the event that is about to run."""
+        """Start tracing for the next event."""
         self.before = self.state()
         self.trace.lines.clear()
         sys.settrace(self.trace)
 
     def examine(self) -> None:
-        """Raise AllocatorFailure unless the heap is sound."""
+        """Raise AllocatorFailure if the heap is not valid."""
         try:
             self._check(self.k, self.a)
         except SimulatedSignal:
@@ -158,8 +162,8 @@ class _Debugged(Simulation):
         """Return a copy of the plugin's static variables."""
         return {name: np.copy(self.a[name]) for name in self.a.dtype.names}
 
-    def event_words(self) -> str:
-        """Say what the running event asks for."""
+    def describe_event(self) -> str:
+        """Describe the running event: operation, object, size and thread."""
         if self._running is None:
             return "init()"
         source, begin = self._running
@@ -169,24 +173,24 @@ class _Debugged(Simulation):
         else:
             names = "op", "slot", "size", "align"
             op, slot, size, align = (column(source, name)[now - begin] for name in names)
-        words = OP_NAMES[int(op)]
+        text = OP_NAMES[int(op)]
         if slot >= 0:
-            words += f" of object {int(slot)}"
+            text += f" of object {int(slot)}"
         if op != 1:
-            words += f", {int(size):,} bytes"
+            text += f", {int(size):,} bytes"
         if align:
-            words += f", alignment {1 << int(align)}"
-        return f"event {now}: {words}, thread {int(self.k.task.tid)}"
+            text += f", alignment {1 << int(align)}"
+        return f"event {now}: {text}, thread {int(self.k.task.tid)}"
 
 
 def _number(value: Any) -> str:
-    """Write small numbers in decimal, addresses in hexadecimal."""
+    """Format small numbers in decimal and addresses in hexadecimal."""
     number = int(value)
     return f"{number:#x}" if number > 1 << 20 else str(number)
 
 
-def _field_words(before: np.ndarray, after: np.ndarray) -> str:
-    """Write a field of the state; of an array the entries that changed, or are not 0."""
+def _field_text(before: np.ndarray, after: np.ndarray) -> str:
+    """Format a field of the state; for an array, the entries that changed or are not 0."""
     if after.dtype.names:
         return f"{after.size} records, {'un' * np.array_equal(before, after)}changed"
     old, new = before.reshape(-1), after.reshape(-1)
@@ -202,13 +206,13 @@ def _field_words(before: np.ndarray, after: np.ndarray) -> str:
 
 
 def _report(simulation: _Debugged, address: int) -> None:
-    """Show the event that broke the heap; ``address``: of the block that shows it, or 0."""
-    _say(f"\n{simulation.event_words()}")
+    """Print the event that broke the heap; ``address``: address of the damaged block, or 0."""
+    _say(f"\n{simulation.describe_event()}")
     shown = simulation.trace.lines[-_LINES:]
     file = Path(simulation.plugin.module.__file__)
     if shown:
         _say(
-            f"\nthe lines of {file.name} that it ran"
+            f"\nlines of {file.name} that the event ran"
             + (" (the last ones)" * (len(shown) == _LINES))
         )
         source = getlines(str(file))
@@ -217,19 +221,19 @@ def _report(simulation: _Debugged, address: int) -> None:
             _say(f"  {line:5} {text:60}{'  # ' + values if values else ''}")
     _say("\nthe allocator's state (before -> after)")
     for name, value in simulation.state().items():
-        _say(f"  {name:16} {_field_words(simulation.before.get(name, value), value)}")
+        _say(f"  {name:16} {_field_text(simulation.before.get(name, value), value)}")
     if address or simulation.object_at:
         _show_blocks(simulation, address or simulation.object_at)
 
 
 def _show_blocks(simulation: _Debugged, address: int) -> None:
-    """Show the blocks around ``address``, before the event and, where walk still can, after it."""
+    """Print the blocks around ``address`` before the event and, if walk still works, after it."""
     after = None
     if simulation.walk is not None:
         try:
             after = pieces(simulation, simulation.walk)
         except AllocatorFailure as failure:
-            _say(f"\nthe heap cannot be listed any more: {failure}")
+            _say(f"\nwalk() cannot list the heap after the event: {failure}")
     for when, blocks in (("before", simulation.blocks), ("after", after)):
         if blocks is None or not len(blocks):
             continue
@@ -242,23 +246,24 @@ def _show_blocks(simulation: _Debugged, address: int) -> None:
 
 
 def debug(job: Job) -> str:
-    """Run ``job`` as plain Python; returns the status.  Writes no results.
+    """Run ``job`` as plain Python and return its status.  Writes no results.
 
     Must be called before Numba is imported.
     """
     every = job.check_every or EVERY
     simulation = _Debugged(job, every)
     length = simulation.length
-    _say(f"{job.plugin.label}: {length:,} events as plain Python, examined every {every:,}")
+    _say(f"{job.plugin.label}: {length:,} events as plain Python, heap checked every {every:,}")
     with np.errstate(divide="raise"):
         failure = _replay(simulation)
         if failure is None:
             ended = f"; killed at event {simulation.stopped_at}: out of memory"
             _say(f"no invariant was broken{ended if simulation.stopped_at >= 0 else ''}")
             return results.OOM if simulation.out_of_memory else results.OK
-        _say(f"something is wrong by event {int(simulation.k.task.now):,}; replaying up to it")
+        event = int(simulation.k.task.now)
+        _say(f"the heap is broken at event {event:,}; replaying to find the event that broke it")
         simulation.searching = True
-        sys.breakpointhook = lambda *_args, **_keywords: None  # they have been passed before
+        sys.breakpointhook = lambda *_args, **_keywords: None  # do not stop there again
         failure = _replay(simulation) or failure
     _say(f"bench.py: {failure}")
     _report(simulation, failure.address)
@@ -266,9 +271,9 @@ def debug(job: Job) -> str:
 
 
 def _replay(simulation: _Debugged) -> AllocatorFailure | None:
-    """Replay all events; returns what is wrong, with its place.
+    """Replay all events; return the failure with its place, or None.
 
-    Raises KeyboardInterrupt when the user ends it, also from the debugger.
+    Raises KeyboardInterrupt on Ctrl-C and when the user quits pdb.
     """
     try:
         simulation.replay(watch=False)

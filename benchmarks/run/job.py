@@ -1,7 +1,7 @@
 """Check a configuration and build the job that it describes, before any long work.
 
 A configuration is the nested mapping that Hydra composed: allocator, workload, kernel, measure and
-seed.  Checking imports no compiler.
+seed.  Checking does not import the compiler.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,22 +17,22 @@ from benchmarks.workloads import WorkloadError
 from kernel.config import KernelConfig
 from kernel.cost import check_costs
 
-#: What a KernelConfig has that is no setting of a benchmark: where a replayed process began, and
-#: a kernel on which nothing can be touched.
-_NO_SETTINGS = ("maps", "mmap_base", "layout_only")
+#: Fields of KernelConfig that a benchmark cannot set: the initial mappings of a replayed process,
+#: and a kernel without memory contents.
+_INTERNAL = ("maps", "mmap_base", "layout_only")
 
 
 class JobError(ValueError):
-    """A configuration that cannot be run; the message names the setting."""
+    """Error for a configuration that cannot be run; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class Timing:
     """Timing parameters of a job.
 
-    ``processes`` fresh Python processes take ``samples`` timed samples each, after ``warmups``
-    untimed ones; a sample replays the workload until ``min_events`` events have been seen.  What
-    would take longer than ``seconds`` is cut down (:meth:`schedule`).
+    Each of ``processes`` fresh Python processes takes ``samples`` timed samples after ``warmups``
+    untimed ones; a sample replays the workload until at least ``min_events`` events have run.
+    :meth:`schedule` reduces these numbers if timing would take longer than ``seconds``.
     """
 
     timing: bool
@@ -43,10 +43,10 @@ class Timing:
     seconds: int
 
     def schedule(self, events: int, seconds: float) -> tuple[int, int, int, int]:
-        """Processes, samples, warm-ups and replays in a sample, to fit the time aimed at.
+        """Return processes, samples, warm-ups and replays per sample that fit the time limit.
 
-        ``events``: of one replay, which takes about ``seconds``.  Replays in a sample are given up
-        first, then warm-ups, samples, and processes down to two: one says nothing of spread.
+        One replay has ``events`` events and takes about ``seconds``.  Reduces replays per sample
+        first, then warm-ups, samples, and processes down to two: one process shows no spread.
         """
         processes, samples, warmups = self.processes, self.samples, self.warmups
         replays = -(-self.min_events // max(events, 1))
@@ -63,9 +63,9 @@ class Timing:
 class Job:
     """A checked configuration.  ``cost``: nanoseconds by kind of kernel work.
 
-    ``plugin``: the simulated allocator, or a real library.  ``check_every``: the untimed run calls
-    the allocator's own check after so many events; 0: only after the last.  ``check_frames``: it
-    checks physical memory after every event.
+    ``plugin``: the simulated allocator, or a real library.  ``check_every``: events between two
+    calls of the allocator's ``check`` in the untimed run; 0: only after the last event.
+    ``check_frames``: check physical memory after every event of the untimed run.
     """
 
     plugin: Plugin | Library
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def library(self) -> Library | None:
-        """The real library that the job measures, if it does."""
+        """The real library that the job measures, or None."""
         return self.plugin if isinstance(self.plugin, Library) else None
 
     @property
@@ -88,7 +88,7 @@ class Job:
         return workloads.label(self.workload)
 
     def inspect(self) -> None:
-        """Look for mistakes in the plugin before anything is compiled.  Raises JobError."""
+        """Look for mistakes in the plugin without compiling it.  Raises JobError."""
         try:
             self.plugin.inspect()
         except PluginError as error:
@@ -102,7 +102,7 @@ class Job:
 
 
 def check_job(config: Mapping[str, Any]) -> Job:
-    """Return the job that ``config`` describes.  Raises JobError with one clear line."""
+    """Return the job that ``config`` describes.  Raises JobError with a one-line message."""
     _known("", config, ("allocator", "workload", "kernel", "measure", "seed"))
     allocator = dict(_section(config, "allocator"))
     workload = dict(_section(config, "workload"))
@@ -114,7 +114,7 @@ def check_job(config: Mapping[str, Any]) -> Job:
         raise JobError(f"seed={seed}: expected a whole number from 0 to 2**62 - 1")
     for section, settings in (("allocator", allocator), ("workload", workload)):
         if not isinstance(settings.get("name"), str):
-            raise JobError(f"{section}.name is missing: it names the {section}'s file")
+            raise JobError(f"{section}.name is missing: set it to the name of the {section}'s file")
     check_every = allocator.pop("check_every", 0)
     _whole("allocator.check_every", check_every, 0)
     try:
@@ -127,7 +127,7 @@ def check_job(config: Mapping[str, Any]) -> Job:
     kernel_config, check_frames = _kernel(kernel)
     if isinstance(plugin, Library):
         if check_every:
-            raise JobError(f"allocator.check_every={check_every}: {name} has no check of its own")
+            raise JobError(f"allocator.check_every={check_every}: a real library has no check()")
         _check_host(plugin, kernel_config)
     try:
         check_costs(cost)
@@ -138,8 +138,8 @@ def check_job(config: Mapping[str, Any]) -> Job:
 
 
 def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
-    """The kernel, and whether its physical memory is to be checked all the time."""
-    types = {f.name: f.type for f in fields(KernelConfig) if f.name not in _NO_SETTINGS}
+    """Return the kernel, and True if physical memory is checked after every event."""
+    types = {f.name: f.type for f in fields(KernelConfig) if f.name not in _INTERNAL}
     types["check_frames"] = bool
     _known("kernel.", settings, list(types))
     for name, value in settings.items():
@@ -156,19 +156,19 @@ def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
     except ValueError as error:
         raise JobError(f"kernel.{error}") from None
     if check_frames and not kernel.frames:
-        raise JobError("kernel.check_frames=True: there is nothing to check without kernel.frames")
+        raise JobError("kernel.check_frames=True: nothing to check without kernel.frames=true")
     return kernel, check_frames
 
 
 def _check_host(library: Library, kernel: KernelConfig) -> None:
-    """Refuse a kernel that is not the one which runs."""
+    """Raise JobError for kernel settings that a real library cannot have: it runs on the host."""
     usual = KernelConfig()
     for setting in fields(KernelConfig):
         value = getattr(kernel, setting.name)
         if setting.name != "window_bits" and value != getattr(usual, setting.name):
             raise JobError(
                 f"kernel.{setting.name}={value}: {library.name} runs on this machine's own "
-                "kernel, of which that cannot be asked"
+                "kernel, which the bench cannot change; leave the setting out"
             )
 
 

@@ -1,7 +1,7 @@
 """Run a checked job in child processes: first the untimed run, then pyperf.
 
-The children are in sessions of their own, so that whatever happens here ends them at once; what
-they have to say comes back through the run's directory and, for progress, their standard output.
+Each child has its own session, so that this process can kill all of its descendants at once.  A
+child returns its results through the run's directory and its progress through standard output.
 """
 
 import os
@@ -20,22 +20,22 @@ from benchmarks.run.job import Job
 from kernel import PROJECT
 from kernel.engine.progress import Progress
 
-#: The line of a traceback that says what was raised.
+#: The line of a traceback that names the exception.
 _ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
-#: What a child tells by :func:`report`, and what pyperf prints for each process that has ended.
+#: Lines of :func:`report`, and the dots that pyperf prints, one per finished process.
 _PROGRESS = re.compile(r"@ ([\d.]+) (.*)\n")
 _ENDED = re.compile(r"^\.+", re.MULTILINE)
 
 
 def report(fraction: float, what: str) -> None:
-    """Tell the parent how far the work is, in a child."""
+    """Report progress from a child to its parent."""
     print(f"@ {fraction:.4f} {what}", flush=True)
 
 
 def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of children: they import this project wherever they are started.
+    """Return the environment of children: they import this project from any working directory.
 
-    Nothing is imported from the working directory: its benchmarks/ may be another project's.
+    They import nothing from the working directory, whose benchmarks/ may be another project's.
     """
     path = os.pathsep.join(filter(None, (str(PROJECT), base.get("PYTHONPATH"))))
     return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
@@ -45,7 +45,7 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
 def _child(
     command: list[str], stderr: object, environment: Mapping[str, str] = os.environ
 ) -> Iterator[subprocess.Popen]:
-    """Start a child in its own session; on the way out nothing of it is left running."""
+    """Start a child in its own session; kill the whole session on exit."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ def _child(
 
 
 def observe(directory: Path, progress: Progress) -> None:
-    """Run benchmarks.run.observe on ``directory``; the outcome is in run.json afterwards."""
+    """Run benchmarks.run.observe on ``directory``, which records the outcome in run.json."""
     command = [sys.executable, "-m", "benchmarks.run.observe", str(directory)]
     with TemporaryFile() as errors, _child(command, errors) as process:
         for line in process.stdout:
@@ -86,8 +86,8 @@ def observe(directory: Path, progress: Progress) -> None:
 def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: Progress) -> None:
     """Run benchmarks.run.worker on ``directory``, which writes bench.json.
 
-    ``run``: run.json after the untimed run, whose duration says how much timing is affordable.
-    Failure is recorded in run.json.
+    ``run``: run.json after the untimed run, whose duration determines the timing schedule.
+    Records a failure in run.json.
     """
     schedule = job.measure.schedule(run["events"], run["replay_seconds"])
     processes, samples, warmups, replays = map(str, schedule)
@@ -97,7 +97,7 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
     inherited.append("PYTHONSAFEPATH")
     environment: Mapping[str, str] = os.environ
     if job.library is not None:
-        # Every process is on the library, and has one thread as long as the workload has.
+        # Every process loads the library, and starts no thread that the workload does not start.
         environment = job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
         inherited += [*job.library.environment, "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"]
     command = [
@@ -108,10 +108,10 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
     ]
     progress(0.0, "timing")
     with TemporaryFile() as errors, _child(command, errors, environment) as process:
-        said = b""
+        output_so_far = b""
         while chunk := process.stdout.read1():
-            said += chunk
-            text = said.decode(errors="replace")
+            output_so_far += chunk
+            text = output_so_far.decode(errors="replace")
             ended = sum(map(len, _ENDED.findall(text)))
             _, what = [("", "timing"), *_PROGRESS.findall(text)][-1]
             progress(min(ended / schedule[0], 1.0), what)
@@ -120,17 +120,17 @@ def time_with_pyperf(directory: Path, job: Job, run: dict[str, Any], progress: P
         complaint = errors.read().decode(errors="replace").strip()
     if code != 0 or not output.exists():
         output.unlink(missing_ok=True)
-        # A worker's own error comes before that of the process which waited for it.
+        # A worker prints its error before the pyperf process that waited for it prints one.
         named = [line for line in complaint.splitlines() if _ERROR.match(line)]
         last = [*named[:1], *complaint.splitlines()[-1:], f"exit code {code}"][0]
         results.update_run(directory, status=results.FAILED, reason=f"timing failed: {last}")
 
 
 def run_job(job: Job, directory: Path, progress: Progress) -> str:
-    """Run everything that ``job`` asks for in ``directory``; returns the final status.
+    """Run the untimed and the timed part of ``job`` in ``directory``; return the final status.
 
-    The directory holds config.yaml and a run.json with status ``running``.  When interrupted the
-    status says so, and the interruption goes on to the caller.
+    The directory holds config.yaml and a run.json with status ``running``.  An interruption is
+    recorded as the status and raised again.
     """
     try:
         observe(directory, progress)

@@ -1,8 +1,8 @@
-"""The untimed run of a job, a process: ``python -m benchmarks.run.observe DIRECTORY``.
+"""Untimed run of a job in a process: ``python -m benchmarks.run.observe DIRECTORY``.
 
 Reads DIRECTORY/config.yaml; writes metrics.json, timeline.parquet and the outcome in run.json.
-Progress goes to standard output, one line each: ``@ FRACTION WHAT``.  A stuck or crashing plugin
-takes only this process with it.  Exit code: 0 ok, 3 out of memory, 1 failed.
+Reports progress on standard output as lines ``@ FRACTION WHAT``.  A plugin that hangs or crashes
+ends only this process.  Exit code: 0 ok, 3 out of memory, 1 failed.
 """
 
 import os
@@ -26,7 +26,7 @@ EXIT_OK, EXIT_FAILED, EXIT_OOM = 0, 1, 3
 def observe(directory: Path) -> None:
     """Run the job of ``directory`` and write its results.
 
-    Raises JobError, WorkloadError, AllocatorFailure, SoftLockup, or for a real library
+    Raises JobError, WorkloadError, AllocatorFailure or SoftLockup; for a real library also
     LibraryError or HostError.
     """
     import yaml
@@ -51,7 +51,7 @@ def observe(directory: Path) -> None:
 
 @dataclass(frozen=True)
 class Observed:
-    """Result of a run: its files, entries of run.json, and the reason if memory ran out.
+    """Result of a run: contents of its files, and the reason if memory ran out.
 
     ``simulation``: the simulation at the end of the run; None for a real library.
     """
@@ -64,22 +64,22 @@ class Observed:
 
     @property
     def status(self) -> str:
-        """``oom`` or ``ok``: memory that ran out is a result."""
+        """``oom`` if memory ran out, which is a valid result, else ``ok``."""
         return results.OOM if self.reason else results.OK
 
 
 def _failures(r: Any) -> str:
     """Describe the failed requests of a replay (benchmarks.replay.loop.RUN); '' if none."""
     failed, first = int(r.failed), int(r.first_failure)
-    return f"{failed} requests answered with NULL, the first at event {first}" if failed else ""
+    return f"{failed} requests returned NULL, the first at event {first}" if failed else ""
 
 
 def observing(job: Job, workload: Workload) -> Any:
-    """Return a benchmarks.replay.simulation.Simulation with every instrument.
+    """Return a benchmarks.replay.simulation.Simulation with every instrument enabled.
 
     Raises AllocatorFailure when the allocator does not compile.
     """
-    # Only now, after the checks: it brings the compiler.
+    # Imported after the checks, because it imports the compiler.
     from benchmarks.replay.simulation import OBSERVED, Simulation
 
     switches = OBSERVED | {"CHECK_FRAMES": job.check_frames, "CHECK_EVERY": job.check_every}
@@ -114,13 +114,13 @@ def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
 
 
 def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
-    """The real library in a process of its own."""
+    """Replay once on the real library, in a child process."""
     from benchmarks.real.memory import RealRun, clean_seconds, length
 
     events = max(length(workload), 1)
     progress(0.0, "preparing the replay")
     run = RealRun(job.library, workload, lambda event: progress(event / events, "replaying"))
-    # What a replay takes without being watched tells how much timing is affordable.
+    # Measured without instruments, because it determines the timing schedule.
     seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
     entries = {
         "events": run.events,
@@ -133,14 +133,14 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
 
 
 def main(directory: Path) -> int:
-    """Observe and record the outcome; returns the exit code."""
+    """Observe, record the outcome and return the exit code."""
     from benchmarks.replay.simulation import AllocatorFailure
     from kernel.linux.host.process import HostError
 
-    told = (JobError, WorkloadError, AllocatorFailure, SoftLockup, LibraryError, HostError)
+    expected = (JobError, WorkloadError, AllocatorFailure, SoftLockup, LibraryError, HostError)
     try:
         observe(directory)
-    except told as error:
+    except expected as error:
         results.update_run(directory, status=results.FAILED, reason=str(error))
         return EXIT_FAILED
     except Exception as error:
@@ -155,5 +155,5 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: a plugin that loops for ever still runs in its thread.
+    # Not sys.exit, which would wait for the thread of a plugin in an endless loop.
     os._exit(code)

@@ -17,7 +17,7 @@ from allocators.base.registry import PluginError
 from benchmarks import workloads
 from benchmarks.speed import CHURN
 from benchmarks.workloads import WorkloadError
-from kernel.differential.command import EXIT_INTERRUPTED, EXIT_USAGE, complain
+from kernel.differential.command import EXIT_INTERRUPTED, EXIT_USAGE, report_exit
 from kernel.engine.progress import Progress, shown_progress
 
 #: An allocator whose replay takes longer than this, in seconds, is not repeated.
@@ -138,7 +138,7 @@ def main() -> int:
         for name in names:
             registry.load(name)
     except (PluginError, WorkloadError) as error:
-        return complain("benchmarks.speed", str(error), EXIT_USAGE)
+        return report_exit("benchmarks.speed", str(error), EXIT_USAGE)
     entries = measure(names, args.events, args.rounds, args.counting)
     if args.json:
         keys = ("name", "ns_per_event", "ratio_to_libc")

@@ -78,7 +78,7 @@ def run_side(directory: Path, side: str, allocator: str, events: int) -> dict[st
 
     def make() -> Iterator[Any]:
         pieces = _pieces(directory, side)
-        return parquet.verify(directory / "period.parquet", pieces) if side == "stream" else pieces
+        return parquet.audited(directory / "period.parquet", pieces) if side == "stream" else pieces
 
     facts = Facts(events, events, CHURN["live"], 0, 0, "")
     workload = Workload(

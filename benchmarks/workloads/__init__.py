@@ -1,19 +1,21 @@
 """Workloads: one file each, and ``conf/workload/NAME.yaml`` beside it.
 
 A workload's module declares its settings as module-level constants, as an allocator does
-(``LIVE = number(25_000, low=1)``; also ``sizes(...)`` and ``path()``).  There are three kinds:
+(``LIVE = number(25_000, low=1)``; also ``sizes(...)`` and ``path()``).  It defines one of
 
-    generated   generate(s, random) -> Events         stored events from settings and a seed
-    program     next_event(g, last) @jit,             sees the addresses that it was given
-                start(s, random) -> record g,
-                length(s) -> int, slots(s) -> int     most events, and slots, that it will use
-    read        read(s, progress) -> (Events or       stored events, or a benchmarks.events.stream
-    Stream, dict)                         of them, and where they came from
+    generate(s, random) -> Events               events made from settings and a seed
+
+    next_event(g, last) -> bool, @jit           one event at a time; ``last`` is the last address
+    start(s, random) -> record g                its state
+    length(s) -> int, slots(s) -> int           largest number of events, and of slots
+
+    read(s, progress) -> (Events or Stream, dict)       events, or a benchmarks.events.stream of
+                                                        them, and their provenance
 
 ``s`` holds the checked settings by lower-case name; ``check_settings(s)`` may raise ValueError for
-combinations that cannot be.  A user's own workload is one such file: ``workload.name=my.py``.
+an invalid combination.  A user's own workload is one file: ``workload.name=my.py``.
 
-Imports trace/ and what is below it; replay/ and the storeys above import ``load``.
+Imports trace/ and the packages below it; replay/ and the packages above it import ``load``.
 """
 
 from benchmarks.workloads.base.registry import (

@@ -63,7 +63,7 @@ class Factor(Setting):
             raise ValueError(f"{name}={value}: must be {self.low // 1000} to {self.high // 1000}")
         return round(1000 * value)
 
-    def spell(self, value: int) -> object:
+    def format(self, value: int) -> object:
         """Return the number that a user writes for ``value`` thousandths."""
         return value / 1000
 

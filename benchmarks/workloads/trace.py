@@ -38,9 +38,9 @@ def read(
 ) -> tuple[Events | Stream, dict[str, Any]]:
     """Import the trace, or read it from the cache.  Raises TraceError, which is a ValueError."""
     file, strict = Path(s.path), bool(s.strict)
-    if STREAM.spell(s.stream) != "never":
+    if STREAM.format(s.stream) != "never":
         with parquet_file(file, strict, progress) as (reader, imported):
-            if STREAM.spell(s.stream) == "always" or reader.events > LONG:
+            if STREAM.format(s.stream) == "always" or reader.events > LONG:
                 report_dropped(file, reader.provenance)
                 stream = _stream(reader.path, imported, progress)
                 return stream, {"trace": reader.provenance}
@@ -55,7 +55,9 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
     audit = Audit()
     facts = reader.facts
     if facts is None:
-        facts = parquet.survey(reader, progress and (lambda x: progress(x, f"reading {file.name}")))
+        facts = parquet.compute_facts(
+            reader, progress and (lambda x: progress(x, f"reading {file.name}"))
+        )
 
     def pieces() -> Iterator[Events]:
         """Yield all events; check those that no earlier pass has checked."""
@@ -64,7 +66,7 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
             for events in reader.groups(names, threads=False):
                 first += len(events.op)
                 if first > audit.events:
-                    next(parquet.verify(file, iter([events]), audit))
+                    next(parquet.audited(file, iter([events]), audit))
                     found = audit.facts(facts.fingerprint)
                     # Check slots at once: one too many would index past the table of objects.
                     if found.slots > facts.slots or (first == facts.events and found != facts):

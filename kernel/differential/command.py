@@ -85,7 +85,7 @@ def add_arguments(
     )
 
 
-def complain(command: str, text: str, code: int, *, as_json: bool = False) -> int:
+def report_exit(command: str, text: str, code: int, *, as_json: bool = False) -> int:
     """Print in one line why ``command`` exits with ``code``, and return ``code``."""
     if as_json and code == EXIT_SKIP:
         print(json.dumps({"status": "skipped", "reason": text}))
@@ -103,7 +103,7 @@ def verify(subject: Any, options: argparse.Namespace) -> int:
     from kernel.differential.pool import Mistake
 
     if reason := subject.unavailable():
-        return complain(subject.command, reason, EXIT_SKIP, as_json=options.json)
+        return report_exit(subject.command, reason, EXIT_SKIP, as_json=options.json)
     try:
         if options.replay:
             return _replay(subject, options)
@@ -111,9 +111,9 @@ def verify(subject: Any, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Mistake as error:
-        return complain(subject.command, str(error), EXIT_USAGE)
+        return report_exit(subject.command, str(error), EXIT_USAGE)
     except RuntimeError as error:
-        return complain(subject.command, f"a worker failed: {error}", EXIT_FAILED)
+        return report_exit(subject.command, f"a worker failed: {error}", EXIT_FAILED)
 
 
 def _replay(subject: Any, options: argparse.Namespace) -> int:
@@ -121,8 +121,8 @@ def _replay(subject: Any, options: argparse.Namespace) -> int:
 
     setting, ops = load(subject, options.replay)
     with subject.sides() as sides:
-        outcome = sides.repeat(setting, ops, told=True)
-    mismatches, wrong = int(bool(outcome.what)), subject.wrong()
+        outcome = sides.repeat(setting, ops, verbose=True)
+    mismatches, wrong = int(bool(outcome.what)), subject.wrong_reference()
     done = len(outcome.ops) or outcome.length
     if options.json:
         result = {"operations": done, "mismatches": mismatches, "program": outcome.lines}
@@ -145,7 +145,7 @@ class _Run:
 
         self.subject, self.options = subject, options
         self.tally, self.findings = Tally(), []
-        self.wrong = subject.wrong()
+        self.wrong = subject.wrong_reference()
         self.start = time.monotonic()
 
     def execute(self) -> int:
@@ -181,8 +181,8 @@ class _Run:
             subject.prepare()
             self.start = time.monotonic()
 
-            def told(workers: list[Any]) -> None:
-                done = self.tally.asked + sum(worker.at for worker in workers)
+            def on_progress(workers: list[Any]) -> None:
+                done = self.tally.asked + sum(worker.operation for worker in workers)
                 kinds = dict.fromkeys(subject.kind(worker.task) for worker in workers)
                 what = ", ".join(filter(None, kinds)) or "programs"
                 progress(done / subject.total if subject.total else 0.0, what)
@@ -192,7 +192,7 @@ class _Run:
                 self.options.jobs,
                 keep_going=self.options.keep_going or bool(self.wrong),
                 shrink_seconds=0 if self.wrong else self.options.shrink,
-                told=told,
+                on_progress=on_progress,
             )
             with closing(reports):
                 for report in reports:
@@ -206,7 +206,7 @@ class _Run:
             return
         path = self._store(finding)
         if not self.options.json:
-            print(f"MISMATCH: {finding.words()}")
+            print(f"MISMATCH: {finding.describe()}")
             print("\n".join(finding.lines))
             command = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
             print(f"repeat with: python -m {command} --replay {path}", flush=True)
@@ -253,7 +253,7 @@ class _Run:
             "findings": [
                 {
                     "seed": finding.setting.seed,
-                    "setting": finding.setting.words(),
+                    "setting": finding.setting.describe(),
                     "what": finding.what,
                     "program": finding.lines,
                 }
@@ -266,7 +266,7 @@ class _Run:
         yield from tally.lines(subject.tables)
         yield from subject.summary(tally, self.findings)
         if tally.hits is not None:
-            yield from self._coverage().lines(subject.whose, subject.target)
+            yield from self._coverage().lines(subject.tested_name, subject.target)
         if tally.reruns:
             yield f"{tally.reruns} reruns of programs because the host interfered"
         rate = tally.operations / self.seconds if self.seconds else 0

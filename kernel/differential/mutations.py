@@ -23,10 +23,10 @@ from kernel.differential.command import (
     EXIT_SKIP,
     EXIT_USAGE,
     OneLineParser,
-    complain,
     positive,
+    report_exit,
 )
-from kernel.differential.pool import Lost, Mistake, Place, run_tasks
+from kernel.differential.pool import Lost, Mistake, TaskProgress, run_tasks
 from kernel.differential.program import dump
 from kernel.differential.run import Finding, Runner, WorkerError
 from kernel.differential.subject import Subject
@@ -128,13 +128,13 @@ class Hunt:
 
 
 def hunt(
-    subject: Subject, programs: int, shrink_seconds: float = 0, place: Place | None = None
+    subject: Subject, programs: int, shrink_seconds: float = 0, progress: TaskProgress | None = None
 ) -> Hunt:
     """Run programs against a mutated subject until one shows a difference; shrink that one."""
     found = Hunt()
-    with subject.sides(place) as sides:
+    with subject.sides(progress) as sides:
         runner = Runner(subject, sides, shrink_seconds)
-        for program in subject.hunting(programs):
+        for program in subject.mutation_programs(programs):
             report = runner.check(program)
             found.operations += report.tally.operations
             if report.finding:
@@ -149,14 +149,14 @@ def _open_hunter(
     rules: Mapping[str, Mutation],
     programs: int,
     shrink_seconds: float,
-    place: Place,
+    progress: TaskProgress,
 ) -> Iterator[Callable[[str], Hunt]]:
     """Set up a worker for a single rule: a mutated subject may loop forever."""
 
     def work(rule: str) -> Hunt:
-        place.retire = True
-        broken = subject.broken(rules[rule].bindings())
-        return hunt(broken, programs, shrink_seconds, place)
+        progress.replace_worker = True
+        mutated = subject.mutated(rules[rule].bindings())
+        return hunt(mutated, programs, shrink_seconds, progress)
 
     yield work
 
@@ -204,16 +204,16 @@ def main(
     rules = [mutation for mutation in mutations if options.only in mutation.rule]
     if not rules:
         text = f"--only {options.only!r}: no rule contains this text"
-        return complain(f"{command}.mutations", text, EXIT_USAGE)
+        return report_exit(f"{command}.mutations", text, EXIT_USAGE)
     subject = make_subject()
-    if reason := subject.unavailable() or subject.wrong():
-        return complain(command, reason, EXIT_SKIP)
+    if reason := subject.unavailable() or subject.wrong_reference():
+        return report_exit(command, reason, EXIT_SKIP)
     try:
         missed = _hunt_all(subject, rules, options)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (Mistake, RuntimeError) as error:
-        return complain(f"{command}.mutations", str(error), EXIT_FAILED)
+        return report_exit(f"{command}.mutations", str(error), EXIT_FAILED)
     print(f"{len(rules) - missed} of {len(rules)} broken rules detected")
     return EXIT_FAILED if missed else 0
 
@@ -224,13 +224,13 @@ def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespa
         mutation.bindings()
     # Compile the original here, so that each worker compiles only what its mutation changes.
     with subject.sides() as sides:
-        whole = Runner(subject, sides, 0).check(next(iter(subject.hunting(1))))
-    if whole.finding:
-        raise WorkerError(f"without any broken rule both sides differ: {whole.finding.what}")
+        unmutated = Runner(subject, sides, 0).check(next(iter(subject.mutation_programs(1))))
+    if unmutated.finding:
+        raise WorkerError(f"without any broken rule both sides differ: {unmutated.finding.what}")
     by_rule = {mutation.rule: mutation for mutation in rules}
     seconds = _SHRINK_SECONDS if options.store else 0
     open_worker = partial(_open_hunter, subject, by_rule, options.programs, seconds)
-    hunts = run_tasks(open_worker, by_rule, options.jobs, patience=subject.patience)
+    hunts = run_tasks(open_worker, by_rule, options.jobs, timeout=subject.operation_timeout)
     missed = 0
     with closing(hunts):
         for rule, found in hunts:
@@ -242,8 +242,8 @@ def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespa
             if finding is None:
                 print(f"NOT DETECTED in {done.strip()}", flush=True)
                 continue
-            place = f"; {finding.setting.words()}" if finding.setting else ""
-            print(f"detected after {done} ({finding.what}{place})", flush=True)
+            where = f"; {finding.setting.describe()}" if finding.setting else ""
+            print(f"detected after {done} ({finding.what}{where})", flush=True)
             if options.store and finding.setting:
                 options.store.mkdir(parents=True, exist_ok=True)
                 dump(subject, by_rule[rule].path(options.store), finding.setting, finding.ops)
@@ -257,4 +257,6 @@ def _hang_detected(subject: Subject, rule: str, lost: Lost) -> Hunt:
     """
     if not lost.hung:
         raise WorkerError(f"{rule}: {lost.how}")
-    return Hunt(lost.at, Finding(None, [], [], f"{subject.whose} {lost.how}", lost.at))
+    return Hunt(
+        lost.operation, Finding(None, [], [], f"{subject.tested_name} {lost.how}", lost.operation)
+    )

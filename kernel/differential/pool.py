@@ -24,41 +24,41 @@ class Mistake(ValueError):
     """Request that cannot be carried out; one line says why.  Commands exit with code 2."""
 
 
-class Place:
+class TaskProgress:
     """Progress that a worker reports to its parent.  Without arguments it reports to no process.
 
-    ``retire``: the process must not take another task (a loop may still run in it).
+    ``replace_worker``: the process must not take another task (a loop may still run in it).
     """
 
     def __init__(self, shared: Any = None, connection: Connection | None = None) -> None:
         self._shared = np.frombuffer(shared, "i8") if shared else np.zeros(2, "i8")
         self._connection = connection
-        self.retire = False
+        self.replace_worker = False
 
-    def at(self, n: int) -> None:
+    def start_operation(self, n: int) -> None:
         """Record the start of operation ``n``."""
         self._shared[0] = n
         self._shared[1] += 1
 
-    def say(self, text: str) -> None:
+    def start_part(self, text: str) -> None:
         """Report the start of a part of the task."""
         if self._connection:
             self._connection.send(text)
 
 
 #: Sets up a worker: returns a context manager whose value is the function that does one task.
-OpenWorker = Callable[[Place], AbstractContextManager[Callable[[Any], Any]]]
+OpenWorker = Callable[[TaskProgress], AbstractContextManager[Callable[[Any], Any]]]
 
 
 @dataclass
 class Lost:
-    """Task whose worker was lost in operation ``at``.
+    """Task whose worker was lost in operation number ``operation``.
 
     ``part``: last part of the task that the worker reported.  ``how``: cause of the loss, as text.
     ``hung``: the parent killed the worker because it made no progress.
     """
 
-    at: int
+    operation: int
     part: str
     how: str
     hung: bool = False
@@ -78,12 +78,12 @@ def serve(open_worker: OpenWorker, connection: Connection, shared: Any = None) -
     worker takes no more tasks.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    place = Place(shared, connection)
+    progress = TaskProgress(shared, connection)
     try:
-        with open_worker(place) as work:
-            while not place.retire:
+        with open_worker(progress) as work:
+            while not progress.replace_worker:
                 result = work(connection.recv())
-                connection.send((result, place.retire))
+                connection.send((result, progress.replace_worker))
     except EOFError:
         return
     except Mistake as mistake:
@@ -116,7 +116,7 @@ class Worker:
             self.connection.send(task)
 
     @property
-    def at(self) -> int:
+    def operation(self) -> int:
         """Number of the current operation."""
         return int(self._position[0])
 
@@ -131,24 +131,24 @@ class Worker:
             self.process.join()
             code = self.process.exitcode
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            return Lost(self.at, self.part, f"the process died ({how})"), True
+            return Lost(self.operation, self.part, f"the process died ({how})"), True
         if isinstance(message, str):
             self.part = message
             return None
         result, last = message
         if isinstance(result, _Failed):
-            result = Lost(self.at, self.part, result.error)
+            result = Lost(self.operation, self.part, result.error)
         return result, last
 
-    def hangs(self, patience: float) -> bool:
-        """Return True if no operation has started for ``patience`` seconds.
+    def hangs(self, timeout: float) -> bool:
+        """Return True if no operation has started for ``timeout`` seconds.
 
         The timeout starts with the first operation, since compilation may precede it.
         """
         moves = int(self._position[1])
         if moves != self._moves:
             self._moves, self._since = moves, monotonic()
-        return moves != self._began and monotonic() - self._since > patience
+        return moves != self._began and monotonic() - self._since > timeout
 
     def end(self) -> None:
         """Kill the process."""
@@ -163,16 +163,16 @@ def run_tasks(
     jobs: int = 1,
     *,
     method: str = "fork",
-    patience: float | None = None,
-    told: Callable[[list[Worker]], None] = lambda workers: None,
+    timeout: float | None = None,
+    on_progress: Callable[[list[Worker]], None] = lambda workers: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each task with its result or a :class:`Lost`, in order of completion.
 
     ``open_worker``: sets up a worker.  ``tasks``: consumed one at a time, when a worker is free.
     ``jobs``: maximum number of concurrent tasks.  ``method``: start method of the processes; with
-    "fork" they inherit compiled code.  ``patience``: seconds without a new operation after which a
-    worker is killed.  ``told``: callback that periodically receives the busy workers, to read their
-    ``task``, ``part`` and ``at`` (operation number).
+    "fork" they inherit compiled code.  ``timeout``: seconds without a new operation after which a
+    worker is killed.  ``on_progress``: callback that periodically receives the busy workers, to
+    read their ``task``, ``part`` and ``operation`` (its number).
 
     Kills its workers when it is closed.  Raises a Mistake that a worker raises; any other exception
     in a worker is returned as a Lost, as if the worker had died.
@@ -188,13 +188,13 @@ def run_tasks(
                 worker.start_task(task)
             if not workers:
                 return
-            told(list(workers.values()))
+            on_progress(list(workers.values()))
             ready = wait(list(workers), _POLL_INTERVAL)
             for connection, worker in list(workers.items()):
                 if connection in ready:
                     found = worker.receive()
-                elif patience is not None and worker.hangs(patience):
-                    found = Lost(worker.at, worker.part, "does not return", hung=True), True
+                elif timeout is not None and worker.hangs(timeout):
+                    found = Lost(worker.operation, worker.part, "does not return", hung=True), True
                 else:
                     found = None
                 if found is None:

@@ -80,8 +80,8 @@ class Coverage:
             "out_of_reach": [f"{branch}  ({why})" for branch, why in self.unreachable.items()],
         }
 
-    def lines(self, whose: str, target: int = 0) -> list[str]:
-        """Return the coverage of ``whose`` code as lines of text.
+    def lines(self, name: str, target: int = 0) -> list[str]:
+        """Return the coverage of the side called ``name`` as lines of text.
 
         ``target``: coverage expected from a complete run, percent; 0: none.
         """
@@ -90,7 +90,7 @@ class Coverage:
         rarest = Counter({str(b): count for b, count in self.reached.items()}).most_common()
         more = len(self.missed) - _MAX_LINES
         return [
-            f"branches of {whose}: {len(self.reached)} of {self.total} reached, {share:.1f} %{aim}",
+            f"branches of {name}: {len(self.reached)} of {self.total} reached, {share:.1f} %{aim}",
             *table("  the rarest (--json lists all)", dict(rarest[:-6:-1])),
             *(f"  missed: {branch}" for branch in self.missed[:_MAX_LINES]),
             *([f"  and {more} more (--json lists all)"] if more > 0 else []),

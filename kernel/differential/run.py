@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kernel.differential.pool import Lost, Place, run_tasks
+from kernel.differential.pool import Lost, TaskProgress, run_tasks
 from kernel.differential.shrink import shrink
 from kernel.differential.subject import Outcome, Program, Sides, Subject
 from kernel.differential.tally import Tally
@@ -33,11 +33,11 @@ class Finding:
     what: str  # the difference, in one line
     length: int  # operations before shrinking
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return the difference, the setting and the program's length as text."""
-        whole = f"a program of {self.length:,} operations"
-        part = f"{len(self.ops)} operations of {whole}" if self.ops else whole
-        return f"{self.what} ({self.setting.words()}); {part}"
+        program = f"a program of {self.length:,} operations"
+        part = f"{len(self.ops)} operations of {program}" if self.ops else program
+        return f"{self.what} ({self.setting.describe()}); {part}"
 
 
 @dataclass
@@ -70,15 +70,15 @@ class Runner:
             if not outcome.what:
                 outcome.tally.reruns = reruns
                 return Report(program, outcome.tally)
-            place = outcome.at, outcome.length, outcome.what
-            if place == seen or not outcome.suspect:
+            difference = outcome.index, outcome.length, outcome.what
+            if difference == seen or not outcome.suspect:
                 break
-            seen = place
+            seen = difference
         return Report(program, outcome.tally, self.find(program.setting, outcome))
 
     def find(self, setting: Any, first: Outcome) -> Finding:
         """Shrink a program that has shown the difference ``first``."""
-        if first.whole:
+        if first.final:
             return Finding(setting, first.ops, first.lines, first.what, first.length)
 
         def reproduce(candidate: list[Any]) -> list[Any] | None:
@@ -88,7 +88,7 @@ class Runner:
         ops = first.ops
         if self.shrink_seconds and (again := reproduce(ops)) is not None:
             ops = shrink(again, reproduce, self.subject.variants, self.shrink_seconds)
-        last = self.sides.repeat(setting, ops, first, told=True)
+        last = self.sides.repeat(setting, ops, first, verbose=True)
         what, lines = last.what, last.lines
         if not what:
             what = "a difference that did not recur when the program was repeated"
@@ -100,10 +100,10 @@ class Runner:
 
 @contextmanager
 def _open_runner(
-    subject: Subject, shrink_seconds: float, place: Place
+    subject: Subject, shrink_seconds: float, progress: TaskProgress
 ) -> Iterator[Callable[[Program], Report]]:
     """Set up a worker for :func:`run_programs`."""
-    with subject.sides(place) as sides:
+    with subject.sides(progress) as sides:
         yield Runner(subject, sides, shrink_seconds).check
 
 
@@ -113,13 +113,13 @@ def run_programs(
     *,
     keep_going: bool = False,
     shrink_seconds: float = SHRINK_SECONDS,
-    told: Callable[[list[Any]], None] = lambda workers: None,
+    on_progress: Callable[[list[Any]], None] = lambda workers: None,
 ) -> Iterator[Report]:
     """Yield a report for each program, in order of completion.
 
-    After a difference no further program is started unless ``keep_going``.  ``told``: the callback
-    of :func:`~kernel.differential.pool.run_tasks`.  Kills its workers when it is closed.  Raises
-    Mistake if a program cannot be made, WorkerError if a worker fails or dies.
+    After a difference no further program is started unless ``keep_going``.  ``on_progress``: the
+    callback of :func:`~kernel.differential.pool.run_tasks`.  Kills its workers when it is closed.
+    Raises Mistake if a program cannot be made, WorkerError if a worker fails or dies.
     """
     stopped = False
 
@@ -129,11 +129,13 @@ def run_programs(
                 return
             yield program
 
-    open_worker: Callable[[Place], AbstractContextManager] = partial(
+    open_worker: Callable[[TaskProgress], AbstractContextManager] = partial(
         _open_runner, subject, shrink_seconds
     )
-    patience = subject.patience
-    for program, report in run_tasks(open_worker, wanted(), jobs, patience=patience, told=told):
+    reports = run_tasks(
+        open_worker, wanted(), jobs, timeout=subject.operation_timeout, on_progress=on_progress
+    )
+    for program, report in reports:
         if isinstance(report, Lost):
             report = _report_hang(subject, program, report)
         stopped = stopped or (report.finding is not None and not keep_going)
@@ -146,12 +148,12 @@ def _report_hang(subject: Subject, program: Program, lost: Lost) -> Report:
     Raises WorkerError if the worker process has died instead.
     """
     if not lost.hung:
-        place = f"{program.setting.words()}, operation {lost.at}"
+        place = f"{program.setting.describe()}, operation {lost.operation}"
         raise WorkerError(f"{place}: {lost.how}")
     with subject.sides() as sides:
-        ops = sides.operations(program, lost.at + 1)
-    what = f"{subject.whose} {lost.how}"
-    lines = [subject.words(op) for op in ops[-_SHOWN_OPERATIONS:]]
+        ops = sides.operations(program, lost.operation + 1)
+    what = f"{subject.tested_name} {lost.how}"
+    lines = [subject.describe(op) for op in ops[-_SHOWN_OPERATIONS:]]
     lines[-1] += f" = ? ({what})"
-    tally = Tally(operations=len(ops), asked=program.most, programs=1)
+    tally = Tally(operations=len(ops), asked=program.max_operations, programs=1)
     return Report(program, tally, Finding(program.setting, ops, lines, what, len(ops)))

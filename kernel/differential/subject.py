@@ -2,7 +2,7 @@
 
 Terms: a *program* is a list of *operations* that run under a *setting*.  The subject defines the
 setting as a frozen dataclass.  Its ``seed`` generates the program or names a handwritten one;
-``words()`` returns a description and ``name()`` a file name.
+``describe()`` returns a description and ``name()`` a file name.
 The subject also defines the type of an operation; it must be picklable.
 """
 
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.reach import Rule
 from kernel.differential.tally import Tally
 from kernel.engine.branches import Branch
@@ -19,10 +19,10 @@ from kernel.engine.branches import Branch
 
 @dataclass(frozen=True)
 class Program:
-    """Program identified by its setting and by ``most``, its maximum number of operations."""
+    """Program identified by its setting, and its maximum number of operations."""
 
     setting: Any
-    most: int
+    max_operations: int
 
 
 @dataclass
@@ -30,23 +30,23 @@ class Outcome:
     """Result of running one program.
 
     ``what``: the difference, in one line; '' if both sides agree.  ``ops``: at least the operations
-    up to the one that differs.  ``at``: index of that operation, or -1 if only the final states
+    up to the one that differs.  ``index``: index of that operation, or -1 if only the final states
     differ.  ``length``: operations before shrinking.  ``suspect``: the host may have caused the
-    difference.  ``whole``: the program must not be shrunk, and ``lines`` are the complete report;
+    difference.  ``final``: the program must not be shrunk, and ``lines`` are the complete report;
     otherwise ``lines`` describe only the difference, unless :meth:`Sides.repeat` was called with
-    ``told``.  ``context``: lines about the program's origin, printed above those of the shrunk
+    ``verbose``.  ``context``: lines about the program's origin, printed above those of the shrunk
     program.
     """
 
     tally: Tally
     ops: list[Any] = field(default_factory=list)
     what: str = ""
-    at: int = -1
+    index: int = -1
     length: int = 0
     lines: list[str] = field(default_factory=list)
     context: list[str] = field(default_factory=list)
     suspect: bool = False
-    whole: bool = False
+    final: bool = False
 
 
 class Sides(Protocol):
@@ -56,14 +56,14 @@ class Sides(Protocol):
         """Generate a program from its setting, run it up to the first difference, and count."""
 
     def repeat(
-        self, setting: Any, ops: list[Any], like: Outcome | None = None, *, told: bool = False
+        self, setting: Any, ops: list[Any], like: Outcome | None = None, *, verbose: bool = False
     ) -> Outcome:
         """Run given operations up to the first difference.
 
         The ``ops`` of the outcome end there and omit operations that are not permitted in the
-        state they meet.  ``like``: the difference to reproduce.  ``told``: the outcome's ``lines``
-        describe the program and both states.  If ``ops`` is empty, run the handwritten program
-        that the setting names.
+        state they meet.  ``like``: the difference to reproduce.  ``verbose``: the outcome's
+        ``lines`` describe the program and both states.  If ``ops`` is empty, run the handwritten
+        program that the setting names.
         """
 
     def operations(self, program: Program, count: int) -> list[Any]:
@@ -84,11 +84,11 @@ class Subject:
     #: Arguments that the command needs besides ``--replay`` to repeat a stored program.
     arguments = ""
     #: Name of the side whose branches are counted.
-    whose = "the model"
+    tested_name = "the model"
     #: Branch coverage expected from a complete run, percent; 0: no target.
     target = 0
     #: Timeout of one operation in a worker, seconds; None if the sides detect hangs themselves.
-    patience: float | None = None
+    operation_timeout: float | None = None
     #: Title of each table of counts, by its name in Tally.tables.
     tables: Mapping[str, str] = {}
     #: Count branches, which takes a separate build.
@@ -100,7 +100,7 @@ class Subject:
         """Return, in one line, why nothing can be verified on this host; '' if it can."""
         return ""
 
-    def wrong(self) -> str:
+    def wrong_reference(self) -> str:
         """Return why this host's reference is not the one the subject models; '' if it is.
 
         If it is not, programs are still compared, but no run passes.
@@ -126,18 +126,18 @@ class Subject:
         """Return the kind of a program, which is shown while it runs."""
         return ""
 
-    def hunting(self, programs: int) -> Iterator[Program]:
+    def mutation_programs(self, programs: int) -> Iterator[Program]:
         """Yield programs to run against a mutation, the most revealing first.
 
         ``programs``: maximum number of random ones.
         """
         raise NotImplementedError
 
-    def sides(self, place: Place | None = None) -> AbstractContextManager[Sides]:
-        """Open both sides in this process; they report their progress to ``place``."""
+    def sides(self, progress: TaskProgress | None = None) -> AbstractContextManager[Sides]:
+        """Open both sides in this process; they report their progress to ``progress``."""
         raise NotImplementedError
 
-    def broken(self, bindings: Mapping[str, Any]) -> "Subject":
+    def mutated(self, bindings: Mapping[str, Any]) -> "Subject":
         """Return a copy with functions and constants replaced, which counts no branches."""
         raise NotImplementedError
 
@@ -145,9 +145,9 @@ class Subject:
         """Return strictly simpler forms of an operation, the simplest first."""
         return ()
 
-    def words(self, op: Any) -> str:
+    def describe(self, op: Any) -> str:
         """Return an operation as text."""
-        return op.words()
+        return op.describe()
 
     def encode(self, op: Any) -> list[Any]:
         """Return an operation as a JSON row."""

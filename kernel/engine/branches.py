@@ -2,8 +2,8 @@
 
 Each marked (@jit) function whose first parameter is ``k`` is parsed, and a statement is inserted
 into both arms of every if, for and while; a missing else arm is added.  :func:`instrument` inserts
-counters, ``k.hits[n] += 1``, also at the function's entry; :func:`followed` inserts a call that
-receives the conditional and its direction.  The copies are ordinary marked functions for
+counters, ``k.hits[n] += 1``, also at the function's entry; :func:`report_branches` inserts a call
+that receives the conditional and its direction.  The copies are ordinary marked functions for
 :func:`kernel.engine.jit.build`; they keep file and line numbers, so that messages refer to the
 source.
 """
@@ -22,8 +22,8 @@ from kernel.engine.switches import NAMES
 
 #: Length of ``k.hits`` (kernel.types).
 MAX_BRANCHES = 4096
-#: Name in the copies of the function that ``followed`` calls.
-_FOLLOW = "_follow_branch"
+#: Name of the callback of ``report_branches`` in the copies.
+_CALLBACK = "_on_branch"
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class _Insert(ast.NodeTransformer):
         return self._arms(node, f"if {ast.unparse(node.test)}:")
 
     def visit_While(self, node: ast.While) -> ast.AST:
-        """Count the iterations of a loop, and its ends."""
+        """Count the iterations of a loop, and how often it ends."""
         return self._arms(node, f"while {ast.unparse(node.test)}:")
 
     def visit_For(self, node: ast.For) -> ast.AST:
-        """Count the iterations of a loop, and its ends."""
+        """Count the iterations of a loop, and how often it ends."""
         return self._arms(node, f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:")
 
 
-class _Follow(_Insert):
-    """Transformer that inserts a call of ``follow`` into every arm, but not at the entry.
+class _Report(_Insert):
+    """Transformer that inserts a call of ``on_branch`` into every arm, but not at the entry.
 
     Omits conditionals that are decided at compile time: the machine code has no branch for them.
     """
@@ -134,8 +134,8 @@ class _Follow(_Insert):
         return node
 
     def statement(self, number: int, first: int) -> str:
-        """Return a call of ``follow``; a conditional has the number of its first arm."""
-        return "pass" if first < 0 else f"{_FOLLOW}(k, {first}, {int(number == first)})"
+        """Return a call of ``on_branch``; a conditional has the number of its first arm."""
+        return "pass" if first < 0 else f"{_CALLBACK}(k, {first}, {int(number == first)})"
 
 
 def _is_constant(test: ast.expr) -> bool:
@@ -182,21 +182,24 @@ def _watched_code(
 def instrument(function: Callable, **bindings: Any) -> tuple[Callable, list[Branch]]:
     """Return a copy of ``function`` and its callees that counts branches, and the branches.
 
-    The copy has the marks of ``function`` and includes ``bindings`` (see
+    The copy is marked as ``function`` is, and has the ``bindings`` (see
     :func:`kernel.engine.jit.build`).  Raises ValueError if ``k.hits`` is too short.
     """
     branches: list[Branch] = []
     return _Copies(bindings, _Insert, branches).of(function), branches
 
 
-def followed(function: Callable, follow: Callable, within: str, **bindings: Any) -> Callable:
-    """Return a copy of ``function`` that calls ``follow(k, conditional, taken)`` at each branch.
+def report_branches(
+    function: Callable, on_branch: Callable, within: str, **bindings: Any
+) -> Callable:
+    """Return a copy of ``function`` that calls ``on_branch(k, conditional, taken)`` at each branch.
 
-    ``follow``: a marked function.  ``conditional`` is the number of an if, for or while, less than
-    MAX_BRANCHES; ``taken`` is 1 if its first arm runs, else 0.  Only functions in modules whose
-    names match the pattern ``within`` are followed.  ``bindings``: see :func:`instrument`.
+    ``on_branch``: a marked function.  ``conditional`` is the number of an if, for or while, less
+    than MAX_BRANCHES; ``taken`` is 1 if its first arm runs, else 0.  Only functions in modules
+    whose names match the pattern ``within`` are instrumented.  ``bindings``: see
+    :func:`instrument`.
     """
-    copies = _Copies(bindings, _Follow, [], {_FOLLOW: follow}, within)
+    copies = _Copies(bindings, _Report, [], {_CALLBACK: on_branch}, within)
     return copies.of(function)
 
 

@@ -1,24 +1,24 @@
-"""One decorator and one builder: everything that is compiled passes through here.
+"""Decorator ``@jit`` and :func:`build`, which compiles all machine code of the project.
 
-``@jit`` only marks a function as part of the hot core; the module that holds it stays importable
-without Numba and its functions run as plain Python.  :func:`build` compiles: it walks the marked
-functions that a loop reaches through its globals, copies each with some global names *bound* to
-other values (a plugin's ``malloc``, a switch, a setting), and hands the copies to Numba.
+``@jit`` only marks a function as part of the hot core.  Its module can be imported without Numba,
+and the function runs as plain Python.  :func:`build` walks the marked functions that a loop reaches
+through its globals, copies each with some global names *bound* to other values (a plugin's
+``malloc``, a switch, a setting), and compiles the copies with Numba.
 
-Why copies and not arguments: a dispatcher passed as an argument, a closure factory and a jitclass
-never hit Numba's disk cache, and first-class functions cost an indirect call.  A copy with bound
-globals is inlined, cached, and runs the same with the JIT off.
+Functions are copied, not passed as arguments: Numba's disk cache never hits for a dispatcher passed
+as an argument, a closure factory or a jitclass, and a first-class function costs an indirect call.
+A copy with bound globals is inlined, cached, and also runs with the JIT off.
 
-Why one walk: the code reached and the constants bound are exactly what the machine code depends
-on, so their hash names the cache directory.  Numba itself watches only the file of the outermost
-function and would serve stale code after an edit of a callee.  Only the outermost function is
-cached on disk; copies of the others are shared by the loops of one process that reach the same code
-with the same bindings.  Every copy carries the hash of what it reaches in its name, so that symbols
-never collide.
+The machine code depends exactly on the code reached and the constants bound, so their hash names
+the cache directory.  Numba itself checks only the file of the outermost function and would load
+stale code after an edit of a callee.  Only the outermost function is cached on disk; loops of one
+process that reach the same code with the same bindings share the copies of the others.  The name of
+a copy contains the hash of the code that it reaches, so that symbols never collide.
 
-The walk also finds mistakes that Numba reports late, elsewhere or never: a name that does not
-exist, an unmarked callee, a mutable global (compiled code freezes its value), a plugin's function
-whose parameters differ from the contract's.  It names file and line, before Numba is imported.
+The walk also finds mistakes that Numba reports late, at another place or never: a name that does
+not exist, an unmarked callee, a mutable global (compiled code freezes its value), a plugin's
+function whose parameters differ from the contract's.  It reports file and line before Numba is
+imported.
 
 ``_nrt=False`` keeps atomic reference counts out of the loop (ten times faster); such code cannot
 allocate arrays, so all state is made in Python beforehand.
@@ -40,14 +40,14 @@ from typing import Any, NamedTuple
 from kernel.engine import switches
 from kernel.engine.syntax import mistakes, returns_value, unknown_fields
 
-#: Modules whose functions Numba knows itself.  Of the project's own, a compiled function may name
-#: only a header: a module with ``HEADER = True``, of which it reads constants (kernel.uapi).
+#: Modules whose functions Numba itself supports.  Of the project's modules, a compiled function may
+#: name only a header (``HEADER = True``, such as kernel.uapi), to read its constants.
 _FOREIGN = {"math", "numpy"}
 
 _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
-#: For functions that are guarded: a wrong index or a division by zero raises.
+#: Options of guarded functions: a wrong index or a division by zero raises.
 _GUARDED = {"boundscheck": True, "error_model": "python"}
-#: Functions that only compiled code calls need no entry points of their own.
+#: Options of functions that only compiled code calls, which need no entry points.
 _INNER_OPTIONS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
@@ -62,13 +62,13 @@ def jit(
     """Mark ``function`` as compilable.
 
     ``inline=True`` forces its body into every caller; ``cold=True`` (a slow path) keeps it out.
-    ``intrinsic=True``: the body only says what kernel.engine.link compiles in its place.
-    ``when``: a hook of the switch of this name (kernel.engine.switches): where that is off, and
-    without :func:`build`, a call does nothing and returns 0, so that no caller asks for the switch.
+    ``intrinsic=True``: the body defines the result; kernel.engine.link compiles other code for it.
+    ``when``: the function is a hook of this switch (kernel.engine.switches).  If the switch is off,
+    and without :func:`build`, a call does nothing and returns 0; callers need not test the switch.
     """
     if function is None:
         return lambda f: jit(f, inline=inline, cold=cold, intrinsic=intrinsic, when=when)
-    # Explicit either way: Numba lets a function inherit the options of whoever calls it first.
+    # Always explicit: otherwise Numba gives a function the options of its first caller.
     function.__jit__ = {"forceinline": inline}
     function.__cold__ = cold
     function.__intrinsic__ = intrinsic
@@ -76,9 +76,9 @@ def jit(
 
 
 def hook(body: Callable, when: str) -> Callable:
-    """Return a function that does nothing; the walk takes ``body`` where switch ``when`` is on."""
+    """Return a function that does nothing; the walk replaces it by ``body`` if ``when`` is on."""
     if when not in switches.NAMES:
-        raise ValueError(f"{when} is no switch: {', '.join(switches.NAMES)}")
+        raise ValueError(f"{when} is not a switch; choose one of {', '.join(switches.NAMES)}")
     empty = functools.update_wrapper(lambda *_args: 0, body)
     empty.__when__ = when
     return empty
@@ -86,12 +86,12 @@ def hook(body: Callable, when: str) -> Callable:
 
 @jit(inline=True)
 def _nothing(*_args: Any):
-    """Stand for every hook whose switch is off."""
+    """Replace a hook whose switch is off."""
     return 0
 
 
-def _chosen(function: Callable, bindings: dict[str, Any]) -> Callable:
-    """Return what a call of ``function`` reaches: of a hook its body, or nothing."""
+def _resolve_hook(function: Callable, bindings: dict[str, Any]) -> Callable:
+    """Return ``function``; for a hook its body, or :func:`_nothing` if its switch is off."""
     when = getattr(function, "__when__", "")
     if not when:
         return function
@@ -99,16 +99,16 @@ def _chosen(function: Callable, bindings: dict[str, Any]) -> Callable:
 
 
 class WalkError(TypeError):
-    """A function that cannot be compiled as it stands; the message begins with FILE:LINE."""
+    """Error for a function that cannot be compiled; the message begins with FILE:LINE."""
 
 
 def is_jit(value: object) -> bool:
-    """Return True for what :func:`jit` marked."""
+    """Return True for a function that is marked with :func:`jit`."""
     return isinstance(value, types.FunctionType) and hasattr(value, "__jit__")
 
 
 def disabled() -> bool:
-    """Return True when NUMBA_DISABLE_JIT asks for plain Python (coverage is measured so)."""
+    """Return True if NUMBA_DISABLE_JIT selects plain Python (used to measure coverage)."""
     return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
@@ -130,7 +130,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _fingerprint(code: types.CodeType) -> str:
-    """Text that changes exactly when what the code does changes (not its place or comments)."""
+    """Return a text that depends on the effect of the code, not on its place or its comments."""
     parts = []
     for c in _codes(code):
         constants = [repr(x) for x in c.co_consts if not isinstance(x, types.CodeType)]
@@ -139,7 +139,7 @@ def _fingerprint(code: types.CodeType) -> str:
     return "\n".join(parts)
 
 
-#: Instructions that make an object, which code without reference counts cannot.
+#: Instructions that make an object, which is impossible without reference counts.
 _MAKES = {
     "BUILD_LIST": "a list",
     "BUILD_MAP": "a dict",
@@ -152,7 +152,7 @@ _MAKES = {
 
 
 class _Use(NamedTuple):
-    """One mention of a global: its name, what of it is read (a module's attribute), the line."""
+    """Use of a global: its name, the attribute that is read of it ("" for none), and the line."""
 
     name: str
     attribute: str
@@ -160,9 +160,9 @@ class _Use(NamedTuple):
 
 
 def _uses(function: Callable, *, loose: bool = False) -> Iterator[_Use]:
-    """Yield each mention of a global in ``function``.
+    """Yield each use of a global in ``function``.
 
-    Raises WalkError where one is assigned, or an object made, unless ``loose``.
+    Raises WalkError, unless ``loose``, if the function assigns a global or makes an object.
     """
     for code in _codes(function.__code__):
         instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
@@ -180,26 +180,26 @@ def _uses(function: Callable, *, loose: bool = False) -> Iterator[_Use]:
 
 
 def global_names(function: Callable) -> list[str]:
-    """Return the globals that a function reads, sorted (co_names would add its attributes)."""
+    """Return the globals that a function reads, sorted (co_names also has attributes)."""
     return sorted({use.name for use in _uses(function)})
 
 
 def _error(function: Callable, line: int, what: str) -> WalkError:
-    """Return the error that ``function`` has at ``line``."""
+    """Return the WalkError for ``line`` of ``function``."""
     return WalkError(f"{function.__code__.co_filename}:{line}: {function.__name__}() {what}")
 
 
-#: Inner functions that were compiled in this process, by :meth:`_Walk.key_of`.
+#: Inner functions compiled in this process, by :meth:`_Walk.key_of`.
 _compiled: dict[str, Callable] = {}
 
 
 class _Walk:
-    """The functions that one outermost function reaches, and everything they depend on."""
+    """Functions that one outermost function reaches, and everything that they depend on."""
 
     def __init__(
         self, function: Callable, bindings: dict[str, Any], guard: str = "", *, loose: bool = False
     ) -> None:
-        self.outermost = function = _chosen(function, bindings)
+        self.outermost = function = _resolve_hook(function, bindings)
         self.bindings = bindings
         self.guard = guard
         self.loose = loose
@@ -246,25 +246,25 @@ class _Walk:
         self.path.pop()
 
     def _guards(self, function: Callable) -> dict[str, Any]:
-        """Return Numba's options for a function of the module that is guarded."""
+        """Return Numba's extra options for ``function``: none outside the guarded module."""
         guarded = bool(self.guard) and function.__module__ == self.guard
         return _GUARDED if guarded else {}
 
     def _enter(self, function: Callable, scope: dict[str, Any], use: _Use) -> None:
-        """Take one global that ``function`` mentions into its scope, and into what is hashed."""
+        """Enter one global that ``function`` uses into its scope and into the hashed text."""
         name = use.name
         if name in self.bindings:
             check_signature(scope.get(name), self.bindings[name])
             scope[name] = self.bindings[name]
         elif name not in scope:
             if not hasattr(builtins, name):
-                raise _error(function, use.line, f"mentions {name}, which does not exist")
+                raise _error(function, use.line, f"uses {name}, which does not exist")
             if name == "breakpoint" and not self.loose:
                 raise _error(
-                    function, use.line, "calls breakpoint(): only bench.py debug=true stops there"
+                    function, use.line, "calls breakpoint(), which requires bench.py debug=true"
                 )
             return
-        value = scope[name] = _chosen(scope[name], self.bindings)
+        value = scope[name] = _resolve_hook(scope[name], self.bindings)
         lines = self.lines[function]
         if self.loose and not is_jit(value):
             return  # nothing is compiled, so nothing is frozen or hashed
@@ -278,24 +278,24 @@ class _Walk:
             scope[name] = value = int(value)  # a setting becomes a plain constant
             lines.append(f"{name} = {value!r}")
         else:
-            lines.append(f"{name} = {_describe(function, name, value, use.line)}")
+            lines.append(f"{name} = {_hashed_text(function, name, value, use.line)}")
 
     def _read(self, function: Callable, module: types.ModuleType, use: _Use) -> str:
-        """Return the text that stands for what ``function`` reads of ``module``."""
+        """Return the hashed text for the attribute that ``function`` reads of ``module``."""
         shown = f"{use.name}.{use.attribute}" if use.attribute else use.name
         if use.attribute and not hasattr(module, use.attribute):
-            raise _error(function, use.line, f"mentions {shown}, which does not exist")
+            raise _error(function, use.line, f"uses {shown}, which does not exist")
         if module.__name__.split(".")[0] in _FOREIGN:
             return f"{module.__name__} {use.attribute}"
         value = getattr(module, use.attribute, None)
         constant = isinstance(value, (int, float, str, tuple))
         if not getattr(module, "HEADER", False) or not constant or use.attribute in self.bindings:
-            what = f"mentions {shown}: import the name itself, so that changes to it are seen"
+            what = f"uses {shown}: import the name itself, so that a change of it is noticed"
             raise _error(function, use.line, what)
         return f"{module.__name__}.{use.attribute} = {value!r}"
 
     def key_of(self, function: Callable) -> str:
-        """Hash (16 hex digits) of ``function`` and of all that it reaches."""
+        """Return the hash (16 hex digits) of ``function`` and of everything that it reaches."""
         if function not in self._keys:
             scope = self.globals[function]
             below = [f"{name}: {self.key_of(scope[name])}" for name in self.callees[function]]
@@ -304,7 +304,7 @@ class _Walk:
         return self._keys[function]
 
     def compile(self, function: Callable, done: dict[Callable, Callable]) -> Callable:
-        """Return the specialised copy of ``function``, its callees first."""
+        """Return the specialised copy of ``function``; compile its callees first."""
         if function in done:
             return done[function]
         inner = function is not self.outermost
@@ -319,7 +319,7 @@ class _Walk:
         for callee in self.callees[function]:
             scope[callee] = self.compile(scope[callee], done)
         if not disabled():
-            import numba  # late: importing a plugin must not cost Numba's start-up
+            import numba  # late: the import of a plugin must not wait for Numba's start-up
 
             options = _OPTIONS | _INNER_OPTIONS if inner else _OPTIONS
             if inner:
@@ -338,7 +338,7 @@ def _name(function: Callable) -> str:
 
 
 def check_signature(original: object, bound: object) -> None:
-    """Raise WalkError if ``bound`` cannot replace ``original``: parameters, or no result."""
+    """Raise WalkError if ``bound`` cannot replace ``original``: other parameters, or no result."""
     if not (is_jit(original) and is_jit(bound)):
         return
     least, most = _arity(original)
@@ -354,16 +354,16 @@ def check_signature(original: object, bound: object) -> None:
 
 
 def _arity(function: Callable) -> tuple[int, int]:
-    """Return the least and the largest number of positional arguments."""
+    """Return the smallest and the largest number of positional arguments."""
     body = getattr(function, "__wrapped__", function)  # of a hook
     most = body.__code__.co_argcount
     return most - len(body.__defaults__ or ()), most
 
 
-def _describe(function: Callable, name: str, value: object, line: int) -> str:
-    """Return a text that stands for a global in the cache key.
+def _hashed_text(function: Callable, name: str, value: object, line: int) -> str:
+    """Return the text of a global in the cache key.
 
-    Raises WalkError for what cannot be frozen into compiled code or watched for changes.
+    Raises WalkError for a value that can change after it was compiled in.
     """
     if isinstance(value, (bool, float, str, bytes, tuple, type(None))):
         return repr(value)
@@ -379,8 +379,8 @@ def _describe(function: Callable, name: str, value: object, line: int) -> str:
             raise _error(
                 function,
                 line,
-                f"reads the array {name}, which can change while compiled code froze it: "
-                f"say {name}.flags.writeable = False",
+                f"reads the array {name}, which can change: compiled code freezes it; "
+                f"set {name}.flags.writeable = False",
             )
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     kind = value if isinstance(value, type) else type(value)
@@ -391,7 +391,7 @@ def _describe(function: Callable, name: str, value: object, line: int) -> str:
 
 
 def _environment() -> list[str]:
-    """Return what else machine code depends on: versions, NUMBA_ flags, the compiling modules."""
+    """Return the other inputs of machine code: versions, NUMBA_ flags, the compiling modules."""
     flags = [
         f"{name}={os.environ[name]}"
         for name in sorted(os.environ)
@@ -408,18 +408,18 @@ def _environment() -> list[str]:
 
 
 def source_hash(function: Callable, *, guard: str = "", **bindings: Any) -> str:
-    """Hash (16 hex digits) of all code and constants that ``build`` would compile.
+    """Return the hash (16 hex digits) of all code and constants that ``build`` would compile.
 
-    Raises WalkError when a reached function cannot be compiled.
+    Raises WalkError if a reached function cannot be compiled.
     """
     return _Walk(function, bindings, guard).key
 
 
 def check_state(function: Callable, position: int, fields: tuple[str, ...]) -> None:
-    """Raise WalkError where ``function`` uses a field that its state does not have.
+    """Raise WalkError if ``function`` uses a field that its state does not have.
 
-    The state, a record of ``fields``, is argument number ``position``.  The functions that it is
-    handed to are searched as well.
+    The state, a record of ``fields``, is argument number ``position``.  Functions that receive the
+    state from ``function`` are searched as well.
     """
     for holder, mistake in unknown_fields(function, position, fields):
         raise _error(holder, mistake.line, mistake.what)
@@ -433,20 +433,18 @@ def build(
     loose: bool = False,
     **bindings: Any,
 ) -> Callable:
-    """Compile ``function`` and all marked functions it reaches.
+    """Compile ``function`` and all marked functions that it reaches.
 
-    ``bindings`` maps global names to values that replace them everywhere in what is reached:
-    marked functions, numbers, booleans.  In functions of the module named ``guard`` an array index
-    below 0 or beyond the end raises IndexError, and a division by zero ZeroDivisionError.  With
+    ``bindings`` maps global names to values (marked functions, numbers, booleans) that replace them
+    in every function reached.  In functions of the module named ``guard`` an array index below 0 or
+    beyond the end raises IndexError, and a division by zero raises ZeroDivisionError.  With
     NUMBA_DISABLE_JIT=1 the result is plain Python with the same bindings; ``loose`` then also
-    admits functions that plain Python can run and the compiler cannot.
-    Raises WalkError when a reached function cannot be compiled.
+    accepts functions that plain Python can run and the compiler cannot.
+    Raises WalkError if a reached function cannot be compiled.
     """
     walk = _Walk(function, bindings, guard, loose=loose and disabled())
     if not disabled():
-        from kernel.engine import (
-            link,  # only now: a mistake in the walk answers without Numba's start-up
-        )
+        from kernel.engine import link  # late: a WalkError must not wait for Numba's start-up
 
         link.install()
         walk = _Walk(function, link.INTRINSICS | bindings, guard)
@@ -464,7 +462,7 @@ def build(
 
 
 def build_once(function: Callable, **bindings: Any) -> Callable:
-    """``build``, remembered for the life of the process.  Its arguments must be hashable."""
+    """Return :func:`build`'s result, cached for the life of the process; arguments: hashable."""
     return _built(disabled(), function, **bindings)
 
 

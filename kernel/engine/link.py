@@ -1,12 +1,12 @@
-"""Optimise a loop once, whole, instead of every function together with all that it calls.
+"""Linking of a whole loop, which is optimised once, and other changes to Numba's CPU target.
 
-Numba compiles a function by linking in everything it calls, optimising the lot and assembling it,
-and does so anew for each caller up the chain: three minutes for a replay loop over the kernel.
-Here *inner* functions (those that only compiled code calls) are kept as plain LLVM modules; the
-outermost function links all of them, makes them internal, and meets the optimiser once.  The
-machine code is better for it: unused arguments go, and what is marked cold is never inlined.
+Numba links a function with everything that it calls, optimises and assembles the result, and
+repeats this for each caller up the chain: three minutes for a replay loop over the kernel.  Here
+*inner* functions (those that only compiled code calls) stay LLVM modules.  The outermost function
+links all of them, makes them internal, and is optimised once.  The machine code is also better:
+unused arguments disappear, and functions marked cold are never inlined.
 
-The hook is Numba's own: a code generator makes its libraries from a class, and this is another.
+Numba's code generator has a class for its libraries; :func:`install` replaces that class.
 """
 
 import functools
@@ -27,25 +27,25 @@ from numba.np import arrayobj
 
 from kernel.engine import progress
 
-#: Qualified names of inner functions, and whether they are cold.
+#: True for a cold inner function, False for another one, by qualified name.
 _inner: dict[str, bool] = {}
 
 
 class _NoEnvironment:
-    """A code generator for inner functions: nothing of theirs is in the engine to be told about."""
+    """Code generator of inner functions, which have no environment: they are not assembled."""
 
     def __init__(self, codegen: object) -> None:
         self._codegen = codegen
 
     def set_env(self, env_name: str, env: object) -> None:
-        """Skip what only entry points from Python need."""
+        """Do nothing: only entry points from Python need an environment."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._codegen, name)
 
 
 class LinkedOnceLibrary(JITCodeLibrary):
-    """A plain module while inner; links its whole call tree when outermost."""
+    """Library that stays a plain module if inner, and links its whole call tree if outermost."""
 
     @property
     def _is_inner(self) -> bool:
@@ -53,15 +53,15 @@ class LinkedOnceLibrary(JITCodeLibrary):
 
     @property
     def codegen(self) -> object:
-        """The code generator, less the environment for inner functions."""
+        """The code generator; for an inner function, one that sets no environment."""
         return _NoEnvironment(self._codegen) if self._is_inner else self._codegen
 
     def get_pointer_to_function(self, name: str) -> int:
-        """0 for inner functions, which are never assembled on their own."""
+        """Return the address of a symbol; 0 for inner functions, which are not assembled."""
         return 0 if self._is_inner else super().get_pointer_to_function(name)
 
     def _tree(self, seen: dict["LinkedOnceLibrary", None]) -> dict["LinkedOnceLibrary", None]:
-        """All libraries to link, inner ones followed down."""
+        """Return all libraries to link: its own, and those of inner libraries, recursively."""
         for library in self._linking_libraries:
             if library not in seen:
                 seen[library] = None
@@ -70,7 +70,7 @@ class LinkedOnceLibrary(JITCodeLibrary):
         return seen
 
     def finalize(self) -> None:
-        """Do nothing while inner; else link the call tree, then optimise and assemble it."""
+        """Do nothing if inner; otherwise link the call tree, then optimise and assemble it."""
         if self._is_inner:
             self._finalized = True
             return
@@ -81,7 +81,7 @@ class LinkedOnceLibrary(JITCodeLibrary):
             for library in own:
                 self._reload_init.update(library._reload_init)
                 self._final_module.link_in(library._final_module, preserve=True)
-            # Only now: an internal function would not answer the declarations still to come.
+            # After linking: a declaration linked later does not resolve to an internal function.
             for library in own:
                 for function in library._final_module.functions:
                     if not function.is_declaration:
@@ -92,11 +92,11 @@ class LinkedOnceLibrary(JITCodeLibrary):
         super().finalize()
 
 
-def _unset(call_function: Callable) -> Callable:
-    """A ``call_function`` that leaves the slot for the callee's exception unset.
+def _without_clearing(call_function: Callable) -> Callable:
+    """Wrap ``call_function`` so that the slot for the callee's exception is not cleared.
 
-    Numba clears the slot where the caller begins, so that a fast path pays a store for every slow
-    path beside it.  It is read only after the callee has raised, and so has set it.
+    Numba clears the slot at the caller's entry, so that a fast path pays a store for every slow
+    path beside it.  The slot is read only after the callee has raised and therefore set it.
     """
 
     def lean(self: CPUCallConv, builder: ir.IRBuilder, *args: object, **options: object) -> tuple:
@@ -111,30 +111,30 @@ def _unset(call_function: Callable) -> Callable:
     return lean
 
 
-#: The Lower that generates code now, whose ``loc`` is the place in the source.
+#: Lower objects that are generating code, innermost last; ``loc`` is their place in the source.
 _lowering: list[Lower] = []
 
 
-def _entered(lower_inst: Callable) -> Callable:
-    """A ``lower_inst`` during which :data:`_lowering` ends with its Lower."""
+def _recording(lower_inst: Callable) -> Callable:
+    """Wrap ``lower_inst`` so that its Lower is the last of :data:`_lowering` meanwhile."""
 
-    def entered(self: Lower, inst: object) -> None:
+    def recording(self: Lower, inst: object) -> None:
         _lowering.append(self)
         try:
             lower_inst(self, inst)
         finally:
             _lowering.pop()
 
-    return entered
+    return recording
 
 
-def _located(return_user_exc: Callable) -> Callable:
-    """A ``return_user_exc`` that names file and line also of a wrong index or a division by zero.
+def _with_place(return_user_exc: Callable) -> Callable:
+    """Wrap ``return_user_exc`` so that a wrong index or a division by zero has a place.
 
-    The traceback of what is raised ends there.
+    The traceback of the exception then ends at the file and line in the source.
     """
 
-    def located(
+    def with_place(
         self: CPUCallConv,
         builder: ir.IRBuilder,
         exc: type,
@@ -147,30 +147,30 @@ def _located(return_user_exc: Callable) -> Callable:
             func_name = _lowering[-1].func_ir.func_id.func_name
         return_user_exc(self, builder, exc, exc_args, loc, func_name)
 
-    return located
+    return with_place
 
 
-def _unwrapped(fix_integer_index: Callable) -> Callable:
-    """A ``fix_integer_index`` for which, where bounds are checked, no index counts from the end."""
+def _without_wraparound(fix_integer_index: Callable) -> Callable:
+    """Wrap ``fix_integer_index`` so that checked negative indices do not count from the end."""
 
-    def unwrapped(
+    def without_wraparound(
         context: object, builder: ir.IRBuilder, idxty: nb.Type, idx: ir.Value, size: ir.Value
     ) -> ir.Value:
         if context.enable_boundscheck:
             return context.cast(builder, idx, idxty, nb.intp if idxty.signed else nb.uintp)
         return fix_integer_index(context, builder, idxty, idx, size)
 
-    return unwrapped
+    return without_wraparound
 
 
 def declare_inner(name: str, cold: bool) -> None:
-    """Announce that the function of qualified name ``name`` is inner, before it is compiled."""
+    """Declare the function with the qualified name ``name`` inner.  Call it before compiling."""
     _inner[name] = cold
 
 
 @intrinsic
 def load_word(typing_context, base, index):
-    """kernel.memory.load_word as one load."""
+    """Compile kernel.engine.memory.load_word as one load."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -181,7 +181,7 @@ def load_word(typing_context, base, index):
 
 @intrinsic
 def store_word(typing_context, base, index, word):
-    """kernel.memory.store_word as one store."""
+    """Compile kernel.engine.memory.store_word as one store."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -193,7 +193,7 @@ def store_word(typing_context, base, index, word):
 
 @intrinsic
 def load_half_word(typing_context, base, index):
-    """kernel.memory.load_half_word as one load."""
+    """Compile kernel.engine.memory.load_half_word as one load."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
@@ -204,7 +204,7 @@ def load_half_word(typing_context, base, index):
 
 @intrinsic
 def store_half_word(typing_context, base, index, value):
-    """kernel.memory.store_half_word as one store."""
+    """Compile kernel.engine.memory.store_half_word as one store."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(16).as_pointer())
@@ -217,7 +217,7 @@ def store_half_word(typing_context, base, index, value):
 
 @intrinsic
 def prefetch_word(typing_context, base, index):
-    """kernel.memory.prefetch_word as one prefetch for writing."""
+    """Compile kernel.engine.memory.prefetch_word as one prefetch for writing."""
 
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -233,7 +233,7 @@ def prefetch_word(typing_context, base, index):
 
 @intrinsic
 def bit_length(typing_context, n):
-    """kernel.engine.bits.bit_length as one count of leading zeros."""
+    """Compile kernel.engine.bits.bit_length as one count of leading zeros."""
 
     def generate(context, builder, signature, args):
         zero_is_fine = ir.IntType(1)(0)
@@ -244,7 +244,7 @@ def bit_length(typing_context, n):
 
 @intrinsic
 def trailing_zeros(typing_context, n):
-    """kernel.engine.bits.trailing_zeros as one count."""
+    """Compile kernel.engine.bits.trailing_zeros as one count."""
 
     def generate(context, builder, signature, args):
         return builder.cttz(args[0], ir.IntType(1)(0))
@@ -252,15 +252,15 @@ def trailing_zeros(typing_context, n):
     return nb.int64(nb.int64), generate
 
 
-#: How print() writes a value, by its type: a conversion of C's printf.
+#: Conversion of C's printf with which print() writes a value, by type.
 _CONVERSIONS = {nb.Boolean: "%d", nb.Integer: "%lld", nb.Float: "%.15g"}
 
 
 @intrinsic
 def print_line(typing_context, *values):  # noqa: ANN002 - types of the call
-    """print() of numbers and literal strings, by C's stdio.
+    """Compile print() of numbers and literal strings as a call of C's printf.
 
-    Numba's own needs the interpreter, which inner functions know nothing of.
+    Numba's own print() calls the interpreter, to which inner functions have no access.
     """
     words = []
     for value in values:
@@ -270,7 +270,7 @@ def print_line(typing_context, *values):  # noqa: ANN002 - types of the call
         elif known:
             words.append(known[0])
         else:
-            raise TypingError(f"print() of {value}: compiled code prints numbers and literal text")
+            raise TypingError(f"print() of {value}: compiled code can print numbers and literals")
 
     def generate(context, builder, signature, args):
         shown = []
@@ -289,8 +289,8 @@ def print_line(typing_context, *values):  # noqa: ANN002 - types of the call
     return nb.void(nb.StarArgTuple.from_types(values)), generate
 
 
-#: What build() binds in place of print and of the plain-Python functions of kernel.engine.memory
-#: and kernel.engine.bits.
+#: Intrinsics that build() binds instead of print and of the plain-Python functions of
+#: kernel.engine.memory and kernel.engine.bits, by name.
 INTRINSICS = {
     "print": print_line,
     "load_word": load_word,
@@ -304,18 +304,18 @@ INTRINSICS = {
 
 
 class _Compiler(event.Listener):
-    """Tells when Numba begins to compile and when it has; a function compiles those it calls."""
+    """Listener that reports when Numba starts and ends a compilation; compilations nest."""
 
     depth = 0
 
     def on_start(self, event: event.Event) -> None:
-        """Tell of the outermost function."""
+        """Report the start of the outermost compilation."""
         self.depth += 1
         if self.depth == 1:
             progress.compiler_runs(True)
 
     def on_end(self, event: event.Event) -> None:
-        """Tell of the outermost function."""
+        """Report the end of the outermost compilation."""
         self.depth -= 1
         if self.depth == 0:
             progress.compiler_runs(False)
@@ -323,17 +323,17 @@ class _Compiler(event.Listener):
 
 @functools.cache
 def install() -> None:
-    """Make Numba's CPU target use what is defined here, and treat records otherwise.
+    """Make Numba's CPU target use the definitions of this module, and change its record types.
 
-    A symbol spells the types of its arguments; a record's would list all its fields, ten
-    kilobytes a name, and LLVM would spend its time on them: it becomes a hash.  And a record is
-    never taken for one whose fields it begins with, but code is made for each.
+    A symbol contains the types of its arguments.  A record type would list all its fields, ten
+    kilobytes per symbol, on which LLVM would spend its time, so a hash replaces them.  A record is
+    never converted to one that has its first fields: each type gets its own code.
     """
     cpu_target.target_context.codegen()._library_class = LinkedOnceLibrary
-    CPUCallConv.call_function = _unset(CPUCallConv.call_function)
-    CPUCallConv.return_user_exc = _located(CPUCallConv.return_user_exc)
-    Lower.lower_inst = _entered(Lower.lower_inst)
-    arrayobj.fix_integer_index = _unwrapped(arrayobj.fix_integer_index)
+    CPUCallConv.call_function = _without_clearing(CPUCallConv.call_function)
+    CPUCallConv.return_user_exc = _with_place(CPUCallConv.return_user_exc)
+    Lower.lower_inst = _recording(Lower.lower_inst)
+    arrayobj.fix_integer_index = _without_wraparound(arrayobj.fix_integer_index)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:
         return type(self).__name__ + hashlib.sha256(self.name.encode()).hexdigest()[:12], ()

@@ -1,6 +1,6 @@
-"""Progress of long work, shown on standard error, and what it says of the compiler.
+"""Progress of long work, shown on standard error, and reports of running compilations.
 
-The longest wait of all is often that for the compiler, the first time that something is used.
+The longest wait is often for the compiler, at the first use of an allocator.
 """
 
 import os
@@ -9,53 +9,53 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-#: Called with a fraction done and what is being done.
+#: Callback that takes the fraction done and the name of the current step.
 Progress = Callable[[float, str], None]
 
-#: Who hears that the compiler begins (True) and ends.
-_hearers: list[Callable[[bool], None]] = []
-# What a forked worker compiles is not what its parent shows.
-os.register_at_fork(after_in_child=_hearers.clear)
+#: Callbacks for the start (True) and the end (False) of a compilation.
+_listeners: list[Callable[[bool], None]] = []
+# The parent's display does not show the compilations of a forked worker.
+os.register_at_fork(after_in_child=_listeners.clear)
 
 
-def compiler_runs(begins: bool) -> None:
-    """Tell that the compiler begins, or ends: kernel.engine.link does."""
-    for hear in _hearers:
-        hear(begins)
+def compiler_runs(running: bool) -> None:
+    """Report that a compilation starts or ends (called by kernel.engine.link)."""
+    for listener in _listeners:
+        listener(running)
 
 
 @contextmanager
 def with_compiler(progress: Progress) -> Iterator[Progress]:
-    """Yield ``progress``, which now also hears when something in this process is compiled.
+    """Yield a Progress that calls ``progress`` and also reports compilations in this process.
 
-    Of "preparing X" it is then told "compiling X", of anything else "X, compiling".  What comes
-    from the cache is not compiled.
+    During a compilation the step "preparing X" becomes "compiling X", and any other step X becomes
+    "X, compiling".  Code that is loaded from the cache is not reported.
     """
-    fraction, what = 0.0, ""
+    fraction, step = 0.0, ""
 
-    def told(*now: float | str) -> None:
-        nonlocal fraction, what
-        fraction, what = now
-        progress(fraction, what)
+    def report(*now: float | str) -> None:
+        nonlocal fraction, step
+        fraction, step = now
+        progress(fraction, step)
 
-    def hear(begins: bool) -> None:
-        prepared = what.removeprefix("preparing")
-        compiled = f"compiling{prepared}" if prepared != what else f"{what}, compiling"
-        progress(fraction, compiled if begins else what)
+    def on_compiler(running: bool) -> None:
+        prepared = step.removeprefix("preparing")
+        compiling = f"compiling{prepared}" if prepared != step else f"{step}, compiling"
+        progress(fraction, compiling if running else step)
 
-    _hearers.append(hear)
+    _listeners.append(on_compiler)
     try:
-        yield told
+        yield report
     finally:
-        _hearers.remove(hear)
+        _listeners.remove(on_compiler)
 
 
 @contextmanager
 def shown_progress(title: str, after: float = 2.0) -> Iterator[Progress]:
-    """Yield a Progress that shows itself on standard error once ``after`` seconds have passed.
+    """Yield a Progress that is shown on standard error after ``after`` seconds.
 
-    A terminal gets a bar with a clock; a file or pipe gets, every ``after`` seconds, a line for
-    what is being done if it has none yet.
+    A terminal gets a bar with a clock.  A file or pipe gets a line for the current step every
+    ``after`` seconds, unless it already has a line for that step.
     """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -68,31 +68,31 @@ def shown_progress(title: str, after: float = 2.0) -> Iterator[Progress]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    # What is printed to a file meanwhile must not go to the terminal.
+    # Output to a file must not be redirected to the terminal.
     bar = Bar(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
     task = bar.add_task(title, total=1.0)
     ended, text = Event(), ""
 
-    def progress(fraction: float, what: str) -> None:
+    def progress(fraction: float, step: str) -> None:
         nonlocal text
-        text = f"{title}: {what}"
-        # Of a full bar the clock would stop, though another part may begin.
+        text = f"{title}: {step}"
+        # Never full: the clock of a full bar stops, although another step may follow.
         bar.update(task, completed=min(fraction, 0.999), description=text)
 
     def show() -> None:
-        said = {""}  # nothing was told yet
+        printed = {""}  # text before the first step
         while not ended.wait(after):
             if console.is_terminal:
                 bar.start()
-            elif text not in said:
-                said.add(text)
+            elif text not in printed:
+                printed.add(text)
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     thread = Thread(target=show, daemon=True)
     thread.start()
     try:
-        with with_compiler(progress) as told:
-            yield told
+        with with_compiler(progress) as report:
+            yield report
     finally:
         ended.set()
         thread.join()

@@ -32,7 +32,7 @@ def as_record(array: np.ndarray, *, bounded: bool = False) -> np.record:
 
 
 class _Bounded(np.ndarray):
-    """An array that has no negative indices, as compiled code with checked bounds has none."""
+    """Array that refuses negative indices, as compiled code with checked bounds does."""
 
     def __getitem__(self, index: Any) -> Any:
         _check_index(index)
@@ -53,8 +53,8 @@ def _check_index(index: Any) -> None:
 def _plain_records(dtype: np.dtype, bounded: bool = False) -> np.dtype:
     """Return ``dtype`` with a record type that plain Python reads eight times faster.
 
-    NumPy's record type searches for each attribute at every access, after the ordinary attributes;
-    here each field is a property.  Numba does not support these types.
+    At every access NumPy's record type searches the ordinary attributes first, then the fields.
+    Here each field is a property.  Numba does not support these types.
     """
 
     def setter(name: str) -> Callable[[np.void, object], None]:
@@ -87,17 +87,17 @@ def _plain_field(dtype: np.dtype) -> np.dtype | tuple[np.dtype, tuple[int, ...]]
 # Compiled code cannot look up a field by a computed name, so these functions generate its source.
 
 
-def summed(fields: Iterable[str]) -> Callable:
-    """Return a compilable function of a record that returns the sum of ``fields``."""
-    return _spelt("summed(r)", "return " + " + ".join(f"r.{name}" for name in fields))
+def field_sum(fields: Iterable[str]) -> Callable:
+    """Return a compilable function that returns the sum of ``fields`` of a record."""
+    return _generated("field_sum(r)", "return " + " + ".join(f"r.{name}" for name in fields))
 
 
-def added(fields: Iterable[str]) -> Callable:
+def field_adder(fields: Iterable[str]) -> Callable:
     """Return a compilable function that adds ``fields`` of the second record to the first."""
-    return _spelt("added(r, s)", "; ".join(f"r.{name} += s.{name}" for name in fields))
+    return _generated("field_adder(r, s)", "; ".join(f"r.{name} += s.{name}" for name in fields))
 
 
-def _spelt(head: str, body: str) -> Callable:
+def _generated(head: str, body: str) -> Callable:
     scope = {"__name__": __name__}
     exec(compile(f"def {head}: {body}", __file__, "exec"), scope)
     return jit(scope[head.partition("(")[0]])

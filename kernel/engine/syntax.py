@@ -1,4 +1,4 @@
-"""Find mistakes in the source of a marked function that its byte code does not show plainly.
+"""Mistakes in a marked function that are easier to find in its source than in its byte code.
 
 A call with the wrong number of arguments, a function that returns a value on one path and none on
 another, a field that the state does not have: Numba reports these late, and often at another place.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Mistake(NamedTuple):
-    """A mistake at ``line`` of the file; ``what`` continues a sentence that begins ``name()``."""
+    """Mistake at ``line`` of the file; ``what`` continues a sentence that begins ``name()``."""
 
     line: int
     what: str
@@ -32,13 +32,13 @@ def _functions(filename: str) -> dict[tuple[str, int], ast.FunctionDef]:
 
 
 def _node(function: FunctionType) -> ast.FunctionDef | None:
-    """Return the definition of ``function``, or None for one made without a file."""
+    """Return the definition of ``function``, or None if its source is not in a file."""
     code = function.__code__
     return _functions(code.co_filename).get((code.co_name, code.co_firstlineno))
 
 
 def mistakes(function: FunctionType, scope: dict[str, Any]) -> Iterator[Mistake]:
-    """Yield the mistakes of ``function``, whose global names mean what ``scope`` says."""
+    """Yield the mistakes of ``function``; ``scope`` holds the values of its global names."""
     node = _node(function)
     if node is not None:
         yield from _wrong_calls(node, scope)
@@ -46,7 +46,7 @@ def mistakes(function: FunctionType, scope: dict[str, Any]) -> Iterator[Mistake]
 
 
 def returns_value(function: FunctionType) -> bool:
-    """Return True if a statement of ``function`` returns a value (also if there is no source)."""
+    """Return True if a statement of ``function`` returns a value, or if there is no source."""
     node = _node(function)
     return node is None or any(n.value is not None for n in _returns(node))
 
@@ -54,10 +54,10 @@ def returns_value(function: FunctionType) -> bool:
 def unknown_fields(
     function: FunctionType, position: int, fields: Collection[str]
 ) -> Iterator[tuple[FunctionType, Mistake]]:
-    """Yield each use of an attribute that a record does not have, with the function that holds it.
+    """Yield each use of an attribute that a record does not have, with the function that has it.
 
-    ``function`` takes the record, whose ``fields`` are given, as argument number ``position``; the
-    functions that it hands the record to are searched as well.
+    ``function`` takes a record with ``fields`` as argument number ``position``.  Functions to which
+    it passes the record are searched as well.
     """
     pending = [(function, position)]
     for function, position in pending:  # grows
@@ -69,7 +69,7 @@ def unknown_fields(
             match use:
                 case ast.Attribute(value=ast.Name(id=name), attr=field):
                     if name == record and field not in fields:
-                        what = f"mentions {name}.{field}: STATE has {', '.join(fields)}"
+                        what = f"uses {name}.{field}: STATE has {', '.join(fields)}"
                         yield function, Mistake(use.lineno, what)
                 case ast.Call(func=ast.Name(id=name), args=arguments):
                     callee = function.__globals__.get(name)
@@ -116,10 +116,10 @@ def _missing_returns(node: ast.FunctionDef, scope: dict[str, Any]) -> Iterator[M
     if value is None:
         return
     for bare in (r.lineno for r in returns if r.value is None):
-        yield Mistake(bare, f"returns nothing here and a value in line {value}")
+        yield Mistake(bare, f"returns nothing here, but a value in line {value}")
     if _completes(node.body, scope):
         last = node.body[-1].lineno
-        yield Mistake(last, f"ends without a return value here and returns one in line {value}")
+        yield Mistake(last, f"ends here without a return value, but returns one in line {value}")
 
 
 def _completes(body: list[ast.stmt], scope: dict[str, Any]) -> bool:
@@ -128,7 +128,7 @@ def _completes(body: list[ast.stmt], scope: dict[str, Any]) -> bool:
 
 
 def _passes(statement: ast.stmt, scope: dict[str, Any]) -> bool:
-    """Return True if control may reach what follows ``statement``."""
+    """Return True if control may reach the statement after ``statement``."""
     match statement:
         case ast.Return() | ast.Raise() | ast.Break() | ast.Continue():
             return False
@@ -147,12 +147,12 @@ def _passes(statement: ast.stmt, scope: dict[str, Any]) -> bool:
 
 
 def _breaks(node: ast.AST) -> bool:
-    """Return True if a break below ``node`` ends the loop around it, not one inside."""
+    """Return True if a break below ``node`` ends the loop around ``node``, not one inside it."""
     if isinstance(node, (ast.For, ast.While)):
         return any(_breaks(child) for child in node.orelse)
     return isinstance(node, ast.Break) or any(map(_breaks, ast.iter_child_nodes(node)))
 
 
 def _returning(node: ast.FunctionDef, function: Callable) -> bool:
-    """Return True if a call of the function comes back (kernel.task.abort never does)."""
+    """Return True if a call of the function may return (kernel.task.abort never does)."""
     return any(_returns(node)) or _completes(node.body, function.__globals__)

@@ -44,7 +44,7 @@ def test_variations(name):
 
 
 @pytest.mark.usefixtures("plain")
-def test_small_chunks_that_come_and_go():
+def test_small_chunks_are_acquired_and_released():
     plugin = load("buddy", {"growth": "mmap", "max_order": 14, "keep": 0})
     suite = Suite(plugin, operations=240)
     suite.run(only={"life"})
@@ -119,7 +119,7 @@ def test_a_plan_is_the_same_every_time_and_long_enough():
     assert len(first) >= 1000
 
 
-def test_a_plan_asks_for_what_it_should():
+def test_a_plan_covers_all_kinds_of_requests():
     plan = plans.life(20_000, 1)
     sizes = plan.events[:, EVENT_SIZE]
     assert sizes.max() > 2 << 20
@@ -129,7 +129,7 @@ def test_a_plan_asks_for_what_it_should():
     assert [phase.name for phase in plan.phases if phase.drained] == ["drain", "drain"]
 
 
-def test_tight_limits_do_refuse(files):
+def test_tight_limits_refuse_requests(files):
     built = Build(load("buddy"))
     driver = built.compile()
     for limits in ({"rlim_as": 2 << 20}, {"rlim_data": 1 << 20}, {"memory": 1 << 20}):

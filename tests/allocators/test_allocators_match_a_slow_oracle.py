@@ -147,7 +147,7 @@ class Program:
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_every_answer_is_right(name):
+def test_every_result_matches_the_oracle(name):
     forgets = name != "bump"  # bump's walk still lists freed blocks
 
     @settings(max_examples=12, phases=PHASES)

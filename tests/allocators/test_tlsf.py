@@ -216,7 +216,7 @@ def test_the_bound_holds_for_every_heap_of_every_size(name):
 @pytest.mark.parametrize("name", HEAPS)
 def test_the_bound_holds_with_other_settings(name):
     for plugin in list(variations("tlsf"))[1:]:
-        most = most_steps(Heap(values=plugin.spelled(), slots=100 + PROBES), name, 100)
+        most = most_steps(Heap(values=plugin.formatted(), slots=100 + PROBES), name, 100)
         assert all(steps <= bound for steps, bound in zip(most, BOUNDS, strict=True)), plugin.label
 
 
@@ -272,7 +272,7 @@ def test_lists_are_mapped_as_in_the_paper():
             assert 0 <= first < tlsf.powers()
 
 
-def test_the_list_looked_at_first_is_the_lowest_that_fits_throughout():
+def test_the_search_starts_at_the_lowest_list_whose_blocks_all_fit():
     rng = np.random.default_rng(2)
     for need in (2.0 ** rng.uniform(5, 46, 500)).astype(int).tolist():
         need = tlsf.block_for(need)
@@ -319,7 +319,7 @@ def test_adjacent_memory_from_the_kernel_joins_the_pool():
 
 
 @pytest.mark.usefixtures("plain")
-def test_memory_of_others_is_fenced_off():
+def test_foreign_memory_between_pools_is_fenced_off():
     heap = Heap()
     last = heap.address(MALLOC, 0, 100_000)
     foreign = build(sbrk, **heap.switches)(heap.k, 5_000)
@@ -348,7 +348,7 @@ def test_memory_of_others_is_fenced_off():
 
 
 @pytest.mark.usefixtures("plain")
-def test_an_empty_pool_goes_back_with_its_control_structure():
+def test_an_empty_pool_is_released_with_its_control_structure():
     heap = Heap()
     start = int(heap.k.mm.brk)
     for _ in range(2):
@@ -366,7 +366,7 @@ def test_an_empty_pool_goes_back_with_its_control_structure():
 
 
 @pytest.mark.usefixtures("plain")
-def test_the_last_block_serves_what_rounding_up_misses():
+def test_the_last_block_serves_a_request_that_rounding_up_would_miss():
     """A request for exactly the last free block needs no sbrk, even if good_fit exceeds it."""
     heap = Heap(values={"growth": 0})
     heap.do(births([24]))
@@ -379,7 +379,7 @@ def test_the_last_block_serves_what_rounding_up_misses():
 
 
 @pytest.mark.usefixtures("plain")
-def test_realloc_stays_where_there_is_room():
+def test_realloc_grows_in_place_if_there_is_room():
     heap = Heap()
     p, behind, _ = (heap.address(MALLOC, slot, 1000) for slot in range(3))
     heap.do(deaths([1]))
@@ -401,7 +401,7 @@ def test_realloc_stays_where_there_is_room():
 
 
 @pytest.mark.usefixtures("plain")
-def test_its_control_structure_is_counted():
+def test_the_control_structure_is_counted():
     """malloc from a list of two blocks counts the head and the bit maps: they are simulated."""
     heap = Heap()
     heap.do(births([100] * 8))

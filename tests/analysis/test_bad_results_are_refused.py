@@ -139,7 +139,7 @@ def test_a_metric_without_its_number(
         ({"status": "fine"}, "status 'fine'"),
     ],
 )
-def test_a_description_that_is_not_understood(
+def test_a_malformed_description_is_refused(
     small: Path, refuse: Callable[..., str], values: dict[str, object], message: str
 ) -> None:
     change_run(small / RUN, **values)
@@ -157,7 +157,7 @@ def test_a_description_that_is_not_understood(
         ("versions.model", {"versions": {"model": 2}}),
     ],
 )
-def test_runs_under_other_conditions(
+def test_runs_under_different_conditions_are_refused(
     small: Path, refuse: Callable[..., str], key: str, values: dict[str, object]
 ) -> None:
     change_run(small / "1-0-1", **values)
@@ -201,7 +201,7 @@ def test_a_directory_that_does_not_exist(tmp_path: Path, refuse: Callable[..., s
     assert f"{tmp_path / 'none'}: no such directory" in refuse(tmp_path / "none")
 
 
-def test_no_finished_run(
+def test_a_sweep_without_a_finished_run_is_refused(
     tmp_path: Path, make: Callable[..., Path], refuse: Callable[..., str]
 ) -> None:
     make(tmp_path / "r" / "a", status="failed")

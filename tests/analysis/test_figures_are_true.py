@@ -111,7 +111,7 @@ def test_every_figure_is_a_png_and_an_svg(
     assert not list(tmp_path.rglob(".analysis-*"))
 
 
-def test_nothing_that_runs_an_allocator_is_imported() -> None:
+def test_analysis_imports_no_allocator() -> None:
     code = "import sys, analysis.__main__; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     modules = subprocess.run(
@@ -151,7 +151,7 @@ def test_a_label_has_one_colour_in_all_figures(results: Results) -> None:
     assert shown[:4] == list(expected.values())
 
 
-def test_looks_do_not_depend_on_order_and_stay_distinct_beyond_the_palette() -> None:
+def test_styles_do_not_depend_on_order_and_stay_distinct_beyond_the_palette() -> None:
     labels = [f"a{i:02}" for i in range(style.MOST_LABELS)]
     looks = style.looks(labels)
     assert style.looks(labels[::-1]) == looks
@@ -199,7 +199,7 @@ def test_axes_show_units(results: Results) -> None:
     assert fig_memory.draw(results).axes[-1].get_xlabel() == "event"
 
 
-def test_captions_say_what_the_intervals_are_over(
+def test_captions_name_the_population_of_the_intervals(
     results: Results, one_seed: Path, sweep: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     for figure in ("time", "pareto"):

@@ -76,7 +76,7 @@ def test_other_workloads_are_refused(results, make, capsys):
     assert "churn is neither a trace nor a synthetic trace" in capsys.readouterr().err
 
 
-def test_nothing_to_divide_by(results, capsys):
+def test_a_ratio_to_zero_is_refused(results, capsys):
     for run in results.glob("buddy-git-*"):
         change(run / "metrics.json", faults=0)
     assert drawn(results) == 1

@@ -73,7 +73,7 @@ def test_the_theoretical_curve() -> None:
     )
 
 
-def test_it_is_drawn_on_request_only(sweeps: Path, tmp_path: Path) -> None:
+def test_the_figure_is_drawn_only_on_request(sweeps: Path, tmp_path: Path) -> None:
     assert "theory" not in FIGURES
     out = tmp_path / "out"
     assert main([str(sweeps), "--figures", "theory", "--gaps", "-o", str(out)]) == 0

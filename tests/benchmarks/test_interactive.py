@@ -1,4 +1,4 @@
-"""Is a run in a notebook the one that bench.py makes, and a good guest of the process?"""
+"""Tests of benchmarks.simulate: the numbers equal bench.py's and the process is left unchanged."""
 
 import ast
 import json
@@ -51,7 +51,7 @@ def run() -> Run:
     ],
     ids=["stored events", "TLB", "refused", "killed", "program", "stream"],
 )
-def test_every_number_is_that_of_the_command(tmp_path, given, status):
+def test_every_number_equals_the_command_s(tmp_path, given, status):
     run = simulate(**given)
     words = [f"{name}={value}" for name, value in given.items() if name != "overrides"]
     command = [sys.executable, ROOT / "bench.py", *words, *given.get("overrides", [])]
@@ -79,7 +79,7 @@ def test_the_documented_example_runs(capsys):
     assert not said.out + said.err
 
 
-def test_it_runs_from_standard_input(tmp_path):
+def test_simulate_runs_from_standard_input(tmp_path):
     script = f"from benchmarks import simulate\nprint(simulate('bump', overrides={SMALL}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -90,7 +90,7 @@ def test_it_runs_from_standard_input(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_other_part_imports_what_only_this_one_needs():
+def test_importing_benchmarks_does_not_import_pandas_or_hydra():
     script = """
 import sys, benchmarks, benchmarks.run.job, benchmarks.workloads
 print({"hydra", "pandas", "numba", "matplotlib"} & set(sys.modules))
@@ -136,12 +136,12 @@ def test_the_heap_after_an_event_is_that_of_a_run_that_ended_there(tmp_path):
 
 
 @pytest.mark.parametrize("event", [-1, 20000])
-def test_an_event_that_there_is_not(run, event):
+def test_an_event_out_of_range_is_refused(run, event):
     with pytest.raises(ValueError, match=f"^event={event}: expected 0 to 19999$"):
         run.heap(event)
 
 
-def test_a_killed_process_is_listed_as_it_was_before():
+def test_the_heap_of_a_killed_process_is_that_before_the_kill():
     run = simulate(overrides=["experiment=oom"])
     assert run.events < 40000
     assert f"killed at event {run.events}" in run.reason
@@ -158,7 +158,7 @@ def test_an_allocator_that_cannot_list_its_heap(tmp_path):
         run.heap()
 
 
-def test_a_walk_that_goes_astray_is_told(tmp_path):
+def test_a_walk_outside_the_heap_is_reported(tmp_path):
     astray = BUMP.replace("def walk(k, a, rows):", "def walk(k, a, rows):\n    load(k, 64)")
     (tmp_path / "astray.py").write_text(astray)
     run = simulate("astray.py", overrides=SMALL)
@@ -166,7 +166,7 @@ def test_a_walk_that_goes_astray_is_told(tmp_path):
         run.heap()
 
 
-def test_an_interrupted_heap_can_be_asked_for_again(run, monkeypatch):
+def test_heap_works_after_an_interrupted_call(run, monkeypatch):
     expected = run.heap(500)
 
     def interrupted(self, end):
@@ -194,21 +194,21 @@ def test_an_interrupted_heap_can_be_asked_for_again(run, monkeypatch):
         ({"overrides": ["seed"]}, "Error parsing override 'seed'"),
         ({"overrides": ["~allocator"]}, "allocator.name is missing"),
         ({"overrides": ["debug=true"]}, "a debugger runs on its own: python bench.py debug=true"),
-        ({"overrides": "seed=1"}, "expected a list of words, not one string"),
+        ({"overrides": "seed=1"}, "expected a list of strings, not one string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
         ({"allocator": "nowhere.py"}, "no allocator file .*nowhere.py"),
-        ({"allocator": "native/glibc"}, "a real library needs a process of its own: python bench"),
+        ({"allocator": "native/glibc"}, "cannot run in this process; run python bench"),
         ({"workload": "trace"}, "path=: expected the path of a file"),
     ],
 )
-def test_wrong_settings_are_told_in_one_line(given, message):
+def test_a_wrong_setting_is_reported_in_one_line(given, message):
     with pytest.raises(JobError, match=message) as caught:
         simulate(**given)
     assert "\n" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_trace_that_is_none_is_told(tmp_path):
+def test_a_file_that_is_not_a_trace_is_refused(tmp_path):
     (tmp_path / "some.txt").write_text("1: malloc 0x10 8\nnonsense\n")
     with pytest.raises(WorkloadError, match=r"some\.txt"):
         simulate("bump", "trace", overrides=["workload.path=some.txt"])
@@ -232,14 +232,14 @@ def test_a_trace_that_is_none_is_told(tmp_path):
     ],
     ids=["misaligned", "raises", "corrupt heap", "check goes astray"],
 )
-def test_a_failing_allocator_says_at_which_event_and_why(tmp_path, old, new, message):
+def test_a_failure_names_the_event_and_the_reason(tmp_path, old, new, message):
     assert BUMP.count(old) == 1
     (tmp_path / "mine.py").write_text(BUMP.replace(old, new))
     with pytest.raises(AllocatorFailure, match=message):
         simulate("mine.py", overrides=SMALL)
 
 
-def test_a_plugin_that_would_not_compile_is_told_before(tmp_path):
+def test_a_plugin_with_a_mistake_is_refused_before_compiling(tmp_path):
     (tmp_path / "mine.py").write_text(BUMP.replace(CARVE, "    p = a.topp + HEADER\n"))
     with pytest.raises(JobError, match=r"mine\.py:\d+: .*topp"):
         simulate("mine.py", overrides=SMALL)
@@ -270,7 +270,7 @@ def test_a_folder_of_configurations_is_searched(tmp_path):
     assert run.allocator == "mine(growth=65536)"
 
 
-def test_a_hydra_application_goes_on(tmp_path):
+def test_a_hydra_application_in_the_process_is_not_disturbed(tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         theirs = GlobalHydra.instance().hydra
         simulate("bump", overrides=SMALL)
@@ -279,7 +279,7 @@ def test_a_hydra_application_goes_on(tmp_path):
         assert GlobalHydra.instance().hydra is theirs
 
 
-def test_nothing_of_a_run_outlives_it():
+def test_a_deleted_run_frees_its_memory():
     before = threading.active_count()
     run = simulate("bump", overrides=SMALL)
     run.heap(10)
@@ -289,7 +289,7 @@ def test_nothing_of_a_run_outlives_it():
     assert machine() is None
 
 
-def test_progress_is_shown_where_asked_for(capsys, monkeypatch):
+def test_progress_is_shown_on_request(capsys, monkeypatch):
     said = []
     monkeypatch.setattr(interactive, "shown_progress", lambda title: Shown(said))
     simulate("bump", overrides=SMALL, progress=True)
@@ -308,7 +308,7 @@ class Shown:
         pass
 
 
-def test_the_figure_shows_the_timeline_and_what_went_wrong(run):
+def test_the_figure_shows_the_timeline_and_the_failure(run):
     (axes,) = run.plot().axes
     assert axes.get_title() == "buddy"
     live, heap, rss = (line.get_ydata() for line in axes.lines)

@@ -404,7 +404,7 @@ FLAGS = (MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WIPEONFORK
 
 
 @pytest.mark.parametrize("advice", [*OTHERS, *FLAGS])
-def test_advice_changes_no_page(process, advice):
+def test_madvise_hints_change_no_page(process, advice):
     apply(process, "WWWW")
     apply(process, "!?  ")
     before = process.levels()
@@ -486,7 +486,7 @@ def test_lengths(process, length, advice, error):
     assert process.madvise(ORIGIN + 1, length, advice) == EINVAL
 
 
-def test_an_error_leaves_what_was_done(process):
+def test_an_error_keeps_the_completed_part(process):
     apply(process, "WWLL")
     apply(process, "!!  ")
     assert process.dontneed(ORIGIN, 4 * P) == EINVAL
@@ -559,7 +559,7 @@ def test_huge_zero_page_is_populated_for_reading():
         ("never", 0, MADV_HUGEPAGE, 1),
     ],
 )
-def test_who_gets_huge_pages(thp, flags, advice, pages):
+def test_huge_pages_depend_on_mode_and_advice(thp, flags, advice, pages):
     process = Process(configured(thp=thp))
     process.map(pages=HUGE, flags=FIXED | flags, addr=ORIGIN)
     if advice is not None:
@@ -593,7 +593,7 @@ def test_huge_pages_of_larger_pages(page):
     assert process.page_state(ORIGIN + page) == "frame"
 
 
-def test_words_of_huge_pages():
+def test_huge_pages_hold_words():
     """Contents follow their page when a huge page is split, moved, and mapped again."""
     process = Process(configured(thp="always"))
     process.map(pages=HUGE, flags=FIXED, addr=ORIGIN)

@@ -161,7 +161,7 @@ def never_split(k, i, addr):
         ("split_vma", never_split, "its middle"),
     ],
 )
-def test_drawings_notice_broken_rules(rule, broken, case, monkeypatch):
+def test_drawings_detect_broken_rules(rule, broken, case, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     *lines, expected = CASES[case]
     assert play(Process(**{rule: broken}), lines) != expected
@@ -438,7 +438,7 @@ def test_strict_account(flags):
     assert process.map(pages=3) > 0
 
 
-def test_nothing_more_is_needed_where_memory_was_spent_before():
+def test_committed_memory_is_not_charged_twice():
     """A replacement commits nothing, so it succeeds even if boot exceeded the commit limit."""
     process = limited(memory=-10)
     data = process.areas()[1]

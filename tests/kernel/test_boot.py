@@ -106,7 +106,7 @@ def test_hosts_without_noreserve_are_served(monkeypatch):
     assert Machine(KernelConfig(window_bits=32)).k.mm.map_count == 6
 
 
-def test_machines_give_their_window_back():
+def test_machines_release_their_window():
     """Hundreds of windows only fit one after the other into the host's 2**47 bytes."""
     machine = Machine()
     base, gone = int(machine.k.window), weakref.ref(machine)
@@ -124,7 +124,7 @@ def test_a_kernel_outlives_its_machine():
     assert (int(k.mm.map_count), int(k.mm.rss)) == (6, 0)
 
 
-def test_machines_are_apart():
+def test_machines_share_no_state():
     one, two = Process(), Process()
     addr = one.map()
     assert two.map() == addr
@@ -176,7 +176,7 @@ def test_maps_text_at_4k():
     ]
 
 
-def test_heap_names_whatever_overlaps_it():
+def test_the_error_names_the_mapping_that_overlaps_the_heap():
     process = Process()
     start = process.sbrk(4 * 4096)
     process.map(prot=1, flags=FIXED, addr=start + 4096)
@@ -215,7 +215,7 @@ def test_heap_begins_behind_the_bss():
         ("400000-402000 r-xp 0 1:1 5 a", (0x400000, 0x402000, 0x402000)),  # no data
     ],
 )
-def test_programs_with_little(text, place):
+def test_the_break_of_a_minimal_maps_file(text, place):
     found = parse_maps(text)
     assert (found.start_data, found.end_data, found.start_brk) == place
 

@@ -24,6 +24,6 @@ def test_an_unknown_kind_is_named():
 
 
 @pytest.mark.parametrize("price", [-1, True, "12", None, float("nan")])
-def test_what_is_no_price_is_named(price):
+def test_a_malformed_price_is_named(price):
     with pytest.raises(ValueError, match="mmap"):
         check_costs(GOOD | {"mmap": price})

@@ -8,7 +8,7 @@ import pytest
 from kernel import counters, uapi
 from kernel.counters import CALLS, COUNTERS
 from kernel.engine.jit import build
-from kernel.engine.record import added, record, summed
+from kernel.engine.record import field_adder, field_sum, record
 from kernel.types import MM, TLB_STAT, VMSTAT
 from tests.conftest import ROOT
 
@@ -60,6 +60,6 @@ def test_lists_of_fields_compile():
     r, s = record(kind), record(kind)
     r.a, r.b, r.c = 1, 20, 300
     s.a, s.b, s.c = 5, 60, 700
-    assert build(summed(["a", "c"]))(r) == 301
-    build(added(["b", "c"]))(r, s)
+    assert build(field_sum(["a", "c"]))(r) == 301
+    build(field_adder(["b", "c"]))(r, s)
     assert (r.a, r.b, r.c) == (1, 80, 1000)

@@ -365,7 +365,7 @@ def test_hints_come_before_alignment(filed):
         (3, MAP_PRIVATE, -1, 1, EINVAL),
     ],
 )
-def test_what_files_allow(filed, prot, flags, fd, offset, error):
+def test_mapping_a_file_depends_on_how_it_was_opened(filed, prot, flags, fd, offset, error):
     result = filed.mmap_file(ORIGIN, P, prot, flags, fd, offset)
     assert result == (error if error else ORIGIN)
 
@@ -459,7 +459,7 @@ def test_unknown_flags_are_ignored(process, bit):
     assert process.mmap(0, P, 3, SHARED | bit) == TOP - 2 * P
 
 
-def test_populate_can_be_called_off(process):
+def test_map_nonblock_cancels_populate(process):
     process.mmap(0, 4 * P, 3, PRIVATE | MAP_POPULATE | 0x10000)  # MAP_NONBLOCK
     assert process.mm.minflt == 0
 
@@ -505,7 +505,7 @@ def test_the_rights_of_a_shared_file_are_shown_as_shared(filed):
     assert [line.split()[1] for line in shown] == ["r--s"]
 
 
-def test_the_kernels_own_mappings_are_not_given_back(process):
+def test_kernel_mappings_are_not_unmapped(process):
     """[vvar] refuses; the code of [vdso] can be dropped and is mapped again on access."""
     vvar, _, vdso, _ = process.areas()[-4:]
     assert process.madvise(vvar[0], P, MADV_DONTNEED) == EINVAL

@@ -76,7 +76,7 @@ BROKEN = {
     "can_merge_after": merges_never,
     "free_tables": tables_never_freed,
     "free_ptes": tables_freed_under_others,
-    "zap_whole_slots": slots_kept,
+    "free_whole_pte_pages": slots_kept,
     "may_expand_vm": limits_ignored,
     "enough_memory": memory_ignored,
     "fault_page": zero_page_in_rss,
@@ -97,11 +97,11 @@ def first_mismatch(programs, **bindings):
 
 
 @pytest.mark.parametrize("rule", BROKEN)
-def test_broken_rule_is_noticed(rule, monkeypatch):
+def test_a_broken_rule_is_detected(rule, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert first_mismatch(400, **{rule: BROKEN[rule]}) is not None
 
 
-def test_whole_rules_are_not_objected_to(monkeypatch):
+def test_unmutated_rules_raise_no_mismatch(monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert first_mismatch(5) is None

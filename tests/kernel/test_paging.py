@@ -61,7 +61,7 @@ def test_protection(process, prot, read, write, populated):
     addr = process.map(prot=prot, pages=4)
     for allowed, access, word in ((read, 0, "read of"), (write, 1, "write to")):
         died = process.death("touch", addr + 5, 1, access)
-        expected = f"SIGSEGV: {word} {addr + 5:#x}, which its mapping forbids"
+        expected = f"SIGSEGV: {word} {addr + 5:#x}, which its mapping does not permit"
         assert died == ("alive" if allowed else expected)
         process.k.task.sig = 0
     before = int(process.mm.minflt)
@@ -91,7 +91,7 @@ def test_touch_of_no_address(process, addr):
     assert (process.mm.minflt, process.mm.nr_ptes) == (0, 0)
 
 
-def test_touch_dies_at_the_first_bad_page(process):
+def test_touch_faults_at_the_first_bad_page(process):
     addr = process.map(pages=2, flags=FIXED, addr=FAR)
     with pytest.raises(SimulatedSignal):
         process.touch(addr + 100, 3 * 4096, 1)
@@ -99,10 +99,10 @@ def test_touch_dies_at_the_first_bad_page(process):
     assert process.mm.rss == 2
 
 
-def test_load_and_store_die_too(process):
+def test_load_and_store_fault_too(process):
     process.map(prot=1, flags=FIXED, addr=FAR)
     assert process.load(FAR) == 0
-    assert "forbids" in process.death("store", FAR, 1)
+    assert "does not permit" in process.death("store", FAR, 1)
     assert "nothing is mapped" in process.death("load", FAR + 4096)
     assert "nothing is mapped" in process.death("poke", FAR + 4096, 1)
     assert "nothing is mapped" in process.death("peek", FAR + 4096)
@@ -130,7 +130,7 @@ def test_frames_run_out_while_populating():
     assert process.mm.rss == 4
 
 
-def test_frames_given_back_can_be_used_again():
+def test_freed_frames_can_be_reused():
     process = Process(configured(memory=4 * 4096, overcommit=1))
     addr = process.map(pages=8)
     process.touch(addr, 4 * 4096, 1)
@@ -148,7 +148,7 @@ def test_mappings_that_share_a_place_in_the_window_are_refused(process):
     beside = FAR + WINDOW + 2 * 4096
     assert process.map(pages=2, flags=FIXED, addr=beside) == beside
     died = process.death("mmap", FAR + WINDOW - 4096, 8192, 3, FIXED)
-    assert died.startswith(f"SIGSYS: the mapping at {FAR + WINDOW - 4096:#x} would share its place")
+    assert died.startswith(f"SIGSYS: the mapping at {FAR + WINDOW - 4096:#x} would overlap another")
     assert "larger kernel.window_bits" in died
     assert process.k.task.sig == SIGSYS
 
@@ -180,7 +180,7 @@ def test_a_growing_heap_is_refused_too(process):
     assert process.death("sbrk", 4096).startswith("SIGSYS")
 
 
-def test_what_a_limit_refuses_is_no_collision():
+def test_a_request_refused_by_a_limit_is_no_collision():
     process = Process(configured(rlimit_as=1 << 20))
     assert process.map(pages=1 << 28) == -12
 
@@ -384,7 +384,7 @@ def test_huge_reservations_are_cheap(process):
     ("code", "words"),
     [
         (1, "SIGABRT: double free of 0x1230"),
-        (2, "SIGABRT: free or realloc of 0x1230, which is no allocated block"),
+        (2, "SIGABRT: free or realloc of 0x1230, which is not an allocated block"),
         (3, "SIGABRT: the allocator found its own heap corrupted at 0x1230"),
         (99, "SIGABRT: abort code 99 at 0x1230"),
     ],

@@ -133,7 +133,7 @@ def test_rights_are_those_of_the_last_mprotect(process):
     process.map(flags=FIXED, addr=ORIGIN)
     process.store(ORIGIN, 7)
     process.mprotect(ORIGIN, P, 0)
-    forbidden = f"SIGSEGV: read of {ORIGIN:#x}, which its mapping forbids"
+    forbidden = f"SIGSEGV: read of {ORIGIN:#x}, which its mapping does not permit"
     assert process.death("load", ORIGIN) == forbidden
     process.mprotect(ORIGIN, P, 1)
     assert process.load(ORIGIN) == 7
@@ -337,5 +337,5 @@ def test_limits_can_be_set_while_it_runs(process):
     assert process.sbrk(P) == ENOMEM
 
 
-def test_what_the_model_does_not_know_is_no_system_call(process):
+def test_an_unmodelled_system_call_returns_ENOSYS(process):
     assert process.syscall(0, 0, 0, 0) == -38

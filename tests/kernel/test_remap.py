@@ -143,7 +143,7 @@ def test_mremap_refuses(process, args, error):
     check_accounts(process)
 
 
-def test_what_needs_no_change_is_not_looked_at(process):
+def test_an_unchanged_length_is_not_checked(process):
     """Equal lengths in place succeed even if part of the range is not mapped."""
     apply(process, "WW R")
     for length in (P, 2 * P - 1, 5 * P):
@@ -170,7 +170,7 @@ def test_the_place_is_unmapped_before_anything_else_is_refused(process):
     assert draw(process, 8) == "WW  WRR "
 
 
-def test_it_moves_where_there_is_room(process):
+def test_mremap_moves_to_a_free_gap(process):
     apply(process, "WWR")
     process.store(ORIGIN + P, 11)
     addr = process.mremap(ORIGIN, 2 * P, 4 * P, MOVE, 0)
@@ -203,7 +203,7 @@ def test_shared_memory_can_be_doubled(process):
 
 @pytest.mark.parametrize("process", [4096, 65536], indirect=True)
 @pytest.mark.parametrize("flags", [0, MREMAP_DONTUNMAP])
-def test_pages_go_along(process, flags):
+def test_pages_move_with_the_mapping(process, flags):
     page = process.page
     new = ORIGIN + 9 * page
     process.map(pages=3, flags=FIXED, addr=new)
@@ -226,7 +226,7 @@ def test_pages_go_along(process, flags):
         assert "nothing is mapped" in process.death("load", ORIGIN)
 
 
-def test_words_are_gone_from_where_pages_came_from(process):
+def test_moved_pages_leave_no_words_behind(process):
     apply(process, "WW  ")
     process.store(ORIGIN + 8, 5)
     assert process.mremap(ORIGIN, P, P, FIX, ORIGIN + 2 * P) == ORIGIN + 2 * P
@@ -239,7 +239,7 @@ def test_words_are_gone_from_where_pages_came_from(process):
     assert [process.load(ORIGIN + n) for n in (0, 8)] == [0, 5]
 
 
-def test_rights_go_along(process):
+def test_protection_moves_with_the_mapping(process):
     process.map(flags=FIXED, addr=ORIGIN)
     process.touch(ORIGIN, 1, 1)
     process.mprotect(ORIGIN, P, 1)

@@ -203,7 +203,7 @@ def convert(
         with parquet.Writer(out) as writer:
             if source.format is None:
                 with parquet.Reader(path) as reader:
-                    for events in parquet.verify(path, reader.groups()):
+                    for events in parquet.audited(path, reader.groups()):
                         writer.add(events)
                     writer.provenance = reader.provenance
             else:
@@ -302,7 +302,7 @@ def load(
     with parquet_file(path, strict, progress) as (reader, checked):
         events = reader.read()
         if not checked:
-            for _ in parquet.verify(path, iter([events])):
+            for _ in parquet.audited(path, iter([events])):
                 pass
         report_dropped(path, reader.provenance)
         return events, reader.provenance

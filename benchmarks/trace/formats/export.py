@@ -78,7 +78,7 @@ def _with_sizes(
     """
     ledger, seen = Ledger(), 0
     groups = reader.groups()
-    for group in groups if checked else parquet.verify(path, groups):
+    for group in groups if checked else parquet.audited(path, groups):
         for begin in range(0, len(group.op), _ROWS):
             events = rows(group, begin, begin + _ROWS)
             followed = ledger.follow(events)

@@ -61,7 +61,7 @@ def opened(
     with formats.parquet_file(path, not lenient, progress) as (reader, checked):
         formats.report_dropped(path, reader.provenance)
         groups = reader.groups()
-        yield reader, groups if checked else parquet.verify(path, groups)
+        yield reader, groups if checked else parquet.audited(path, groups)
 
 
 def with_progress(

@@ -27,14 +27,14 @@ from benchmarks.twin.predict.processor import (
 from benchmarks.workloads import Workload
 from kernel.config import KernelConfig
 from kernel.cost import COSTS
-from kernel.engine.branches import followed
+from kernel.engine.branches import report_branches
 from kernel.engine.jit import jit
 from kernel.types import L1_BASE
 
 #: Name of the allocator that models glibc.
 TWIN = "ptmalloc"
 _COUNTED = {"COUNT": True, "OBSERVE": False, "TIMELINE": False}
-#: Modules whose branches are followed: the allocator and the loop.  Kernel work is priced apart.
+#: Modules whose branches are reported: the allocator and the loop.  Kernel work is priced apart.
 _WATCHED = r"(?!kernel\.)"
 #: Assumed addresses of the process's tables, far from the allocator's memory.
 _EVENTS, _ANSWERS, _OBJECTS = 1 << 50, 1 << 51, 1 << 52
@@ -69,8 +69,8 @@ def replay_watched(k, a, r, objects, e, begin, end):
 
 @cache
 def _watched_loop(**bindings: Any) -> Callable:
-    """Return the loop with its branches followed; one copy serves all workloads."""
-    return followed(replay_watched, follow, _WATCHED, **bindings)
+    """Return the loop with its branches reported; one copy serves all workloads."""
+    return report_branches(replay_watched, follow, _WATCHED, **bindings)
 
 
 class _Watched(Simulation):
@@ -82,7 +82,7 @@ class _Watched(Simulation):
 
     @property
     def loop_function(self) -> Callable:
-        """Return the loop with its branches followed."""
+        """Return the loop with its branches reported."""
         return _watched_loop(**self.loop_bindings())
 
     def loop_bindings(self) -> dict[str, Any]:

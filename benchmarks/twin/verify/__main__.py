@@ -8,7 +8,13 @@ import argparse
 import sys
 from typing import Any
 
-from kernel.differential.command import EXIT_USAGE, OneLineParser, add_arguments, complain, verify
+from kernel.differential.command import (
+    EXIT_USAGE,
+    OneLineParser,
+    add_arguments,
+    report_exit,
+    verify,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return verify(_subject(options), options)
     except Mistake as error:
-        return complain("benchmarks.twin.verify", str(error), EXIT_USAGE)
+        return report_exit("benchmarks.twin.verify", str(error), EXIT_USAGE)
 
 
 def _subject(options: argparse.Namespace) -> Any:

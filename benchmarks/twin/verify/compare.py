@@ -49,7 +49,7 @@ class HeapSetting:
     mode: str
     tunables: Mapping[str, int] = field(default_factory=dict)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the setting in a few words."""
         named = [f"{name}={value}" for name, value in self.tunables.items()]
         return ", ".join([f"seed {self.seed}", f"mode {self.mode}", *named])
@@ -329,7 +329,7 @@ def row_lines(row: Row, x: np.record, y: np.record | None) -> list[str]:
         faults = f"{int(z.minflt)}+{int(z.use_minflt)} faults"
         return f"{result}, break {int(z.brk):#x}, {faults}"
 
-    head = row.words()
+    head = row.describe()
     if y is None:
         return [f"{head}  = {result_of(x)}"]
     return [head, f"      libc  {result_of(y)}", f"      twin  {result_of(x)}"]

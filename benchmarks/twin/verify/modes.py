@@ -55,7 +55,7 @@ class Mode:
     threads: int = 1  # maximum number at a time
     tunables: tuple[dict[str, int], ...] = ({},)  # used by its programs in turn
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the ranges on one line."""
         ranges = (("sizes", self.sizes, " bytes"), ("phases", self.phases, " operations"))
         parts = [f"{what} {low:,} to {high:,}{unit}" for what, (low, high), unit in ranges]

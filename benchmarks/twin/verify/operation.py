@@ -67,7 +67,7 @@ class Row(NamedTuple):
     length: int = 0
     thread: int = 0
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Format the operation as C code; the block of slot 3 is ``b3``."""
         call = _CALLS[self.kind].format_map(self._parts())
         if self.use != LEAVE:

@@ -17,7 +17,7 @@ from benchmarks.twin.verify.compare import (
 )
 from benchmarks.twin.verify.modes import MODES, TABLE, Generator
 from benchmarks.twin.verify.operation import NAMES, Row, to_ops, to_rows
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.subject import Outcome, Program
 from kernel.differential.tally import Tally
 
@@ -37,10 +37,10 @@ class HeapSides:
     """
 
     def __init__(
-        self, twins: Twins, place: Place, *, touch: str = "all", threads: bool = False
+        self, twins: Twins, progress: TaskProgress, *, touch: str = "all", threads: bool = False
     ) -> None:
         self.twins = twins
-        self._place = place
+        self._progress = progress
         self._touch = touch
         self._threads = threads
 
@@ -59,7 +59,7 @@ class HeapSides:
         setting = program.setting
         if setting.mode == directed.MODE:
             return to_rows(directed.PROGRAMS[setting.seed].ops)
-        return Generator(MODES[setting.mode], setting.seed).program(program.most)
+        return Generator(MODES[setting.mode], setting.seed).program(program.max_operations)
 
     def operations(self, program: Program, count: int) -> list[Row]:
         """Return the first ``count`` operations of a program."""
@@ -90,7 +90,7 @@ class HeapSides:
     def _outcome(self, tally: Tally, rows: np.ndarray, found: Played) -> Outcome:
         if not found.what:
             return Outcome(tally)
-        self._place.retire = self._place.retire or found.what == LOCKED
+        self._progress.replace_worker = self._progress.replace_worker or found.what == LOCKED
         length = len(rows) if found.row < 0 else found.row + 1
         return Outcome(
             tally,
@@ -109,12 +109,12 @@ class HeapSides:
         ops: list[Row],
         like: Outcome | None = None,
         *,
-        told: bool = False,
+        verbose: bool = False,
     ) -> Outcome:
         """Run given operations; compare the final states only if ``like`` differs in them."""
-        at_end = like is None or like.at < 0
+        at_end = like is None or like.index < 0
         rows = to_rows(ops)
-        if told:
+        if verbose:
             return self._described(setting, rows, ops, at_end=at_end)
         found = self._compared(setting, rows, patience=_PATIENCE, at_end=at_end)
         return self._outcome(Tally(), rows, found)
@@ -132,7 +132,7 @@ class HeapSides:
                 lines += [f"  {line}" for line in row_lines(ops[i], found.expected[i], None)]
             ended = found.what.startswith(("libc:", "the twin"))
             if row >= 0 and ended:
-                lines.append(f"  {ops[row].words()}  = {found.what}")
+                lines.append(f"  {ops[row].describe()}  = {found.what}")
             elif row >= 0:
                 x, y = found.expected[row], found.actual[row]
                 lines += [f"! {line}" for line in row_lines(ops[row], x, y)]
@@ -154,7 +154,7 @@ class HeapSides:
         kept: list[np.ndarray] = []
         with self._pair(setting) as pair:
             for piece in pieces:
-                self._place.at(piece.before)
+                self._progress.start_operation(piece.before)
                 found = pair.run(piece.rows, blocks, at_end=piece.last)
                 _count(tally, setting.mode, piece.rows, found)
                 if found.what:
@@ -181,7 +181,7 @@ class HeapSides:
         rows = np.concatenate([*(kept or []), piece.rows[: row + 1]])
         outcome = self._outcome(tally, rows, found)
         outcome.ops, outcome.what = to_ops(rows), f"{found.what} at event {event}"
-        outcome.at = len(rows) - 1 if found.row >= 0 else -1
+        outcome.index = len(rows) - 1 if found.row >= 0 else -1
         outcome.length = len(rows) if kept is not None else event + 1
         ops = outcome.ops[-_SHOWN_OF_TRACE - 1 :]
         first = row + 1 - len(ops)
@@ -191,7 +191,7 @@ class HeapSides:
             lines += row_lines(op, found.expected[i], found.actual[i] if differs else None)
         context = ["  in the trace:", *(f"  {line}" for line in lines + found.lines)]
         if kept is None:
-            outcome.whole, outcome.ops, outcome.lines = True, ops, context[1:]
+            outcome.final, outcome.ops, outcome.lines = True, ops, context[1:]
         else:
             outcome.context = [*context, "  shortened:"]
         return outcome

@@ -12,7 +12,7 @@ from benchmarks.twin.verify.compare import HeapSetting, Twins, plugin_for
 from benchmarks.twin.verify.modes import MODES, Generator
 from benchmarks.twin.verify.operation import USE, Row
 from benchmarks.twin.verify.sides import HeapSides
-from kernel.differential.pool import Mistake, Place
+from kernel.differential.pool import Mistake, TaskProgress
 from kernel.differential.reach import Rule
 from kernel.differential.subject import Program, Subject
 from kernel.differential.tally import Tally
@@ -72,7 +72,7 @@ class Glibc(Subject):
     tables: ClassVar = {"modes": "operations by mode", "kinds": "operations by kind"}
 
     def __post_init__(self) -> None:
-        self.whose = self.arguments = self.allocator
+        self.tested_name = self.arguments = self.allocator
         self.traces = tuple(trace.paths(self.traces))
         self.total = 0 if self.traces else self.operations * len(self.modes)
         try:
@@ -93,7 +93,7 @@ class Glibc(Subject):
         """Return the reason why this host cannot run the C library's side, or ''."""
         return libc.unavailable()
 
-    def wrong(self) -> str:
+    def wrong_reference(self) -> str:
         """Return a message if the C library is not the version that the twin models, or ''."""
         return libc.wrong_library()
 
@@ -102,7 +102,7 @@ class Glibc(Subject):
         return {
             "allocator": self.allocator,
             "tunables": dict(self.tunables),
-            "ranges": {mode: MODES[mode].words() for mode in self.modes},
+            "ranges": {mode: MODES[mode].describe() for mode in self.modes},
         }
 
     def heading(self) -> list[str]:
@@ -112,7 +112,7 @@ class Glibc(Subject):
         lines = [f"{self.allocator} against the C library, tunables: {', '.join(names) or 'none'}"]
         if not self.traces:
             lines += [f"seed {self.seed}, {self.operations:,} operations of each mode"]
-            lines += [f"  {MODES[mode].words()}" for mode in self.modes]
+            lines += [f"  {MODES[mode].describe()}" for mode in self.modes]
         return lines
 
     def prepare(self) -> None:
@@ -161,7 +161,7 @@ class Glibc(Subject):
                 left -= most
                 number += 1
 
-    def hunting(self, programs: int) -> Iterator[Program]:
+    def mutation_programs(self, programs: int) -> Iterator[Program]:
         """Yield programs for mutations: the most effective first, those with tunables last."""
         by_hand = list(map(self.by_hand, directed.PROGRAMS))
         yield from (program for program in by_hand if not program.setting.tunables)
@@ -176,11 +176,13 @@ class Glibc(Subject):
         return setting.seed if setting.mode == trace.MODE else setting.mode
 
     @contextmanager
-    def sides(self, place: Place | None = None) -> Iterator[HeapSides]:
+    def sides(self, progress: TaskProgress | None = None) -> Iterator[HeapSides]:
         """Create both sides, which start a new real process for each program."""
-        yield HeapSides(self.twins, place or Place(), touch=self.touch, threads=self.threads)
+        yield HeapSides(
+            self.twins, progress or TaskProgress(), touch=self.touch, threads=self.threads
+        )
 
-    def broken(self, bindings: Mapping[str, Any]) -> "Glibc":
+    def mutated(self, bindings: Mapping[str, Any]) -> "Glibc":
         """Return a subject whose twin has functions and constants replaced."""
         return replace(self, bindings=bindings, count_branches=False)
 

@@ -55,7 +55,7 @@ THREADS = np.dtype(
 
 
 @jit
-def first_thread(k, a):
+def note_second_thread(k, a):
     """Note that the process has a second thread; bound to the twin's function if it has one."""
 
 
@@ -84,7 +84,7 @@ def _new_stack(k, a, threads, number):
 @jit(cold=True)
 def start_thread(k, a, threads, number):
     """Do pthread_create on the current thread.  Returns 0 or an error number."""
-    first_thread(k, a)
+    note_second_thread(k, a)
     if threads.cached:
         threads.cached -= 1
         threads.stack[number] = threads.cached_stack[threads.cached]

@@ -10,7 +10,7 @@ from allocators.base.operation import ALLOCATING
 from allocators.base.registry import Plugin
 from benchmarks.replay.loop import initialise
 from benchmarks.twin.verify import operation as ops
-from benchmarks.twin.verify.threads import end_thread, first_thread, start_thread
+from benchmarks.twin.verify.threads import end_thread, note_second_thread, start_thread
 from kernel import uapi
 from kernel.access import touch
 from kernel.brk import sbrk
@@ -174,7 +174,7 @@ class Twin:
     ) -> None:
         self.plugin = plugin
         everything = plugin.bindings() | config.switches()
-        for default in (morecore, first_thread):
+        for default in (morecore, note_second_thread):
             name = default.__name__
             everything[name] = getattr(plugin.module, name, default)
         everything |= dict(bindings or {})

@@ -21,15 +21,15 @@ from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import SizesSetting
 from kernel.engine.jit import is_jit
 
-#: What the program does with its memory where a workload's settings do not say.
+#: Default of the setting ``touch``: how the program accesses its memory.
 DEFAULT_TOUCH = "all"
-#: Fields of a program's record that tell the replay loop the next event.
+#: Fields of a program's record that hold the next event.
 PROGRAM_FIELDS = ("op", "slot", "request", "align", "offset")
 MAX_SEED = (1 << 62) - 1
 
 
 class WorkloadError(ValueError):
-    """A workload that cannot be found, made or read; the message names the setting or place."""
+    """Error for a workload that cannot be found, made or read; it names the setting or place."""
 
 
 _PLUGINS = Plugins(
@@ -39,9 +39,9 @@ _PLUGINS = Plugins(
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled generator: ``state()`` makes a fresh record for its ``next_event(g, last)``.
+    """Compiled generator: ``state()`` makes a new record for its ``next_event(g, last)``.
 
-    ``length``: at most this many events; the generator ends itself by returning False.
+    ``length``: largest number of events; the generator may end earlier by returning False.
     """
 
     next_event: Callable
@@ -53,9 +53,9 @@ class Program:
 class Workload:
     """Input of a replay: stored ``events``, a ``program``, or a ``stream`` of events.
 
-    ``slots``: size of the table of objects.  ``operations``: events of the allocator (of a
-    program: at most).  ``fingerprint``: sha256 over all columns (of a program: over its source,
-    settings and seed).  ``provenance``: plain values for JSON.
+    ``slots``: size of the table of objects.  ``operations``: number of allocator events (for a
+    program: the largest).  ``fingerprint``: sha256 over all columns (for a program: over its
+    source, settings and seed).  ``provenance``: plain values for JSON.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Workload:
 
 
 class PathSetting:
-    """The declaration of a setting that names a file."""
+    """Declaration of a setting that names a file."""
 
     default = ""
 
     def parse(self, name: str, value: object) -> str:
-        """Return the path, of a shipped trace its own.  Raises ValueError when there is none."""
+        """Return the path; for the name of a shipped trace, its path.  Raises ValueError."""
         if not isinstance(value, str) or not value:
             raise ValueError(
                 f"{name}={'' if value is None else value}: expected the path of a file"
@@ -86,8 +86,8 @@ class PathSetting:
             return str(shipped.path_of(value.removeprefix(shipped.PREFIX)))
         return value
 
-    def spell(self, value: str) -> str:
-        """The path as given."""
+    def format(self, value: str) -> str:
+        """Return the path as a user writes it."""
         name = shipped.name_of(Path(value))
         return f"{shipped.PREFIX}{name}" if name else value
 
@@ -98,13 +98,13 @@ def path() -> PathSetting:
 
 
 def names() -> list[str]:
-    """Return the workloads of the project."""
+    """Return the names of the project's own workloads."""
     return _PLUGINS.names()
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A workload's module with checked settings."""
+    """Workload's module with checked settings."""
 
     name: str
     module: ModuleType
@@ -113,15 +113,16 @@ class _Choice:
     seed: int
 
     @property
-    def spelled(self) -> dict[str, Any]:
+    def formatted(self) -> dict[str, Any]:
         declared = _declared(self.module)
-        return {name: declared[name].spell(value) for name, value in self.settings.items()}
+        return {name: declared[name].format(value) for name, value in self.settings.items()}
 
     @property
     def label(self) -> str:
-        """The name and the settings that differ from their defaults; of a path, the file's name.
+        """Name in results: the workload's, with the settings that differ from their defaults.
 
-        A shipped trace is a workload of its own: its name stands for the workload's.
+        A path is shown as the name of its file.  A shipped trace is named after the trace, not
+        after the workload that reads it.
         """
         title, changed = self.name, []
         for name, setting in _declared(self.module).items():
@@ -135,24 +136,24 @@ class _Choice:
                 else:
                     changed.append(name or Path(value).name)
             elif value != setting:
-                changed.append(f"{name}={setting.spell(value)}")
+                changed.append(f"{name}={setting.format(value)}")
         if self.touch != DEFAULT_TOUCH:
             changed.append(f"touch={self.touch}")
         return f"{title}({', '.join(changed)})" if changed else title
 
 
 def validate(settings: Mapping[str, Any]) -> None:
-    """Check the settings of a workload without making it; no compiler is imported.
+    """Check the settings of a workload without making it or importing a compiler.
 
-    Raises WorkloadError as :func:`load` would, short of what only reading a whole trace can show.
+    Raises WorkloadError as :func:`load` does, except for errors inside a trace.
     """
     _choose(settings)
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """The name of a workload with the settings that differ from their defaults.
+    """Return the name of a workload, with the settings that differ from their defaults.
 
-    Raises WorkloadError, as :func:`validate` does.
+    Raises WorkloadError as :func:`validate` does.
     """
     return _choose(settings).label
 
@@ -162,14 +163,14 @@ def load(
 ) -> Workload:
     """Make or read the workload ``settings["name"]``: a file's stem in this folder or a .py path.
 
-    ``settings`` may hold ``seed``, ``touch`` and the workload's own; what is missing has its
-    default.  ``progress`` is told the fraction done while a trace is read.  Raises WorkloadError.
+    ``settings`` may hold ``seed``, ``touch`` and the workload's own settings; a missing setting has
+    its default.  ``progress`` is called while a trace is read.  Raises WorkloadError.
     """
     choice = _choose(settings)
     s, module = SimpleNamespace(**choice.settings, seed=choice.seed), choice.module
     provenance: dict[str, Any] = {
         "workload": choice.name,
-        "settings": choice.spelled,
+        "settings": choice.formatted,
         "seed": choice.seed,
         "source_sha256": hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest(),
     }
@@ -206,7 +207,7 @@ def load(
 
 
 def _program(choice: _Choice, s: SimpleNamespace) -> Program:
-    """Return the compiled generator, whose record the replay loop can read."""
+    """Return the compiled generator.  Raises WorkloadError if its record misses a field."""
     module = choice.module
     program = Program(
         module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
@@ -224,7 +225,7 @@ def _program(choice: _Choice, s: SimpleNamespace) -> Program:
 def _events(
     choice: _Choice, s: SimpleNamespace, progress: Callable[[float, str], None] | None
 ) -> tuple[Events | Stream, dict[str, Any]]:
-    """Generate or read what is replayed; also returns what is known of where it came from."""
+    """Generate or read the events; return them and their provenance."""
     if not hasattr(choice.module, "read"):
         return choice.module.generate(s, Random(choice.seed)), {}
     try:
@@ -234,7 +235,7 @@ def _events(
 
 
 def fingerprint(events: Events) -> str:
-    """sha256 over names, types and contents of all columns that say anything, 64 hex digits."""
+    """Return the sha256 (64 hex digits) over names, types and contents of all non-empty columns."""
     whole = Fingerprint()
     whole.add(events)
     return whole.hexdigest()
@@ -272,7 +273,7 @@ def _choose(settings: Mapping[str, Any]) -> _Choice:
     try:
         for key, setting in declared.items():
             default = int(setting) if isinstance(setting, Setting) else setting.default
-            # A path has no default worth keeping: parsing complains of a missing one.
+            # A path has no default: parse() refuses a missing one.
             missing = key not in given and not isinstance(setting, PathSetting)
             checked[key] = default if missing else setting.parse(key, given.get(key))
         if hasattr(module, "check_settings"):
@@ -283,7 +284,7 @@ def _choose(settings: Mapping[str, Any]) -> _Choice:
 
 
 def _import(name: str) -> ModuleType:
-    """Import the workload ``name`` and see that it is one.  Raises WorkloadError."""
+    """Import the workload ``name`` and check its functions.  Raises WorkloadError."""
     module = _PLUGINS.load(name)
     file = module.__file__
     if hasattr(module, "next_event"):
@@ -293,5 +294,7 @@ def _import(name: str) -> ModuleType:
         if not is_jit(module.next_event):
             raise WorkloadError(f"workload {name}: next_event in {file} is not marked @jit")
     elif not hasattr(module, "generate") and not hasattr(module, "read"):
-        raise WorkloadError(f"workload {name}: {file} defines neither generate nor next_event")
+        raise WorkloadError(
+            f"workload {name}: {file} defines neither generate nor next_event nor read"
+        )
     return module

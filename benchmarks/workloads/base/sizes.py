@@ -156,7 +156,7 @@ class SizesSetting:
             raise ValueError(f"{name}.weights has {entries}; give one for each, or none at all")
         return Sizes(kind, tuple(checked.values()))
 
-    def spell(self, sizes: Sizes) -> dict[str, Any]:
+    def format(self, sizes: Sizes) -> dict[str, Any]:
         """Return the settings that ``sizes`` uses, in the form of the configuration."""
         spelled = {"kind": sizes.kind}
         for key, value in zip(KINDS[sizes.kind], sizes.settings, strict=True):
@@ -169,7 +169,7 @@ class SizesSetting:
         """Return ``name.key=value`` for each setting used that differs from the default."""
         return [
             f"{name}.{key}={value}"
-            for key, value in self.spell(sizes).items()
+            for key, value in self.format(sizes).items()
             if not _same(value, self.mapping[key])
         ]
 

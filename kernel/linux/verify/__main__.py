@@ -6,7 +6,7 @@ the reference, 130 interrupted.  The last line is ``N operations, M mismatches``
 
 import sys
 
-from kernel.differential.command import EXIT_SKIP, OneLineParser, add_arguments, complain, verify
+from kernel.differential.command import EXIT_SKIP, OneLineParser, add_arguments, report_exit, verify
 
 
 def _parser() -> OneLineParser:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from kernel.linux.host import unavailable
 
     if reason := unavailable():
-        return complain("kernel.linux.verify", reason, EXIT_SKIP, as_json=options.json)
+        return report_exit("kernel.linux.verify", reason, EXIT_SKIP, as_json=options.json)
     from kernel.linux.scope import huge_pages
     from kernel.linux.verify.subject import Linux
 

@@ -49,7 +49,7 @@ class ProcessSetting:
     unlimited: bool = False  # no stack limit: mappings start lower
     randomize: bool = False
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return the setting as text."""
         return f"seed {self.seed}, {self.kind().removesuffix(', plain')}"
 
@@ -234,7 +234,7 @@ class Pair:
         for op, real in zip(ops[:-1], theirs, strict=True):
             ours = self.model.do_unseen(op)
             if real != ours:
-                return self.model.do(op), [Difference(op.words(), str(real), str(ours))]
+                return self.model.do(op), [Difference(op.describe(), str(real), str(ours))]
         return self.step(ops[-1])
 
     def both(self) -> tuple[State, State]:

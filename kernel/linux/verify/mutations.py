@@ -27,7 +27,7 @@ kernel.merge.anon_vmas_compatible: areas merge regardless of their anon_vmas
 = True
 kernel.pgtable.free_tables: page tables are not freed with their areas
 = None
-kernel.fault.zap_whole_slots: MADV_DONTNEED of whole slots keeps their page tables
+kernel.fault.free_whole_pte_pages: MADV_DONTNEED of whole slots keeps their page tables
 = None
 kernel.mremap._can_align_down: mremap never moves the whole page table of a first slot
 = False
@@ -63,7 +63,7 @@ kernel.huge.split_huge_pmd: splitting an area does not split its huge mapping
 = None
 kernel.fault.lock_frames: frames are never locked in memory
 = None
-kernel.huge.keep_pages: a write does not keep lazily freed pages
+kernel.huge.cancel_lazy_free: a write does not keep lazily freed pages
 = None
 """
 )

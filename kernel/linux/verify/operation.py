@@ -24,7 +24,7 @@ class Op(NamedTuple):
         """Return all six arguments, padded with zeros."""
         return self.args + (0,) * (6 - len(self.args))
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return the operation as strace would print it."""
         if self.kind == OP_LOAD:
             return f"load({self.args[0]:#x})"

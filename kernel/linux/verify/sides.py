@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.subject import Outcome, Program
 from kernel.differential.tally import Tally
 from kernel.linux.host.observe import pages_out, thp_counters
@@ -31,13 +31,13 @@ class ProcessSides:
     def __init__(
         self,
         opened: list[File],
-        place: Place,
+        progress: TaskProgress,
         *,
         count_branches: bool = False,
         bindings: Mapping[str, Any] | None = None,
     ) -> None:
         self._opened = opened
-        self._place = place
+        self._progress = progress
         self._count_branches = count_branches
         self._broken = bool(bindings)
         self._models = Models(
@@ -59,14 +59,14 @@ class ProcessSides:
 
     def _random(self, program: Program) -> Outcome:
         setting = program.setting
-        tally = Tally(programs=1, asked=program.most)
+        tally = Tally(programs=1, asked=program.max_operations)
         tally.tables["settings"][setting.kind()] += 1
         outcome = Outcome(tally)
         with self._pair(setting) as pair:
             generator = Generator(setting.seed, pair.ground)
-            for n in range(program.most):
+            for n in range(program.max_operations):
                 op = generator.next(pair.model.view())
-                self._place.at(n)
+                self._progress.start_operation(n)
                 outcome.ops.append(op)
                 result, found = pair.step(op)
                 if result.sig == SIGSYS:
@@ -87,15 +87,15 @@ class ProcessSides:
         """
         tally = Tally(programs=1)
         tally.tables["settings"]["written by hand"] += 1
-        outcome = Outcome(tally, whole=True)
+        outcome = Outcome(tally, final=True)
         with self._pair(setting) as pair:
             for step in directed.PROGRAMS[setting.seed.removeprefix(DIRECTED)](pair.ground):
                 ops = step.ops if isinstance(step, directed.Crowd) else [step]
-                self._place.at(outcome.length)
+                self._progress.start_operation(outcome.length)
                 outcome.length += len(ops)
                 result, found = pair.crowd(ops) if len(ops) > 1 else pair.step(ops[0])
                 _count(tally, ops[-1], result)  # only the last one of a crowd is fully compared
-                outcome.lines.append(f"{ops[-1].words()} = {result_words(*result[:4])}")
+                outcome.lines.append(f"{ops[-1].describe()} = {result_words(*result[:4])}")
                 if found:
                     _differ(outcome, found)
                     outcome.lines += side_by_side(*pair.both())[:_MAX_LINES]
@@ -110,7 +110,7 @@ class ProcessSides:
         ops: list[Op],
         like: Outcome | None = None,
         *,
-        told: bool = False,
+        verbose: bool = False,
     ) -> Outcome:
         """Run given operations, except those that are not permitted in the state they meet."""
         if self._broken:
@@ -122,15 +122,15 @@ class ProcessSides:
             for op in ops:
                 if not permitted(op, pair.model.view(), pair.ground):
                     continue
-                self._place.at(len(outcome.ops))
+                self._progress.start_operation(len(outcome.ops))
                 outcome.ops.append(op)
                 result, found = pair.step(op)
                 theirs = {d.what: d.real for d in found}.get("result")
                 shown = theirs or result_words(*result[:4])
-                outcome.lines.append(f"{op.words()} = {shown}")
+                outcome.lines.append(f"{op.describe()} = {shown}")
                 if found:
                     _differ(outcome, found)
-                    outcome.lines += side_by_side(*pair.both()) if told else []
+                    outcome.lines += side_by_side(*pair.both()) if verbose else []
                     break
         return outcome
 
@@ -179,6 +179,6 @@ def _count(tally: Tally, op: Op, result: Result) -> None:
 def _differ(outcome: Outcome, found: list[Difference]) -> None:
     """Record that the last operation shows the differences ``found``."""
     outcome.length = outcome.length or len(outcome.ops)
-    outcome.at = outcome.length - 1
+    outcome.index = outcome.length - 1
     outcome.what = ", ".join(d.what for d in found)
     outcome.lines += [f"    {d.what}: Linux {d.real}, model {d.model}" for d in found]

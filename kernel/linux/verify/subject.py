@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from kernel.config import KernelConfig
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.reach import Rule
 from kernel.differential.subject import Program, Subject
 from kernel.differential.tally import Tally
@@ -44,9 +44,9 @@ class Linux(Subject):
     variants = staticmethod(operation.variants)
     encode = staticmethod(operation.encode)
     decode = staticmethod(operation.decode)
-    whose = "the model"
+    tested_name = "the model"
     #: Timeout of one operation of the model, seconds.
-    patience = 20.0
+    operation_timeout = 20.0
     tables: ClassVar = {
         "kinds": "operations by kind",
         "errnos": "by errno",
@@ -106,19 +106,22 @@ class Linux(Subject):
             yield self.program(number)
         yield from map(self.handwritten, directed.PROGRAMS)
 
-    def hunting(self, programs: int) -> Iterator[Program]:
+    def mutation_programs(self, programs: int) -> Iterator[Program]:
         """Yield ``programs`` random programs, then the handwritten ones."""
         return replace(self, operations=programs * PROGRAM_LENGTH).programs()
 
     @contextmanager
-    def sides(self, place: Place | None = None) -> Iterator[ProcessSides]:
+    def sides(self, progress: TaskProgress | None = None) -> Iterator[ProcessSides]:
         """Open both sides, with files to map."""
         with files() as opened:
             yield ProcessSides(
-                opened, place or Place(), count_branches=self.count_branches, bindings=self.bindings
+                opened,
+                progress or TaskProgress(),
+                count_branches=self.count_branches,
+                bindings=self.bindings,
             )
 
-    def broken(self, bindings: Mapping[str, Any]) -> "Linux":
+    def mutated(self, bindings: Mapping[str, Any]) -> "Linux":
         """Return a copy whose model has functions and constants replaced."""
         return replace(self, bindings=bindings, count_branches=False)
 

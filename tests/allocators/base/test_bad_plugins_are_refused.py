@@ -86,7 +86,7 @@ def test_a_setting_may_not_bear_the_name_of_a_switch(files):
     text = text.replace(
         "import numpy", "from allocators.base.settings import number\nimport numpy", 1
     )
-    assert "PAGE_SHIFT is a compile-time switch's name" in refused(files.write("switch", text))
+    assert "PAGE_SHIFT is a compile-time switch;" in refused(files.write("switch", text))
 
 
 def test_a_state_field_may_not_bear_the_name_of_a_record(files):
@@ -145,10 +145,10 @@ def test_a_plugin_without_settings_says_so(files):
 def test_settings_are_parsed_spelled_and_labelled():
     plugin = load("buddy", {"growth": "mmap", "keep": 1, "max_order": 21})
     assert plugin.values["growth"] == 1
-    assert plugin.spelled() == {"min_order": 5, "max_order": 21, "growth": "mmap", "keep": 1}
+    assert plugin.formatted() == {"min_order": 5, "max_order": 21, "growth": "mmap", "keep": 1}
     assert plugin.label == "buddy(max_order=21, growth=mmap)"
     assert load("buddy").label == "buddy"
-    assert load("buddy", plugin.spelled()).values == plugin.values
+    assert load("buddy", plugin.formatted()).values == plugin.values
 
 
 def test_kinds_of_settings():
@@ -158,7 +158,7 @@ def test_kinds_of_settings():
     assert settings.choice("false", "true").parse("trim", True) == 1  # YAML's true
     bytes_ = settings.size(4096, low=4096)
     assert bytes_.parse("growth", 8192) == 8192
-    assert settings.number(3).spell(7) == 7
+    assert settings.number(3).format(7) == 7
 
 
 # --- Loaded plugins -------------------------------------------------------------------------------

@@ -432,7 +432,7 @@ def assert_caught(bug, failures):
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_caught(bug, files):
+def test_a_planted_bug_is_caught(bug, files):
     patience = 1.0 if bug.check == "lockup" else 20.0
     assert_caught(bug, find(files.mutant(bug.name, bug.base, *bug.changes), bug, patience))
 
@@ -443,7 +443,7 @@ def test_caught(bug, files):
     [bug for bug in BUGS if bug.name in ("overlap", "loops_for_ever", "misaligned_metadata")],
     ids=lambda bug: bug.name,
 )
-def test_caught_compiled(bug, files):
+def test_a_planted_bug_is_caught_in_compiled_code(bug, files):
     assert_caught(bug, find(files.mutant(bug.name, bug.base, *bug.changes), bug, patience=2.0))
 
 

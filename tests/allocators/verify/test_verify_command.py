@@ -30,7 +30,7 @@ def test_a_good_plugin_with_two_page_sizes(capsys):
     assert out.endswith("2 settings verified, no failures\n")
 
 
-def test_a_bad_plugin_is_one_line_a_failure(files, capsys):
+def test_a_bad_plugin_prints_one_line_per_failure(files, capsys):
     files.mutant("gap", "tiny", ("p = a.top + 16", "p = a.top + (16 if size < 400 else 24)"))
     path = str(files.folder / "gap.py")
     assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
@@ -41,7 +41,7 @@ def test_a_bad_plugin_is_one_line_a_failure(files, capsys):
     assert out[-1] == "2 settings verified, 2 failures"
 
 
-def test_a_plugin_that_kills_its_process(files, capsys):
+def test_a_plugin_that_kills_its_process_is_reported(files, capsys):
     files.mutant(
         "deadly",
         "tiny",
@@ -55,7 +55,7 @@ def test_a_plugin_that_kills_its_process(files, capsys):
     assert out.count("reuse: crash: operation 0 (unknown): the process died (SIGKILL)") == 2
 
 
-def test_a_loop_costs_its_process_only(files):
+def test_a_loop_ends_only_its_own_process(files):
     loop = ('    """Forget the block."""\n', "    while True:\n        load(k, p - 8)\n")
     files.mutant("loop", "tiny", loop)
     path = str(files.folder / "loop.py")
@@ -111,19 +111,19 @@ def test_serve_answers_until_the_connection_closes():
         (["buddy", "--settings", "kep=1"], "unknown setting 'kep'"),
     ],
 )
-def test_unusable_plugins_and_settings_are_exit_code_2(arguments, message, capsys):
+def test_unusable_plugins_and_settings_exit_with_code_2(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--operations", "0"], ["--jobs", "x"], ["--only", "lief"]])
-def test_wrong_options_are_exit_code_2(arguments):
+def test_wrong_options_exit_with_code_2(arguments):
     with pytest.raises(SystemExit) as stop:
         main(["bump", *arguments])
     assert stop.value.code == 2
 
 
-def test_configurations_of_another_folder(files, capsys):
+def test_config_dir_is_searched_for_configurations(files, capsys):
     folder = files.folder / "allocator"
     folder.mkdir()
     files.mutant("mine", "buddy")
@@ -138,7 +138,7 @@ def test_configurations_of_another_folder(files, capsys):
     assert "bare.yaml: not an allocator configuration" in capsys.readouterr().err
 
 
-def test_help_says_how_much_is_done():
+def test_help_prints_the_defaults():
     done = subprocess.run(
         [sys.executable, "-m", "allocators.verify", "--help"],
         capture_output=True,

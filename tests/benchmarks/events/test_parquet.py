@@ -37,7 +37,7 @@ def size_of(path, events):
 @pytest.mark.parametrize(
     "name", ["android/surfaceflinger.zip", "wee_alloc/dogfood.trace", "wee_alloc/gcc-hello.trace"]
 )
-def test_real_traces_are_small(traces, tmp_path, name):
+def test_recorded_traces_take_few_bytes_per_event(traces, tmp_path, name):
     out = tmp_path / "t.parquet"
     formats.convert(traces / name, out, strict=True)
     events, _ = formats.load(out)
@@ -46,7 +46,7 @@ def test_real_traces_are_small(traces, tmp_path, name):
         assert reader.facts.fingerprint == fingerprint(events)
 
 
-def test_threads_and_times_fit_too(tmp_path):
+def test_threads_and_times_are_stored_compactly(tmp_path):
     # Harder to compress than a recorded program: sizes, objects, threads and times are random.
     n = 300_000
     rng = np.random.default_rng(3)
@@ -60,7 +60,7 @@ def test_threads_and_times_fit_too(tmp_path):
     assert all((a == b).all() for a, b in zip(formats.load(out)[0], events, strict=True))
 
 
-def test_other_programs_read_it(tmp_path):
+def test_polars_and_duckdb_read_a_trace(tmp_path):
     polars = pytest.importorskip("polars")
     duckdb = pytest.importorskip("duckdb")
     events = workloads.load({"name": "churn", "operations": 5000, "live": 50}).events
@@ -89,7 +89,7 @@ def test_facts(android, tmp_path, monkeypatch):
     assert (facts.peak_live, facts.peak_live_objects) == (422, 4)  # as "info" prints
     assert facts.fingerprint == fingerprint(events)
     with parquet.Reader(out) as reader:
-        assert parquet.survey(reader) == facts
+        assert parquet.compute_facts(reader) == facts
     stored = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
     assert stored["facts"] == vars(facts)
     # The facts do not depend on how the events are cut into pieces.
@@ -104,7 +104,7 @@ def test_facts(android, tmp_path, monkeypatch):
     "facts",
     [None, 5, {}, {"events": 1}, "slots", "events", "fingerprint", "more"],
 )
-def test_facts_that_are_none(android, tmp_path, facts):
+def test_malformed_facts_are_ignored(android, tmp_path, facts):
     out = tmp_path / "t.parquet"
     formats.convert(android, out, strict=True)
     content = json.loads(pq.read_metadata(out).metadata[b"malloc-bench"])
@@ -146,7 +146,7 @@ def test_the_fingerprint_tells_columns_apart():
 
 
 @pytest.mark.parametrize(("offset", "size", "fits"), [(3, 5, True), (3, 6, False), (-1, 1, False)])
-def test_touches_stay_inside(offset, size, fits):
+def test_touches_stay_inside_their_blocks(offset, size, fits):
     wrong = Audit().add(make_events([MALLOC, TOUCH_WRITE], [0, 0], [8, size], offset=[0, offset]))
     assert (wrong is None) == fits
     if not fits:

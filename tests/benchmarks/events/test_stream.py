@@ -101,7 +101,7 @@ def test_streamed_and_whole_are_the_same_to_the_last_digit(trace):
     assert b.waited > 0
 
 
-def test_a_process_that_is_killed(trace):
+def test_a_killed_process_ends_the_stream(trace):
     small = {"memory": 388 << 10, "overcommit": 1}
     a, b = (simulation(load(trace, how), **small) for how in ("never", "always"))
     for s in (a, b):
@@ -112,7 +112,7 @@ def test_a_process_that_is_killed(trace):
     assert outcome(a) == outcome(b)
 
 
-def test_auto_streams_what_is_long(trace, monkeypatch):
+def test_auto_streams_long_traces_only(trace, monkeypatch):
     from benchmarks.workloads import trace as module
 
     assert load(trace, "auto").stream is None
@@ -131,7 +131,7 @@ def test_a_text_trace_streams_from_its_import(android, tmp_path):
     assert streamed.provenance["trace"] == whole.provenance["trace"]
 
 
-def test_a_temporary_import_is_gone_and_still_read(android, monkeypatch):
+def test_a_deleted_temporary_import_can_still_be_read(android, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.trace.formats._writable", lambda directory, otherwise: otherwise
     )
@@ -161,7 +161,7 @@ def bad_trace(path, at):
 
 
 @pytest.mark.parametrize("facts", ["none", "those of the sound trace"])
-def test_impossible_events_end_the_replay(trace, monkeypatch, facts):
+def test_impossible_events_stop_the_replay(trace, monkeypatch, facts):
     sound = parquet.Reader(trace).facts
     at = bad_trace(trace, 5000)
     assert parquet.Reader(trace).facts is None
@@ -196,7 +196,7 @@ def test_facts_of_another_trace(trace, monkeypatch):
         assert all(piece.slot.max() < wrong.slots for piece in pieces)
 
 
-def test_only_so_many_pieces_are_ahead():
+def test_at_most_AHEAD_pieces_are_decoded_early():
     made = []
 
     def pieces():
@@ -211,7 +211,7 @@ def test_only_so_many_pieces_are_ahead():
     assert next(used, None) is None
 
 
-def test_a_pass_that_is_left_stops_its_decoder():
+def test_closing_a_pass_stops_its_decoder():
     made = []
 
     def pieces():

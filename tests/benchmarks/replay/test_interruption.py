@@ -1,4 +1,4 @@
-"""Does an interrupted replay end, though compiled code cannot be interrupted?"""
+"""Test that an interrupted replay ends, although compiled code cannot be interrupted."""
 
 import threading
 import time

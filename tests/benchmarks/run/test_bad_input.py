@@ -142,7 +142,7 @@ CARVE = "    p = a.top + HEADER\n"
     ("old", "new", "message"),
     [
         (CARVE, LATE + "        raise ValueError\n" + CARVE, "malloc(): ValueError"),
-        (CARVE, CARVE + LATE + "        return a.start + 16\n", "overlaps that at"),
+        (CARVE, CARVE + LATE + "        return a.start + 16\n", "overlaps the one at"),
         (CARVE, CARVE + LATE + "        p += p // (p - p)\n", "malloc(): ZeroDivisionError"),
         (CARVE, CARVE + LATE + "        a.tab[-size - 1] = 7\n", "malloc(): IndexError"),
         (CARVE, CARVE + LATE + "        p += 1 << 40\n", "outside its writable mappings"),
@@ -189,7 +189,7 @@ def test_the_error_of_a_plugin_that_cannot_be_imported_names_the_line(bench, tmp
     assert f"{path}:{BUMP[: BUMP.index('def free')].count(chr(10)) + 1}" in done.stderr
 
 
-def test_a_plugin_that_lacks_a_function_of_the_contract(bench, tmp_path):
+def test_a_plugin_without_a_required_function_is_refused(bench, tmp_path):
     path = plugin(tmp_path, "def usable_size(", "def useful_size(")
     done = bench("allocator=bump", f"allocator.name={path}")
     assert done.returncode == 1
@@ -217,13 +217,13 @@ simulation.replay()
     assert "malloc() has not ended after 1 s" in done.stderr
 
 
-def test_two_files_for_one_name_are_refused(bench, tmp_path):
+def test_a_choice_that_two_folders_define_is_refused(bench, tmp_path):
     home = tmp_path / "conf" / "allocator"
     home.mkdir(parents=True)
     (home / "bump.yaml").write_text("name: bump\n")
     done = bench("--config-dir", str(tmp_path / "conf"), "allocator=bump")
     assert done.returncode == 1
-    assert "stands twice" in done.stderr
+    assert "is defined twice" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.txt"])

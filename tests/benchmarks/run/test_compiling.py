@@ -1,4 +1,4 @@
-"""Is the wait for the compiler told in every process of a run, and can it be interrupted?"""
+"""Tests that every process of a run reports the compiler, and that Ctrl-C ends compilation."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``debug=true``: a session in one process, from a broken heap to the line that did it."""
+"""Tests of ``debug=true``, which runs in one process and finds the line that broke the heap."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_event_that_broke_the_heap_is_found(debug, tmp_path):
     assert not list(tmp_path.glob("results/*"))
 
 
-def test_a_sound_allocator_ends_well(debug):
+def test_a_correct_allocator_exits_with_0(debug):
     done = debug(TAKE, TAKE)
     assert (done.returncode, done.stderr.count("no invariant was broken")) == (0, 1)
 
@@ -60,7 +60,7 @@ def test_a_sound_allocator_ends_well(debug):
         ("load(k, 64)", "SIGSEGV: read of 0x40"),
     ],
 )
-def test_a_mistake_has_its_line(debug, tmp_path, line, message):
+def test_a_mistake_is_reported_with_its_line(debug, tmp_path, line, message):
     done = debug(TAKE, f"    {line}\n{TAKE}")
     assert done.returncode == 1
     path = tmp_path / "mine.py"
@@ -86,12 +86,12 @@ def test_print_and_breakpoint_work(debug):
     [
         (("debug=perhaps",), "debug=perhaps: expected true or false"),
         (("debug=true", "allocator=native/glibc"), "is a real library"),
-        (("-m", "debug=true", "seed=1,2"), "no sweep"),
+        (("-m", "debug=true", "seed=1,2"), "not a sweep"),
         (("allocator.check_every=-1",), "allocator.check_every=-1"),
         (("allocator=native/glibc", "allocator.check_every=5"), "has no check"),
     ],
 )
-def test_what_cannot_be_debugged(bench, arguments, message):
+def test_settings_that_debug_does_not_allow_are_refused(bench, arguments, message):
     done = bench(*arguments, "workload.operations=25000")
     assert done.returncode == 1
     assert message in done.stderr

@@ -25,7 +25,7 @@ def values(name: str) -> dict[str, int]:
     allocating: set[int] = set()
     foreign = 0
     with parquet.Reader(path) as reader:
-        for events in parquet.verify(path, reader.groups()):
+        for events in parquet.audited(path, reader.groups()):
             followed = ledger.follow(events)
             change = np.maximum(followed.after, 0) - np.maximum(followed.before, 0)
             running = live + np.cumsum(change)

@@ -52,7 +52,7 @@ def subject(made, own_cache, monkeypatch) -> str:
 def read(path):
     """Return the events of a trace, which must be consistent, and its provenance."""
     with parquet.Reader(path) as reader:
-        assert list(parquet.verify(path, reader.groups()))
+        assert list(parquet.audited(path, reader.groups()))
         return reader.read(), reader.provenance
 
 

@@ -64,7 +64,7 @@ def test_heap_grows_to_robsons_bound(fit):
     assert toy.end >= (1 << 15) * 5 / 2
 
 
-def test_it_stops_when_memory_is_out():
+def test_checkerboard_stops_when_memory_is_exhausted():
     g = workloads.load(SETTINGS).program.state()
     step = workloads.load(SETTINGS).program.next_event
     assert step(g, 0)
@@ -72,7 +72,7 @@ def test_it_stops_when_memory_is_out():
     assert not step(g, 0)
 
 
-def test_each_state_is_fresh():
+def test_each_replay_starts_with_a_fresh_state():
     program = workloads.load(SETTINGS).program
     first = program.state()
     program.next_event(first, 0)

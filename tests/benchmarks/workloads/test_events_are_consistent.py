@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, MALLOC, REALLOC, THREAD_END
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 
 SMALL = {
     "alloc_test": {"operations": 5001, "threads": 3, "places": 2000, "turn": 7},
@@ -43,10 +43,10 @@ def live_objects(events):
 
 @pytest.mark.parametrize("name", GENERATED)
 @pytest.mark.parametrize("operations", [0, 1])
-def test_events_could_have_happened(name, operations):
+def test_events_are_consistent(name, operations):
     w = small(name, operations=SMALL[name]["operations"] + operations)
     assert w.operations == SMALL[name]["operations"] + operations
-    for _ in verify(name, iter([w.events])):
+    for _ in audited(name, iter([w.events])):
         pass
     assert w.slots == w.events.slot.max() + 1
     assert (w.events.size[w.events.op == MALLOC] > 0).all()
@@ -56,7 +56,7 @@ def test_events_could_have_happened(name, operations):
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_seed_decides(name):
+def test_equal_seeds_give_equal_events(name):
     one, again, other = small(name), small(name), small(name, seed=5)
     assert one.fingerprint == again.fingerprint
     assert (one.fingerprint == other.fingerprint) == (name in FIXED)
@@ -64,7 +64,7 @@ def test_seed_decides(name):
     assert small(name, touch="first").fingerprint == one.fingerprint
 
 
-def test_churn_holds_its_level():
+def test_churn_keeps_its_number_of_live_blocks():
     w = small("churn")
     live = live_objects(w.events)
     assert w.slots == 100
@@ -145,7 +145,7 @@ def test_vectors_grow_by_the_factor(factor):
     assert np.count_nonzero(w.events.op == FREE) > 0
 
 
-def test_operations_are_the_allocators():
+def test_operation_codes_are_those_of_allocators():
     w = small("larson")
     assert w.operations == np.count_nonzero(w.events.op < ALLOCATOR_OPS) == 5001
     assert len(w.events.op) > 5001
@@ -178,5 +178,5 @@ def test_operations_are_the_allocators():
 def test_smallest(settings):
     w = workloads.load(settings)
     assert w.operations == settings["operations"]
-    for _ in verify(settings["name"], iter([w.events])):
+    for _ in audited(settings["name"], iter([w.events])):
         pass

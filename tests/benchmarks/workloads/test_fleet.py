@@ -6,7 +6,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 from benchmarks.workloads import WorkloadError, fleet
 
 PROFILES = range(10)
@@ -14,7 +14,7 @@ LARGE, SMALL = 8192, 1024
 LIVE, LARGEST = 64 << 20, 128 << 10
 
 
-def truth(profile):
+def expected_shares(profile):
     """Return mean size, share of small allocations, share of live bytes in large objects."""
     size, rate, live = profile
     bytes_ = size * live
@@ -45,12 +45,12 @@ def scaled_profile(path):
 
 
 @pytest.mark.parametrize("number", PROFILES)
-def test_the_steady_state_is_the_profiles(traces, number):
+def test_the_steady_state_matches_the_profile(traces, number):
     path = traces / "fleetbench" / f"TCMALLOC_{number}.csv"
     events = workloads.load({"name": "fleet", "path": str(path)}).events
-    for _ in verify("fleet", iter([events])):
+    for _ in audited("fleet", iter([events])):
         pass
-    mean, small, large = truth(fleet.read_profile(path))
+    mean, small, large = expected_shares(fleet.read_profile(path))
     first = int(np.argmax(events.op == FREE))  # the live objects come first
     assert births(events, first).mean() == pytest.approx(mean, rel=0.02)
     assert (births(events, first) <= SMALL).mean() == pytest.approx(small, rel=0.02)
@@ -60,11 +60,11 @@ def test_the_steady_state_is_the_profiles(traces, number):
 
 
 @pytest.mark.parametrize("number", PROFILES)
-def test_the_start_up_is_what_the_profile_brings(traces, number):
+def test_the_start_up_matches_the_profile(traces, number):
     path = traces / "fleetbench" / f"TCMALLOC_{number}.csv"
     settings = {"name": "fleet", "path": str(path), "phase": "startup"}
     events = workloads.load(settings).events
-    mean, small, _ = truth(fleet.read_profile(path))
+    mean, small, _ = expected_shares(fleet.read_profile(path))
     assert births(events, 0).mean() == pytest.approx(mean, rel=0.02)
     assert (births(events, 0) <= SMALL).mean() == pytest.approx(small, rel=0.02)
     # After t seconds live · (1 - exp(-t / lifetime)) objects of a size are live, plus or minus the
@@ -78,7 +78,7 @@ def test_the_start_up_is_what_the_profile_brings(traces, number):
         assert abs(seen[-len(seen) // 10 :].mean() - expected) < 2 * noise + 0.02 * expected
 
 
-def test_the_server_s_heap_is_the_profile_s(traces):
+def test_the_heap_of_a_server_matches_the_profile(traces):
     """Use the second profile, because the others' heaps are larger."""
     path = traces / "fleetbench" / "TCMALLOC_1.csv"
     settings = {"name": "fleet", "path": str(path), "live": 0, "operations": 1_500_000}
@@ -86,7 +86,7 @@ def test_the_server_s_heap_is_the_profile_s(traces):
     first = int(np.argmax(events.op == FREE))
     total, in_large = live_bytes(events)
     assert total[first:].mean() == pytest.approx(93 << 20, rel=0.02)
-    large = truth(fleet.read_profile(path))[2]
+    large = expected_shares(fleet.read_profile(path))[2]
     assert in_large[first:].sum() / total[first:].sum() == pytest.approx(large, rel=0.02)
 
 
@@ -119,7 +119,7 @@ def test_deaths_are_memoryless_with_littles_lifetime(profile):
         assert (lives > age).mean() == pytest.approx(np.exp(-age / 2), abs=0.02)
 
 
-def test_both_reaches_the_steady_state_at_once(profile):
+def test_phase_both_goes_straight_to_the_steady_state(profile):
     settings = {"name": "fleet", "path": profile, "live": 0, "phase": "both"}
     events = workloads.load(settings | {"operations": 40_000}).events
     live = np.cumsum(np.where(events.op == MALLOC, 1, -1))
@@ -140,7 +140,7 @@ def test_larger_objects_come_in_pieces(tmp_path):
         assert live_bytes(events)[0][first + 20] == pytest.approx(64_000 + (1 << 20), rel=0.01)
 
 
-def test_heap_sizes_beside_the_profile(profile, tmp_path):
+def test_heap_sizes_are_read_from_beside_the_profile(profile, tmp_path):
     sizes = tmp_path / "heap_size.csv"
     settings = {"name": "fleet", "path": profile, "operations": 40_000, "live": 0}
     rows = 16 * 2000 + 256 * 1000
@@ -190,7 +190,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         workloads.validate({"name": "fleet", "path": str(file)})
 
 
-def test_the_operations_reach_beyond_what_is_live(profile):
+def test_too_few_operations_for_the_live_objects_are_refused(profile):
     for phase, least in (("steady", 3001), ("both", 6002)):
         settings = {"name": "fleet", "path": profile, "live": 0, "phase": phase}
         with pytest.raises(WorkloadError, match=f"must be at least {least} for 3000 live"):

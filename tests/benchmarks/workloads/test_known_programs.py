@@ -10,7 +10,7 @@ import pytest
 from benchmarks import workloads
 from benchmarks.events.events import FREE, MALLOC, THREAD_END, TOUCH_WRITE
 from benchmarks.events.ledger import Ledger
-from benchmarks.events.parquet import verify
+from benchmarks.events.parquet import audited
 from benchmarks.workloads import alloc_test, robson, sh6bench
 from benchmarks.workloads.base import pieces, registry
 from kernel.engine.jit import build
@@ -19,7 +19,7 @@ from tests.benchmarks.workloads.driver import BASE, drive_bump
 
 def events_of(name, **settings):
     events = workloads.load({"name": name} | settings).events
-    for _ in verify(name, iter([events])):
+    for _ in audited(name, iter([events])):
         pass
     return events
 
@@ -34,7 +34,7 @@ def live_bytes(events):
     return np.cumsum(np.maximum(followed.after, 0) - np.maximum(followed.before, 0))
 
 
-def test_lives_fill_as_few_slots_as_can_be():
+def test_lifetimes_use_the_fewest_slots():
     born = np.array([0, 10, 20, 30, 40, 50])
     died = np.array([15, 35, pieces.NEVER, 45, 47, pieces.NEVER])
     events = pieces.lives(born, died, np.arange(1, 7))
@@ -44,7 +44,7 @@ def test_lives_fill_as_few_slots_as_can_be():
         FREE,
         MALLOC,
     ]
-    for _ in verify("lives", iter([events])):
+    for _ in audited("lives", iter([events])):
         pass
     assert len(pieces.lives(born, died, born, operations=4).op) == 4
 
@@ -130,7 +130,7 @@ def test_sh6bench_frees_forwards_and_backwards():
     )
 
 
-def test_alloc_test_visits_few_places_most_of_the_time():
+def test_alloc_test_visits_few_slots_most_of_the_time():
     events = events_of("alloc_test", operations=400_000, places=1 << 14)
     visits = np.sort(np.bincount(events.slot[1 << 13 :], minlength=1 << 14))[::-1]
     top = np.cumsum(visits) / visits.sum()
@@ -188,7 +188,7 @@ def test_hoardworst_keeps_one_block_in_every_superblock():
     assert live[-1] == kept
 
 
-def test_sawtooth_falls_at_once():
+def test_sawtooth_frees_most_blocks_at_once():
     events = events_of("sawtooth", operations=50_000, peak=1000, kept=10)
     live = np.cumsum(np.where(events.op == MALLOC, 1, -1))
     turns = np.flatnonzero(np.diff(events.op.astype(int)))
@@ -238,7 +238,7 @@ def test_robson_sizes_grow_by_the_root():
     assert sizes[1::2] == [80, 176, 352, 720, 1440]
 
 
-def test_robson_stops_when_memory_is_out():
+def test_robson_stops_when_memory_is_exhausted():
     program = workloads.load(ROBSON).program
     g = program.state()
     assert program.next_event(g, 0)

@@ -111,7 +111,7 @@ def test_message(settings, message):
 
 
 @pytest.mark.parametrize("name", workloads.names())
-def test_yaml_spells_the_declared_defaults(name):
+def test_yaml_files_state_the_declared_defaults(name):
     text = (ROOT / "conf" / "workload" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# ")
     config = yaml.safe_load(text)
@@ -129,7 +129,7 @@ def test_yaml_spells_the_declared_defaults(name):
             assert setting.parse(key, config[key]) == setting.default
 
 
-def test_label_tells_what_differs():
+def test_labels_name_the_settings_that_differ():
     def label(**settings):
         return registry._choose({"name": "churn"} | settings).label
 
@@ -156,7 +156,7 @@ def generate(s, random):
 '''
 
 
-def test_a_workload_of_ones_own_is_one_file(tmp_path):
+def test_a_user_workload_is_one_file(tmp_path):
     file = tmp_path / "blink.py"
     file.write_text(OWN)
     w = workloads.load({"name": str(file), "rounds": 5, "seed": 2})

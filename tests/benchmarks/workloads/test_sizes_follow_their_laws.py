@@ -20,7 +20,7 @@ def test_splitmix64_reference():
     ]
 
 
-def test_a_stream_continues_and_depends_on_its_seed():
+def test_random_numbers_continue_and_depend_on_the_seed():
     whole = Random(5).bits(10)
     random = Random(5)
     assert np.concatenate([random.bits(3), random.bits(7)]).tolist() == whole.tolist()

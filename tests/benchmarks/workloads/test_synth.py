@@ -101,9 +101,9 @@ def true_lifetimes(events, times):
         {"shuffle": True, "larger": 2},
     ],
 )
-def test_events_could_have_happened(trace, settings):
+def test_events_are_consistent(trace, settings):
     w = load(trace, **settings)
-    for _ in parquet.verify("synth", iter([w.events])):
+    for _ in parquet.audited("synth", iter([w.events])):
         pass
     # A thread ends once, after its last event.
     ends = np.flatnonzero(w.events.op == THREAD_END)
@@ -127,7 +127,7 @@ def test_one_block_is_the_trace_itself(trace, monkeypatch):
     assert len(again.time) == 0
 
 
-def test_every_event_comes_again(trace):
+def test_every_event_recurs(trace):
     original = workloads.load({"name": "trace", "path": str(trace)}).events
     again = load(trace, block=4).events
     assert not np.array_equal(again.size, original.size)
@@ -161,7 +161,7 @@ def test_longer_and_larger(simple, longer, larger):
 
 
 @pytest.mark.parametrize("name", ["jq", "python", "pythreads", "gdb"])
-def test_longer_is_as_long_as_it_says(name):
+def test_factor_longer_multiplies_the_length(name):
     """In these programs, up to half of the objects outlive their phase."""
     path = f"shipped:{name}"
     original = workloads.load({"name": "trace", "path": path}).events
@@ -231,7 +231,7 @@ def measured(plugin, w):
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_allocators_take_it_for_the_trace(models, allocator):
+def test_allocators_behave_as_on_the_trace(models, allocator):
     """Heap, RSS and faults are within 10 % of the trace's, but not with shuffled lifetimes."""
     plugin = registry.load(allocator)
     for name in TRACES:

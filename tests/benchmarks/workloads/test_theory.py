@@ -55,7 +55,7 @@ def test_without_reuse_ffworst_grows_by_the_formula():
         assert ratio == pytest.approx(without_reuse(k), rel=0.03), k
 
 
-def test_what_gives_large_blocks_back_stays_flat():
+def test_allocators_that_reuse_large_blocks_stay_flat():
     found = ratios(simulate("first_fit", FFWORST))
     threshold = 128 << 10
     below = sum(SMALLEST << i <= threshold for i in range(ROUNDS))
@@ -71,7 +71,7 @@ def test_what_gives_large_blocks_back_stays_flat():
     assert max(flat) < 0.65 * without_reuse(ROUNDS)
 
 
-def test_the_largest_live_is_the_formulas():
+def test_the_peak_live_bytes_follow_the_formula():
     for k in (1, 2, 5, ROUNDS):
         events = workloads.load(FFWORST | {"rounds": k}).events
         sizes = dict(zip(events.slot.tolist(), events.size.tolist(), strict=True))
@@ -145,7 +145,7 @@ def test_first_fit_lies_between_the_bounds(doublings):
     assert any_policy(doublings) < finer <= upper
 
 
-def test_finer_sizes_extort_more_than_any_policy_must_give():
+def test_finer_sizes_grow_the_heap_beyond_the_bound_for_any_policy():
     found = [adversary("robson", doublings=DOUBLINGS, steps=steps) for steps in (1, 4, 16)]
     assert found == sorted(found)
     assert found[-1] > 1.15 * any_policy(DOUBLINGS)

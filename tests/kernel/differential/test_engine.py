@@ -15,7 +15,7 @@ import pytest
 from kernel.differential import mutations
 from kernel.differential.command import OneLineParser, add_arguments, verify
 from kernel.differential.mutations import Mutation
-from kernel.differential.pool import Lost, Mistake, Place, run_tasks
+from kernel.differential.pool import Lost, Mistake, TaskProgress, run_tasks
 from kernel.differential.program import dump, load
 from kernel.differential.reach import Coverage, Rule
 from kernel.differential.run import Runner, WorkerError, run_programs
@@ -95,7 +95,9 @@ def test_a_difference_that_does_not_recur_is_reported():
         def run(self, program):
             return Outcome(Tally(), [1, 2], "the total", 1, 2, ["! seen once"])
 
-    finding = Runner(Toy(), Once(toy.no_fault, Place())).check(Program(ToySetting("x"), 2)).finding
+    finding = (
+        Runner(Toy(), Once(toy.no_fault, TaskProgress())).check(Program(ToySetting("x"), 2)).finding
+    )
     assert finding.what == "a difference that did not recur when the program was repeated"
     assert finding.lines == ["add 1 = 1", "add 2 = 3", "! seen once"]
 
@@ -103,13 +105,13 @@ def test_a_difference_that_does_not_recur_is_reported():
 def test_a_program_is_rerun_if_the_host_may_have_interfered():
     class Disturbed(toy.ToySides):
         def __init__(self, places):
-            super().__init__(toy.no_fault, Place())
+            super().__init__(toy.no_fault, TaskProgress())
             self.places = list(places)
 
         def run(self, program):
             at = self.places.pop(0)
             what = "the total" if at else ""
-            return Outcome(Tally(), [1], what, at, at, suspect=True, whole=True)
+            return Outcome(Tally(), [1], what, at, at, suspect=True, final=True)
 
     def check(*places):
         return Runner(Toy(), Disturbed(places)).check(Program(ToySetting("x"), 1))
@@ -127,7 +129,9 @@ def test_a_program_is_rerun_if_the_host_may_have_interfered():
 @pytest.mark.parametrize("fault", [toy.dies, toy.raises])
 def test_a_failed_worker_is_reported_with_its_operation(fault, capsys):
     how = "the process died (SIGKILL)" if fault is toy.dies else "KeyError: 9"
-    first = toy.ToySides(fault, Place()).operations(Program(ToySetting("1/0"), 1), 100).index(9)
+    first = (
+        toy.ToySides(fault, TaskProgress()).operations(Program(ToySetting("1/0"), 1), 100).index(9)
+    )
     assert verify(Toy(fault), options()) == 1
     printed = capsys.readouterr()
     assert f"a worker failed: seed 1/0, operation {first}: {how}" in printed.err
@@ -197,7 +201,7 @@ def test_bad_arguments_are_reported_in_one_line(arguments, capsys):
     assert capsys.readouterr().err.startswith("tests.toy: ")
 
 
-def test_ctrl_c_ends_the_run_and_reports_what_was_done():
+def test_ctrl_c_ends_the_run_and_reports_the_completed_part():
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored SIGINT
@@ -243,7 +247,7 @@ def test_workers_take_tasks_when_they_are_free_and_closing_kills_them():
             os.kill(pid, 0)
 
 
-def test_a_retired_worker_is_replaced():
+def test_a_worker_is_replaced_on_request():
     pids = [pid for _, pid in run_tasks(opened_once, range(3))]
     assert len(set(pids)) == 3
 
@@ -251,10 +255,10 @@ def test_a_retired_worker_is_replaced():
 def test_a_worker_reports_its_part_and_operation():
     parts = []
 
-    def told(workers):
+    def on_progress(workers):
         parts.extend(worker.part for worker in workers)
 
-    ((task, lost),) = run_tasks(opened_to_die, ["x"], told=told)
+    ((task, lost),) = run_tasks(opened_to_die, ["x"], on_progress=on_progress)
     assert task == "x"
     assert lost == Lost(5, "the middle", "the process died (exit code 3)")
     assert "the middle" in parts
@@ -273,34 +277,34 @@ class Opened:
     def __init__(self, work):
         self.work = work
 
-    def __call__(self, place):
-        self.place = place
+    def __call__(self, progress):
+        self.progress = progress
         return self
 
     def __enter__(self):
-        return lambda task: self.work(self.place, task)
+        return lambda task: self.work(self.progress, task)
 
     def __exit__(self, *error):
         pass
 
 
-def _pid_once(place, task):
-    place.retire = True
+def _pid_once(progress, task):
+    progress.replace_worker = True
     return os.getpid()
 
 
-def _die(place, task):
-    place.say("the middle")
+def _die(progress, task):
+    progress.start_part("the middle")
     time.sleep(0.1)
-    place.at(5)
+    progress.start_operation(5)
     os._exit(3)
 
 
-def _mistake(place, task):
+def _mistake(progress, task):
     raise Mistake(f"no {task} here")
 
 
-opened_pid = Opened(lambda place, task: os.getpid())
+opened_pid = Opened(lambda progress, task: os.getpid())
 opened_once, opened_to_die, opened_mistaken = Opened(_pid_once), Opened(_die), Opened(_mistake)
 
 
@@ -379,7 +383,7 @@ def test_broken_rules_are_detected_and_their_programs_stored(tmp_path, capsys):
     assert load(Toy(), path)[1] == [1, 7]
 
 
-def test_an_undetected_rule_is_exit_code_1(capsys):
+def test_an_undetected_rule_exits_with_code_1(capsys):
     harmless = Mutation("nothing, it's whole", "fault", toy.no_fault)
     assert hunt([*toy.MUTATIONS, harmless], "--only", "nothing") == 1
     assert capsys.readouterr().out.splitlines() == [
@@ -446,6 +450,6 @@ def test_programs_are_stored_one_operation_per_line(tmp_path):
     assert load(Toy(), path) == (ToySetting("a/1", 4), [3, 4])
 
 
-def test_positive_numbers():
+def test_positive_numbers_are_parsed():
     assert options("--ops", "1_000").ops == options("--ops", "1,000").ops == 1000
     assert isinstance(options(), argparse.Namespace)

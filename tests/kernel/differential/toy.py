@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from kernel.differential.mutations import Mutation
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.subject import Outcome, Program, Subject
 from kernel.differential.tally import Tally
 
@@ -18,7 +18,7 @@ class ToySetting:
     seed: str
     start: int = 0
 
-    def words(self):
+    def describe(self):
         return f"seed {self.seed}"
 
     def name(self):
@@ -61,21 +61,21 @@ def raises(total, op):
 
 
 class ToySides:
-    def __init__(self, fault, place):
-        self.fault, self.place = fault, place
+    def __init__(self, fault, progress):
+        self.fault, self.progress = fault, progress
 
     def run(self, program):
-        ops = self.operations(program, program.most)
+        ops = self.operations(program, program.max_operations)
         outcome = self.repeat(program.setting, ops)
         outcome.tally.programs = 1
-        outcome.tally.asked = program.most
+        outcome.tally.asked = program.max_operations
         return outcome
 
-    def repeat(self, setting, ops, like=None, *, told=False):
+    def repeat(self, setting, ops, like=None, *, verbose=False):
         outcome = Outcome(Tally(), length=len(ops))
         real = model = setting.start
         for n, op in enumerate(ops):
-            self.place.at(n)
+            self.progress.start_operation(n)
             real += op
             model = self.fault(model + op, op)
             outcome.ops.append(op)
@@ -83,7 +83,7 @@ class ToySides:
             outcome.tally.tables["parity"]["odd" if op % 2 else "even"] += 1
             outcome.lines.append(f"add {op} = {model}")
             if model != real:
-                outcome.what, outcome.at, outcome.length = "the total", n, n + 1
+                outcome.what, outcome.index, outcome.length = "the total", n, n + 1
                 outcome.lines.append(f"! counter {real}, model {model}")
                 break
         return outcome
@@ -100,18 +100,18 @@ class Toy(Subject):
     count_branches: bool = False
     absent: str = ""
     wrong_one: str = ""
-    patience: float | None = 1.0
+    operation_timeout: float | None = 1.0
 
     command = "tests.toy"
     setting_class = ToySetting
     arguments = "counter"
-    whose = "the model"
+    tested_name = "the model"
     tables = {"parity": "operations by parity"}  # noqa: RUF012
 
     def unavailable(self):
         return self.absent
 
-    def wrong(self):
+    def wrong_reference(self):
         return self.wrong_one
 
     def heading(self):
@@ -121,14 +121,14 @@ class Toy(Subject):
         for n in range(self.total // 100):
             yield Program(ToySetting(f"1/{n}"), 100)
 
-    def hunting(self, programs):
+    def mutation_programs(self, programs):
         return replace(self, total=100 * programs).programs()
 
     @contextmanager
-    def sides(self, place=None):
-        yield ToySides(self.fault, place or Place())
+    def sides(self, progress=None):
+        yield ToySides(self.fault, progress or TaskProgress())
 
-    def broken(self, bindings):
+    def mutated(self, bindings):
         return replace(self, **bindings)
 
     def variants(self, op):
@@ -136,7 +136,7 @@ class Toy(Subject):
             yield 1
             yield op - 1
 
-    def words(self, op):
+    def describe(self, op):
         return f"add {op}"
 
     def encode(self, op):

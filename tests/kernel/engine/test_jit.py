@@ -263,11 +263,11 @@ def test_plain_build_has_the_same_bindings(monkeypatch):
     [
         (calls_unmarked, "calls_unmarked() calls unmarked(), which is not marked @jit"),
         (reaches_unmarked, "calls_unmarked() calls unmarked(), which is not marked @jit"),
-        (mentions_module, "mentions kernel.engine: import the name itself"),
-        (calls_through_a_header, "mentions types.kernel_dtype: import the name itself"),
-        (misspells, "misspells() mentions FACTR, which does not exist"),
-        (misspells_a_constant, "mentions types.VM_RAED, which does not exist"),
-        (misspells_a_function, "mentions np.sqroot, which does not exist"),
+        (mentions_module, "uses kernel.engine: import the name itself"),
+        (calls_through_a_header, "uses types.kernel_dtype: import the name itself"),
+        (misspells, "misspells() uses FACTR, which does not exist"),
+        (misspells_a_constant, "uses types.VM_RAED, which does not exist"),
+        (misspells_a_function, "uses np.sqroot, which does not exist"),
         (reads_a_list, "reads the list WEIGHTS, which can change"),
         (reads_an_array, "reads the array STEPS, which can change"),
         (makes_a_list, "makes a list: compiled code makes no objects"),
@@ -306,7 +306,7 @@ def test_constants_of_a_header_are_compiled_in_and_hashed_if_they_are_read(monke
 
 
 def test_a_header_s_constant_cannot_be_bound():
-    with pytest.raises(WalkError, match=r"mentions types\.VM_WRITE: import the name itself"):
+    with pytest.raises(WalkError, match=r"uses types\.VM_WRITE: import the name itself"):
         build(reads_a_header, VM_WRITE=4)
 
 
@@ -512,12 +512,12 @@ def test_stale_code_is_never_served(tmp_path):
     assert project.run() == (126, 0, 1)
     project.edit("callee.py", "SWITCH = 1", "SWITCH = 2")
     assert project.run() == (252, 0, 1)
-    project.edit("kernel/engine/link.py", '"""Optimise a loop', '"""Now optimise a loop')
+    project.edit("kernel/engine/link.py", '"""Linking of a whole', '"""Now linking of a whole')
     assert project.run() == (252, 0, 1)
     # Undo all edits except that of link.py.
     project.edit("callee.py", "SWITCH = 2", "SWITCH = 1")
     project.edit("callee.py", "+ 20", "+ 10")
-    project.edit("kernel/engine/link.py", '"""Now optimise a loop', '"""Optimise a loop')
+    project.edit("kernel/engine/link.py", '"""Now linking of a whole', '"""Linking of a whole')
     assert project.run() == (66, 1, 0)
 
 
@@ -567,7 +567,7 @@ def test_a_hook_can_be_bound_to_what_takes_its_parameters():
 
 
 def test_a_hook_of_no_switch_is_refused():
-    with pytest.raises(ValueError, match="FRAME is no switch: PAGE_SHIFT"):
+    with pytest.raises(ValueError, match="FRAME is not a switch; choose one of PAGE_SHIFT"):
         jit(cold=True, when="FRAME")(take_frame)
 
 

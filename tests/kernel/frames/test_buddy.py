@@ -135,7 +135,7 @@ def test_watermarks_follow_linux():
 
 
 @pytest.mark.parametrize("percent", [0, 10, 50, 100])
-def test_others_fragment_the_share_of_blocks_asked_for(percent):
+def test_kernel_fragmentation_occupies_the_requested_share_of_blocks(percent):
     memory = Memory(20 * 512, percent=percent)
     memory.verify()
     held = [n for n in range(20 * 512) if memory.k.frame[n].state == OTHERS]
@@ -149,7 +149,7 @@ def test_others_fragment_the_share_of_blocks_asked_for(percent):
     assert not held or memory.alloc(0, WMARK_MIN) >= 0
 
 
-def test_booting_again_forgets_everything():
+def test_booting_again_resets_everything():
     memory = Memory(4096, percent=30)
     before = memory.blocks()
     for _ in range(100):

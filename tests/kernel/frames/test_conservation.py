@@ -238,7 +238,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
-def test_damage_is_noticed(memory, damage):
+def test_damage_is_detected(memory, damage):
     damage(memory)
     expected = DAMAGE[damage]
     code = memory.check()
@@ -249,13 +249,13 @@ COUNTED = {miscount_free: 7, miscount_others: 17, miscount_rss: 11, miscount_tab
 
 
 @pytest.mark.parametrize("damage", COUNTED, ids=lambda f: f.__name__)
-def test_sums_notice_a_wrong_number(memory, damage):
+def test_a_wrong_count_is_detected(memory, damage):
     assert memory.check_counts() == 0
     damage(memory)
     assert memory.check_counts() == COUNTED[damage]
 
 
-def test_buddies_that_were_not_merged_are_noticed():
+def test_unmerged_buddies_are_detected():
     memory = Memory(1024)
     pfn = memory.alloc(9, WMARK_MIN)
     # As after a free without merging: both halves are on the list of order 9.

@@ -44,12 +44,12 @@ def symbols(function, **settings):
 MORE = {use: (), touch: (8, 1)}
 
 
-def test_off_is_away():
+def test_disabled_frames_are_not_compiled():
     text = symbols(use)
     assert not [name for name in FRAMES + TLB if name in text]
 
 
-def test_on_is_there():
+def test_enabled_frames_are_compiled():
     """The symbols exist if the switches are on, so their absence above is meaningful."""
     text = symbols(touch, frames=True, memory=1 << 24, tlb=True)
     assert [name for name in FRAMES + TLB if name in text] == [*FRAMES, *TLB]

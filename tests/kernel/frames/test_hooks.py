@@ -59,7 +59,7 @@ def machine(**bindings):
     return Process(4, 16, thp="always", rlimit_memlock=4 << 20, bindings=bindings)
 
 
-def test_the_tour_is_sound():
+def test_a_tour_of_all_hooks_conserves_frames():
     process = machine()
     tour(process)
     assert process.mm.rss == 0
@@ -124,6 +124,6 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_forgotten_call_is_noticed(name):
+def test_a_missing_hook_call_is_detected(name):
     with pytest.raises(Unsound):
         tour(machine(**{name: MUTATIONS[name]}))

@@ -82,7 +82,7 @@ def test_paging_out_stops_when_the_swap_area_is_full():
     assert [process.state(page) for page in (0, 15, 16, 39)] == ["swap", "swap", "frame", "frame"]
 
 
-def test_lazily_freed_pages_are_the_first_to_go():
+def test_lazily_freed_pages_are_reclaimed_first():
     process = mapped(swap=0)
     for page in range(30):
         process.store(page, 5)
@@ -94,7 +94,7 @@ def test_lazily_freed_pages_are_the_first_to_go():
     assert [process.load(page) for page in (9, 10, 12, 19, 20)] == [5, 0, 6, 0, 5]
 
 
-def test_a_lazily_freed_page_that_was_read_goes_at_the_second_look():
+def test_a_lazily_freed_page_that_was_read_is_reclaimed_at_the_second_scan():
     process = mapped(swap=0)
     process.touch(10, 10)
     advise(process, 10, 10, uapi.MADV_FREE)
@@ -104,7 +104,7 @@ def test_a_lazily_freed_page_that_was_read_goes_at_the_second_look():
     assert process.states(10, 10) == {""}
 
 
-def test_a_swapped_page_that_is_freed_lazily_gives_its_slot_back():
+def test_lazily_freeing_a_swapped_page_frees_its_slot():
     process = mapped()
     process.store(0, 5)
     advise(process, 0, 1, uapi.MADV_PAGEOUT)
@@ -114,7 +114,7 @@ def test_a_swapped_page_that_is_freed_lazily_gives_its_slot_back():
     assert process.load(0) == 0
 
 
-def test_locked_pages_stay_however_short_memory_is():
+def test_locked_pages_are_never_reclaimed():
     process = mapped(swap=4)
     process.touch(0, 50)
     assert process.call(uapi.NR_MLOCK, at(0), 50 * PAGE) == 0
@@ -134,7 +134,7 @@ def test_pages_of_shared_memory_take_no_frames():
     assert int(process.k.zone[0].free) == free
 
 
-def test_a_private_copy_of_a_page_of_a_file_takes_one():
+def test_a_private_copy_of_a_file_page_takes_a_frame():
     process = mapped()
     process.k.file[3].id = 1000
     process.k.file[3].may = VM_MAYREAD | VM_MAYWRITE
@@ -148,7 +148,7 @@ def test_a_private_copy_of_a_page_of_a_file_takes_one():
     assert int(process.k.zone[0].free) == free - 2
 
 
-def test_a_huge_page_goes_with_its_deposited_table():
+def test_freeing_a_huge_page_frees_its_deposited_table():
     process = mapped(memory=8, thp="always")
     process.touch(0, 1)
     free = int(process.k.zone[0].free)
@@ -174,7 +174,7 @@ def test_page_tables_take_frames():
     assert int(process.k.zone[0].free) == free - 4
 
 
-def test_huge_pages_fail_where_others_hold_a_frame_and_small_ones_go_on():
+def test_a_huge_page_fails_in_a_fragmented_block_and_small_pages_are_used():
     process = mapped(memory=8, thp="always", fragmentation=100)
     process.touch(0, 3)
     assert process.k.vmstat.thp_fault_fallback == 1
@@ -184,7 +184,7 @@ def test_huge_pages_fail_where_others_hold_a_frame_and_small_ones_go_on():
     assert (whole.mm.flt_huge, whole.mm.rss) == (1, HUGE)
 
 
-def test_the_end_is_told_and_everything_is_still_accounted_for():
+def test_an_oom_kill_is_reported_and_frames_stay_accounted_for():
     process = mapped(swap=0)
     process.touch(0, 2000)
     assert process.killed

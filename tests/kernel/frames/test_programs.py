@@ -180,7 +180,7 @@ SHAPES = (
 
 
 @pytest.mark.parametrize("seed", range(len(SHAPES)))
-def test_random_programs_keep_everything_sound(seed):
+def test_random_programs_conserve_frames(seed):
     memory, swap, thp, fragmentation = SHAPES[seed]
     process = Process(
         memory,
@@ -208,7 +208,7 @@ def test_random_programs_keep_everything_sound(seed):
         assert swap < 32 or process.mm.majflt > 1000, "too tame to say anything"
 
 
-def test_all_comes_back_at_the_end():
+def test_all_frames_are_freed_at_the_end():
     process = Process(4, 16, thp="always")
     program = Program(process, 5)
     for _ in range(5 if disabled() else 300):

@@ -21,7 +21,7 @@ def swapped(memory, n):
     return [page for page in range(n) if memory.state(page) == "swap"]
 
 
-def test_memory_that_is_enough_is_left_alone():
+def test_nothing_is_reclaimed_while_memory_suffices():
     memory = Memory(256, min_free=16, swap=256)
     pages(memory, 0, 200)
     assert memory.k.vmstat.kswapd_wake == 0
@@ -29,7 +29,7 @@ def test_memory_that_is_enough_is_left_alone():
     memory.verify()
 
 
-def test_the_oldest_page_goes_first_and_memory_is_filled_up_to_the_high_watermark():
+def test_the_oldest_page_is_reclaimed_first_up_to_the_high_watermark():
     memory = Memory(128, min_free=16, swap=64)
     wmark = [int(w) for w in memory.k.zone[0].wmark]
     room = 128 - 3 - wmark[WMARK_LOW]  # three frames are page tables
@@ -56,7 +56,7 @@ def test_an_accessed_page_gets_a_second_chance_and_then_a_place_on_the_active_li
     memory.verify()
 
 
-def test_active_pages_come_back_when_they_are_too_many():
+def test_active_pages_are_deactivated_when_they_are_too_many():
     memory = Memory(128, min_free=16, swap=512)
     for step in range(99):  # sixty pages that are accessed again and again, and a stream
         pages(memory, 0, 60, write=0)
@@ -97,7 +97,7 @@ def test_a_locked_page_is_never_reclaimed_until_it_is_unlocked():
     memory.verify()
 
 
-def test_lazily_freed_pages_go_first_and_need_no_swap():
+def test_lazily_freed_pages_are_reclaimed_first_and_need_no_swap():
     memory = Memory(128, min_free=16, swap=0)
     pages(memory, 0, 100)
     memory.lazy(address(40), 20)
@@ -180,7 +180,7 @@ def test_the_process_is_killed_when_neither_frames_nor_swap_are_left():
     memory.verify()
 
 
-def test_locked_memory_alone_kills_too():
+def test_locked_memory_alone_causes_an_oom_kill():
     memory = Memory(128, min_free=16, swap=400)
     with pytest.raises(SimulatedSignal):
         pages(memory, LOCKED, 200)
@@ -200,7 +200,7 @@ def test_page_tables_take_frames_and_give_them_back():
     memory.verify()
 
 
-def test_moving_takes_frames_and_slots_along():
+def test_mremap_moves_frames_and_swap_slots():
     memory = Memory(2048, min_free=16, swap=64)
     memory.touch_huge(address(0))
     memory.move(address(0), address(1024))

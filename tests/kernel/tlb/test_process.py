@@ -39,7 +39,7 @@ def test_a_huge_page_needs_one_entry():
     assert process.k.tlb_stat.walk_loads == 3
 
 
-def test_what_is_unmapped_is_flushed_page_by_page_or_at_once():
+def test_unmapped_pages_are_flushed_one_by_one_or_all_at_once():
     process = mapped()
     process.touch(0, 100)
     stat = process.k.tlb_stat
@@ -78,7 +78,7 @@ def test_the_huge_zero_page_is_flushed_when_it_is_replaced():
     assert process.k.tlb_stat.flush_pages == 1
 
 
-def test_what_loses_rights_is_flushed():
+def test_pages_that_lose_rights_are_flushed():
     process = mapped()
     process.touch(0, 3)
     assert process.call(uapi.NR_MPROTECT, at(0), 10 * PAGE, 1) == 0

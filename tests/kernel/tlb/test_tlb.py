@@ -156,7 +156,7 @@ def test_random_accesses_and_flushes_match_an_oracle(geometry):
         assert tlb.counts() == oracle.counts()
 
 
-def test_the_least_recently_used_entry_goes():
+def test_the_least_recently_used_entry_is_evicted():
     tlb = Tlb([(4, 4), (0, 0), (0, 0)])
     for page in (1, 2, 3, 4, 1, 5):  # page 5 evicts page 2
         tlb.access(page * PAGE)
@@ -167,7 +167,7 @@ def test_the_least_recently_used_entry_goes():
     assert tlb.counts()[0][L1_BASE] == (5, 6)
 
 
-def test_one_huge_entry_does_for_512_pages():
+def test_one_huge_entry_covers_512_pages():
     tlb = Tlb(SKYLAKE)
     for page in range(512):
         tlb.access(HUGE + page * PAGE, 1)

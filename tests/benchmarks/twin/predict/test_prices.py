@@ -44,7 +44,7 @@ def test_no_price_is_negative():
     assert prices[KINDS.index("mispredict")] == 0
 
 
-def test_a_kind_that_was_dropped_can_come_back():
+def test_a_dropped_kind_can_be_added_again():
     # Dropping the most negative price and fitting again ends with kind 2 alone, at 0.333.
     rows = np.array([[0, 4, 4], [2, 2, 4], [5, 0, 4]])
     steps = np.zeros((3, len(KINDS)), int)

@@ -30,7 +30,7 @@ def test_every_rule_has_a_program():
 def test_a_broken_rule_is_noticed(mutation, plain):
     plainly = Glibc(count_branches=False)
     setting, ops = load(plainly, mutation.path(PROGRAMS))
-    for subject in (plainly, plainly.broken(mutation.bindings())):
+    for subject in (plainly, plainly.mutated(mutation.bindings())):
         with subject.sides() as sides:
             outcome = sides.repeat(setting, ops)
         assert bool(outcome.what) == (subject is not plainly), outcome.what

@@ -11,7 +11,7 @@ from benchmarks.twin.verify import directed, trace
 from benchmarks.twin.verify.modes import MODES
 from benchmarks.twin.verify.operation import MALLOC, NAMES, THREAD_END, THREAD_START
 from benchmarks.twin.verify.subject import Glibc
-from kernel.differential.pool import Place
+from kernel.differential.pool import TaskProgress
 from kernel.differential.run import Runner
 from kernel.differential.subject import Program
 from tests.benchmarks.twin.verify.conftest import needs_glibc
@@ -22,10 +22,10 @@ pytestmark = needs_glibc
 LONG = {"ten_thousand_unsorted"}
 
 
-def check(program, subject=None, shrink_seconds=0, place=None):
+def check(program, subject=None, shrink_seconds=0, progress=None):
     """Run a program.  Returns its report."""
     subject = subject or Glibc(count_branches=False)
-    with subject.sides(place) as sides:
+    with subject.sides(progress) as sides:
         return Runner(subject, sides, shrink_seconds).check(program)
 
 
@@ -77,14 +77,14 @@ def small_trace(tmp_path):
     return path
 
 
-class RecordingPlace(Place):
-    """Place that records all reported positions."""
+class RecordingProgress(TaskProgress):
+    """TaskProgress that records all reported positions."""
 
     def __init__(self):
         super().__init__()
         self.positions = []
 
-    def at(self, n):
+    def start_operation(self, n):
         self.positions.append(n)
 
 
@@ -92,13 +92,13 @@ class RecordingPlace(Place):
 def test_a_trace_agrees_in_several_pieces(touch, small_trace, plain, monkeypatch):
     monkeypatch.setattr(trace, "PIECE", 700)
     subject = Glibc(traces=(str(small_trace),), touch=touch, count_branches=False)
-    place = RecordingPlace()
+    progress = RecordingProgress()
     (program,) = subject.programs()
-    report = check(program, subject, place=place)
+    report = check(program, subject, progress=progress)
     assert report.finding is None
     assert report.tally.operations == report.tally.asked == 1500
     assert report.tally.tables["traces"] == {str(small_trace): 1500}
-    assert place.positions == [0, 700, 1400]
+    assert progress.positions == [0, 700, 1400]
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_limits_above_the_hard_limit_are_an_error():
         HostProcess(limits={resource.RLIMIT_NOFILE: hard + 1})
 
 
-def test_it_has_no_capabilities(host):
+def test_the_process_has_no_capabilities(host):
     status = Path(f"/proc/{host.pid}/status").read_text()
     for line in status.splitlines():
         if line.startswith(("CapInh", "CapPrm", "CapEff", "CapAmb")):
@@ -322,7 +322,7 @@ def test_an_interrupted_wait_ends_the_process(host):
     assert not _exists(host.pid)
 
 
-def test_a_fork_of_the_parent_leaves_it_alone(host):
+def test_a_fork_of_the_parent_does_not_end_the_process(host):
     pid = os.fork()
     if not pid:
         host.close()
@@ -331,7 +331,7 @@ def test_a_fork_of_the_parent_leaves_it_alone(host):
     assert one(host, op(OP_NOP))["value"] == 0
 
 
-def test_it_dies_with_its_parent():
+def test_the_process_dies_with_its_parent():
     script = (
         "import os, signal\n"
         "from kernel.linux.host.process import HostProcess\n"
@@ -349,7 +349,7 @@ def test_it_dies_with_its_parent():
         time.sleep(0.01)
 
 
-def test_an_unprivileged_user_can_use_it():
+def test_the_process_runs_for_an_unprivileged_user():
     """The files of /proc are readable without capabilities, and nothing needs root."""
     if os.getuid():
         pytest.skip("not root: all other tests cover this case")

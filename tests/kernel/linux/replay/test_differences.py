@@ -96,7 +96,7 @@ def test_json(replayed):
     assert found["not_comparable_lines"][0]["line"] == 4
 
 
-def test_what_is_not_modelled_is_listed_with_its_reason(replayed):
+def test_unmodelled_calls_are_listed_with_their_reason(replayed):
     log = one_page().call("mseal", TOP - PAGE, PAGE, ret=0)
     log.call("move_pages", 0, 0, ret=0).call("madvise", TOP - PAGE, PAGE, 25, ret=0)
     result = replayed(log, "--verbose")

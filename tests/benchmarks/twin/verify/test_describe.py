@@ -25,15 +25,15 @@ WORDS = {
 }
 
 
-def test_every_kind_has_words():
+def test_every_kind_has_a_description():
     assert set(WORDS) == set(NAMES.values())
 
 
 @pytest.mark.parametrize("kind", NAMES, ids=NAMES.get)
 def test_format_of_each_kind(kind):
-    assert Row(kind, slot=3, request=48, extra=4).words() == WORDS[NAMES[kind]]
+    assert Row(kind, slot=3, request=48, extra=4).describe() == WORDS[NAMES[kind]]
 
 
 def test_use_and_thread_are_shown():
     row = Row(ops.MALLOC, 3, 48, use=ops.WRITE, begin=8, length=16, thread=2)
-    assert row.words() == "[thread 2] b3 = malloc(48); write b3[8 … +16]"
+    assert row.describe() == "[thread 2] b3 = malloc(48); write b3[8 … +16]"

@@ -1,10 +1,10 @@
-"""engine.branches.followed reports each conditional and its outcome, except constant ones."""
+"""Test of report_branches: each conditional and its outcome, except constant ones."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from kernel.engine.branches import followed
+from kernel.engine.branches import report_branches
 from kernel.engine.jit import build, jit
 
 pytestmark = pytest.mark.usefixtures("plain")
@@ -43,7 +43,7 @@ def note(k, branch, taken):
 
 def branches(n, within="", **bindings):
     k = SimpleNamespace(seen=0, branches=[])
-    result = build(followed(outer, note, within, **bindings))(k, n)
+    result = build(report_branches(outer, note, within, **bindings))(k, n)
     assert result == build(outer, **bindings)(SimpleNamespace(seen=0), n)
     return k.branches
 
@@ -66,5 +66,5 @@ def test_constants_are_not_branches():
     assert branches(1) == branches(1, ON=False)
 
 
-def test_only_chosen_modules_are_followed():
+def test_only_chosen_modules_report_branches():
     assert branches(3, within="nowhere") == []
