@@ -21,9 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from analysis import spread
 from analysis.load import ResultError, Results
-from benchmarks.replay.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME, TITLES
 
 #: Palette of Okabe and Ito, safe for the common forms of colour blindness; without its yellow, too
 #: pale for a line on white, and with dark grey instead of black.
@@ -171,6 +170,22 @@ def describe_cells(results: Results) -> str:
     return " ".join(sentences)
 
 
+def describe_floor(results: Results) -> str:
+    """Return the caption sentence about the A/A floor, or ''."""
+    if not results.floors:
+        return ""
+    floors = ", ".join(f"{TITLES[name]} {floor:.1%}" for name, floor in results.floors.items())
+    return (
+        "Grey band: the difference from the fastest is below the A/A floor, which is what a cell "
+        f"measured twice as if it were two differs by ({floors})."
+    )
+
+
+def describe_machine(results: Results) -> str:
+    """Return the caption sentence about what was unusual about the machine, or ''."""
+    return f"While timing: {'; '.join(results.notes)}." if results.notes else ""
+
+
 # --- Axes ----------------------------------------------------------------------------------------
 
 
@@ -269,15 +284,12 @@ def name_rows(ax: Axes, labels: Sequence[str], *, named: bool) -> None:
     sns.despine(ax=ax, left=True)
 
 
-def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """Draw a bar from zero in each row for the mean of ``column``, with its interval.
-
-    ``frame``: label and ``column``, a row per observation.
-    """
+def bars(ax: Axes, cells: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw a bar from zero in each row, with its whisker; ``cells``: label and spread.ESTIMATE."""
     by_label = looks(labels)
     sns.barplot(
-        frame,
-        x=column,
+        cells,
+        x="value",
         y="label",
         hue="label",
         order=labels,
@@ -285,25 +297,23 @@ def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
         palette=[by_label[label].color for label in labels],
         saturation=1,
         width=BAR,
-        errorbar=spread.interval,
-        err_kws=WHISKER | ON_BAR,
+        errorbar=None,
         linewidth=0,
         legend=False,
         ax=ax,
     )
     for bar in ax.patches:
         bar.set_hatch(by_label[labels[round(bar.get_y() + bar.get_height() / 2)]].hatch)
+    for cell in cells.itertuples():
+        ax.plot([cell.low, cell.high], [labels.index(cell.label)] * 2, **WHISKER | ON_BAR)
 
 
-def dots(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """Draw a dot in each row for the mean of ``column``, with its interval; for logarithmic axes.
-
-    ``frame``: label and ``column``, a row per observation.
-    """
-    for label, values in frame.groupby("label")[column]:
-        look, row = looks(labels)[label], labels.index(label)
-        ax.plot(spread.interval(values), [row, row], **WHISKER)
-        ax.plot(values.mean(), row, look.marker, color=look.color, **DOT)
+def dots(ax: Axes, cells: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw a dot in each row, with its whisker, as :func:`bars` does; for logarithmic axes."""
+    for cell in cells.itertuples():
+        look, row = looks(labels)[cell.label], labels.index(cell.label)
+        ax.plot([cell.low, cell.high], [row, row], **WHISKER)
+        ax.plot(cell.value, row, look.marker, color=look.color, **DOT)
 
 
 def label_bottom(axes: Sequence[Axes], text: str) -> None:
@@ -342,7 +352,7 @@ def remark_corner(ax: Axes, text: str) -> None:
 
 def whisker_handle() -> Line2D:
     """Return the legend handle for the lines WHISKER."""
-    return Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **WHISKER)
+    return Line2D([], [], label="interval (see caption)", **WHISKER)
 
 
 def seed_handle() -> Line2D:
