@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,39 +70,29 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
     return job
 
 
-def _already_done(directory: Path, config: dict[str, Any]) -> bool:
-    """Return True if an earlier start of this sweep has finished this run."""
-    import yaml
-
-    from benchmarks.run import results
-
-    path = directory / "config.yaml"
-    if results.read_run(directory).get("status") not in results.FINISHED or not path.exists():
-        return False
-    return yaml.safe_load(path.read_text(encoding="utf-8")) == config
-
-
 def _open_directory(directory: Path, config: dict[str, Any], **entries: Any) -> None:
-    """Write config.yaml and a first run.json with status ``running``."""
+    """Write a first run.json with status ``running``, and config.yaml."""
     import yaml
 
     from benchmarks.run import results
+    from benchmarks.run.directory import clear
 
-    directory.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config, sort_keys=False)
-    results.replace_file(directory / "config.yaml", lambda path: path.write_text(text, "utf-8"))
+    clear(directory)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"schema": results.SCHEMA, "status": results.RUNNING, "reason": ""} | entries
     content |= {"started": started, "versions": results.versions(), "machine": results.machine()}
     results.write_json(directory / "run.json", content)
+    text = yaml.safe_dump(config, sort_keys=False)
+    results.replace_file(directory / "config.yaml", lambda path: path.write_text(text, "utf-8"))
 
 
-def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
-    """Check, run and summarise one job; return its status.  Bad settings are a failed run."""
+def run_one(config: DictConfig, directory: Path, sweep: bool) -> str:
+    """Check, run and summarise one job; return its status.  Bad settings are a failed run.
+
+    Raises DirectoryError if ``directory`` must not be written.
+    """
     from benchmarks.run import results
-    from benchmarks.run.launch import run_job
-    from benchmarks.workloads import DEFAULT_TOUCH
-    from kernel.engine.progress import shown_progress
+    from benchmarks.run.directory import check_kind, check_settings, owned
 
     choices = HydraConfig.get().runtime.choices
     known = {
@@ -109,25 +100,48 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         "label": choices["allocator"],
         "workload": choices["workload"],
         "workload_label": choices["workload"],
-        "seed": config.get("seed"),
+        "seed": OmegaConf.to_container(config).get("seed"),
     }
     plain: dict[str, Any] = {}
     try:
         plain = resolved(config, HydraConfig.get().runtime)
-        job = _checked(plain, debug=config.get("debug"), sweep=quiet)
+        job = _checked(plain, debug=config.get("debug"), sweep=sweep)
     except JobError as error:
         _say(f"{PROGRAM}: {error}")
-        if quiet:  # a single run with bad settings leaves no directory
-            _open_directory(directory, plain, **known)
-            results.update_run(directory, status=results.FAILED, reason=str(error))
-        else:
-            _remove_empty(directory)
+        if sweep:  # a single run with bad settings leaves no directory
+            check_kind(directory)
+            with owned(directory):
+                check_settings(directory, plain)
+                _open_directory(directory, plain, **known)
+                results.finish(directory, results.FAILED, str(error))
         return results.FAILED
     if config.debug:
         from benchmarks.run.debug import debug
 
         _remove_empty(directory)
         return debug(job)
+    check_kind(directory)
+    with owned(directory):
+        return _run_owned(job, directory, known, plain, sweep)
+
+
+def _run_owned(
+    job: Job, directory: Path, known: dict[str, Any], plain: dict[str, Any], sweep: bool
+) -> str:
+    """Run a checked job in a directory that this process owns; return its status."""
+    from benchmarks.run import results
+    from benchmarks.run.directory import finished_earlier
+    from benchmarks.run.launch import run_job
+    from benchmarks.run.sources import edited_since, snapshot
+    from benchmarks.workloads import DEFAULT_TOUCH
+    from kernel.engine.progress import shown_progress
+
+    sources = snapshot(job)
+    if finished_earlier(directory, plain, sources.hashes, timed=job.measure.timing):
+        _say(f"{directory.name}: finished earlier")
+        return results.read_run(directory)["status"]
+    if results.read_run(directory).get("status") in results.FINISHED:
+        _say(f"{directory.name}: files are missing or damaged: running it again")
     known |= {
         "allocator": job.plugin.name,
         "label": job.plugin.label,
@@ -135,17 +149,19 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
         "touch": plain["workload"].get("touch", DEFAULT_TOUCH),
         "page_size": job.kernel.page_size,
         "kernel": plain["kernel"],
+        "sources": sources.hashes,
     }
-    if _already_done(directory, plain):
-        _say(f"{directory.name}: finished earlier")
-        return results.read_run(directory)["status"]
     _open_directory(directory, plain, **known)
-    title = f"{directory.name.partition('-')[0]} " if quiet else ""
-    with shown_progress(f"{title}{job.plugin.label} {choices['workload']}") as progress:
-        status = run_job(job, directory, progress)
+    if sweep and (edited := edited_since(directory.parent, sources.hashes)):
+        status, reason = results.FAILED, f"{edited}: repeat the sweep in another directory"
+        results.finish(directory, status, reason)
+    else:
+        title = f"{directory.name.partition('-')[0]} " if sweep else ""
+        with shown_progress(f"{title}{job.plugin.label} {known['workload']}") as progress:
+            status, reason = run_job(job, directory, sources, progress)
     if status == results.FAILED:
-        _say(f"{PROGRAM}: {job.plugin.label}: {results.read_run(directory)['reason']}")
-    elif not quiet:
+        _say(f"{PROGRAM}: {job.plugin.label}: {reason}")
+    elif not sweep:
         from benchmarks.run.summary import console, print_run
 
         print_run(directory, console())
@@ -153,7 +169,25 @@ def run_one(config: DictConfig, directory: Path, quiet: bool) -> str:
 
 
 class SweepSummary(Callback):
-    """Callback that prints the table of a sweep after its last run, under every launcher."""
+    """Callback that owns the directory of a sweep, and prints its table after the last run."""
+
+    def __init__(self) -> None:
+        self._owned = ExitStack()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Lock the directory; end the process if the sweep must not be written there."""
+        from benchmarks.run.directory import check_sweep, owned
+
+        directory = Path(config.hydra.sweep.dir).resolve()
+        hydra = OmegaConf.to_container(config.hydra)
+        params = hydra["sweeper"].get("params") or {}
+        try:
+            check_sweep(directory, hydra["overrides"]["task"], params)
+            directory.mkdir(parents=True, exist_ok=True)
+            self._owned.enter_context(owned(directory))
+        except JobError as error:
+            _say(f"{PROGRAM}: {error}")
+            sys.exit(EXIT_FAILED)  # Hydra would only warn of an exception
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table and end the process, with exit code 1 if any run failed."""
@@ -161,6 +195,7 @@ class SweepSummary(Callback):
 
         directory = Path(config.hydra.sweep.dir).resolve()
         succeeded = print_sweep(directory, console())
+        self._owned.close()
         print(f"results: {directory}", flush=True)
         sys.exit(EXIT_OK if succeeded else EXIT_FAILED)
 
@@ -169,21 +204,30 @@ class SweepSummary(Callback):
 def main(config: DictConfig) -> str:
     """Run one job.  A single run sets the exit code; a run of a sweep only records its status."""
     from benchmarks.run import results
+    from benchmarks.run.directory import DirectoryError
 
     current = HydraConfig.get()
     directory = Path(current.runtime.output_dir)
     sweep = current.mode == RunMode.MULTIRUN
-    status = run_one(config, directory, quiet=sweep)
+    try:
+        status = run_one(config, directory, sweep)
+    except DirectoryError as error:
+        _say(f"{PROGRAM}: {error}")
+        sys.exit(EXIT_FAILED)
     if sweep:
         return status
+    _remove_empty(directory)
     if directory.exists() and (directory / "run.json").exists():
         print(f"results: {directory}", flush=True)
     sys.exit({results.OK: EXIT_OK, results.OOM: EXIT_OOM}.get(status, EXIT_FAILED))
 
 
 def run() -> None:
-    """Run the command line; Ctrl-C and SIGTERM end it with exit code 130."""
+    """Run the command line; Ctrl-C, SIGTERM and a closed terminal end it with exit code 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Not under nohup, which has SIGHUP ignored.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Untimed run of a job in a process: ``python -m benchmarks.run.observe DIRECTORY``.
 
-Reads DIRECTORY/config.yaml; writes metrics.json, timeline.parquet and the outcome in run.json.
+Reads DIRECTORY/config.yaml; writes metrics.json, timeline.parquet and the outcome in run.json,
+whose status remains ``running``: only the parent, which may have to time the job, can finish it.
 Reports progress on standard output as lines ``@ FRACTION WHAT``.  A plugin that hangs or crashes
 ends only this process.  Exit code: 0 ok, 3 out of memory, 1 failed.
 """
@@ -15,7 +16,7 @@ from typing import Any
 from allocators.base.library import LibraryError
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
-from benchmarks.run.launch import report
+from benchmarks.run.launch import end_with_parent, report
 from benchmarks.workloads import Workload, WorkloadError
 from kernel.engine.progress import Progress, with_compiler
 from kernel.engine.watchdog import SoftLockup
@@ -42,8 +43,7 @@ def observe(directory: Path) -> None:
     run.entries["hashes"]["workload"] = workload.fingerprint
     results.update_run(
         directory,
-        status=run.status,
-        reason=run.reason,
+        outcome=(run.status, run.reason),
         workload_provenance=workload.provenance,
         **run.entries,
     )
@@ -141,17 +141,18 @@ def main(directory: Path) -> int:
     try:
         observe(directory)
     except expected as error:
-        results.update_run(directory, status=results.FAILED, reason=str(error))
-        return EXIT_FAILED
+        reason = str(error)
     except Exception as error:
         traceback.print_exc()
         reason = f"internal error: {type(error).__name__}: {error}"
-        results.update_run(directory, status=results.FAILED, reason=reason)
-        return EXIT_FAILED
-    return EXIT_OOM if results.read_run(directory)["status"] == results.OOM else EXIT_OK
+    else:
+        return EXIT_OOM if results.outcome(directory)[0] == results.OOM else EXIT_OK
+    results.update_run(directory, outcome=(results.FAILED, reason))
+    return EXIT_FAILED
 
 
 if __name__ == "__main__":
+    end_with_parent()
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()

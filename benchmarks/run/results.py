@@ -6,7 +6,9 @@
     timeline.parquet  int64 columns of benchmarks.replay.loop.TIMELINE_COLUMNS
     bench.json        pyperf suite with one benchmark, named after the workload
 
-Every file is written under a temporary name in the same directory and then renamed.
+Every file is written under a temporary name in the same directory, synchronised with the disk and
+then renamed.  run.json has status ``running`` until :func:`finish` sets the final one, after the
+last other file was written.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,18 +31,32 @@ MODEL = 3
 #: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"
 FINISHED = (OK, OOM)
+#: Files of a finished run beside run.json; bench.json only if the run was timed.
+FILES = ("config.yaml", "metrics.json", "timeline.parquet", "bench.json")
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "pyarrow")
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, then rename it to ``path``."""
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then rename it to ``path``; both reach the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        _synchronise(temporary)
         temporary.replace(path)
+        _synchronise(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Write a file or directory to the disk, as far as the system can."""
+    with suppress(PermissionError):  # Windows cannot open a directory
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -59,6 +76,39 @@ def read_run(directory: Path) -> dict[str, Any]:
 def update_run(directory: Path, **entries: Any) -> None:
     """Add or replace entries of run.json."""
     write_json(directory / "run.json", read_run(directory) | entries)
+
+
+def outcome(directory: Path) -> tuple[str, str] | None:
+    """Return status and reason that the untimed run has recorded; None if it has not ended."""
+    found = read_run(directory).get("outcome")
+    return tuple(found) if found else None
+
+
+def finish(directory: Path, status: str, reason: str = "") -> None:
+    """Record the final status of a run, and the hashes of its files if it is a result."""
+    run = read_run(directory)
+    run.pop("outcome", None)
+    hashes = {}
+    if status in FINISHED:
+        present = (directory / name for name in FILES if (directory / name).exists())
+        hashes = {path.name: file_hash(path) for path in present}
+    end = {"status": status, "reason": reason, "files": hashes}
+    write_json(directory / "run.json", run | end)
+
+
+def is_complete(directory: Path, *, timed: bool) -> bool:
+    """Return True if a finished run still has all its files, as :func:`finish` saw them."""
+    run = read_run(directory)
+    files = run.get("files", {})
+    needed = set(FILES if timed else FILES[:-1])
+    try:
+        return (
+            run.get("status") in FINISHED
+            and needed <= set(files)
+            and all(file_hash(directory / name) == digest for name, digest in files.items())
+        )
+    except OSError:
+        return False
 
 
 def write_timeline(path: Path, columns: Mapping[str, Any]) -> None:
@@ -81,7 +131,8 @@ def source_hash(folder: str) -> str:
 
 def file_hash(path: str | Path) -> str:
     """Return a hash (16 hex digits) of one file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def versions() -> dict[str, Any]:

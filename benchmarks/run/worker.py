@@ -12,6 +12,8 @@ from typing import Any
 
 import pyperf
 
+from benchmarks.run.launch import end_with_parent, report
+
 
 def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
     command.extend(("--directory", args.directory))
@@ -36,7 +38,6 @@ def _simulation(directory: Path):
 
     from benchmarks.replay.simulation import TIMED, Simulation
     from benchmarks.run.job import check_job
-    from benchmarks.run.launch import report
     from kernel.engine.progress import with_compiler
 
     job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
@@ -61,6 +62,7 @@ def time_replays(loops: int, directory: Path, events: int) -> float:
 
 def main() -> None:
     """Parse the arguments of pyperf and of this script, and measure."""
+    end_with_parent()
     runner = pyperf.Runner(
         program_args=("-m", "benchmarks.run.worker"), add_cmdline_args=_add_arguments
     )

@@ -65,7 +65,9 @@ def observed(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
         directory.mkdir()
         (directory / "config.yaml").write_text(yaml.safe_dump(composed(*overrides)))
         results.write_json(directory / "run.json", {"status": results.RUNNING, "reason": ""})
-        return observe.main(directory), directory
+        code = observe.main(directory)
+        results.finish(directory, *results.outcome(directory))
+        return code, directory
 
     return run
 

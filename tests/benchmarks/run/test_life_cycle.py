@@ -1,0 +1,134 @@
+"""Tests that a run is finished only when all its files are there, however its processes end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.run import launch, results
+from tests.benchmarks.run.conftest import ROOT, SMALL
+
+pytestmark = pytest.mark.hardening(1)
+#: The shortest run that is timed.
+TIMED = ("measure=quick", *(f"measure.{n}=1" for n in ("processes", "samples", "min_events")))
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that ``pid`` and its descendants have started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [p for child in map(int, text.split()) for p in (child, *children(child))]
+
+
+def wait_until(condition, process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_run_that_dies_before_timing_is_not_finished_and_is_resumed(bench, tmp_path, number):
+    run = tmp_path / "run"
+    arguments = ("allocator=bump", *TIMED, *SMALL, f"hydra.run.dir={run}")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bench.py", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wait_until((run / "metrics.json").exists, process)
+    started = children(process.pid)
+    assert started
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/stat").exists() for pid in started), None)
+
+    status = results.read_run(run)["status"]
+    assert status == ("running" if number == signal.SIGKILL else "interrupted")
+    assert not results.is_complete(run, timed=True)
+    done = bench(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "finished earlier" not in done.stderr
+    assert results.read_run(run)["status"] == "ok"
+    assert {path.name for path in run.iterdir()} == {"run.json", *results.FILES}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The directory of a finished, timed run."""
+    for name in results.FILES:
+        (tmp_path / name).write_text(name)
+    results.write_json(tmp_path / "run.json", {"schema": results.SCHEMA, "outcome": ["ok", ""]})
+    results.finish(tmp_path, *results.outcome(tmp_path))
+    return tmp_path
+
+
+def test_a_finished_run_is_complete(finished):
+    run = results.read_run(finished)
+    assert (run["status"], run["reason"]) == ("ok", "")
+    assert "outcome" not in run
+    assert results.is_complete(finished, timed=True)
+
+
+@pytest.mark.parametrize("name", results.FILES)
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("")])
+def test_a_run_with_a_missing_or_damaged_file_is_not_complete(finished, name, damage):
+    damage(finished / name)
+    assert not results.is_complete(finished, timed=True)
+
+
+def test_a_run_that_was_not_timed_needs_no_times(tmp_path):
+    for name in results.FILES[:-1]:
+        (tmp_path / name).write_text(name)
+    results.finish(tmp_path, results.OOM, "why")
+    assert results.is_complete(tmp_path, timed=False)
+    assert not results.is_complete(tmp_path, timed=True)
+
+
+def test_the_untimed_run_does_not_set_the_status(tmp_path):
+    from tests.benchmarks.run.conftest import composed, yaml
+
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(composed("allocator=bump", *SMALL)))
+    results.write_json(tmp_path / "run.json", {"status": results.RUNNING})
+    assert launch_observe(tmp_path) == 0
+    assert results.read_run(tmp_path)["status"] == results.RUNNING
+    assert results.outcome(tmp_path) == ("ok", "")
+
+
+def launch_observe(directory: Path) -> int:
+    from benchmarks.run import observe
+
+    return observe.main(directory)
+
+
+def test_a_child_whose_parent_has_ended_exits_at_once(python):
+    script = "from benchmarks.run.launch import end_with_parent; end_with_parent(); print('alive')"
+    assert python("-c", script).stdout == "alive\n"
+    orphan = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT), launch._PARENT: "1"},
+        start_new_session=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (orphan.returncode, orphan.stdout) == (1 if sys.platform == "linux" else 0, b"")
+
+
+def test_files_reach_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(Path(f"/dev/fd/{file}").resolve()))
+    results.write_json(tmp_path / "run.json", {})
+    assert [path.name for path in done] == [f".run.json.{os.getpid()}", tmp_path.name]
+    assert json.loads((tmp_path / "run.json").read_text()) == {}
