@@ -130,7 +130,7 @@ def _run_owned(
 ) -> str:
     """Run a checked job in a directory that this process owns; return its status."""
     from benchmarks.run import results
-    from benchmarks.run.directory import finished_earlier
+    from benchmarks.run.directory import finished_earlier, waiting
     from benchmarks.run.launch import run_job
     from benchmarks.run.sources import edited_since, snapshot
     from benchmarks.workloads import DEFAULT_TOUCH
@@ -151,14 +151,20 @@ def _run_owned(
         "kernel": plain["kernel"],
         "sources": sources.hashes,
     }
-    _open_directory(directory, plain, **known)
+    if not (observed := waiting(directory, plain, sources.hashes)):
+        _open_directory(directory, plain, **known)
+    title = f"{directory.name.partition('-')[0]} " if sweep else ""
+    title += f"{job.plugin.label} {known['workload']}"
     if sweep and (edited := edited_since(directory.parent, sources.hashes)):
         status, reason = results.FAILED, f"{edited}: repeat the sweep in another directory"
         results.finish(directory, status, reason)
+    elif observed:
+        status, reason = results.WAITING, ""
     else:
-        title = f"{directory.name.partition('-')[0]} " if sweep else ""
-        with shown_progress(f"{title}{job.plugin.label} {known['workload']}") as progress:
+        with shown_progress(title) as progress:
             status, reason = run_job(job, directory, sources, progress)
+    if status == results.WAITING and not sweep:  # the runs of a sweep are timed together
+        status, reason = _time([directory], title)
     if status == results.FAILED:
         _say(f"{PROGRAM}: {job.plugin.label}: {reason}")
     elif not sweep:
@@ -166,6 +172,20 @@ def _run_owned(
 
         print_run(directory, console())
     return status
+
+
+def _time(directories: list[Path], title: str) -> tuple[str, str]:
+    """Time the runs that wait for it, in rounds; return status and reason of the last of them."""
+    from benchmarks.run import results
+    from benchmarks.run.timing import load_waiting, time_runs
+    from kernel.engine.progress import shown_progress
+
+    runs = load_waiting(directories)
+    if runs:
+        with shown_progress(title) as progress:
+            time_runs(runs, progress)
+    run = results.read_run(directories[-1])
+    return run["status"], run["reason"]
 
 
 class SweepSummary(Callback):
@@ -190,10 +210,15 @@ class SweepSummary(Callback):
             sys.exit(EXIT_FAILED)  # Hydra would only warn of an exception
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table and end the process, with exit code 1 if any run failed."""
-        from benchmarks.run.summary import console, print_sweep
+        """Time the runs, print the table and end the process; exit code 1 if any run failed."""
+        from benchmarks.run.summary import console, print_sweep, sweep_runs
+        from benchmarks.run.timing import write_suites
 
         directory = Path(config.hydra.sweep.dir).resolve()
+        runs = [path for path, _ in sweep_runs(directory)]
+        if runs:
+            _time(runs, "sweep")
+            write_suites(directory, runs)
         succeeded = print_sweep(directory, console())
         self._owned.close()
         print(f"results: {directory}", flush=True)

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Results:
     ``times``: a row per valid measurement with label, workload, seed, quantity, round and ns_per_op
     (ns).  Runs whose seeds yield the same events count as further rounds of the first of them;
     own_seed keeps their seed.  ``floors``: the largest A/A floor of each quantity, as a share (0.01
-    for 1 %).  ``untimed``: (label, workload, quantity) -> why it has no time.  ``notes``: what was
+    for 1 %).  ``comparisons``: identifiers of the rounds in which runs were measured together.
+    ``untimed``: (label, workload, quantity) -> why it has no time.  ``notes``: what was
     unusual about the machine while timing, a sentence each.
 
     ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
@@ -74,6 +75,7 @@ class Results:
     conditions: dict[str, Any]
     floors: Mapping[str, float] = field(default_factory=dict)
     untimed: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    comparisons: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,6 +92,19 @@ class Results:
     def simulated(self) -> list[str]:
         """Labels of the simulated allocators, sorted; the others are real libraries."""
         return sorted(self.runs.loc[~self.runs["real"], "label"].unique())
+
+    def of(self, label: str) -> "Results":
+        """Return the results of one allocator, with the floors of all."""
+        frames = {
+            name: frame if frame.empty else frame[frame["label"] == label]
+            for name, frame in (
+                ("runs", self.runs),
+                ("times", self.times),
+                ("timelines", self.timelines),
+                ("skipped", self.skipped),
+            )
+        }
+        return replace(self, **frames)
 
     def gaps(self) -> dict[tuple[str, str], str]:
         """Return the cells (label, workload) without a finished run: their status or "no result".
@@ -168,6 +183,7 @@ def load(
         times=times.frame(),
         floors=times.floors,
         untimed=times.untimed,
+        comparisons=frozenset(times.comparisons),
         notes=tuple(times.notes),
         timelines=_read_timelines(finished) if timelines else pd.DataFrame(),
         skipped=_skipped_frame(described),
@@ -366,6 +382,7 @@ class _Times:
         self.floors: dict[str, float] = {}
         self.untimed: dict[tuple[str, str, str], str] = {}
         self.notes: dict[str, None] = {}
+        self.comparisons: set[str] = set()
 
     def read(self, path: Path, run: dict[str, Any]) -> None:
         """Add the valid measurements of a run.  Raises ResultError if there are none."""
@@ -397,6 +414,8 @@ class _Times:
         if twin:
             for quantity, floor in _floors(path, valid(lines), twin).items():
                 self.floors[quantity] = max(self.floors.get(quantity, 0.0), floor)
+        if comparison := _entry(run, "timing.comparison"):
+            self.comparisons.add(str(comparison))
         self.notes |= dict.fromkeys(_entry(run, "timing.warnings") or ())
 
     def frame(self) -> pd.DataFrame:

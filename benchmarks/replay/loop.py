@@ -47,6 +47,8 @@ from kernel.vma import covered, heap_pages
 # --- Switches of the loop (bound by build, like those of kernel.engine.switches) -----------------
 
 TOUCH = TOUCH_ALL
+#: Execute the touch events of a trace; without, only the allocator's events are.
+TOUCH_EVENTS = True
 #: Collect exact per-event statistics.
 OBSERVE = True
 #: Record rows over time.
@@ -349,9 +351,9 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     p = objects[slot, 0]
     if p == 0:
         r.skipped += 1
-    elif op == ops.TOUCH_READ:
+    elif TOUCH_EVENTS and op == ops.TOUCH_READ:
         touch(k, p + offset, size, 0)
-    elif op == ops.TOUCH_WRITE:
+    elif TOUCH_EVENTS and op == ops.TOUCH_WRITE:
         touch(k, p + offset, size, 1)
     return 0
 

@@ -39,6 +39,8 @@ from kernel.types import ABORT_CHECK, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedS
 #: Switches of the loop with all instruments, and without any.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
 TIMED = {"COUNT": False, "OBSERVE": False, "TIMELINE": False, "TOUCH": TOUCH_NOTHING}
+#: Switches of a loop that times the allocator alone: touch events are passed over, too.
+WARM = TIMED | {"TOUCH_EVENTS": False}
 
 
 class AllocatorFailure(RuntimeError):

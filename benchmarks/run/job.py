@@ -30,33 +30,33 @@ class JobError(ValueError):
 class Timing:
     """Timing parameters of a job.
 
-    Each of ``processes`` fresh Python processes takes ``samples`` timed samples after ``warmups``
-    untimed ones; a sample replays the workload until at least ``min_events`` events have run.
-    :meth:`schedule` reduces these numbers if timing would take longer than ``seconds``.
+    It is measured in ``rounds`` rounds, each time in a fresh process, which takes ``samples`` timed
+    samples after ``warmups`` untimed ones; a sample replays the workload until at least
+    ``min_events`` events have run.  :meth:`schedule` reduces these numbers, except the rounds, if
+    timing would take longer than ``seconds``.
     """
 
     timing: bool
-    processes: int
+    rounds: int
     samples: int
     warmups: int
     min_events: int
     seconds: int
 
-    def schedule(self, events: int, seconds: float) -> tuple[int, int, int, int]:
-        """Return processes, samples, warm-ups and replays per sample that fit the time limit.
+    def schedule(self, events: int, seconds: float) -> tuple[int, int, int]:
+        """Return samples, warm-ups and replays per sample that fit the time limit.
 
         One replay has ``events`` events and takes about ``seconds``.  Reduces replays per sample
-        first, then warm-ups, samples, and processes down to two: one process shows no spread.
+        first, then warm-ups down to one, which warms the memory, then samples.
         """
-        processes, samples, warmups = self.processes, self.samples, self.warmups
+        samples, warmups = self.samples, self.warmups
         replays = -(-self.min_events // max(events, 1))
-        affordable = self.seconds / max(seconds, 1e-6)
-        replays = max(1, min(replays, int(affordable / (processes * (samples + warmups)))))
-        if processes * (samples + warmups) * replays > affordable:
-            warmups = 0
-        samples = max(1, min(samples, int(affordable / (processes * replays)) - warmups))
-        processes = max(min(2, processes), min(processes, int(affordable / (samples + warmups))))
-        return processes, samples, warmups, replays
+        affordable = self.seconds / self.rounds / max(seconds, 1e-6)
+        replays = max(1, min(replays, int(affordable / (samples + warmups))))
+        if (samples + warmups) * replays > affordable:
+            warmups = 1
+        samples = max(1, min(samples, int(affordable / replays) - warmups))
+        return samples, warmups, replays
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def _measure(config: Mapping[str, Any]) -> Timing:
     if not isinstance(measure.get("timing"), bool):
         raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
     for name, low in (
-        ("processes", 1),
+        ("rounds", 1),
         ("samples", 1),
-        ("warmups", 0),
+        ("warmups", 1),
         ("min_events", 1),
         ("seconds", 1),
     ):

@@ -1,7 +1,8 @@
-"""Timed runs of a job: a pyperf script, started as ``python -m benchmarks.run.worker``.
+"""One measurement of warm time: a pyperf worker, ``python -m benchmarks.run.worker``.
 
-bench.py starts it after the untimed run has succeeded.  ``--directory`` names the run's directory,
+benchmarks.run.timing starts it once in every round.  ``--directory`` names the run's directory,
 whose config.yaml and run.json define the workload to time.  A value is seconds per allocator event.
+What pyperf has no place for is reported on standard output (benchmarks.run.launch.report_found).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyperf
 
-from benchmarks.run.launch import end_with_parent, report
+from benchmarks.run.launch import end_with_parent, report, report_found
 
 
 def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
@@ -31,33 +32,86 @@ def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
     }
 
 
+class _Replay:
+    """The compiled replay of the run in ``directory``, and what is found beside its time."""
+
+    def __init__(self, directory: Path) -> None:
+        import yaml
+
+        from benchmarks.replay.simulation import WARM, Simulation
+        from benchmarks.run.job import check_job
+        from kernel.engine.progress import with_compiler
+
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        self.job = check_job(config)
+        with with_compiler(report) as progress:
+            progress(0.0, "preparing the timed replay")
+            workload = self.job.load_workload()
+            if self.job.library is None:
+                self.replay = Simulation(self.job.plugin, workload, self.job.kernel, WARM)
+            else:
+                from benchmarks.real.timed import make_timed
+
+                self.replay = make_timed(self.job.library, workload)
+        report(0.0, "timing")
+
+    def kernel_ns(self) -> float:
+        """Return the modelled time in the kernel of the last replay of a simulated allocator."""
+        from benchmarks.replay.measured import modelled_ns
+
+        return modelled_ns(self.replay.k, self.job.kernel.page_size, self.job.cost)
+
+
+def _faults() -> int:
+    """Return the page faults of this process so far."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
+
+
 @functools.cache
-def _simulation(directory: Path):
-    """Compile the timed replay, once in each worker process and never in pyperf's master."""
-    import yaml
-
-    from benchmarks.replay.simulation import TIMED, Simulation
-    from benchmarks.run.job import check_job
-    from kernel.engine.progress import with_compiler
-
-    job = check_job(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
-    with with_compiler(report) as progress:
-        progress(0.0, "preparing the timed replay")
-        workload = job.load_workload()
-        if job.library is None:
-            simulation = Simulation(job.plugin, workload, job.kernel, TIMED)
-        else:
-            from benchmarks.real.timed import make_timed
-
-            simulation = make_timed(job.library, workload)
-    report(0.0, "timing")
-    return simulation
+def _prepared(directory: Path) -> _Replay:
+    return _Replay(directory)
 
 
-def time_replays(loops: int, directory: Path, events: int) -> float:
-    """Time ``loops`` replays of the first ``events`` events.  Returns seconds."""
-    simulation = _simulation(directory)
-    return sum(simulation.replay(events) for _ in range(loops))
+def time_replays(loops: int, directory: Path, run: dict[str, Any], operations: int) -> float:
+    """Time ``loops`` replays of the events of ``run``; return seconds.
+
+    Reports ``kernel_ns`` per event of a simulated allocator, and of a real library the page
+    ``faults`` per event, and instructions and cycles per event where they are counted.
+    """
+    prepared = _prepared(directory)
+    before = _faults()
+    seconds = 0.0
+    with _Counting(operations * loops):
+        for _ in range(loops):
+            seconds += prepared.replay.replay(run["events"])
+    if prepared.job.library is None:
+        report_found(kernel_ns=prepared.kernel_ns() / operations)
+    else:
+        report_found(faults=(_faults() - before) / (operations * loops))
+    return seconds
+
+
+class _Counting:
+    """Context that reports instructions and cycles per event, if the machine counts them."""
+
+    def __init__(self, operations: int) -> None:
+        from benchmarks.timing import perf
+
+        self._operations = operations
+        self._counters = None if perf.unavailable() else perf.Counters()
+
+    def __enter__(self) -> None:
+        if self._counters:
+            self._counters.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._counters:
+            self._counters.__exit__(*error)
+            counts = self._counters.counts.items()
+            report_found(**{name: count / self._operations for name, count in counts})
 
 
 def main() -> None:
@@ -76,7 +130,8 @@ def main() -> None:
         run["workload_label"],
         time_replays,
         directory,
-        run["events"],
+        run,
+        metrics["operations"],
         inner_loops=metrics["operations"],
     )
 

@@ -34,6 +34,10 @@ class TimesError(ValueError):
     """Stored times that cannot be read; the message names the file and line."""
 
 
+class CellError(RuntimeError):
+    """Error for a cell that cannot be measured; the message says why."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A run directory, and ``side`` 1 for the second measurement of the twin."""
@@ -112,6 +116,8 @@ class Rounds:
         self.rounds = rounds
         self.seed = seed
         self._lines = {directory: read_times(directory) for directory in directories}
+        #: Why a cell could not be measured, by its directory.
+        self.failed: dict[Path, str] = {}
 
     def order(self, number: int, attempt: int = 0) -> list[Cell]:
         """Return the cells in the order in which the round measures them."""
@@ -128,8 +134,9 @@ class Rounds:
         """Measure what is missing; returns the rounds that stay disturbed.
 
         Disturbed rounds are repeated, each of them whole, as often as half the number of rounds.
-        ``progress(done, what)`` is called before each measurement.  What ``measure`` raises passes
-        through; all lines written before remain valid.
+        ``progress(done, what)`` is called before each measurement.  A cell for which ``measure``
+        raises CellError is left out from then on (``failed``); any other exception passes through,
+        and all lines written before remain valid.
         """
         done = 0
         for number in range(self.rounds):
@@ -145,11 +152,15 @@ class Rounds:
         self, number: int, attempt: int, measure: Measure, done: int, progress: Callable
     ) -> int:
         for position, cell in enumerate(self.order(number, attempt)):
-            if not self._has(cell, number, attempt):
+            if cell.directory not in self.failed and not self._has(cell, number, attempt):
                 again = ", again: it was disturbed" if attempt else ""
                 progress(min(done, self.total), f"round {number + 1}{again}")
                 watch = Watch()
-                result = dict(measure(cell))
+                try:
+                    result = dict(measure(cell))
+                except CellError as error:
+                    self.failed[cell.directory] = str(error)
+                    continue
                 entry = {"round": number, "attempt": attempt, "side": cell.side}
                 entry |= {"position": position} | result | watch.load().as_dict()
                 _append(cell.directory, entry)
@@ -169,7 +180,8 @@ class Rounds:
     def _open_attempt(self, number: int, fresh: int) -> int:
         """Return an attempt at a round that was interrupted, or ``fresh``."""
         last = fresh - 1
-        complete = all(self._has(cell, number, last) for cell in self.cells)
+        cells = (cell for cell in self.cells if cell.directory not in self.failed)
+        complete = all(self._has(cell, number, last) for cell in cells)
         return fresh if complete else last
 
     def _attempts(self) -> int:

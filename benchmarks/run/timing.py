@@ -1,0 +1,239 @@
+"""Time runs in interleaved rounds (benchmarks.timing.rounds), each measurement in fresh processes.
+
+Warm time is taken by a pyperf worker (benchmarks.run.worker).  Cold and end-to-end time of a real
+library are measured in processes of their own (benchmarks.run.clean); of a simulated allocator they
+are its warm time plus the modelled time in the kernel.
+"""
+
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from typing import Any
+
+from benchmarks.replay.metrics import COLD, END_TO_END, TIMES, TITLES, WARM
+from benchmarks.run import results
+from benchmarks.run.job import Job, check_job
+from benchmarks.run.launch import child, found_in
+from benchmarks.run.sources import digest
+from benchmarks.timing import machine, perf
+from benchmarks.timing.rounds import Cell, CellError, Rounds, read_times, valid
+from kernel.engine.progress import Progress
+
+#: The line of a traceback that names the exception.
+_ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
+#: A real library has no warm time if its page faults, at this many nanoseconds each, are more than
+#: this share of it.
+_FAULT_NS, _NIL = 1000.0, 0.01
+
+
+@dataclass(frozen=True)
+class Untimed:
+    """A run whose untimed part has ended: its directory, its job, and run.json."""
+
+    directory: Path
+    job: Job
+    run: Mapping[str, Any]
+
+
+def load_waiting(directories: Iterable[Path]) -> list[Untimed]:
+    """Return the runs among ``directories`` that wait to be timed."""
+    import yaml
+
+    found = []
+    for directory in directories:
+        run = results.read_run(directory)
+        if run.get("status") == results.WAITING:
+            config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+            found.append(Untimed(directory, check_job(config), run))
+    return found
+
+
+def time_runs(runs: Sequence[Untimed], progress: Progress) -> None:
+    """Measure ``runs`` in rounds, and record the final status of each in its run.json.
+
+    Runs with the same number of rounds are compared with each other.  An interruption passes
+    through; the measurements made before it count.
+    """
+    for count in sorted({run.job.measure.rounds for run in runs}):
+        _time_together([run for run in runs if run.job.measure.rounds == count], count, progress)
+
+
+def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> None:
+    progress(0.0, "looking at the machine")
+    warnings = machine.warnings()
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    by_directory = {run.directory: run for run in runs}
+    rounds = Rounds(list(by_directory), count, runs[0].job.seed)
+
+    def measure(cell: Cell) -> Mapping[str, Any]:
+        return _measure(by_directory[cell.directory])
+
+    def report(done: int, what: str) -> None:
+        progress(done / rounds.total, f"timing, {what}")
+
+    disturbed = rounds.run(measure, report)
+    if disturbed:
+        names = ", ".join(str(number + 1) for number in disturbed)
+        warnings.append(f"disturbed by other load, even when repeated: rounds {names} of {count}")
+        print(f"warning: {warnings[-1]}", file=sys.stderr, flush=True)
+    timing = {
+        "comparison": secrets.token_hex(8),  # those with the same were measured together
+        "rounds": count,
+        "cells": len(runs),
+        "warnings": warnings,
+        "instructions": perf.unavailable() or "counted",
+    }
+    for run in runs:
+        results.update_run(run.directory, timing=timing)
+        _finish(run, rounds.failed.get(run.directory, ""))
+
+
+def _finish(run: Untimed, error: str) -> None:
+    """Write bench.json, and the final status: failed if a source was edited meanwhile."""
+    stored = run.run.get("sources", {})
+    edited = next((name for name, old in stored.items() if digest(name) != old), "")
+    if edited:
+        error = f"{edited} was edited during the run: run it again"
+    if error:
+        results.finish(run.directory, results.FAILED, error)
+        return
+    _write_suite(run)
+    results.finish(run.directory, *results.outcome(run.directory))
+
+
+# --- One measurement ------------------------------------------------------------------------------
+
+
+def _measure(run: Untimed) -> dict[str, Any]:
+    """Measure a run once in every quantity.  Raises CellError if it fails."""
+    job, metrics = run.job, _metrics(run.directory)
+    suite, found = _warm(run)
+    warm = median(suite["benchmarks"][0]["runs"][0]["values"]) * 1e9
+    times, gaps = {WARM: warm}, {}
+    if job.library is None:
+        times[COLD] = warm + found["kernel_ns"]
+        times[END_TO_END] = warm + metrics["kernel_ns_per_op"]
+    else:
+        if found["faults"] * _FAULT_NS > _NIL * warm:
+            del times[WARM]
+            per = f"{1000 * found['faults']:.2g} page faults per 1000 events"
+            gaps[WARM] = f"it calls the kernel in every replay: {per}"
+        clean = _clean(run)
+        times |= clean["times"]
+        gaps |= clean["gaps"]
+    counts = {name: found[name] for name in perf.EVENTS if name in found}
+    return {"times": times, "gaps": gaps, "pyperf": suite} | counts
+
+
+def _metrics(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _warm(run: Untimed) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a pyperf worker; return its suite (JSON) and what else it has found."""
+    samples, warmups, replays = run.job.measure.schedule(
+        run.run["events"], run.run["replay_seconds"]
+    )
+    environment: Mapping[str, str] = os.environ
+    if run.job.library is not None:
+        # The process loads the library, and starts no thread that the workload does not start.
+        environment = run.job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
+    reading, writing = os.pipe()
+    command = [
+        *(sys.executable, "-m", "benchmarks.run.worker", "--worker", "--worker-task", "0"),
+        *("--directory", str(run.directory), "--pipe", str(writing)),
+        *("-n", str(samples), "-w", str(warmups), "-l", str(replays)),
+    ]
+    with os.fdopen(reading, "rb") as pipe:
+        try:
+            found = _run(command, environment, pass_fds=(writing,))
+        finally:
+            os.close(writing)
+        return json.loads(pipe.read()), found
+
+
+def _clean(run: Untimed) -> dict[str, Any]:
+    """Measure cold and end-to-end time of a real library."""
+    command = [sys.executable, "-m", "benchmarks.run.clean", str(run.directory)]
+    return _run(command, os.environ)
+
+
+def _run(
+    command: list[str], environment: Mapping[str, str], pass_fds: Iterable[int] = ()
+) -> dict[str, Any]:
+    """Run a child to its end; return what it has reported.  Raises CellError if it fails."""
+    with (
+        TemporaryFile() as errors,
+        child(command, errors, environment, pass_fds=tuple(pass_fds)) as process,
+    ):
+        found = found_in(process.stdout)
+        code = process.wait()
+        errors.seek(0)
+        complaint = errors.read().decode(errors="replace").strip().splitlines()
+    if code != 0:
+        named = [line for line in complaint if _ERROR.match(line)]
+        raise CellError(f"timing failed: {[*named[:1], *complaint[-1:], f'exit code {code}'][0]}")
+    return found
+
+
+# --- pyperf ---------------------------------------------------------------------------------------
+
+
+def _write_suite(run: Untimed) -> None:
+    """Write bench.json: a benchmark per quantity that was measured, with a run per round."""
+    import pyperf
+
+    lines = [line for _, line in sorted(valid(read_times(run.directory)).items())]
+    label = run.run["workload_label"]
+    found = []
+    if all(WARM in line["times"] for line in lines):
+        parts = [pyperf.Benchmark.loads(json.dumps(line["pyperf"])) for line in lines]
+        for part in parts[1:]:
+            parts[0].add_runs(part)
+        found.append(parts[0])
+    modelled = () if run.job.library is not None else (COLD, END_TO_END)
+    for name in (metric.name for metric in TIMES if metric.name not in (WARM, *modelled)):
+        values = [line["times"][name] * 1e-9 for line in lines if name in line["times"]]
+        metadata = {"name": f"{label} ({TITLES[name]})", "allocator": run.run["label"]}
+        made = [pyperf.Run([v], metadata=metadata, collect_metadata=False) for v in values]
+        if made:
+            found.append(pyperf.Benchmark(made))
+    suite = pyperf.BenchmarkSuite(found)
+    results.replace_file(run.directory / "bench.json", lambda path: suite.dump(str(path)))
+
+
+def write_suites(directory: Path, runs: Iterable[Path]) -> list[Path]:
+    """Write the pyperf suite of each allocator of a sweep, ``pyperf/ALLOCATOR.json``; return them.
+
+    Its benchmarks are the workloads, so that ``pyperf compare_to`` compares two allocators.
+    """
+    import pyperf
+
+    by_allocator: dict[str, list[Any]] = {}
+    for path in runs:
+        run = results.read_run(path)
+        if run.get("status") in results.FINISHED and (path / "bench.json").exists():
+            suite = pyperf.BenchmarkSuite.load(str(path / "bench.json"))
+            by_allocator.setdefault(run["label"], []).extend(suite.get_benchmarks())
+    written = []
+    for label, benchmarks in by_allocator.items():
+        names: dict[str, Any] = {}
+        for benchmark in benchmarks:  # seeds of one workload share its name
+            if benchmark.get_name() in names:
+                names[benchmark.get_name()].add_runs(benchmark)
+            else:
+                names[benchmark.get_name()] = benchmark
+        suite = pyperf.BenchmarkSuite(list(names.values()))
+        out = directory / "pyperf" / f"{label.replace('/', '-')}.json"
+        out.parent.mkdir(exist_ok=True)
+        results.replace_file(out, lambda path, suite=suite: suite.dump(str(path)))
+        written.append(out)
+    return written
