@@ -17,6 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # this checkout's code, also with python -P and beside an installed one
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback

@@ -5,6 +5,7 @@ drawn, writes nothing, prints one line on standard error and exits with 1.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +17,8 @@ import pandas as pd
 
 from analysis import compare, fig_faults, fig_memory, fig_pareto, fig_theory, fig_time, style
 from analysis.load import ResultError, Results, load
+from kernel.engine.command import EXIT_FAILED, OneLineParser, report_exit, run, text_of
+from kernel.engine.output import replacing
 
 #: Figures by name: modules with METRICS and ``draw(results) -> Figure``.
 FIGURES: dict[str, ModuleType] = {
@@ -30,6 +33,8 @@ ALL = FIGURES | ON_REQUEST
 #: Figures that need measured times, and figures that need timelines.
 TIMED = {"time", "pareto"}
 SAMPLED = {"memory"}
+#: Name of the table of runs.
+TABLE = "table.csv"
 #: Seconds between progress lines.
 PATIENCE = 2.0
 
@@ -44,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [name for name in ALL if name in options.figures]
     report = _progress()
     try:
-        if options.out.exists() and not options.out.is_dir():
-            raise ResultError(f"{options.out}: not a directory")
+        _check_output(options.out, chosen)
         results = load(
             options.results,
             timing=bool(TIMED & set(chosen)),
@@ -58,16 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason = f": {run.reason}" if run.reason else ""
             print(f"skipped {run.directory} ({run.status}{reason})")
         files = write(results, chosen, options.out, report)
-    except (ResultError, OSError) as error:
-        print(f"analysis: {error}", file=sys.stderr)
-        return 1
+    except ResultError as error:
+        return report_exit("analysis", str(error), EXIT_FAILED)
+    except OSError as error:
+        return report_exit("analysis", text_of(error), EXIT_FAILED)
     for file in files:
         print(f"wrote {file}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__.split("\n")[0])
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m analysis", description=__doc__.split("\n")[0])
     parser.add_argument(
         "results",
         nargs="+",
@@ -91,6 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         help="leave a gap where an allocator has no run on a workload, instead of an error",
     )
     return parser
+
+
+def _check_output(out: Path, names: Sequence[str]) -> None:
+    """Raise ResultError if a file that is to be written in ``out`` cannot be."""
+    if out.exists() and not out.is_dir():
+        raise ResultError(f"{out}: not a directory")
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    pictures = [f"{name}{suffix}" for name in names for suffix in style.PICTURES]
+    for name in [*pictures, TABLE]:
+        style.check_output(folder / name)
 
 
 def _figure_names(text: str) -> list[str]:
@@ -129,9 +144,13 @@ def write(
         for done, name in enumerate(names):
             report("drawing figures", done, len(names))
             style.save(ALL[name].draw(results), Path(scratch), name)
-        table(results).to_csv(Path(scratch) / "table.csv", index=False)
+        table(results).to_csv(Path(scratch) / TABLE, index=False)
         out.mkdir(parents=True, exist_ok=True)
-        return [file.replace(out / file.name) for file in sorted(Path(scratch).iterdir())]
+        written = [out / file.name for file in sorted(Path(scratch).iterdir())]
+        for path in written:
+            with replacing(path) as temporary:
+                shutil.copyfile(Path(scratch) / path.name, temporary)
+        return written
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -140,4 +159,4 @@ def table(results: Results) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("analysis", main))

@@ -10,7 +10,6 @@ sweeps:
 On an error, prints one line on standard error and exits with 1.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from matplotlib.patches import Patch
 
 from analysis import style
 from analysis.load import ResultError, Results, load
+from kernel.engine.command import EXIT_FAILED, OneLineParser, report_exit, run, text_of
 
 #: Metrics that are compared, and the names of their rows.
 METRICS = {
@@ -156,7 +156,7 @@ def _panel(ax: Axes, frame: pd.DataFrame, rows: list[tuple[str, str]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m analysis.fig_synth",
         description="Draw memory and faults of synthetic traces relative to the original traces.",
     )
@@ -164,17 +164,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", required=True, type=style.picture, metavar="OUT.png|svg")
     options = parser.parse_args(arguments)
     try:
+        style.check_output(options.out)
         results = load(
             options.results, timing=False, timelines=False, metrics=list(METRICS), gaps=True
         )
         with style.publication():
             style.save_as(draw(results), options.out)
-    except (ResultError, OSError) as error:
-        print(f"fig_synth: {error}", file=sys.stderr)
-        return 1
+    except ResultError as error:
+        return report_exit("fig_synth", str(error), EXIT_FAILED)
+    except OSError as error:
+        return report_exit("fig_synth", text_of(error), EXIT_FAILED)
     print(f"wrote {options.out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("analysis.fig_synth", main))

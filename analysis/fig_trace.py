@@ -5,7 +5,6 @@ this figure directly with ``--plot``.  On an error, prints one line on standard 
 1.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis import style
+from kernel.engine.command import OneLineParser, run
 
 #: Colours for numbers of objects or requests, and for bytes.
 COUNT, BYTES = style.PALETTE[0], style.PALETTE[1]
@@ -148,7 +148,7 @@ def _draw_threads(ax: Axes, about: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m analysis.fig_trace",
         description="Draw the output of python -m benchmarks.trace info --json.",
     )
@@ -163,4 +163,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("analysis.fig_trace", main))

@@ -5,7 +5,6 @@ measured time; right: agreement of memory metrics.  On an error, prints one line
 and exits with 1.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis import style
+from kernel.engine.command import OneLineParser, run
 
 SCHEMA = 2
 #: Legend labels of the parts of a bar, from the axis outwards: kinds of work and colour.
@@ -146,7 +146,7 @@ def _cell(trace: Mapping[str, Any], metric: str) -> tuple[str, bool]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m analysis.fig_validate",
         description="Draw the output of python -m benchmarks.twin.predict.",
     )
@@ -164,4 +164,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("analysis.fig_validate", main))

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import textwrap
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis.load import ResultError, Results
 from benchmarks.replay.metrics import BY_NAME, TITLES
+from kernel.engine.command import text_of
+from kernel.engine.output import replacing, unwritable
 
 #: Palette of Okabe and Ito, safe for the common forms of colour blindness; without its yellow, too
 #: pale for a line on white, and with dark grey instead of black.
@@ -386,12 +387,14 @@ def save(fig: Figure, directory: Path, name: str) -> None:
 
 def save_as(fig: Figure, out: Path) -> None:
     """Write ``fig`` to ``out``, one of PICTURES by its suffix, completely or not at all."""
-    scratch = out.with_name(f".{uuid.uuid4().hex[:12]}{out.suffix}")
-    try:
+    with replacing(out) as scratch:
         fig.savefig(scratch, metadata={"Date": None} if out.suffix == ".svg" else None)
-        scratch.replace(out)
-    finally:
-        scratch.unlink(missing_ok=True)
+
+
+def check_output(out: Path) -> None:
+    """Raise ResultError if no file can be written at ``out``."""
+    if reason := unwritable(out):
+        raise ResultError(f"{out}: {reason}")
 
 
 def draw_json(source: Path, out: Path, draw: Callable[[Any], Figure], what: str) -> str:
@@ -401,11 +404,14 @@ def draw_json(source: Path, out: Path, draw: Callable[[Any], Figure], what: str)
     any other.
     """
     try:
+        check_output(out)
         contents = json.loads(source.read_text(encoding="utf-8"))
         with publication():
             save_as(draw(contents), out)
+    except ResultError as error:
+        return str(error)
     except OSError as error:
-        return f"{error.filename or out}: {error.strerror}"
+        return text_of(error)
     except (ValueError, KeyError, TypeError) as error:
         return f"{source}: not {what} ({error})"
     return ""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from kernel import PROJECT
+from kernel.engine.command import run
 
 _FOLDERS = ("kernel", "allocators", "benchmarks", "analysis")
 _FIRST_LINE = re.compile(r"``(python [^`]+)``: (.+)")
@@ -36,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks", main))

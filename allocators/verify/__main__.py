@@ -16,13 +16,16 @@ from rich.console import Console
 from allocators.base.registry import PluginError, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
-from kernel.differential.command import (
+from kernel.engine.command import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_USAGE,
     OneLineParser,
+    jobs,
     positive,
     report_exit,
+    run,
+    seed,
+    timeout,
 )
 from kernel.engine.progress import shown_progress
 from kernel.engine.watchdog import PATIENCE
@@ -60,11 +63,11 @@ def _parser() -> OneLineParser:
         help="minimum number of operations in the main plan (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="seed of the plans (default: %(default)s)"
+        "--seed", type=seed, default=1, metavar="N", help="seed of the plans (default: %(default)s)"
     )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=timeout,
         default=PATIENCE,
         metavar="S",
         help="timeout of one operation, seconds (default: %(default)s)",
@@ -77,7 +80,7 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument(
         "--jobs",
-        type=positive,
+        type=jobs,
         default=os.cpu_count() or 1,
         metavar="N",
         help="number of worker processes (default: %(default)s)",
@@ -169,7 +172,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(run("allocators.verify", main))

@@ -13,11 +13,14 @@ from allocators.base.operation import (  # noqa: F401 - re-exported for every us
     CALLOC,
     FREE,
     MALLOC,
+    MALLOPT,
     OP_NAMES,
     REALLOC,
+    SBRK,
     THREAD_END,
     TOUCH_READ,
     TOUCH_WRITE,
+    TRIM,
 )
 
 #: Operations below this one are allocator calls; the others are not counted in ns/op.
@@ -26,11 +29,21 @@ ALLOCATOR_OPS = TOUCH_READ
 #: All columns: name, dtype, default value if the column is absent, meaning.
 COLUMNS = (
     ("op", "u1", 0, "operation, an index of OP_NAMES"),
-    ("slot", "i4", 0, "object; -1 for free(NULL) and thread_end"),
-    ("size", "i8", 0, "bytes requested; touch: length; sized free: size passed; other free: 0"),
+    ("slot", "i4", 0, "object; -1 for free(NULL) and for operations from thread_end on"),
+    (
+        "size",
+        "i8",
+        0,
+        "bytes requested; touch: length; sized free: size passed; malloc_trim: pad; others: 0",
+    ),
     ("align", "u1", 0, "log2 of the alignment of an aligned allocation, else 0"),
-    ("thread", "i4", 0, "dense thread number from 0"),
-    ("offset", "i8", 0, "touch: first byte within the object"),
+    ("thread", "i4", 0, "thread number from 0"),
+    (
+        "offset",
+        "i8",
+        0,
+        "touch: first byte within the object; sbrk: increment; mallopt: see mallopt_offset",
+    ),
     ("time", "i8", 0, "nanoseconds since the start of the trace"),
     ("site", "i4", 0, "call site number, 0 unknown"),
 )
@@ -88,6 +101,16 @@ def column(events: Events, name: str) -> np.ndarray:
         return data
     default = {n: (d, v) for n, d, v, _ in COLUMNS}[name]
     return np.full(len(events.op), default[1], default[0])
+
+
+def mallopt_offset(parameter: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return the offsets of mallopt events: parameter in the upper, value in the lower 32 bits."""
+    return parameter << 32 | value & 0xFFFFFFFF
+
+
+def mallopt_arguments(offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return parameter and value, both signed, of mallopt events with these offsets."""
+    return offset >> 32, offset << 32 >> 32
 
 
 def slot_count(events: Events) -> int:

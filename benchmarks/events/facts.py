@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from allocators.base import operation as ops
+from allocators.base.contract import MAX_REQUEST
 from benchmarks.events.events import (
     ALLOCATOR_OPS,
     COLUMNS,
@@ -27,7 +28,20 @@ from benchmarks.events.events import (
 from kernel.engine.jit import build_once, jit
 
 _REQUIRED = ("op", "slot", "size")
-_MAX_ALIGN = 62
+#: Most bytes that a trace may request in total: its sums fit into 64 bits.
+MAX_REQUESTED = 1 << 62
+#: Slots that any trace may have.
+_SPARSE = 1 << 20
+_MAX_ALIGN = MAX_REQUEST.bit_length() - 1
+
+
+def most_slots(events: int) -> int:
+    """Return the number of slots that a trace of ``events`` events may have.
+
+    Slots are dense, so that a table of them is no larger than the events; a short trace may have
+    gaps.
+    """
+    return max(events, _SPARSE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Facts:
 
     @classmethod
     def parse(cls, given: Any, events: int) -> "Facts | None":
-        """Return the facts stored in a file; None if malformed or not of ``events`` events."""
+        """Return the facts stored in a file; None if they cannot be true of ``events`` events."""
         if not isinstance(given, Mapping):
             return None
         try:
@@ -55,8 +69,11 @@ class Facts:
             return None
         numbers = [value for name, value in vars(facts).items() if name != "fingerprint"]
         whole = all(type(n) is int and n >= 0 for n in numbers)
-        known = whole and isinstance(facts.fingerprint, str) and facts.events == events
-        return facts if known else None
+        if not whole or not isinstance(facts.fingerprint, str) or facts.events != events:
+            return None
+        possible = max(facts.operations, facts.peak_live_objects) <= events
+        possible = possible and facts.slots <= most_slots(events)
+        return facts if possible and facts.peak_live <= MAX_REQUESTED else None
 
 
 class Fingerprint:
@@ -90,25 +107,26 @@ def follow(op, slot, size, align, thread, offset, held, totals):
     """Track objects through (n,) events; return the index of the first impossible one, else -1.
 
     ``held`` (slots,) int64: bitwise complement of the bytes of each slot's object; 0 is no object.
-    ``totals`` (4,) int64: live bytes, live objects, peak live bytes, peak live objects.  Both are
-    updated.
+    ``totals`` (5,) int64: live bytes, live objects, peak live bytes, peak live objects, requested
+    bytes.  Both are updated.
     """
     live, objects, peak_live, peak_objects = totals[0], totals[1], totals[2], totals[3]
+    requested = totals[4]
     found = -1
     for i in range(op.shape[0]):
         kind = int(op[i])
         s = int(slot[i])
         n = int(size[i])
-        wrong = kind > ops.THREAD_END or n < 0 or s < -1
+        wrong = kind > ops.SBRK or n < 0 or n > MAX_REQUEST or s < -1
         if align.shape[0] and align[i] > _MAX_ALIGN:
             wrong = True
         if thread.shape[0] and thread[i] < 0:
             wrong = True
-        nameless = kind in (ops.FREE, ops.THREAD_END)
+        nameless = kind == ops.FREE or kind >= ops.THREAD_END
         if wrong or (s < 0 and not nameless):
             found = i
             break
-        if s < 0 or kind == ops.THREAD_END:
+        if s < 0 or kind >= ops.THREAD_END:
             continue
         before = ~int(held[s])
         if kind < ALLOCATOR_OPS:
@@ -124,6 +142,10 @@ def follow(op, slot, size, align, thread, offset, held, totals):
                 break
             held[s] = 0
             if not ends:
+                requested += n
+                if requested > MAX_REQUESTED:
+                    found = i
+                    break
                 held[s] = ~n
                 live += n
                 objects += 1
@@ -135,19 +157,22 @@ def follow(op, slot, size, align, thread, offset, held, totals):
                 found = i
                 break
     totals[0], totals[1], totals[2], totals[3] = live, objects, peak_live, peak_objects
+    totals[4] = requested
     return found
 
 
 class Audit:
     """Consistency check and totals of a sequence of events.
 
-    ``events``, ``operations``, ``slots``: counts over the pieces so far.
+    ``events``, ``operations``, ``slots``: counts over the pieces so far.  ``length``: number of
+    events of the whole trace, if known, which bounds the slots (:func:`most_slots`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, length: int | None = None) -> None:
         self.events = self.operations = self.slots = 0
+        self._length = length
         self._held = np.zeros(1 << 10, "i8")
-        self._totals = np.zeros(4, "i8")
+        self._totals = np.zeros(5, "i8")
         self._wrong: str | None = None
 
     def add(self, events: Events) -> str | None:
@@ -157,7 +182,15 @@ class Audit:
         """
         if self._wrong is not None:
             return self._wrong
-        self.slots = max(self.slots, slot_count(events))
+        slots = slot_count(events)
+        if self._length is not None and slots > most_slots(self._length):
+            first = int(np.argmax(events.slot >= most_slots(self._length)))
+            self._wrong = (
+                f"event {self.events + first}: slot {events.slot[first]} in a trace of "
+                f"{self._length} events; number the slots from 0 without gaps"
+            )
+            return self._wrong
+        self.slots = max(self.slots, slots)
         if self.slots > len(self._held):
             # np.zeros takes no memory until it is written: a huge slot number does no harm.
             held = np.zeros(max(self.slots, 2 * len(self._held)), "i8")
@@ -178,10 +211,15 @@ class Audit:
         op, slot, size = int(events.op[i]), int(events.slot[i]), int(events.size[i])
         aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
         threaded = not len(events.thread) or events.thread[i] >= 0
-        named = slot >= 0 or (slot == -1 and op in (ops.FREE, ops.THREAD_END))
-        if op > ops.THREAD_END or size < 0 or not (aligned and threaded and named):
+        named = slot >= 0 or (slot == -1 and (op == ops.FREE or op >= ops.THREAD_END))
+        if size > MAX_REQUEST or not aligned:
+            what = f"{size} bytes" if aligned else f"alignment 2**{events.align[i]}"
+            return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
+        if op >= len(ops.OP_NAMES) or size < 0 or not (threaded and named):
             return f"impossible columns (op {op}, slot {slot}, size {size})"
         name, before = ops.OP_NAMES[op], ~int(self._held[slot])
+        if before < 0 and op < ALLOCATOR_OPS and op != ops.FREE:
+            return f"a trace requests at most {MAX_REQUESTED} bytes in total"
         if before < 0:
             return f"{name} of slot {slot}, which is empty"
         if op < ALLOCATOR_OPS:
@@ -191,5 +229,5 @@ class Audit:
 
     def facts(self, fingerprint: str) -> Facts:
         """Return the facts of the pieces so far."""
-        peak_live, peak_objects = (int(n) for n in self._totals[2:])
+        peak_live, peak_objects = (int(n) for n in self._totals[2:4])
         return Facts(self.events, self.operations, self.slots, peak_live, peak_objects, fingerprint)

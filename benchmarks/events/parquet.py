@@ -17,7 +17,6 @@ takes one to three bytes per event, threads and nanoseconds included.
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ import numpy as np
 
 from benchmarks.events.events import COLUMNS, Events, make_events, read_only
 from benchmarks.events.facts import Audit, Facts, Fingerprint
+from kernel.engine.foreign import WIDTH, parse_json, printable, quoted
+from kernel.engine.output import replacing
 
 #: Version of the columns' meaning; files of any other version are refused.
 SCHEMA = 1
@@ -45,6 +46,9 @@ _REQUIRED = ("op", "slot", "size")
 class TraceError(ValueError):
     """Error for a trace that cannot be read; the message names the file, the line and the fault."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class Writer:
     """Writer of a trace file that appears, complete, when its ``with`` block ends without error."""
@@ -53,7 +57,8 @@ class Writer:
         self.path = path
         #: JSON-serialisable values; may be set until the ``with`` block ends.
         self.provenance: dict[str, Any] = {}
-        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        self._replacing = replacing(path)
+        self._temporary = path  # until the ``with`` block begins
         self._pending: list[Events] = []
         self._rows = 0
         self._names: list[str] = []
@@ -62,6 +67,7 @@ class Writer:
         self._file: Any = None
 
     def __enter__(self) -> "Writer":
+        self._temporary = self._replacing.__enter__()
         return self
 
     def add(self, events: Events) -> None:
@@ -122,10 +128,10 @@ class Writer:
             if self._file is not None:
                 with _short_errors():
                     self._file.close()
-            if error is None:
-                self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        except BaseException as failure:
+            self._replacing.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._replacing.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -180,18 +186,25 @@ class Reader:
         with _damage(path):
             self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             metadata = self._file.metadata
-            content = json.loads((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
+            content = parse_json((metadata.metadata or {}).get(_METADATA.encode(), b"{}"))
+        if not isinstance(content, dict):
+            raise TraceError(f"{path}: damaged metadata: {_METADATA} is {quoted(content)}")
         if "schema" not in content:
             raise TraceError(
                 f"{path}: a Parquet file, but not a trace (no {_METADATA!r} in its metadata)"
             )
         if content["schema"] != SCHEMA:
             raise TraceError(
-                f"{path}: a trace of schema version {content['schema']}; "
+                f"{path}: a trace of schema version {quoted(content['schema'])}; "
                 f"this program reads version {SCHEMA}"
             )
         self.events: int = metadata.num_rows
+        groups = range(metadata.num_row_groups)
+        if self.events != sum(metadata.row_group(i).num_rows for i in groups):
+            raise TraceError(f"{path}: damaged trace (the row groups do not have all the rows)")
         self.provenance: dict[str, Any] = content.get("provenance", {})
+        if not _is_provenance(self.provenance):
+            raise TraceError(f"{path}: damaged metadata: provenance {quoted(self.provenance)}")
         self.facts = Facts.parse(content.get("facts"), self.events)
         with _damage(path):
             self.names = self._columns()
@@ -210,7 +223,8 @@ class Reader:
                 continue
             if schema.field(index).type != pa.from_numpy_dtype(np.dtype(dtype)):
                 raise TraceError(
-                    f"{self.path}: column {name!r} is {schema.field(index).type}, not {dtype}"
+                    f"{self.path}: column {name!r} is "
+                    f"{printable(str(schema.field(index).type), WIDTH)}, not {dtype}"
                 )
             statistics = [
                 metadata.row_group(i).column(index).statistics
@@ -225,7 +239,7 @@ class Reader:
 
     def _to_events(self, table: Any) -> Events:
         columns = {}
-        for name in table.column_names:
+        for name in table.schema.names:
             if table.column(name).null_count:
                 raise TraceError(f"{self.path}: column {name!r} has nulls")
             columns[name] = table.column(name).to_numpy()
@@ -237,15 +251,24 @@ class Reader:
             return self._to_events(self._file.read(self.names))
 
     def groups(self, names: list[str] | None = None, threads: bool = True) -> Iterator[Events]:
-        """Yield the events of each row group, all with the same columns.
+        """Yield the events of each row group, in pieces of at most ROW_GROUP, of the same columns.
 
         ``names``: the columns to read, all if None.  ``threads``: decode on all cores.
         """
         names = self.names if names is None else names
         for i in range(self._file.num_row_groups):
-            with _damage(self.path):
-                events = self._to_events(self._file.read_row_group(i, names, use_threads=threads))
-            yield events
+            batches = self._file.iter_batches(ROW_GROUP, [i], names, use_threads=threads)
+            while True:
+                with _damage(self.path):
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    events = self._to_events(batch)
+                yield events
+
+    def checked(self) -> Iterator[Events]:
+        """Yield what :meth:`groups` does, each piece after :func:`audited` found it consistent."""
+        return audited(self.path, self.groups(), Audit(self.events))
 
     def close(self) -> None:
         """Close the file."""
@@ -268,8 +291,21 @@ def _damage(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError, IsADirectoryError, TraceError):
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        detail = str(error).partition("\n")[0]
+        detail = printable(str(error).partition("\n")[0], 2 * WIDTH)
         raise TraceError(f"{path}: truncated or damaged trace ({detail})") from None
+
+
+def _is_provenance(given: Any) -> bool:
+    """Return True for a JSON object whose entries that readers use have the right types."""
+    if not isinstance(given, dict):
+        return False
+    dropped, problem = given.get("dropped", {}), given.get("first_problem")
+    if not isinstance(dropped, dict) or not all(type(n) is int for n in dropped.values()):
+        return False
+    placed = isinstance(problem, list) and [type(part) for part in problem] == [int, str]
+    if problem is not None and not placed:
+        return False
+    return all(isinstance(given.get(name, ""), str) for name in ("format", "unit"))
 
 
 def audited(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:
@@ -290,7 +326,7 @@ def compute_facts(reader: Reader, progress: Callable[[float], None] | None = Non
 
     Calls ``progress`` with the fraction done.  Raises TraceError, as :func:`audited` does.
     """
-    audit, fingerprint = Audit(), Fingerprint()
+    audit, fingerprint = Audit(reader.events), Fingerprint()
     for events in audited(reader.path, reader.groups(), audit):
         fingerprint.add(events)
         if progress:

@@ -6,7 +6,6 @@ program is generated here and compiled by ``cc -O2``; LD_PRELOAD replaces the C 
 The exit code is 77 if there is no compiler.
 """
 
-import argparse
 import ctypes
 import json
 import shutil
@@ -24,6 +23,7 @@ from allocators.base import operation as ops
 from benchmarks import workloads
 from benchmarks.speed import libc
 from benchmarks.workloads import Workload, WorkloadError
+from kernel.engine.command import OneLineParser, positive, run
 
 #: The workload of benchmarks.speed: about 25,000 live objects, mean ≈ 140 bytes.
 CHURN = {"name": "churn", "live": 25_000, "seed": 1}
@@ -189,18 +189,18 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and print.  Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.real.loop", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "--events", type=int, default=2_000_000, metavar="N", help="events of the churn"
+        "--events", type=positive, default=2_000_000, metavar="N", help="events of the churn"
     )
-    parser.add_argument("--rounds", type=int, default=21, metavar="N", help="replays of each loop")
+    parser.add_argument(
+        "--rounds", type=positive, default=21, metavar="N", help="replays of each loop"
+    )
     parser.add_argument("--trace", metavar="FILE", help="replay a trace instead of the churn")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    if args.events < 1 or args.rounds < 1:
-        parser.error("--events and --rounds must be at least 1")
     trace = {"name": "trace", "path": args.trace, "stream": "never"}
     try:
         workload = workloads.load(trace if args.trace else CHURN | {"operations": args.events})
@@ -225,4 +225,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.real.loop", main))

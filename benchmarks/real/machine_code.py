@@ -71,6 +71,8 @@ AFTER = -1
 
 #: The library's functions, in the order of COMMON.
 FUNCTIONS = ("malloc", "calloc", "realloc", "aligned_alloc", "free")
+#: Function that a library may lack; its address is then 0.
+OPTIONAL = "malloc_trim"
 
 #: Maximum number of threads of a process.
 MOST_THREADS = 256
@@ -81,7 +83,7 @@ MOST_THREADS = 256
 #: of them that have finished the batch.
 COMMON = np.dtype(
     [
-        *((name, "i8") for name in FUNCTIONS),
+        *((name, "i8") for name in (*FUNCTIONS, OPTIONAL)),
         ("table", "i8"),
         ("place", "i8"),
         ("statm", "i8"),
@@ -207,28 +209,35 @@ turned:
     je do_touch
     cmp eax, TOUCH_WRITE
     je do_touch
-    mov qword ptr [r12 + ENDED], 1      # the end of a thread
+    cmp eax, TRIM
+    je do_trim
+    cmp eax, THREAD_END
+    jne nothing                         # mallopt and sbrk are not performed
+    mov qword ptr [r12 + ENDED], 1
     jmp nothing
 
 do_malloc:
     mov rdi, [r13 + EVENT_SIZE]
     call [r15 + F_MALLOC]
-    call born
-    xor esi, esi
-    jmp use
+    jmp born
 do_calloc:
     mov edi, 1
     mov rsi, [r13 + EVENT_SIZE]
     call [r15 + F_CALLOC]
-    call born
-    jmp answer
+    jmp born
 do_aligned:
     mov rdi, [r13 + EVENT_EXTRA]
     mov rsi, [r13 + EVENT_SIZE]
     call [r15 + F_ALIGNED_ALLOC]
-    call born
-    xor esi, esi
-    jmp use
+    jmp born
+do_trim:                                # performed as in benchmarks.replay.loop
+    xor edi, edi
+    cmp [r13 + EVENT_SIZE], rdi
+    jne nothing
+    cmp [r15 + F_MALLOC_TRIM], rdi
+    je nothing
+    call [r15 + F_MALLOC_TRIM]
+    jmp nothing
 do_free:
     test rbx, rbx
     js nothing                          # free(NULL)
@@ -282,7 +291,7 @@ born:                                   # rax: the block of the object, 0 if the
     mov rcx, -1
 born_well:
     mov [rbx + OBJECT_BYTES], rcx
-    ret
+    xor esi, esi                        # all its bytes are new
 
 use:                                    # rax: the block, rsi: where its new bytes begin
     test rax, rax
@@ -571,7 +580,7 @@ def _offsets(prefix: str, dtype: np.dtype) -> dict[str, int]:
 def _constants() -> dict[str, int]:
     """Return the constants of the assembly by name."""
     common = {
-        f"F_{name}" if name.lower() in FUNCTIONS else name: at
+        f"F_{name}" if name.lower() in (*FUNCTIONS, OPTIONAL) else name: at
         for name, at in _offsets("", COMMON).items()
     }
     event = _offsets("EVENT_", EVENT)
@@ -594,6 +603,8 @@ def _constants() -> dict[str, int]:
         "REALLOC": ops.REALLOC,
         "CALLOC": ops.CALLOC,
         "ALIGNED": ops.ALIGNED,
+        "TRIM": ops.TRIM,
+        "THREAD_END": ops.THREAD_END,
         "TOUCH_READ": ops.TOUCH_READ,
         "TOUCH_WRITE": ops.TOUCH_WRITE,
         "TOUCH_ALL": TOUCH_ALL,

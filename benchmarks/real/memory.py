@@ -75,6 +75,9 @@ _TRUTH = np.dtype(
 #: Stand-in for the kernel's state: its counters, and the recorded results.
 _KERNEL = np.dtype([("mm", MM), ("task", TASK), ("truth", _TRUTH)], align=True)
 
+#: Numbers in /proc/PID/statm.
+_STATM_NUMBERS = 7
+
 #: Add the increments of a change to an MM.
 count = field_adder(_SHOWN)
 
@@ -141,6 +144,12 @@ def thread_exit(k, a):
 
 
 @jit
+def trim(k, a):
+    """Apply the recorded changes of memory."""
+    catch_up(k)
+
+
+@jit
 def touch(k, addr, length, write):
     """Apply the recorded changes of memory."""
     catch_up(k)
@@ -153,7 +162,7 @@ def inspect(k, p, size, alignment):
 
 _REPEATING = {
     f.__name__: f
-    for f in (malloc, calloc, aligned_alloc, realloc, free, thread_exit, touch, inspect)
+    for f in (malloc, calloc, aligned_alloc, realloc, free, thread_exit, trim, touch, inspect)
 }
 
 
@@ -183,14 +192,12 @@ class RealRun:
         self.threads = library.threads
         self.r.first_failure = -1
         self.r.stride = max(1, length(workload) // (TIMELINE_ROWS // 2))
-        bindings = self._bindings(workload)
-        loop, self.loop_hash = (
-            build(replay_events, **bindings),
-            source_hash(replay_events, **bindings),
-        )
         nothing = record(np.dtype([("unused", "i8")]))
         self.events = 0
         with process_for(library, workload) as process:
+            bindings = self._bindings(workload) | {"TRIMS": process.trims}
+            loop = build(replay_events, **bindings)
+            self.loop_hash = source_hash(replay_events, **bindings)
             self._objects = np.zeros((len(process.table), 2), "i8")
             self.start, self.sees_calls = process.start, process.sees_calls
             truth = self.k.truth
@@ -209,7 +216,7 @@ class RealRun:
                     if progress:
                         progress(self.events)
             self.end, self.seconds = process.state(), process.seconds
-            self.thread_count = len(getattr(process, "threads_seen", (0,)))
+            self.thread_count = getattr(process, "thread_count", 1)
 
     def conditions(self) -> dict[str, Any]:
         """Return the conditions of the run for run.json; the initial heap and RSS in bytes."""
@@ -263,9 +270,7 @@ class RealRun:
         truth.begin, truth.at, truth.count = begin, 0, len(log)
         truth.address[: len(answers)] = answers["address"]
         change = truth.change[: len(log)]
-        statm = np.fromstring(b" ".join(log["statm"].tolist()), "i8", sep=" ").reshape(-1, 7)
-        if len(statm) != len(log):
-            raise HostError("cannot read /proc/self/statm")
+        statm = _page_counts(log)
         change["event"] = log["event"]
         for counter in CALLS:
             change[counter.field] = np.isin(log["nr"], counter.calls)
@@ -273,6 +278,18 @@ class RealRun:
         for name, place in (("total", 0), ("resident", 1), ("shared", 2), ("writable", 5)):
             change[name] = statm[:, place]
         change["minflt"], change["majflt"] = log["minflt"], log["majflt"]
+
+
+def _page_counts(log: np.ndarray) -> np.ndarray:
+    """Return the numbers in the texts of statm, (n, 7) int64, pages.  Raises HostError.
+
+    A record is written in place of an older one: only its first ``length`` characters are its text.
+    """
+    pairs = zip(log["statm"].tolist(), log["length"].tolist(), strict=True)
+    numbers = b" ".join(text[: max(length, 0)] for text, length in pairs).split()
+    if len(numbers) != _STATM_NUMBERS * len(log):
+        raise HostError("cannot read /proc/self/statm in the library's process")
+    return np.array(numbers, "S").astype("i8").reshape(-1, _STATM_NUMBERS)
 
 
 def _has_failed(log: np.ndarray) -> np.ndarray:
@@ -337,7 +354,7 @@ def play_workload(process: RealProcess, workload: Workload) -> Iterator[Piece]:
             for first in range(0, len(piece.op), process.BATCH):
                 events = rows(piece, first, first + process.BATCH)
                 if isinstance(process, ThreadedProcess):
-                    yield process.play_threads(events)
+                    yield from map(process.play_threads, process.parts(events))
                     continue
                 done = 0
                 for answers, log in process.play(prepare(events)):

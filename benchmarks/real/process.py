@@ -112,7 +112,8 @@ class RealProcess:
     """Process with ``library`` and a table of ``slots`` objects.
 
     ``observe``: record every change of memory; without it, events have no overhead.
-    ``sees_calls``: True if system calls are recorded.  ``start``: the memory before the first
+    ``sees_calls``: True if system calls are recorded.  ``trims``: True if the library has a
+    malloc_trim of its own.  ``start``: the memory before the first
     event; ``own``: the part of it that the library mapped when it was loaded.  ``seconds``: time
     spent in batches so far.
 
@@ -283,6 +284,9 @@ class RealProcess:
             path, common[name] = self._host.provider(name)
             if not self.library.is_file(path):
                 raise LibraryError(f"{self.library.name}: {name} would come from {path}")
+        path, address = self._host.provider(machine_code.OPTIONAL)
+        self.trims = self.library.is_file(path)
+        common[machine_code.OPTIONAL] = address if self.trims else 0
         common["table"] = machine_code.SHARED + PAGE
         common["touch"] = TOUCH_NAMES.index(touch)
         main.set_up()

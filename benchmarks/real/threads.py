@@ -19,6 +19,7 @@ import numpy as np
 
 from allocators.base.library import Library, LibraryError
 from benchmarks.events.events import FREE, REALLOC, THREAD_END, Events, column
+from benchmarks.events.threads import ThreadError, ThreadNumbers, lives
 from benchmarks.real import machine_code
 from benchmarks.real.process import SCRATCH, RealProcess, prepare
 from kernel.engine.jit import build_once, jit
@@ -39,7 +40,7 @@ def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
     for i in range(op.shape[0]):
         s = int(slot[i])
         ids[i] = turn[i] = -1
-        if s < 0 or op[i] == THREAD_END:
+        if s < 0 or op[i] >= THREAD_END:
             continue
         n = held[s] - 1
         if n < 0:
@@ -110,18 +111,31 @@ class ThreadedProcess(RealProcess):
             self.close()
             raise
         self._alive = {0}
-        #: Numbers of all threads so far.
-        self.threads_seen = {0}
+        self._numbers = ThreadNumbers(self.THREADS)
+        self._touched = {0}
+        #: Number of threads started so far, with the main thread.
+        self.thread_count = 1
+
+    def parts(self, events: Events) -> Iterator[Events]:
+        """Yield the next events of the trace in parts for :meth:`play_threads`.
+
+        Numbers of threads that ended are used again, by a new thread in a later part.  Raises
+        LibraryError if too many threads are alive at once.
+        """
+        try:
+            yield from lives(self._numbers.of(events))
+        except ThreadError as error:
+            raise LibraryError(f"{self.library.name}: {error}") from None
 
     def play_threads(self, events: Events) -> tuple[Events, np.ndarray, np.ndarray]:
-        """Execute at most BATCH events.  Returns them in the order they ended, answers, and log.
+        """Execute at most BATCH events, a part of :meth:`parts`.
+
+        Returns them in the order they ended, answers, and log.
 
         The slots of the returned events are object numbers, and RECORD.event is an index into these
         events.  Raises LibraryError.
         """
         threads = column(events, "thread")
-        if len(threads) and int(threads.max()) >= self.THREADS:
-            raise LibraryError(f"{self.library.name}: trace of more than {self.THREADS} threads")
         ids, turn = self.naming.name(events)
         todo = prepare(events)
         todo["slot"], todo["turn"] = ids, turn
@@ -149,6 +163,7 @@ class ThreadedProcess(RealProcess):
         if self.common["options"]:
             now["nr"], now["event"] = machine_code.AFTER, last
             now["statm"] = self.statm().encode()
+            now["length"] = len(now["statm"][0])
         log = np.concatenate([*logs, now]) if self.common["options"] else now[:0]
         log["event"][: len(log) - 1] = np.concatenate([*ranks, np.empty(0, "i8")])
         return log[np.argsort(log["event"], kind="stable")]
@@ -186,9 +201,9 @@ class ThreadedProcess(RealProcess):
     def _create(self, thread: int) -> None:
         """Start a thread, which waits for its first batch.  Raises LibraryError."""
         block = self.blocks[thread]
-        if thread not in self.threads_seen:
+        if thread not in self._touched:
             self._touch(block.offset, block.offset + block.size)
-            self.threads_seen.add(thread)
+            self._touched.add(thread)
         block.control["ended"] = 0
         block.control["go"] = block.control["finished"]
         block.control["stack_t"] = block.signal_stack, 0, machine_code.SIGNAL_STACK_SIZE
@@ -208,6 +223,7 @@ class ThreadedProcess(RealProcess):
                     f"{os.strerror(int(result['value']) & 0xFFFFFFFF)}"
                 )
         self._alive.add(thread)
+        self.thread_count += 1
 
     def _join(self, thread: int) -> None:
         """Wait for the end of a thread."""

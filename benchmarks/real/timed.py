@@ -23,7 +23,10 @@ from typing import Any
 import numpy as np
 
 from allocators.base.library import REAL, Library, LibraryError
+from allocators.base.registry import Plugin
 from benchmarks.events.events import Events, column, read_only
+from benchmarks.events.threads import ThreadError, ThreadNumbers
+from benchmarks.real.machine_code import MOST_THREADS
 from benchmarks.real.memory import inspect
 from benchmarks.real.threads import Naming
 from benchmarks.replay.loop import RUN, apply
@@ -50,19 +53,29 @@ class _Place(ctypes.Structure):
     )
 
 
-def check_process(library: Library) -> None:
-    """Raise LibraryError unless this process runs on ``library``."""
-    process = ctypes.CDLL(None)
+def _provider(name: str) -> str:
+    """Return the path of the library that provides function ``name`` in this process, or ''."""
+    process, place = ctypes.CDLL(None), _Place()
     process.dladdr.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Place)]
+    if not hasattr(process, name):
+        return ""
+    address = ctypes.cast(getattr(process, name), ctypes.c_void_p)
+    return place.file.decode() if process.dladdr(address, ctypes.byref(place)) else ""
+
+
+def check_process(library: Library) -> Plugin:
+    """Return this process's allocator as a plugin.
+
+    Raises LibraryError unless it is ``library``.
+    """
     for name in _FUNCTIONS:
-        place = _Place()
-        address = ctypes.cast(getattr(process, name), ctypes.c_void_p)
-        found = process.dladdr(address, ctypes.byref(place)) and place.file.decode()
+        found = _provider(name)
         if not found or not library.is_file(found):
             raise LibraryError(
                 f"{library.name}: {name} of this Python comes from {found or 'nowhere'}: "
                 "the library was not preloaded"
             )
+    return libc.plugin(trims=library.is_file(_provider("malloc_trim")))
 
 
 class Timed:
@@ -72,9 +85,9 @@ class Timed:
     """
 
     def __init__(self, library: Library, workload: Workload) -> None:
-        check_process(library)
+        plugin = check_process(library)
         bindings = TIMED | libc.bindings(touches=False)
-        self._simulation = Simulation(libc.plugin(), workload, KernelConfig(), bindings)
+        self._simulation = Simulation(plugin, workload, KernelConfig(), bindings)
 
     def replay(self, events: int | None = None) -> float:
         """Replay the first ``events`` events, or all.  Returns the seconds of the loop alone."""
@@ -150,7 +163,7 @@ class ThreadedTimed:
     """
 
     def __init__(self, library: Library, workload: Workload) -> None:
-        check_process(library)
+        plugin = check_process(library)
         if workload.stream is not None:
             raise LibraryError(
                 f"{library.label}: real threads are timed on stored events only; "
@@ -167,16 +180,20 @@ class ThreadedTimed:
         events = read_only(workload.events)
         ids, turn = Naming(workload.slots, len(events.op)).name(events)
         self._numbers = int(ids.max()) + 1 if len(ids) else 1
-        bindings: dict[str, Any] = TIMED | libc.plugin().bindings() | libc.bindings(touches=False)
+        bindings: dict[str, Any] = TIMED | plugin.bindings() | libc.bindings(touches=False)
         bindings |= {
             "inspect": inspect,
             "HAS_ALIGN": len(events.align) > 0,
+            "TRIMS": hasattr(plugin.module, "trim"),
             "load_acquire": atomic.load_acquire,
             "store_release": atomic.store_release,
             "sched_yield": types.ExternalFunction("sched_yield", types.int32()),
         }
         self._loop = build(replay_thread, **bindings)
-        threads = column(events, "thread")
+        try:
+            threads = column(ThreadNumbers(MOST_THREADS).of(events), "thread")
+        except ThreadError as error:
+            raise LibraryError(f"{library.label}: {error}") from None
         self._parts = [
             (read_only(_rows(events, ids, threads == t)), turn[threads == t])
             for t in np.unique(threads)

@@ -23,6 +23,7 @@ from allocators.base.contract import (
     malloc,
     realloc,
     thread_exit,
+    trim,
 )
 from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
@@ -62,6 +63,8 @@ HAS_ALIGN = False
 HAS_THREAD = False
 HAS_OFFSET = False
 HAS_SITE = False
+#: True if the allocator has a malloc_trim of its own.
+TRIMS = False
 
 # --- Results of a run ----------------------------------------------------------------------------
 
@@ -99,6 +102,7 @@ RUN = np.dtype(
         ("operations", "i8"),  # allocator events that were not skipped
         ("failed", "i8"),  # operations that returned NULL
         ("skipped", "i8"),  # events on objects whose allocation had failed
+        ("ignored", "i8", (3,)),  # malloc_trim, mallopt and sbrk events that were not performed
         ("first_failure", "i8"),  # event number of the first NULL, -1 if none
         ("ratio_events", "i8"),  # events with live > 0, over which heap / live is averaged
         ("ratio_sum", "f8"),  # sum of heap / live over these events
@@ -222,7 +226,11 @@ def use_block(k, p, begin, end):
 
 @jit(inline=True)
 def born(k, r, objects, slot, p, size):
-    """Record the block at ``p`` (0: allocation failed) as object ``slot``.  Returns ``p`` or 0."""
+    """Record the block at ``p`` (0: allocation failed) as object ``slot``, and use it.
+
+    The program uses every new block alike, however it was allocated; calloc's clearing is the
+    allocator's work, done before.  Returns ``p`` or 0.
+    """
     objects[slot, 0] = p
     objects[slot, 1] = size
     if p <= 0:
@@ -236,6 +244,7 @@ def born(k, r, objects, slot, p, size):
         r.live_objects += 1
         r.allocated += size
         inspect(k, p, size, ALIGNMENT)
+    use_block(k, p, 0, size)
     return p
 
 
@@ -267,10 +276,7 @@ def do_realloc(k, a, r, objects, slot, size):
         if old < 0:
             r.skipped += 1
             return 0
-        p = born(k, r, objects, slot, malloc(k, a, size), size)
-        if p:
-            use_block(k, p, 0, size)
-        return p
+        return born(k, r, objects, slot, malloc(k, a, size), size)
     if size == 0:
         died(r, objects, slot)
         free(k, a, p)
@@ -311,10 +317,7 @@ def died(r, objects, slot):
 def apply(k, a, r, objects, op, slot, size, align, offset):
     """Execute one event of the program.  Returns the address allocated, or 0."""
     if op == ops.MALLOC:
-        p = born(k, r, objects, slot, malloc(k, a, size), size)
-        if p:
-            use_block(k, p, 0, size)
-        return p
+        return born(k, r, objects, slot, malloc(k, a, size), size)
     if op == ops.FREE:
         if slot < 0:  # free(NULL) counts as an event, but the allocator is not called
             if OBSERVE:
@@ -342,11 +345,15 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
         p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
         if OBSERVE and p:
             inspect(k, p, size, 1 << align)
-        if p:
-            use_block(k, p, 0, size)
         return p
     if op == ops.THREAD_END:
         thread_exit(k, a)
+        return 0
+    if op > ops.THREAD_END:
+        if TRIMS and op == ops.TRIM and size == 0:
+            trim(k, a)
+        else:
+            r.ignored[op - ops.TRIM] += 1
         return 0
     p = objects[slot, 0]
     if p == 0:

@@ -8,10 +8,12 @@ without page tables and the shared zero page.  Peaks are exact per event; means 
 equally.
 """
 
+import sys
 from typing import NamedTuple
 
 from kernel import counters
 from kernel.counters import Counter
+from kernel.engine.command import run
 
 
 class Metric(NamedTuple):
@@ -172,4 +174,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())
+    sys.exit(run("benchmarks.replay.metrics", lambda: print(markdown()) or 0))

@@ -16,6 +16,7 @@ from allocators.base.operation import FUNCTIONS
 from allocators.base.plugins import last_line
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events
+from benchmarks.events.threads import ThreadError, ThreadNumbers
 from benchmarks.events.touch import TOUCH_NAMES, TOUCH_NOTHING
 from benchmarks.replay.loop import (
     RUN,
@@ -65,15 +66,12 @@ def explain(error: Exception) -> str:
     return f"{reason} ({place})"
 
 
-def _check_threads(events: Events, begin: int) -> None:
-    """Raise WorkloadError for a thread number out of range; ``begin``: the first event."""
-    threads = events.thread
-    if len(threads) and not 0 <= threads.min() <= threads.max() < MAX_THREADS:
-        event = int(np.argmax((threads < 0) | (threads >= MAX_THREADS)))
-        raise WorkloadError(
-            f"event {begin + event}: thread {threads[event]}: thread numbers must be "
-            f"from 0 to {MAX_THREADS - 1}"
-        )
+def _numbered(threads: ThreadNumbers, events: Events) -> Events:
+    """Return ``events`` with thread numbers that a plugin may see.  Raises WorkloadError."""
+    try:
+        return threads.of(events)
+    except ThreadError as error:
+        raise WorkloadError(str(error)) from None
 
 
 class Simulation:
@@ -110,7 +108,8 @@ class Simulation:
         #: The current source of events and the number of its first event; None during init.
         self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
-        self._bindings = plugin.bindings() | kernel.switches() | touch | dict(switches)
+        trims = {"TRIMS": hasattr(plugin.module, "trim")}
+        self._bindings = plugin.bindings() | kernel.switches() | touch | trims | dict(switches)
         self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
         try:
             self._initialise = self.specialise(initialise)
@@ -190,22 +189,20 @@ class Simulation:
             raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield the arguments of each call of the loop: source of events, first event and end."""
-        workload = self.workload
+        """Yield the arguments of successive calls of the loop: source of events, begin and end."""
+        workload, threads = self.workload, ThreadNumbers(MAX_THREADS)
         if self._program is not None:
             yield self._program, 0, end
         elif workload.stream is None:
-            _check_threads(workload.events, 0)
-            yield workload.events, 0, end
+            yield _numbered(threads, workload.events), 0, end
         elif end == 0:
             yield workload.stream.empty_piece(), 0, 0
         else:
             begin = 0
             with closing(workload.stream.pieces()) as pieces:
                 for events in pieces:
-                    _check_threads(events, begin)
                     last = min(begin + len(events.op), end)
-                    yield events, begin, last
+                    yield _numbered(threads, events), begin, last
                     begin = last
                     if begin == end:
                         return

@@ -5,6 +5,7 @@ into the plain data of config.yaml.  :func:`compose` does both for callers witho
 Importing this module registers the folders of installed packages with Hydra, beside conf/.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def _with_files(
             beside = [folder for owner in owners for folder in ((owner / choice).parent, owner)]
             section["name"] = str(_plugin_file(group, name, [*beside, Path.cwd()]))
         if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-            section["path"] = str(Path(path).resolve())
+            section["path"] = os.path.realpath(path)  # keeps a link to itself, unlike resolve()
     return config
 
 

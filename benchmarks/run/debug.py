@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from allocators.base.contract import BLOCK_USED
-from benchmarks.events.events import OP_NAMES, column, rows
+from benchmarks.events.events import OP_NAMES, THREAD_END, column, rows
 from benchmarks.replay.heap import KINDS, pieces, walker
 from benchmarks.replay.loop import verify_heap
 from benchmarks.replay.simulation import OBSERVED, AllocatorFailure, Simulation
@@ -176,7 +176,7 @@ class _Debugged(Simulation):
         text = OP_NAMES[int(op)]
         if slot >= 0:
             text += f" of object {int(slot)}"
-        if op != 1:
+        if op != 1 and op < THREAD_END:
             text += f", {int(size):,} bytes"
         if align:
             text += f", alignment {1 << int(align)}"

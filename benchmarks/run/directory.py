@@ -28,7 +28,8 @@ OWNER = ".owner"
 SWEEP = "multirun.yaml"
 _FILES = ("run.json", *results.FILES)
 #: Files that a killed process may leave.
-_LEFT = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.\d+|{re.escape(OWNER)}")
+_STEMS = "|".join(Path(name).stem for name in _FILES)
+_LEFT = re.compile(rf"\.({_STEMS})\.(json\.\d+|[0-9a-f]{{12}}\.\w+)|{re.escape(OWNER)}")
 
 
 class DirectoryError(JobError):

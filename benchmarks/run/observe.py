@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from allocators.base.library import LibraryError
+from benchmarks.events.events import OP_NAMES, TRIM
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
 from benchmarks.run.launch import end_with_parent, report
@@ -74,6 +75,11 @@ def _failures(r: Any) -> str:
     return f"{failed} requests returned NULL, the first at event {first}" if failed else ""
 
 
+def _ignored(r: Any) -> dict[str, int]:
+    """Count the operations that the allocator did not perform, by name (loop.RUN)."""
+    return {name: int(n) for name, n in zip(OP_NAMES[TRIM:], r.ignored, strict=True) if n}
+
+
 def observing(job: Job, workload: Workload) -> Any:
     """Return a benchmarks.replay.simulation.Simulation with every instrument enabled.
 
@@ -100,6 +106,7 @@ def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
         "replay_seconds": seconds,
         "waited_seconds": simulation.waited,
         "address_checksum": int(simulation.r.checksum),
+        "ignored": _ignored(simulation.r),
         "hashes": {
             "kernel": results.source_hash("kernel"),
             "plugin": results.file_hash(job.plugin.module.__file__),
@@ -126,6 +133,7 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
         "events": run.events,
         "replay_seconds": seconds,
         "address_checksum": int(run.r.checksum),
+        "ignored": _ignored(run.r),
         "library": job.library.identity() | run.conditions(),
         "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
     }

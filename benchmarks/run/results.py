@@ -17,17 +17,17 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kernel import PROJECT
+from kernel.engine.output import replacing
 
 #: Version of the format of these files.
 SCHEMA = 2
 #: Version of the model: increased by every change that alters published numbers.
-MODEL = 3
+MODEL = 4
 
 #: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.  A run is
 #: ``waiting`` when its untimed part has ended and its times are not complete.
@@ -43,24 +43,8 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "py
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, then rename it to ``path``; both reach the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         write(temporary)
-        _synchronise(temporary)
-        temporary.replace(path)
-        _synchronise(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _synchronise(path: Path) -> None:
-    """Write a file or directory to the disk, as far as the system can."""
-    with suppress(PermissionError):  # Windows cannot open a directory
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,7 +5,9 @@ therefore holds the hashes from before the first child was started, and :meth:`S
 :func:`edited_since` notice when a later one would measure something else.
 """
 
+import ast
 import functools
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -110,14 +112,23 @@ def _files(job: Job) -> Iterator[Path]:
 
 
 def _imported(modules: list[ModuleType]) -> list[ModuleType]:
-    """Return ``modules`` and the modules whose names they use, except installed packages."""
+    """Return ``modules`` and the modules that they import, except installed packages."""
     found = list(modules)
     for module in found:  # grows
-        for value in list(vars(module).values()):
-            name = getattr(value, "__module__", None)
-            other = value if isinstance(value, ModuleType) else sys.modules.get(str(name))
-            if other not in found and _is_own(other):
-                found.append(other)
+        try:
+            tree = ast.parse(Path(module.__file__).read_bytes())
+        except (OSError, SyntaxError):  # edited since it was imported: its own hash tells
+            continue
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                base = importlib.util.resolve_name(base, module.__package__ or None)
+                names = [base, *(f"{base}.{name}" for name in names)]
+            imported = dict.fromkeys(map(sys.modules.get, names))
+            found += [m for m in imported if _is_own(m) and m not in found]
     return found
 
 

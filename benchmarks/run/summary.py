@@ -125,6 +125,8 @@ def print_run(directory: Path, console: Console) -> None:
             cell = format_value(name, metrics[name])
             row("" if i else title, name, cell, BY_NAME[name].meaning)
     console.print(table)
+    for name, count in run.get("ignored", {}).items():
+        console.print(f"ignored: {count:,} × {name}, which this replay does not perform")
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
     for sentence in _describe_timing([directory]):
         console.print(sentence, highlight=False)

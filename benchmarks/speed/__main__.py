@@ -6,7 +6,6 @@ Each round runs every row once, so that a slow period of the machine affects all
 are reported.
 """
 
-import argparse
 import json
 import sys
 from statistics import median
@@ -17,7 +16,7 @@ from allocators.base.registry import PluginError
 from benchmarks import workloads
 from benchmarks.speed import CHURN
 from benchmarks.workloads import WorkloadError
-from kernel.differential.command import EXIT_INTERRUPTED, EXIT_USAGE, report_exit
+from kernel.engine.command import EXIT_USAGE, OneLineParser, positive, report_exit, run
 from kernel.engine.progress import Progress, shown_progress
 
 #: An allocator whose replay takes longer than this, in seconds, is not repeated.
@@ -115,7 +114,7 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
 
 def main() -> int:
     """Parse the arguments, measure and print.  Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="allocators or .py files (default: all allocators)"
     )
@@ -123,17 +122,23 @@ def main() -> int:
         "--json", action="store_true", help="print name, ns_per_event and ratio_to_libc as JSON"
     )
     parser.add_argument(
-        "--events", type=int, default=5_000_000, metavar="N", help="events to replay (%(default)s)"
+        "--events",
+        type=positive,
+        default=5_000_000,
+        metavar="N",
+        help="events to replay (%(default)s)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="samples per allocator (%(default)s)"
+        "--rounds",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="samples per allocator (%(default)s)",
     )
     parser.add_argument("--counting", action="store_true", help="also time with instruments on")
     args = parser.parse_args()
     names = args.names or registry.names()
     try:
-        if args.events < 1 or args.rounds < 1:
-            raise PluginError("--events and --rounds must be at least 1")
         workloads.validate(CHURN | {"operations": args.events})
         for name in names:
             registry.load(name)
@@ -178,7 +183,4 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(run("benchmarks.speed", main))

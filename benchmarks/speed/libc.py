@@ -45,6 +45,12 @@ def libc_aligned_alloc(alignment, size):
 
 
 @jit
+def libc_trim(pad):
+    """Call the C library's malloc_trim; bound by :func:`bindings`."""
+    raise NotImplementedError
+
+
+@jit
 def init(k, a):
     """Do nothing: the C library initialises itself."""
 
@@ -89,6 +95,12 @@ def usable_size(k, a, p):
 
 
 @jit
+def trim(k, a):
+    """Call the library's malloc_trim."""
+    libc_trim(0)
+
+
+@jit
 def touch(k, addr, length, write):
     """Write the first word of the real block at ``addr``."""
     store_word(addr, 0, length)
@@ -106,14 +118,16 @@ _FUNCTIONS = {
     "libc_realloc": ("realloc", 2, True),
     "libc_calloc": ("calloc", 2, True),
     "libc_aligned_alloc": ("aligned_alloc", 2, True),
+    "libc_trim": ("malloc_trim", 1, True),
 }
 
 
 def _functions() -> dict[str, Any]:
     """Return this process's functions by binding, callable from the loop."""
+    library, found = ctypes.CDLL(None), {}
+    known = {b: each for b, each in _FUNCTIONS.items() if hasattr(library, each[0])}
     if disabled():
-        library, found = ctypes.CDLL(None), {}
-        for binding, (name, count, returns) in _FUNCTIONS.items():
+        for binding, (name, count, returns) in known.items():
             function = getattr(library, name)
             function.argtypes = [ctypes.c_ssize_t] * count
             function.restype = ctypes.c_ssize_t if returns else None
@@ -125,7 +139,7 @@ def _functions() -> dict[str, Any]:
         binding: types.ExternalFunction(
             name, (types.intp if returns else types.void)(*[types.intp] * count)
         )
-        for binding, (name, count, returns) in _FUNCTIONS.items()
+        for binding, (name, count, returns) in known.items()
     }
 
 
@@ -137,9 +151,13 @@ def bindings(*, touches: bool = True) -> dict[str, Any]:
     return {"touch": touch if touches else leave} | _functions()
 
 
-def plugin() -> Plugin:
-    """Return the C library's malloc as a plugin; :func:`bindings` must override its bindings."""
+def plugin(*, trims: bool = False) -> Plugin:
+    """Return the C library's malloc as a plugin; :func:`bindings` must override its bindings.
+
+    ``trims``: True if it has a malloc_trim of its own.
+    """
     functions = (init, malloc, free, realloc, calloc, aligned_alloc, usable_size)
+    functions += (trim,) if trims else ()
     module = SimpleNamespace(STATE=NO_STATE, **{f.__name__: f for f in functions})
     return Plugin("libc", module, {})
 

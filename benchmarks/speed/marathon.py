@@ -25,6 +25,7 @@ from typing import Any
 
 from allocators.base import registry
 from allocators.base.registry import PluginError
+from kernel.engine.command import OneLineParser, positive, run
 
 #: Events of the period that is repeated: sixteen row groups of Parquet.
 PERIOD = 1 << 24
@@ -166,16 +167,20 @@ def summarise(found: dict[str, list[dict[str, Any]]], events: int) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, measure and print.  Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.speed.marathon",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--events", type=int, default=100_000_000, metavar="N", help="events (%(default)s)"
+        "--events", type=positive, default=100_000_000, metavar="N", help="events (%(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="replays of each side (%(default)s)"
+        "--rounds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="replays of each side (%(default)s)",
     )
     parser.add_argument(
         "--allocator", default="first_fit", metavar="NAME", help="allocator (%(default)s)"
@@ -185,8 +190,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "DIRECTORY"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     try:
-        if args.events < 1 or args.rounds < 1:
-            raise PluginError("--events and --rounds must be at least 1")
         registry.load(args.allocator)
     except PluginError as error:
         print(f"marathon: {error}", file=sys.stderr)
@@ -236,4 +239,4 @@ def _print_table(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.speed.marathon", main))

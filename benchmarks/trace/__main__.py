@@ -3,7 +3,6 @@
 Exit codes: 0 success, 1 a trace cannot be read or written, 2 bad arguments, 130 interrupted.
 """
 
-import argparse
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from types import ModuleType
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import cat, convert, head, info, merge, record, scale, slice
+from kernel.engine.command import OneLineParser, run
 
 #: Commands by name, in the order of --help.
 COMMANDS: dict[str, ModuleType] = {
@@ -42,7 +42,7 @@ def _progress() -> Iterator[formats.Progress | None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.trace", description="Record, inspect, cut and convert traces."
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -68,11 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # Otherwise Python reports the error again when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader closed the pipe: no error
+        if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe: that is known
             print(f"error: {error.strerror or error}", file=sys.stderr)
-            return 1
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.trace", main))

@@ -38,6 +38,7 @@ from benchmarks.workloads.base.pieces import NEVER, lives
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.registry import path
 from benchmarks.workloads.base.sizes import Sizes
+from kernel.engine.foreign import check_regular, quoted
 
 PATH = path()
 PHASE = choice("steady", "startup", "both", text="part of the program's life to generate")
@@ -67,6 +68,7 @@ class Profile(NamedTuple):
 def read_profile(file: Path) -> Profile:
     """Read a profile.  Raises ValueError with one line that names the file and the line."""
     try:
+        check_regular(file)
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
@@ -95,7 +97,7 @@ def _row(line: str) -> tuple[float, float, float]:
         try:
             value = float(field)
         except ValueError:
-            raise ValueError(f"{name} is {field!r}, not a number") from None
+            raise ValueError(f"{name} is {quoted(field)}, not a number") from None
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}={field}: must be 0 or more")
         row.append(value)
@@ -113,6 +115,7 @@ def read_heap_size(file: Path) -> int:
     """
     sizes, number = file.with_name("heap_size.csv"), file.stem.rpartition("_")[2]
     try:
+        check_regular(sizes)
         lines = sizes.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return 0
@@ -122,7 +125,7 @@ def read_heap_size(file: Path) -> int:
         fields = [field.strip() for field in line.split(",")]
         if fields[0] == number:
             if len(fields) != 2 or not fields[1].isdecimal() or not 0 < int(fields[1]) < 1 << 26:
-                raise ValueError(f"{sizes}: line {i}: expected profile, MiB; found {line!r}")
+                raise ValueError(f"{sizes}: line {i}: expected profile, MiB; found {quoted(line)}")
             return int(fields[1]) << 20
     return 0
 

@@ -52,7 +52,7 @@ def _stream(file: Path, imported: bool, progress: Callable[[float, str], None] |
     """Return a Stream of a Parquet trace.  The file stays open, so it may be deleted meanwhile."""
     reader = parquet.Reader(file)
     names = [name for name in reader.names if name not in _UNUSED]
-    audit = Audit()
+    audit = Audit(reader.events)
     facts = reader.facts
     if facts is None:
         facts = parquet.compute_facts(

@@ -6,36 +6,30 @@ to compare with, 130 interrupted.  The last line is ``N operations, M mismatches
 
 import argparse
 import json
+import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from kernel.engine.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_SKIP,
+    EXIT_USAGE,
+    jobs,
+    positive,
+    report_exit,
+    seconds,
+    seed,
+)
+from kernel.engine.output import save, unwritable
 from kernel.engine.progress import shown_progress
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer, with or without underscores or commas."""
-    try:
-        number = int(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
-    return number
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Parser that reports an error in one line, which begins with the command's module."""
-
-    def error(self, message: str) -> None:
-        """Print ``message`` and exit with code 2."""
-        self.exit(EXIT_USAGE, f"{self.prog.split()[-1]}: {message}\n")
+#: Maximum length of the part of a temporary file's name that describes its program.
+_NAME = 100
 
 
 def add_arguments(
@@ -54,10 +48,10 @@ def add_arguments(
         help=f"operations {extent} (default {operations})",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="S", help="random seed of the programs (default 1)"
+        "--seed", type=seed, default=1, metavar="S", help="random seed of the programs (default 1)"
     )
     parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="J", help="worker processes (default 1)"
+        "--jobs", type=jobs, default=1, metavar="J", help="worker processes (default 1)"
     )
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="run a stored program instead of random ones"
@@ -75,24 +69,14 @@ def add_arguments(
     )
     parser.add_argument(
         "--shrink",
-        type=float,
+        type=seconds,
         default=60,
         metavar="SECONDS",
-        help="time limit for shrinking a failing program (default 60)",
+        help="time limit for shrinking a failing program (default 60; 0: do not shrink)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead of the report"
     )
-
-
-def report_exit(command: str, text: str, code: int, *, as_json: bool = False) -> int:
-    """Print in one line why ``command`` exits with ``code``, and return ``code``."""
-    if as_json and code == EXIT_SKIP:
-        print(json.dumps({"status": "skipped", "reason": text}))
-    else:
-        message = f"nothing verified: {text}" if code == EXIT_SKIP else text
-        print(f"{command}: {message}", file=sys.stderr)
-    return code
 
 
 def verify(subject: Any, options: argparse.Namespace) -> int:
@@ -102,6 +86,8 @@ def verify(subject: Any, options: argparse.Namespace) -> int:
     """
     from kernel.differential.pool import Mistake
 
+    if options.save and (reason := unwritable(options.save)):
+        return report_exit(subject.command, f"--save {options.save}: {reason}", EXIT_USAGE)
     if reason := subject.unavailable():
         return report_exit(subject.command, reason, EXIT_SKIP, as_json=options.json)
     try:
@@ -109,7 +95,7 @@ def verify(subject: Any, options: argparse.Namespace) -> int:
             return _replay(subject, options)
         return _Run(subject, options).execute()
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return report_exit(subject.command, "interrupted", EXIT_INTERRUPTED)
     except Mistake as error:
         return report_exit(subject.command, str(error), EXIT_USAGE)
     except RuntimeError as error:
@@ -145,6 +131,7 @@ class _Run:
 
         self.subject, self.options = subject, options
         self.tally, self.findings = Tally(), []
+        self.stored: list[Path | None] = []  # files of the findings, in their order
         self.wrong = subject.wrong_reference()
         self.start = time.monotonic()
 
@@ -153,7 +140,7 @@ class _Run:
         status = "ok"
         if not self.options.json:
             wrong = [f"wrong reference: {self.wrong}"] if self.wrong else []
-            print("\n".join([*self.subject.heading(), *wrong]), flush=True)
+            self._print([*self.subject.heading(), *wrong])
         try:
             self._collect()
         except KeyboardInterrupt:
@@ -161,29 +148,41 @@ class _Run:
         self.seconds = time.monotonic() - self.start
         if status == "ok" and (self.findings or self.wrong):
             status = "skipped" if self.wrong else "mismatch"
-        if self.options.json:
-            print(json.dumps(self._as_json(status)))
-        else:
-            print("\n".join(self._lines(status)))
+        as_json = self.options.json
+        self._print([json.dumps(self._as_json(status))] if as_json else self._lines(status))
         if status == "interrupted":
             return EXIT_INTERRUPTED
         if self.wrong:
             return EXIT_SKIP
         return EXIT_FAILED if self.findings else 0
 
+    def _print(self, lines: Iterable[str]) -> None:
+        """Print lines; if standard output cannot be written, report the stored programs first."""
+        try:
+            print("\n".join(lines), flush=True)
+        except OSError:
+            for path in filter(None, self.stored):
+                print(f"{self.subject.command}: mismatch, stored in {path}", file=sys.stderr)
+            raise
+
     def _collect(self) -> None:
-        """Run the programs and show progress."""
+        """Run the programs and show progress.
+
+        If this ends early, add the differences that workers have found but not yet shrunk.
+        """
         from kernel.differential.run import run_programs
 
         subject = self.subject
+        workers: list[Any] = []
         with shown_progress(subject.command) as progress:
             progress(0.0, "preparing")
             subject.prepare()
             self.start = time.monotonic()
 
-            def on_progress(workers: list[Any]) -> None:
-                done = self.tally.asked + sum(worker.operation for worker in workers)
-                kinds = dict.fromkeys(subject.kind(worker.task) for worker in workers)
+            def on_progress(busy: list[Any]) -> None:
+                workers[:] = busy
+                done = self.tally.asked + sum(worker.operation for worker in busy)
+                kinds = dict.fromkeys(subject.kind(worker.task) for worker in busy)
                 what = ", ".join(filter(None, kinds)) or "programs"
                 progress(done / subject.total if subject.total else 0.0, what)
 
@@ -194,34 +193,53 @@ class _Run:
                 shrink_seconds=0 if self.wrong else self.options.shrink,
                 on_progress=on_progress,
             )
-            with closing(reports):
-                for report in reports:
-                    self.tally.add(report.tally)
-                    if report.finding:
-                        self._add_finding(report.finding)
+            try:
+                with closing(reports):
+                    for report in reports:
+                        workers[:] = [w for w in workers if w.task != report.program]
+                        self._add(report)
+            finally:
+                for worker in workers:
+                    if worker.interim:
+                        self._add(worker.interim)
+
+    def _add(self, report: Any) -> None:
+        self.tally.add(report.tally)
+        if report.finding:
+            self._add_finding(report.finding)
 
     def _add_finding(self, finding: Any) -> None:
         self.findings.append(finding)
         if self.wrong:
+            self.stored.append(None)
             return
-        path = self._store(finding)
-        if not self.options.json:
-            print(f"MISMATCH: {finding.describe()}")
-            print("\n".join(finding.lines))
-            command = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
-            print(f"repeat with: python -m {command} --replay {path}", flush=True)
+        path, text = self._store(finding)
+        if self.options.json:
+            return
+        command = " ".join(filter(None, [self.subject.command, self.subject.arguments]))
+        if path:
+            repeat = [f"repeat with: python -m {command} --replay {shlex.quote(str(path))}"]
+        else:
+            repeat = [f"the program, which python -m {command} --replay FILE repeats:", text]
+        self._print([f"MISMATCH: {finding.describe()}", *finding.lines, *repeat])
 
-    def _store(self, finding: Any) -> Path:
-        """Store the program and return the path of the file."""
-        from kernel.differential.program import dump
+    def _store(self, finding: Any) -> tuple[Path | None, str]:
+        """Store the program; return its file, None if none could be written, and its text.
 
-        path = self.options.save
-        if path is None:
-            path = Path(tempfile.gettempdir()) / f"verify-{finding.setting.name()}.json"
-        elif len(self.findings) > 1:
+        Report on standard error why the file is not the one that --save names.
+        """
+        from kernel.differential.program import text_of
+
+        path, name = self.options.save, f"verify-{finding.setting.name()}"
+        if path is not None and len(self.findings) > 1:
             path = path.with_stem(f"{path.stem}-{len(self.findings)}")
-        dump(self.subject, path, finding.setting, finding.ops)
-        return path
+        text = text_of(self.subject, finding.setting, finding.ops)
+        stored, reason = save(path, text, name[:_NAME].replace("/", "-"))
+        if reason:
+            instead = f"the program is in {stored}" if stored else "the program is printed"
+            print(f"{self.subject.command}: {reason}; {instead}", file=sys.stderr)
+        self.stored.append(stored)
+        return stored, text
 
     # --- report ---------------------------------------------------------------------------------
 
@@ -250,16 +268,23 @@ class _Run:
             "match_rate_percent": round(self._rate, 3),
             **coverage,
             "mismatches": len(self.findings),
-            "findings": [
-                {
-                    "seed": finding.setting.seed,
-                    "setting": finding.setting.describe(),
-                    "what": finding.what,
-                    "program": finding.lines,
-                }
-                for finding in self.findings
-            ],
+            "findings": list(map(self._finding_json, self.findings, self.stored)),
         }
+
+    def _finding_json(self, finding: Any, stored: Path | None) -> dict[str, Any]:
+        """Return a finding for JSON, with the program itself if no file holds it."""
+        from kernel.differential.program import text_of
+
+        content = {
+            "seed": finding.setting.seed,
+            "setting": finding.setting.describe(),
+            "what": finding.what,
+            "program": finding.lines,
+            "file": str(stored) if stored else None,
+        }
+        if stored is None:
+            content["stored"] = text_of(self.subject, finding.setting, finding.ops)
+        return content
 
     def _lines(self, status: str) -> Iterator[str]:
         tally, subject = self.tally, self.subject

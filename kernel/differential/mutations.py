@@ -17,20 +17,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kernel.differential.command import (
+from kernel.differential.pool import Lost, Mistake, TaskProgress, run_tasks
+from kernel.differential.program import text_of
+from kernel.differential.run import Finding, Runner, WorkerError
+from kernel.differential.subject import Subject
+from kernel.engine.command import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_SKIP,
     EXIT_USAGE,
     OneLineParser,
+    jobs,
     positive,
     report_exit,
 )
-from kernel.differential.pool import Lost, Mistake, TaskProgress, run_tasks
-from kernel.differential.program import dump
-from kernel.differential.run import Finding, Runner, WorkerError
-from kernel.differential.subject import Subject
 from kernel.engine.jit import jit
+from kernel.engine.output import save, unwritable
 
 #: Time limit for shrinking a program that is stored, seconds.
 _SHRINK_SECONDS = 60.0
@@ -177,7 +179,7 @@ def _parser(command: str, programs: int) -> OneLineParser:
         "--only", default="", metavar="TEXT", help="break only the rules whose text contains TEXT"
     )
     parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="J", help="worker processes (default 1)"
+        "--jobs", type=jobs, default=1, metavar="J", help="worker processes (default 1)"
     )
     parser.add_argument(
         "--store",
@@ -205,13 +207,15 @@ def main(
     if not rules:
         text = f"--only {options.only!r}: no rule contains this text"
         return report_exit(f"{command}.mutations", text, EXIT_USAGE)
+    if options.store and (reason := _prepare_store(options.store)):
+        return report_exit(f"{command}.mutations", f"--store {options.store}: {reason}", EXIT_USAGE)
     subject = make_subject()
     if reason := subject.unavailable() or subject.wrong_reference():
         return report_exit(command, reason, EXIT_SKIP)
     try:
         missed = _hunt_all(subject, rules, options)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return report_exit(f"{command}.mutations", "interrupted", EXIT_INTERRUPTED)
     except (Mistake, RuntimeError) as error:
         return report_exit(f"{command}.mutations", str(error), EXIT_FAILED)
     print(f"{len(rules) - missed} of {len(rules)} broken rules detected")
@@ -245,9 +249,27 @@ def _hunt_all(subject: Subject, rules: list[Mutation], options: argparse.Namespa
             where = f"; {finding.setting.describe()}" if finding.setting else ""
             print(f"detected after {done} ({finding.what}{where})", flush=True)
             if options.store and finding.setting:
-                options.store.mkdir(parents=True, exist_ok=True)
-                dump(subject, by_rule[rule].path(options.store), finding.setting, finding.ops)
+                _store(subject, by_rule[rule].path(options.store), finding)
     return missed
+
+
+def _prepare_store(folder: Path) -> str:
+    """Create the folder of --store; return why no file can be written there, '' if one can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return unwritable(folder / "program.json")
+
+
+def _store(subject: Subject, path: Path, finding: Finding) -> None:
+    """Store a program at ``path``; if that fails, elsewhere, and report where."""
+    text = text_of(subject, finding.setting, finding.ops)
+    stored, reason = save(path, text, f"mutation-{path.stem[:100]}")
+    if reason:
+        print(f"{reason}; the program is {f'in {stored}' if stored else 'printed'}", flush=True)
+    if stored is None:
+        print(text, flush=True)
 
 
 def _hang_detected(subject: Subject, rule: str, lost: Lost) -> Hunt:

@@ -45,6 +45,11 @@ class TaskProgress:
         if self._connection:
             self._connection.send(text)
 
+    def send_interim(self, result: Any) -> None:
+        """Send what the task has found so far, in case that it does not end."""
+        if self._connection:
+            self._connection.send(_Interim(result))
+
 
 #: Sets up a worker: returns a context manager whose value is the function that does one task.
 OpenWorker = Callable[[TaskProgress], AbstractContextManager[Callable[[Any], Any]]]
@@ -55,13 +60,22 @@ class Lost:
     """Task whose worker was lost in operation number ``operation``.
 
     ``part``: last part of the task that the worker reported.  ``how``: cause of the loss, as text.
-    ``hung``: the parent killed the worker because it made no progress.
+    ``hung``: the parent killed the worker because it made no progress.  ``interim``: what it had
+    found before (:meth:`TaskProgress.send_interim`), None if nothing.
     """
 
     operation: int
     part: str
     how: str
     hung: bool = False
+    interim: Any = None
+
+
+@dataclass
+class _Interim:
+    """Message of a worker that is not the last one of its task."""
+
+    result: Any
 
 
 @dataclass
@@ -74,10 +88,12 @@ class _Failed:
 def serve(open_worker: OpenWorker, connection: Connection, shared: Any = None) -> None:
     """Do the tasks received until the connection is closed.
 
-    For each task, send the name of each part as it starts, then (result, last).  ``last``: the
-    worker takes no more tasks.
+    For each task, send the name of each part as it starts, interim results, and (result, last).
+    ``last``: the worker takes no more tasks.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     progress = TaskProgress(shared, connection)
     try:
         with open_worker(progress) as work:
@@ -108,7 +124,7 @@ class Worker:
 
     def start_task(self, task: Any) -> None:
         """Start ``task`` in the process."""
-        self.task, self.part = task, "starting"
+        self.task, self.part, self.interim = task, "starting", None
         self._position[0] = 0
         self._moves, self._since = int(self._position[1]), monotonic()
         self._began = self._moves
@@ -121,7 +137,7 @@ class Worker:
         return int(self._position[0])
 
     def receive(self) -> tuple[Any, bool] | None:
-        """Receive one message: return (result, last) for a result, None for the start of a part.
+        """Receive one message: return (result, last) for a result, None for any other message.
 
         ``last``: the process takes no more tasks.
         """
@@ -131,14 +147,21 @@ class Worker:
             self.process.join()
             code = self.process.exitcode
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            return Lost(self.operation, self.part, f"the process died ({how})"), True
+            return self.lost(f"the process died ({how})"), True
         if isinstance(message, str):
             self.part = message
             return None
+        if isinstance(message, _Interim):
+            self.interim = message.result
+            return None
         result, last = message
         if isinstance(result, _Failed):
-            result = Lost(self.operation, self.part, result.error)
+            result = self.lost(result.error)
         return result, last
+
+    def lost(self, how: str, *, hung: bool = False) -> Lost:
+        """Return the result of a task that did not end."""
+        return Lost(self.operation, self.part, how, hung=hung, interim=self.interim)
 
     def hangs(self, timeout: float) -> bool:
         """Return True if no operation has started for ``timeout`` seconds.
@@ -194,7 +217,7 @@ def run_tasks(
                 if connection in ready:
                     found = worker.receive()
                 elif timeout is not None and worker.hangs(timeout):
-                    found = Lost(worker.operation, worker.part, "does not return", hung=True), True
+                    found = worker.lost("does not return", hung=True), True
                 else:
                     found = None
                 if found is None:

@@ -16,13 +16,19 @@ from typing import Any
 
 from kernel.differential.pool import Mistake
 from kernel.differential.subject import Subject
+from kernel.engine.output import write_text
+
+
+def text_of(subject: Subject, setting: Any, ops: list[Any]) -> str:
+    """Return a program and its setting as the content of a file."""
+    lines = ",\n".join("  " + json.dumps(subject.encode(op)) for op in ops)
+    head = json.dumps(asdict(setting))
+    return f'{{"setting": {head},\n"operations": [\n{lines}\n]}}\n'
 
 
 def dump(subject: Subject, path: Path, setting: Any, ops: list[Any]) -> None:
-    """Store a program and its setting."""
-    lines = ",\n".join("  " + json.dumps(subject.encode(op)) for op in ops)
-    head = json.dumps(asdict(setting))
-    path.write_text(f'{{"setting": {head},\n"operations": [\n{lines}\n]}}\n', encoding="utf-8")
+    """Store a program and its setting.  Raises OSError."""
+    write_text(path, text_of(subject, setting, ops))
 
 
 def load(subject: Subject, path: Path) -> tuple[Any, list[Any]]:
@@ -30,12 +36,14 @@ def load(subject: Subject, path: Path) -> tuple[Any, list[Any]]:
 
     Raises Mistake, which names the file and the operation.
     """
+    if path.exists() and not path.is_file():
+        raise Mistake(f"{path}: not a stored program (not a regular file)")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         stored, rows = dict(data["setting"]), [list(row) for row in data["operations"]]
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Mistake(f"{path}: not a stored program ({error})") from None
     ops = []
     for n, row in enumerate(rows):

@@ -53,11 +53,17 @@ class Runner:
     """Runner of programs in this process."""
 
     def __init__(
-        self, subject: Subject, sides: Sides, shrink_seconds: float = SHRINK_SECONDS
+        self,
+        subject: Subject,
+        sides: Sides,
+        shrink_seconds: float = SHRINK_SECONDS,
+        on_found: Callable[["Report"], None] = lambda report: None,
     ) -> None:
+        """``on_found`` receives the report of each program that shows a difference, not shrunk."""
         self.subject = subject
         self.sides = sides
         self.shrink_seconds = shrink_seconds
+        self.on_found = on_found
 
     def check(self, program: Program) -> Report:
         """Run a program; rerun it if the host may have caused the difference.
@@ -74,7 +80,10 @@ class Runner:
             if difference == seen or not outcome.suspect:
                 break
             seen = difference
-        return Report(program, outcome.tally, self.find(program.setting, outcome))
+        setting, lines = program.setting, [*outcome.context, *outcome.lines]
+        found = Finding(setting, outcome.ops, lines, outcome.what, outcome.length)
+        self.on_found(Report(program, outcome.tally, found))
+        return Report(program, outcome.tally, self.find(setting, outcome))
 
     def find(self, setting: Any, first: Outcome) -> Finding:
         """Shrink a program that has shown the difference ``first``."""
@@ -104,7 +113,7 @@ def _open_runner(
 ) -> Iterator[Callable[[Program], Report]]:
     """Set up a worker for :func:`run_programs`."""
     with subject.sides(progress) as sides:
-        yield Runner(subject, sides, shrink_seconds).check
+        yield Runner(subject, sides, shrink_seconds, progress.send_interim).check
 
 
 def run_programs(
@@ -137,16 +146,20 @@ def run_programs(
     )
     for program, report in reports:
         if isinstance(report, Lost):
-            report = _report_hang(subject, program, report)
+            report = _report_lost(subject, program, report)
         stopped = stopped or (report.finding is not None and not keep_going)
         yield report
 
 
-def _report_hang(subject: Subject, program: Program, lost: Lost) -> Report:
-    """Return the report of a program in which ``subject`` hangs.
+def _report_lost(subject: Subject, program: Program, lost: Lost) -> Report:
+    """Return the report of a program that ``subject`` did not finish.
 
-    Raises WorkerError if the worker process has died instead.
+    If it has shown a difference before, shrinking it failed: report the whole program.  Otherwise
+    the subject hangs in it.  Raises WorkerError if the worker process has died instead.
     """
+    if lost.interim:
+        lost.interim.finding.lines.append(f"not shrunk: {lost.how} while the program was repeated")
+        return lost.interim
     if not lost.hung:
         place = f"{program.setting.describe()}, operation {lost.operation}"
         raise WorkerError(f"{place}: {lost.how}")

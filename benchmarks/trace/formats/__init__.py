@@ -27,6 +27,8 @@ import numpy as np
 
 from benchmarks.events import parquet
 from benchmarks.events.events import Events, make_events
+from benchmarks.events.facts import Audit
+from benchmarks.events.numbering import Numbering
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import (
     android,
@@ -48,6 +50,8 @@ from benchmarks.trace.formats.objects import (
 )
 from benchmarks.trace.formats.packing import Source, open_source, source_of, trace_errors
 from benchmarks.trace.formats.piece import pieces
+from kernel.engine.foreign import WIDTH, check_regular, printable
+from kernel.engine.output import unwritable
 
 #: The foreign formats.  The first one that matches the beginning of a file reads the file.
 FORMATS: tuple[ModuleType, ...] = (
@@ -75,6 +79,7 @@ _HEAD = 1 << 16
 def recognise(path: Path) -> Source:
     """Determine the packing and format of a trace from its beginning.  Raises TraceError."""
     with trace_errors(path):
+        check_regular(path)
         with path.open("rb") as file:
             magic = file.read(4)
         if not magic:
@@ -106,7 +111,7 @@ def _matches(module: ModuleType, head: bytes) -> bool:
 def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator[Events]:
     """Yield the events of a foreign trace.  Raises TraceError for the first error if ``strict``."""
     objects = Objects()
-    threads: dict[int, int] = {}
+    threads = Numbering()
     for piece, fraction in pieces(source):
         if progress:
             progress(fraction, f"importing {source.path.name}")
@@ -140,7 +145,7 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
             if len(getattr(records, name))
         }
         if "thread" in optional:
-            optional["thread"] = _dense(optional["thread"], threads)
+            optional["thread"] = threads.of(optional["thread"])
         yield make_events(
             records.op[kept], slot[kept], records.size[kept], align=records.align[kept], **optional
         )
@@ -161,14 +166,6 @@ def unit_of(source: Source) -> str:
     return getattr(source.format, "UNIT", "line")
 
 
-def _dense(thread: np.ndarray, known: dict[int, int]) -> np.ndarray:
-    """Number threads from 0 in the order of their first events; new ones are added to ``known``."""
-    numbers, first, inverse = np.unique(thread, return_index=True, return_inverse=True)
-    for i in np.argsort(first):
-        known.setdefault(int(numbers[i]), len(known))
-    return np.array([known[int(n)] for n in numbers], "i4")[inverse]
-
-
 def _error(path: Path, problem: tuple[int, str], unit: str) -> TraceError:
     place, what = problem
     where = f":{place}: " if unit == "line" else f": {unit} {place}: "
@@ -180,12 +177,8 @@ def check_output(out: Path, *inputs: Path) -> None:
 
     A complete output replaces an existing file at ``out``, so ``out`` must not be a device.
     """
-    if not out.absolute().parent.is_dir():
-        raise TraceError(f"{out}: the directory {out.parent} does not exist")
-    if out.is_dir():
-        raise TraceError(f"{out}: is a directory")
-    if out.exists() and not out.is_file():
-        raise TraceError(f"{out}: not a regular file, so it cannot be replaced")
+    if reason := unwritable(out):
+        raise TraceError(f"{out}: {reason}")
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise TraceError(f"{out}: would overwrite an input trace; choose another name")
 
@@ -203,7 +196,7 @@ def convert(
         with parquet.Writer(out) as writer:
             if source.format is None:
                 with parquet.Reader(path) as reader:
-                    for events in parquet.audited(path, reader.groups()):
+                    for events in reader.checked():
                         writer.add(events)
                     writer.provenance = reader.provenance
             else:
@@ -244,7 +237,7 @@ def cache_directory() -> Path:
 def parquet_file(
     path: Path, strict: bool, progress: Progress | None = None
 ) -> Iterator[tuple[parquet.Reader, bool]]:
-    """Yield a reader of ``path`` as a Parquet trace, and True if the import checked its events.
+    """Yield a reader of ``path`` as a Parquet trace, and True if its import found it consistent.
 
     A foreign trace is imported once and cached under the hash of its content; if the cache is not
     writable, it is imported into a temporary directory.  Raises TraceError.
@@ -268,7 +261,7 @@ def parquet_file(
             raise _error(path, tuple(problem), unit_of(source))
         try:
             with reader:
-                yield reader, True
+                yield reader, reader.facts is not None
         except TraceError:
             cached.unlink(missing_ok=True)  # damaged: the next run imports the trace anew
             raise
@@ -302,7 +295,7 @@ def load(
     with parquet_file(path, strict, progress) as (reader, checked):
         events = reader.read()
         if not checked:
-            for _ in parquet.audited(path, iter([events])):
+            for _ in parquet.audited(path, iter([events]), Audit(reader.events)):
                 pass
         report_dropped(path, reader.provenance)
         return events, reader.provenance
@@ -317,4 +310,5 @@ def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
     problem = provenance.get("first_problem")
     unit = provenance.get("unit", "line")
     first = f"; first problem: {unit} {problem[0]}: {problem[1]}" if problem else ""
-    print(f"{path}: dropped {counts}{first}", file=sys.stderr)
+    what = printable(f"dropped {counts}{first}", 4 * WIDTH)
+    print(f"{printable(str(path))}: {what}", file=sys.stderr)

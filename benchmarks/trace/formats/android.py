@@ -21,6 +21,7 @@ from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records, address_of, count_lost
 from benchmarks.trace.formats.printing import name_table, put_address, put_decimal, put_name
+from kernel.engine.foreign import quoted
 from kernel.engine.jit import build_once, jit
 
 NAME = "Android memory_replay"
@@ -69,7 +70,11 @@ class Reader:
         callocs = op == ops.CALLOC
         size[callocs] = a[callocs] * b[callocs]
         good &= ~callocs | (a == 0) | ((size // np.maximum(a, 1) == b) & (a > 0))
-        good &= (size >= 0) & ((op != ops.ALIGNED) | ((a > 0) & (a & (a - 1) == 0)))
+        good &= (
+            (size >= 0)
+            & (values[:, 0] >= 0)
+            & ((op != ops.ALIGNED) | ((a > 0) & (a & (a - 1) == 0)))
+        )
 
         line = np.flatnonzero(good)
         op, a = op[line], a[line]
@@ -100,9 +105,9 @@ class Reader:
             return "expected '<thread>: <operation> <pointer> …'"
         name = fields[1]
         if name not in OPERATIONS:
-            return f"unknown operation {name!r} (known: {', '.join(OPERATIONS)})"
+            return f"unknown operation {quoted(name)} (known: {', '.join(OPERATIONS)})"
         form = " ".join(OPERATIONS[name][1])
-        return f"expected '{name} {form}', found {' '.join(fields[1:])!r}"
+        return f"expected '{name} {form}', found {quoted(' '.join(fields[1:]))}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""
@@ -159,8 +164,10 @@ class Writer:
     def lines(self, events: Events, before: np.ndarray) -> bytes:
         """Return the lines of n events; ``before`` (n,): bytes of their objects, -1: none."""
         op, slot, size = events.op, events.slot, events.size
-        touches = (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END)
+        touches = (op >= ALLOCATOR_OPS) & (op < ops.THREAD_END)
         count_lost(self.lost, "touch (left out)", touches)
+        count_lost(self.lost, "malloc_trim, mallopt or sbrk (left out)", op > ops.THREAD_END)
+        touches |= op > ops.THREAD_END
         count_lost(self.lost, "size of a free", (op == ops.FREE) & (size > 0))
         count_lost(self.lost, "call site", ~touches & (column(events, "site") != 0))
         address = address_of(slot)

@@ -8,7 +8,6 @@ first pass over the events.
 """
 
 import gzip
-import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from benchmarks.events.ledger import Ledger
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.formats import android, malloc_lab
+from kernel.engine.output import replacing
 
 #: Formats that can be written in addition to Parquet, by their value of --to.
 WRITERS: dict[str, ModuleType] = {"android": android, "rep": malloc_lab}
@@ -77,8 +77,7 @@ def _with_sizes(
     Calls ``progress``, if any, after each piece.
     """
     ledger, seen = Ledger(), 0
-    groups = reader.groups()
-    for group in groups if checked else parquet.audited(path, groups):
+    for group in reader.groups() if checked else reader.checked():
         for begin in range(0, len(group.op), _ROWS):
             events = rows(group, begin, begin + _ROWS)
             followed = ledger.follow(events)
@@ -91,22 +90,17 @@ def _with_sizes(
 @contextmanager
 def _replacing(out: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes ``out``, packed according to its suffix, if no error occurs."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("xb") as file:
-            if out.suffix == ".gz":
-                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
-                    yield stream
-            elif out.suffix == ".zip":
-                member = zipfile.ZipInfo(out.stem if Path(out.stem).suffix else f"{out.stem}.txt")
-                member.compress_type = zipfile.ZIP_DEFLATED
-                with (
-                    zipfile.ZipFile(file, "w") as archive,
-                    archive.open(member, "w", force_zip64=True) as stream,
-                ):
-                    yield stream
-            else:
-                yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary, temporary.open("wb") as file:
+        if out.suffix == ".gz":
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
+                yield stream
+        elif out.suffix == ".zip":
+            member = zipfile.ZipInfo(out.stem if Path(out.stem).suffix else f"{out.stem}.txt")
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with (
+                zipfile.ZipFile(file, "w") as archive,
+                archive.open(member, "w", force_zip64=True) as stream,
+            ):
+                yield stream
+        else:
+            yield file

@@ -12,7 +12,6 @@ Source: emeryberger/fragmetrics, fragmetrics/trace.py and shim/README.md.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -25,13 +24,15 @@ from benchmarks.events.events import FREE, MALLOC
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.packing import Source, whole_lines
 from benchmarks.trace.formats.piece import Piece, line_of
+from kernel.engine.foreign import parse_json, quoted
 
 NAME = "fragmetrics JSONL"
 PATTERN = re.compile(rb'\A\s*\{[^\n]*"op"\s*:')
 
 OPERATIONS = {"alloc": MALLOC, "free": FREE}
-#: Lines of one flat object each; for others pyarrow may read several rows, or crash ("null").
-_FLAT = re.compile(rb"(?:\{[^{}\n]*+\}[ \t\r]*+(?:\n|\Z))*+")
+#: Lines of one flat object each; for others pyarrow may read several rows, or crash ("null", or
+#: deep nesting).
+_FLAT = re.compile(rb"(?:\{[^][{}\n]*+\}[ \t\r]*+(?:\n|\Z))*+")
 _LARGEST = 1 << 62
 
 
@@ -147,23 +148,23 @@ def _parse_line_by_line(text: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _parse_line(line: bytes) -> tuple[int, int, int, int] | str:
     """Return operation, id, size and ts of a line, or a message if it is malformed."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError as error:
         return f"not JSON: {error}"
     if not isinstance(event, dict):
-        return f"expected a JSON object, found {event!r}"
+        return f"expected a JSON object, found {quoted(event)}"
     ts, op, number, size = (event.get(key) for key in ("ts", "op", "id", "size"))
     if not isinstance(op, str) or op not in OPERATIONS:
-        return f"unknown op {op!r} (known: {', '.join(OPERATIONS)})"
+        return f"unknown op {quoted(op)} (known: {', '.join(OPERATIONS)})"
     if not _is_whole(number):
-        return f"expected a whole number as id, found {number!r}"
+        return f"expected a whole number as id, found {quoted(number)}"
     if op == "free":
         if size is not None:
-            return f"a free has no size, found {size!r}"
+            return f"a free has no size, found {quoted(size)}"
     elif not _is_whole(size) or size <= 0:
-        return f"expected a positive integer as size of {op}, found {size!r}"
+        return f"expected a positive integer as size of {op}, found {quoted(size)}"
     if ts is not None and (not _is_whole(ts) or ts < 0):
-        return f"expected a whole number as ts, found {ts!r}"
+        return f"expected a whole number as ts, found {quoted(ts)}"
     return OPERATIONS[op], number, size or 0, -1 if ts is None else ts
 
 

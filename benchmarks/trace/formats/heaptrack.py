@@ -25,6 +25,7 @@ from benchmarks.events.events import FREE, MALLOC
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.piece import format_address
+from kernel.engine.foreign import quoted
 
 NAME = "heaptrack raw"
 #: Raw recordings name the program's file on the second line; interpreted ones do not.
@@ -41,6 +42,8 @@ _OTHERS = [word(letter) for letter in ("v", "x", "X", "I", "R", "m", "t", "S", "
 #: Line types whose letter is also a hexadecimal digit, so that it is split as a number.
 _ATTACHED, _CLOCK = 0xA, 0xC
 _MILLISECOND = 1_000_000
+#: Largest number of a call site.
+_LAST_SITE = (1 << 31) - 1
 
 
 class Reader:
@@ -62,6 +65,7 @@ class Reader:
         self.late = self.late or bool(attached.any())
         good = allocations & (fields == 4) & (values[:, 1] >= 0)
         good &= (kinds[:, 2] == NUMBER) & (kinds[:, 3] == NUMBER)
+        good &= (values[:, 2] >= 0) & (values[:, 2] <= _LAST_SITE)
         good |= frees & (fields == 2)
         good &= kinds[:, 1] == NUMBER
         known = good | clock | attached | (words & np.isin(first, _OTHERS))
@@ -89,8 +93,8 @@ class Reader:
         """Return the reason why a line with these fields is malformed."""
         forms = {"+": "'+ SIZE BACKTRACE POINTER'", "-": "'- POINTER'", "c": "'c MILLISECONDS'"}
         if fields[0] not in forms:
-            return f"unknown line {' '.join(fields[:4])!r}"
-        return f"expected {forms[fields[0]]} in hexadecimal, found {' '.join(fields)!r}"
+            return f"unknown line {quoted(' '.join(fields[:4]))}"
+        return f"expected {forms[fields[0]]} in hexadecimal, found {quoted(' '.join(fields))}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

@@ -19,6 +19,7 @@ from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records, count_lost
 from benchmarks.trace.formats.printing import put_decimal
+from kernel.engine.foreign import quoted
 from kernel.engine.jit import build_once, jit
 
 NAME = "malloc-lab"
@@ -72,7 +73,7 @@ class Reader:
 
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
-        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {' '.join(fields)!r}"
+        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {quoted(' '.join(fields))}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""
@@ -136,7 +137,8 @@ class Writer:
             "realloc of NULL (written as a)": fresh,
             "free of NULL (left out)": (op == ops.FREE) & ~kept,
             "end of a thread (left out)": op == ops.THREAD_END,
-            "touch (left out)": (op >= ALLOCATOR_OPS) & (op != ops.THREAD_END),
+            "touch (left out)": (op >= ALLOCATOR_OPS) & (op < ops.THREAD_END),
+            "malloc_trim, mallopt or sbrk (left out)": op > ops.THREAD_END,
             "size of a free": (op == ops.FREE) & (size > 0),
             "thread": kept & (column(events, "thread") != 0),
             "time": kept & (column(events, "time") != 0),

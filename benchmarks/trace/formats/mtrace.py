@@ -22,6 +22,7 @@ from benchmarks.events.events import FREE, MALLOC, REALLOC
 from benchmarks.trace.formats.lines import NUMBER, WIDTH, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.piece import format_address
+from kernel.engine.foreign import quoted
 
 NAME = "glibc mtrace"
 PATTERN = re.compile(rb"\A\s*= Start\s*$|^@ .*[-+<>!] (0x[0-9a-f]+|\(nil\))", re.MULTILINE)
@@ -92,12 +93,12 @@ class Reader:
 
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
-        shown = " ".join(fields[-8:])
+        shown = quoted(" ".join(fields[-8:]))
         if ">" in fields[-3:-2]:
-            return f"'> POINTER SIZE' without '< OLD' on the line before, found {shown!r}"
+            return f"'> POINTER SIZE' without '< OLD' on the line before, found {shown}"
         if any(sign in fields[-3:] for sign in "+-<!"):
-            return f"expected '+ POINTER SIZE', '- POINTER' or '>' after '<', found {shown!r}"
-        return f"expected '@ WHERE' and '+ POINTER SIZE', '- POINTER', '<' or '>', found {shown!r}"
+            return f"expected '+ POINTER SIZE', '- POINTER' or '>' after '<', found {shown}"
+        return f"expected '@ WHERE' and '+ POINTER SIZE', '- POINTER', '<' or '>', found {shown}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from allocators.base import operation as ops
+from allocators.base.contract import MAX_REQUEST
 from kernel.engine.jit import build_once, jit
 
 
@@ -39,7 +40,7 @@ class Records(NamedTuple):
 
 #: Problems of a record.  FAILED is not an error: the recorded program itself got NULL.  Neither is
 #: UNSEEN: the free of an object that was allocated before the recording started.
-FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD = range(6)
+FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD, TOO_LARGE = range(7)
 #: Names under which dropped records are counted and stored.
 PROBLEM_NAMES = (
     "fine",
@@ -48,7 +49,9 @@ PROBLEM_NAMES = (
     "live_pointer",
     "unknown_pointer",
     "freed_pointer",
+    "too_large",
 )
+_MAX_ALIGN = MAX_REQUEST.bit_length() - 1
 
 #: Values in the table's ``slots`` for a key without a slot.
 _FREED, _NULL, _NO_KEY = -1, -2, -3
@@ -87,7 +90,7 @@ def enter(keys, slots, counts, pointer, slot):
 
 
 @jit
-def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, strict, late):
+def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, problem, strict, late):
     """Fill ``slot`` and ``problem`` (n,) for the records in order.
 
     ``keys``, ``slots``: hash table from pointer to slot.  ``spare``: stack of slots to reuse.
@@ -98,7 +101,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
     for i in range(op.shape[0]):
         kind = op[i]
         slot[i] = -1
-        if kind == ops.THREAD_END:
+        if kind >= ops.THREAD_END:
             continue
         new = int(pointer[i])
         argument = new if kind == ops.FREE else int(old[i])
@@ -119,6 +122,8 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, slot, problem, st
             problem[i] = DEAD
         elif not releases and new == 0:
             problem[i] = FAILED
+        elif size[i] > MAX_REQUEST or align[i] > _MAX_ALIGN:
+            problem[i] = TOO_LARGE
         elif not releases and new != argument and slots[find(keys, slots, new)] >= 0:
             problem[i] = LIVE
         if problem[i] != FINE:
@@ -161,15 +166,15 @@ class Objects:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
-        Slot -1 is free(NULL), the end of a thread, or a record with a problem.  If ``strict``,
-        records after the first error are not processed.  If ``late``, objects may have been
-        allocated before the recording: the realloc of one becomes an allocation.
+        Slot -1 is free(NULL), an operation of no object, or a record with a problem.  If
+        ``strict``, records after the first error are not processed.  If ``late``, objects may have
+        been allocated before the recording: the realloc of one becomes an allocation.
         """
         n = len(records.op)
         self._make_room(n)
         slot, problem = np.full(n, -1, "i4"), np.zeros(n, "u1")
         table = (self._keys, self._slots, self._spare, self._counts)
-        columns = (records.op, records.pointer, records.old, records.size)
+        columns = (records.op, records.pointer, records.old, records.size, records.align)
         build_once(rename)(*table, *columns, slot, problem, strict, late)
         return slot, problem
 
@@ -193,6 +198,9 @@ def describe_problem(
     free = records.op[i] == ops.FREE
     name = ops.OP_NAMES[records.op[i]]
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
+    if problem == TOO_LARGE:
+        what = f"{name} of {records.size[i]} bytes with alignment 2**{records.align[i]}"
+        return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
     which = format_pointer(int(argument))
     if problem == LIVE:
         return f"{name} returned {which}, which is still allocated"

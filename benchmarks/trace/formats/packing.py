@@ -20,11 +20,14 @@ from types import ModuleType
 from typing import BinaryIO
 
 from benchmarks.events.parquet import TraceError
+from kernel.engine.foreign import WIDTH, printable, quoted
 
 #: First bytes of a packed file.
 _MAGIC = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
-#: Bytes per read.
-_PIECE = 1 << 22
+#: Bytes per read, and of the longest line.  A piece of empty lines takes 120 times its size.
+_PIECE, _LONGEST_LINE = 1 << 20, 1 << 22
+#: Characters of a decompressor's message that are shown.
+_MESSAGE = 2 * WIDTH
 #: Errors that decompressors raise for damaged input, in addition to OSError.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, ValueError)
 
@@ -61,7 +64,7 @@ def _member(path: Path) -> str:
             return choice[0]
     if not files:
         raise TraceError(f"{path}: the archive is empty")
-    shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+    shown = ", ".join(quoted(name)[1:-1] for name in files[:3]) + (", …" if len(files) > 3 else "")
     raise TraceError(
         f"{path}: the archive contains {len(files)} files ({shown}); expected one, or one .txt"
     )
@@ -76,14 +79,17 @@ def trace_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
-            raise TraceError(f"{path}: truncated or damaged gzip file ({error})") from None
+            what = printable(str(error), _MESSAGE)
+            raise TraceError(f"{path}: truncated or damaged gzip file ({what})") from None
         if error.errno is None:  # from pyarrow, for a zstd file
-            raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
+            what = printable(str(error), _MESSAGE)
+            raise TraceError(f"{path}: truncated or damaged archive ({what})") from None
         raise TraceError(f"{path}: {error.strerror or error}") from None
     except _DAMAGE as error:
-        raise TraceError(f"{path}: truncated or damaged archive ({error})") from None
+        what = printable(str(error), _MESSAGE)
+        raise TraceError(f"{path}: truncated or damaged archive ({what})") from None
     except RuntimeError as error:  # a password, or an unsupported compression method
-        raise TraceError(f"{path}: {error}") from None
+        raise TraceError(f"{path}: {printable(str(error), _MESSAGE)}") from None
 
 
 @contextmanager
@@ -127,7 +133,9 @@ def whole_lines(source: Source) -> Iterator[tuple[bytes, float]]:
             rest = data[end:]
         else:
             rest += data
-        if len(rest) > _PIECE:
-            raise TraceError(f"{source.path}: a line exceeds {_PIECE} bytes; not a text trace")
+        if len(rest) > _LONGEST_LINE:
+            raise TraceError(
+                f"{source.path}: a line exceeds {_LONGEST_LINE} bytes; not a text trace"
+            )
     if rest:
         yield rest, 1.0

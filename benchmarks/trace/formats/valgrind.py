@@ -31,6 +31,7 @@ from allocators.base import operation as ops
 from benchmarks.trace.formats.lines import BAD, NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
 from benchmarks.trace.formats.piece import format_address
+from kernel.engine.foreign import quoted
 
 NAME = "valgrind --trace-malloc"
 #: A call of eight fields may follow interrupted calls on the same line.
@@ -216,11 +217,12 @@ class Reader:
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
         if word(fields[0]) != self._process:
-            return f"a line of another process ({fields[0]}); separate logs with --log-file=FILE.%p"
-        found = " ".join(fields[1:])
+            other = quoted(fields[0])[1:-1]
+            return f"a line of another process ({other}); separate logs with --log-file=FILE.%p"
+        found = quoted(" ".join(fields[1:]))
         if fields[1] == "=":
-            return f"a result without a call, found {found!r}"
-        return f"expected '{fields[1]}({_FORM_OF[fields[1]]})' and its result, found {found!r}"
+            return f"a result without a call, found {found}"
+        return f"expected '{fields[1]}({_FORM_OF[fields[1]]})' and its result, found {found}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
 from benchmarks.trace.formats.objects import Records
+from kernel.engine.foreign import quoted
 
 NAME = "wee_alloc"
 #: Matches a line that occurs only in this format.
@@ -50,7 +51,7 @@ class Reader:
 
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
-        return f"expected 'Alloc(SIZE),' or 'Free(NUMBER),', found {' '.join(fields)!r}"
+        return f"expected 'Alloc(SIZE),' or 'Free(NUMBER),', found {quoted(' '.join(fields))}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

@@ -24,6 +24,7 @@ from benchmarks.events import parquet
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.recorder.run import Trace, record
 from benchmarks.trace.shipped import FOLDER
+from kernel.engine.command import OneLineParser, run
 
 #: Nanoseconds; with finer times, the times would take a third of the file.
 RESOLUTION = 10_000
@@ -511,7 +512,7 @@ def _silence() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Record the named subjects, or all; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.trace.shipped.make",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -551,4 +552,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.trace.shipped.make", main))

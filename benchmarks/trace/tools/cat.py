@@ -9,6 +9,9 @@
          4 1: free #0
          5 0: free NULL
          6 1: thread_end
+         7 0: malloc_trim 0
+         8 0: mallopt -3 1048576              parameter and value, as mallopt(3) takes them
+         9 0: sbrk -4096                      the program itself moves the break
 
 pyarrow composes the lines column by column: some millions per second.
 """
@@ -22,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from allocators.base import operation as ops
-from benchmarks.events.events import Events, rows
+from benchmarks.events.events import Events, mallopt_arguments, rows
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 
@@ -101,13 +104,20 @@ def _lines(events: Events, first: int) -> memoryview:
         where(slot >= 0, " #", text(slot)),
         where((slot < 0) & (op == ops.FREE), " NULL"),
         where(
-            ((op != ops.FREE) | (events.size != 0)) & (op != ops.THREAD_END), " ", text(events.size)
+            (op < ops.THREAD_END) & ((op != ops.FREE) | (events.size != 0)) | (op == ops.TRIM),
+            " ",
+            text(events.size),
         ),
     ]
     if len(events.align):
         parts.append(where(op == ops.ALIGNED, " align ", text(1 << events.align.astype("i8"))))
     if len(events.offset):
-        parts.append(where(touches, " at ", text(events.offset)))
+        parameter, value = mallopt_arguments(events.offset)
+        parts += [
+            where(touches, " at ", text(events.offset)),
+            where(op == ops.MALLOPT, " ", text(parameter), " ", text(value)),
+            where(op == ops.SBRK, " ", text(events.offset)),
+        ]
     if len(events.time):
         parts += [" @", text(events.time)]
     if len(events.site):

@@ -1,4 +1,4 @@
-"""Shared parts of the commands that derive a trace from others: reading, renumbering, writing.
+"""Shared parts of the commands that derive a trace from others: reading and writing.
 
 FILE ──► row groups, each checked ──► renumbered ──► Writer ──► OUT, complete or not at all
                                                                 (its provenance names FILE)
@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.events import parquet
 from benchmarks.events.events import Events
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats, shipped
+from kernel.engine.foreign import quoted
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def trace(text: str) -> Path:
 def count(text: str) -> int:
     """Parse a whole number, 0 or more, from the command line."""
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, not {quoted(text)}")
     return int(text)
 
 
@@ -60,8 +59,7 @@ def opened(
     """
     with formats.parquet_file(path, not lenient, progress) as (reader, checked):
         formats.report_dropped(path, reader.provenance)
-        groups = reader.groups()
-        yield reader, groups if checked else parquet.audited(path, groups)
+        yield reader, reader.groups() if checked else reader.checked()
 
 
 def with_progress(
@@ -102,40 +100,3 @@ def parent(path: Path, reader: parquet.Reader) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "sha256": digest, "provenance": reader.provenance}
-
-
-class Numbering:
-    """Mapping of numbers to dense ones, from ``first`` on, in order of first appearance.
-
-    Numbers below ``first`` are special values and stay unchanged.
-    """
-
-    def __init__(self, first: int = 0) -> None:
-        self._first = first
-        self._given = np.empty(0, "i4")
-        self._next = [first]  # a list, so that beside() can share it
-
-    @classmethod
-    def beside(cls, n: int, first: int) -> "list[Numbering]":
-        """Return ``n`` numberings that share one counter, so that their results are disjoint."""
-        made = [cls(first) for _ in range(n)]
-        for numbering in made:
-            numbering._next = made[0]._next
-        return made
-
-    def of(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the new numbers, (n,) int32, of ``numbers``, (n,)."""
-        more = int(numbers.max(initial=-1)) + 1 - len(self._given)
-        if more > 0:
-            self._given = np.concatenate([self._given, np.full(more, -1, "i4")])
-        counts = numbers >= self._first
-        named = numbers[counts]
-        unknown = named[self._given[named] < 0]
-        if len(unknown):
-            values, place = np.unique(unknown, return_index=True)
-            values = values[np.argsort(place)]
-            self._given[values] = self._next[0] + np.arange(len(values))
-            self._next[0] += len(values)
-        result = numbers.astype("i4")
-        result[counts] = self._given[named]
-        return result

@@ -20,9 +20,11 @@ import numpy as np
 from benchmarks.events import histogram
 from benchmarks.events.events import ALLOCATOR_OPS, FREE, OP_NAMES, Events, column, slot_count
 from benchmarks.events.ledger import Followed, Ledger
+from benchmarks.events.numbering import Numbering
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
+from kernel.engine.foreign import WIDTH, printable
 from kernel.engine.jit import build_once
 
 #: Upper ends of the size classes, bytes.
@@ -132,6 +134,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._sums = np.zeros((len(self._COLUMNS), 0), "i8")
+        self._numbers = Numbering()
 
     def add(
         self, thread: np.ndarray, asked: np.ndarray, dies: np.ndarray, followed: Followed
@@ -140,6 +143,7 @@ class Threads:
 
         Each (n,): thread; requested bytes, -1 if no request; True if the event frees an object.
         """
+        thread = self._numbers.of(thread)
         more = int(thread.max()) + 1 - self._sums.shape[1]
         if more > 0:
             self._sums = np.pad(self._sums, ((0, 0), (0, more)))
@@ -150,10 +154,12 @@ class Threads:
         np.add.at(self._sums[self._COLUMNS.index("bytes")], thread[requests], asked[requests])
 
     def summary(self) -> list[dict[str, int]]:
-        """Return a row for each thread that has events."""
+        """Return a row for each thread that has events, in the order of the threads' numbers."""
+        numbers = self._numbers.originals()
         return [
-            {"thread": int(i)} | dict(zip(self._COLUMNS, self._sums[:, i].tolist(), strict=True))
-            for i in np.flatnonzero(self._sums[0])
+            {"thread": int(numbers[i])}
+            | dict(zip(self._COLUMNS, self._sums[:, i].tolist(), strict=True))
+            for i in np.argsort(numbers)
         ]
 
 
@@ -282,12 +288,13 @@ def print_tables(about: dict[str, Any]) -> None:
     """Print the result of :func:`describe` as tables."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
-    table = Table(title=about["file"], show_header=False)
+    table = Table(title=Text(printable(about["file"])), show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    table.add_row("format", about["format"])
+    table.add_row("format", Text(printable(about["format"], WIDTH)))
     table.add_row("events", f"{about['events']:,}")
     for name, count in about["operations"].items():
         table.add_row(f"  {name}", f"{count:,}")
@@ -300,7 +307,8 @@ def print_tables(about: dict[str, Any]) -> None:
     table.add_row("live at the end", _bytes(about["end_live_bytes"]))
     table.add_row("mean request", f"{about['mean_request']:,.1f} bytes")
     for name, count in about["dropped"].items():
-        table.add_row(f"dropped: {name.replace('_', ' ')}", f"{count:,}")
+        what = Text(printable(f"dropped: {name.replace('_', ' ')}", WIDTH))
+        table.add_row(what, f"{count:,}")
     console.print(table)
 
     sizes = Table(title="requests by size")

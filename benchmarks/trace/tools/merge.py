@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.events.events import Events, column, make_events, rows
+from benchmarks.events.numbering import Numbering
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
 
@@ -108,7 +109,7 @@ def merged(sources: list[_Source], timed: bool) -> Iterator[Events]:
     names = {name for name in Events._fields for s in sources if s.has(name) and s.length}
     names = (names | {"thread"}) - ({"time"} if not timed else set())
     first = {"slot": 0, "thread": 0, "site": 1}
-    numbers = {name: derive.Numbering.beside(len(sources), first[name]) for name in first}
+    numbers = {name: Numbering.beside(len(sources), first[name]) for name in first}
     while True:
         for source in sources:
             source.fill(timed)

@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
+from allocators.base.contract import MAX_REQUEST
 from benchmarks.events.events import TOUCH_READ, TOUCH_WRITE, Events
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
+from kernel.engine.foreign import quoted
 
 HELP = "write a trace with more objects (--copies), or with larger ones (--sizes)"
 
-#: Upper bounds on the number of copies and on an object's size, bytes.
+#: Upper bound on the number of copies.
 _MOST = 10_000
-_LARGEST = 1 << 46
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def _factor(text: str) -> float:
     except ValueError:
         factor = 0.0
     if not 0 < factor < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, not {quoted(text)}")
     return factor
 
 
@@ -82,8 +83,13 @@ def copied(events: Events, copies: int) -> Events:
     """Return (n · copies,) events: each of (n,) ``events`` ``copies`` times in a row."""
     if copies == 1:
         return events
-    if int(events.slot.max(initial=0)) >= (1 << 31) // copies - 1:
-        raise TraceError(f"--copies {copies}: more than 2**31 objects; use fewer copies")
+    for name in ("slot", "thread"):
+        highest = int(getattr(events, name).max(initial=0))
+        if highest >= (1 << 31) // copies - 1:
+            raise TraceError(
+                f"--copies {copies}: {name} {highest} times the copies exceeds 2**31; "
+                "use fewer copies"
+            )
     copy = np.tile(np.arange(copies, dtype="i4"), len(events.op))
     columns = {name: np.repeat(c, copies) for name, c in events._asdict().items()}
     thread = columns["thread"] if len(events.thread) else np.zeros(len(copy), "i4")
@@ -99,11 +105,12 @@ def _enlarged(events: Events, factor: float, place: str, first: int) -> Events:
     ``place`` and ``first``, the number of the first event, are for error messages.
     """
     touches = (events.op == TOUCH_READ) | (events.op == TOUCH_WRITE)
-    too_large = ~touches & (events.size * factor > _LARGEST)
+    too_large = ~touches & (events.size * factor > MAX_REQUEST)
     if too_large.any():
         i = int(np.argmax(too_large))
         raise TraceError(
-            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} exceeds {_LARGEST} bytes"
+            f"{place} {first + i}: {events.size[i]} bytes times {factor:g} "
+            f"exceeds {MAX_REQUEST} bytes"
         )
     if not len(events.offset):
         return events._replace(size=_times(events.size, factor))

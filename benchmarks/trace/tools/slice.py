@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.events.events import ALIGNED, ALLOCATOR_OPS, MALLOC, Events, make_events, rows
 from benchmarks.events.ledger import Ledger
+from benchmarks.events.numbering import Numbering
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace import formats
 from benchmarks.trace.tools import derive
@@ -88,7 +89,7 @@ class Part:
 
     def __init__(self, begin: int, end: int, drop: bool) -> None:
         self._begin, self._end, self._drop = begin, end, drop
-        self._ledger, self._slots = Ledger(*_KEPT), derive.Numbering()
+        self._ledger, self._slots = Ledger(*_KEPT), Numbering()
         self._earlier = np.zeros(0, bool)  # by slot: holds an object allocated before ``begin``
         self._start = 0
         names = ("objects_dropped", "events_dropped") if drop else ("objects_allocated_first",)

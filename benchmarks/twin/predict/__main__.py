@@ -11,16 +11,17 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
-from kernel.differential.command import (
+from kernel.engine.command import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_SKIP,
     EXIT_USAGE,
     OneLineParser,
     positive,
+    run,
 )
+from kernel.engine.output import save, unwritable
 
 #: Default path of the results.
 DEFAULT = Path("results") / "validation.json"
@@ -67,10 +68,9 @@ def _why_unwritable(path: Path) -> str:
         return "expected the name of a .json file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".validation-"):
-            return ""
     except OSError as error:
         return error.strerror
+    return unwritable(path)
 
 
 def _fail(text: str, code: int) -> int:
@@ -108,20 +108,20 @@ def main(argv: list[str] | None = None) -> int:
             programs.load_trace(path, options.touch)  # report bad traces before any long work
         with shown_progress("validate") as progress:
             validation.run(paths, progress)
-        validation.write(options.output)
     except KeyboardInterrupt:
         return _fail("interrupted: nothing written", EXIT_INTERRUPTED)
     except WorkloadError as error:
         return _fail(str(error), EXIT_USAGE)
     except (LibraryError, HostError) as error:
         return _fail(str(error), EXIT_FAILED)
-    except OSError as error:
-        return _fail(f"{options.output}: {error.strerror}", EXIT_FAILED)
-    print_result(validation, options.output, as_json=options.json)
+    written, failure = save(options.output, validation.text(), "validation")
+    print_result(validation, written, as_json=options.json)
+    if failure:
+        return _fail(f"{failure}; {written or 'no file'} has the results", EXIT_FAILED)
     if validation.unavailable:
         return _fail(f"not a valid reference: {validation.unavailable}", EXIT_SKIP)
     return 0 if validation.exact else EXIT_FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.twin.predict", main))

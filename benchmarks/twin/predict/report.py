@@ -222,9 +222,9 @@ class Validation:
             for subject, prediction in zip(subjects, self.predictions(subjects), strict=True)
         }
 
-    def write(self, path: Path) -> None:
-        """Write validation.json at ``path``.  Raises OSError."""
-        results.write_json(path, self.as_json())
+    def text(self) -> str:
+        """Return the text of validation.json."""
+        return json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n"
 
     def print(self) -> None:
         """Print the tables and a summary."""

@@ -8,13 +8,8 @@ import argparse
 import sys
 from typing import Any
 
-from kernel.differential.command import (
-    EXIT_USAGE,
-    OneLineParser,
-    add_arguments,
-    report_exit,
-    verify,
-)
+from kernel.differential.command import add_arguments, verify
+from kernel.engine.command import EXIT_USAGE, OneLineParser, report_exit, run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,4 +105,4 @@ def _subject(options: argparse.Namespace) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.twin.verify", main))

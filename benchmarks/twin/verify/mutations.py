@@ -7,6 +7,7 @@ the shortest program found for each mutation, which the tests replay.
 import sys
 
 from kernel.differential import mutations
+from kernel.engine.command import run
 
 #: Mutations by function or constant; :func:`kernel.differential.mutations.read` defines the format.
 MUTATIONS = mutations.read(
@@ -205,4 +206,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmarks.twin.verify.mutations", main))

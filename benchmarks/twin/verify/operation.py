@@ -16,6 +16,7 @@ from allocators.base.operation import (
     FREE,
     MALLOC,
     REALLOC,
+    SBRK,
     STRAY,
     THREAD_END,
     TRIM,
@@ -27,7 +28,7 @@ from kernel.linux.host.code import MAX_THREADS
 HEADER = True
 
 #: Kinds of operations in addition to those of allocators.base.operation.
-USE, SBRK, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, THREAD_START = range(16, 23)
+USE, BLOCK, UNBLOCK, LIMIT_DATA, LIMIT_AS, THREAD_START = range(16, 22)
 #: Names of the kinds in stored programs.
 NAMES = {
     MALLOC: "malloc",

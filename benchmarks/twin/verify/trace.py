@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.events import events as ev
 from benchmarks.events.events import Events
+from benchmarks.events.ledger import Ledger
 from benchmarks.trace import shipped
 from benchmarks.twin.verify import operation as ops
 from benchmarks.twin.verify.twin import BLOCK_COLUMNS
@@ -29,11 +30,17 @@ MODE = "trace"
 _EVERYTHING = 1 << 62
 
 
-def to_program(events: Events, touch: str) -> np.ndarray:
-    """Convert events to rows of PROGRAM; ``touch``: how new blocks are touched (TOUCH_NAMES)."""
+def to_program(events: Events, touch: str, ledger: Ledger) -> np.ndarray:
+    """Convert events to rows of PROGRAM; ``touch``: how new blocks are touched (TOUCH_NAMES).
+
+    ``ledger`` follows the events, to tell reallocs that allocate from those that change a size.
+    Blocks are touched as benchmarks.replay.loop touches them.
+    """
     rows = np.zeros(len(events.op), ops.PROGRAM)
-    # The end of a thread becomes an operation without effect.
-    rows["kind"] = np.where(events.op < ev.ALLOCATOR_OPS, events.op, ops.USE)
+    # The end of a thread becomes an operation without effect, and so does mallopt.
+    performed = (events.op < ev.ALLOCATOR_OPS) | (events.op == ev.SBRK)
+    performed |= (events.op == ev.TRIM) & (events.size == 0)
+    rows["kind"] = np.where(performed, events.op, ops.USE)
     rows["slot"] = events.slot
     rows["request"] = events.size
     if len(events.align):
@@ -44,19 +51,20 @@ def to_program(events: Events, touch: str) -> np.ndarray:
     if touch != "nothing":
         rows["use"][makes] = ops.READ if touch == "read" else ops.WRITE
         rows["length"][makes] = 8 if touch == "first" else _EVERYTHING
-        # calloc has already written its block; only the bytes added by realloc are new.
-        rows["use"][events.op == ev.CALLOC] = ops.LEAVE
+        # Only the bytes added by realloc are new.
         rows["begin"][events.op == ev.REALLOC] = ops.GROWN
         if touch == "first":
-            rows["use"][events.op == ev.REALLOC] = ops.LEAVE
-    uses = events.op >= ev.TOUCH_READ
+            rows["use"][(events.op == ev.REALLOC) & (ledger.follow(events).before > 0)] = ops.LEAVE
+    uses = (events.op >= ev.TOUCH_READ) & (events.op < ev.THREAD_END)
     rows["use"][events.op == ev.TOUCH_READ] = ops.READ
     rows["use"][events.op == ev.TOUCH_WRITE] = ops.WRITE
     rows["length"][uses] = events.size[uses]
-    rows["request"][uses] = 0
+    rows["request"][events.op >= ev.TOUCH_READ] = 0
     if len(events.offset):
         rows["begin"][uses] = events.offset[uses]
-    rows["slot"][events.op == ev.THREAD_END] = -1
+    rows["slot"][events.op >= ev.THREAD_END] = -1
+    moves = events.op == ev.SBRK
+    rows["request"][moves] = events.offset[moves] if len(events.offset) else 0
     return rows
 
 
@@ -128,6 +136,7 @@ class Pieces:
         self.total = stream.facts.events if stream else len(workload.events.op)
         self._workload = workload
         self._touch = touch
+        self._ledger = Ledger()
         self._threads = Threads() if threads else None
 
     def blocks(self) -> np.ndarray:
@@ -138,7 +147,7 @@ class Pieces:
         before = 0
         try:
             for events in self._events():
-                rows = to_program(events, self._touch)
+                rows = to_program(events, self._touch, self._ledger)
                 event = np.arange(len(rows))
                 if self._threads:
                     rows, event = self._threads.in_turn(rows, events)

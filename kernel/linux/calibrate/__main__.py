@@ -7,7 +7,6 @@ arguments, 77 this host cannot be measured, 130 interrupted: nothing is written.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kernel import PROJECT
-from kernel.differential.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, OneLineParser
+from kernel.engine.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SKIP, OneLineParser, run
+from kernel.engine.output import unwritable, write_text
 
 #: The project's cost tables.
 TABLES = PROJECT / "conf" / "kernel" / "cost"
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     path = options.output or TABLES / "host.yaml"
-    if reason := _unwritable(path):
-        parser.error(reason)
+    if reason := unwritable(path):
+        parser.error(f"--output {_shown(path)}: {reason}")
     try:
         return _calibrate(path, quick=options.quick, as_json=options.json)
     except KeyboardInterrupt:
@@ -65,17 +65,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _complain("interrupted: nothing written")
         return EXIT_INTERRUPTED
-
-
-def _unwritable(path: Path) -> str:
-    """Return why a file cannot be written at ``path``; '' if it can."""
-    if path.is_dir():
-        return f"--output {_shown(path)}: is a folder; name a file"
-    if not path.parent.is_dir():
-        return f"--output {_shown(path)}: the folder does not exist; create it first"
-    if not os.access(path.parent, os.W_OK):
-        return f"--output {_shown(path)}: the folder is not writable"
-    return ""
 
 
 def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
@@ -91,7 +80,6 @@ def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
         make_prices,
         read_table,
         table_text,
-        write_table,
     )
     from kernel.linux.host.process import HostError
 
@@ -110,7 +98,7 @@ def _calibrate(path: Path, *, quick: bool, as_json: bool) -> int:
     prices = make_prices(processes, reference, NEIGHBOURHOOD)
     machine = describe_machine()
     try:
-        write_table(path, table_text(prices, machine))
+        write_text(path, table_text(prices, machine))
     except OSError as error:
         _complain(f"{_shown(path)}: {error.strerror}")
         return EXIT_FAILED
@@ -199,4 +187,4 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("kernel.linux.calibrate", main))

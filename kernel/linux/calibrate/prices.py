@@ -168,13 +168,3 @@ def read_table(path: Path) -> dict[str, float]:
     except ValueError as error:
         raise PricesError(f"{path}: {error}") from None
     return table
-
-
-def write_table(path: Path, text: str) -> None:
-    """Replace the file at ``path`` atomically.  Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

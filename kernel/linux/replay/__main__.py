@@ -12,17 +12,19 @@ calls are not comparable; 2 no program has the given name, or the folder cannot 
 recording is impossible.
 """
 
-import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 
+from kernel.engine.command import OneLineParser, run
+from kernel.engine.output import unwritable
+
 STRACE = "strace -f -y -e trace=%memory,%process,%ipc,io_setup,io_destroy,prlimit64 -o FILE COMMAND"
 
 
-def _record_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _record_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m kernel.linux.replay record",
         description="Run a program and record its memory system calls, with the maps at each exec "
         "and at the end.  Ctrl-C reaches the program as usual; three within two seconds kill it.  "
@@ -46,8 +48,8 @@ def _record_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _replay_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _replay_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m kernel.linux.replay",
         description="Replay a recording on the kernel model; compare the result of every call, and "
         "the maps at the end.  'record -- COMMAND' makes a recording.",
@@ -82,6 +84,9 @@ def _record(arguments: list[str]) -> int:
 
     name = Path(command[0]).name or "program"
     path = options.output or Path(f"{name}.calls.gz")
+    if reason := unwritable(path):
+        print(f"record: {path}: {reason}", file=sys.stderr)
+        return 2
     try:
         code, calls = record(command, path, aslr=not options.no_aslr)
     except CannotRecordError as error:
@@ -115,8 +120,8 @@ def _replay(arguments: list[str]) -> int:
     return int(result.differ)
 
 
-def _trial_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _trial_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m kernel.linux.replay trial",
         description="Run real programs with the recorder and with strace, with and without address "
         "randomisation, and replay the logs.  Programs that are not installed are left out.",
@@ -154,18 +159,12 @@ def _trial(arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit code."""
-    try:
-        if arguments[:1] == ["record"]:
-            return _record(arguments[1:])
-        if arguments[:1] == ["trial"]:
-            return _trial(arguments[1:])
-        return _replay(arguments)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    if arguments[:1] == ["record"]:
+        return _record(arguments[1:])
+    if arguments[:1] == ["trial"]:
+        return _trial(arguments[1:])
+    return _replay(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("kernel.linux.replay", lambda: main(sys.argv[1:])))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernel.engine.foreign import WIDTH, printable
+
 #: Exit time of a call that never returned.
 NEVER = 1 << 62
 
@@ -181,6 +183,9 @@ class Log:
 class LogError(Exception):
     """File that cannot be read as a log; the message names the file and the line."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 def parse_area(line: str) -> Area | None:
     """Parse one line of /proc/PID/maps; return None if it has another form."""
@@ -209,11 +214,11 @@ def parse_areas(text: str) -> list[Area]:
             continue
         area = parse_area(line)
         if area is None:
-            raise ValueError(
-                f"{number}: expected 'start-end perms offset dev inode name': {line.strip()[:100]}"
-            )
+            shown = printable(line.strip(), WIDTH)
+            raise ValueError(f"{number}: expected 'start-end perms offset dev inode name': {shown}")
         if not in_order(areas, area):
-            raise ValueError(f"{number}: not above the previous area: {line.strip()[:100]}")
+            shown = printable(line.strip(), WIDTH)
+            raise ValueError(f"{number}: not above the previous area: {shown}")
         areas.append(area)
     return areas
 

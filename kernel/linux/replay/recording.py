@@ -9,10 +9,13 @@ import dataclasses
 import gzip
 import json
 import time
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
+from kernel.engine.foreign import WIDTH, check_regular, parse_json, printable, quoted
 from kernel.linux.replay.log import (
     NEVER,
     Area,
@@ -33,10 +36,14 @@ from kernel.linux.replay.log import (
     parse_area,
 )
 
+_Record = typing.TypeVar("_Record")
+
 FORMAT, VERSION = "memory-calls", 1
 #: Seconds between flushes of the recorded lines to the operating system.
 _FLUSH_EVERY = 1.0
 _GZIP_MAGIC = b"\x1f\x8b"
+#: Bound of the numbers in a recording: words of 64 bits, signed or unsigned.
+_WORD = 1 << 64
 
 
 def _drop_empty(record: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +64,11 @@ def _snapshot_from_json(value: dict[str, Any] | None) -> Snapshot | None:
     for line, rss, flags in value["areas"]:
         area = parse_area(line)
         if area is None:
-            raise ValueError(f"not a line of a maps file: {line}")
+            raise ValueError(f"not a line of a maps file: {printable(line, WIDTH)}")
         if not in_order(areas, area):
-            raise ValueError(f"not above the previous area: {line}")
+            raise ValueError(f"not above the previous area: {printable(line, WIDTH)}")
+        if not isinstance(rss, int | None) or not isinstance(flags, str | None):
+            raise ValueError(f"rss and flags of an area: {quoted([rss, flags])}")
         area.rss, area.flags = rss, flags
         areas.append(area)
     return Snapshot(areas, dict(value["sizes"]))
@@ -94,31 +103,54 @@ def _to_json(event: Event) -> dict[str, Any]:
     return record
 
 
+def _make(kind: type[_Record], values: dict[str, Any]) -> _Record:
+    """Return a record with ``values`` from JSON.  Raises ValueError for a value of another type."""
+    for name, wanted in typing.get_type_hints(kind).items():
+        if name not in values:
+            continue
+        value = values[name]
+        if not isinstance(wanted, types.UnionType):
+            wanted = typing.get_origin(wanted) or wanted  # isinstance takes no list[str]
+        right = isinstance(value, wanted)
+        numbers = value if isinstance(value, tuple) else [value]
+        if not right or any(isinstance(n, int) and not -_WORD <= n < _WORD for n in numbers):
+            raise ValueError(f"{name} is {quoted(value)}")
+    return kind(**values)
+
+
 def _from_json(line: int, record: dict[str, Any]) -> Event:
     kind = record["t"]
     out = record["out"]
     base = {"line": line, "tid": record["tid"], "entry": record["in"]}
     base["exit"] = NEVER if out is None else out
     if kind == "call":
-        file = FileInfo(**{"path": "", **record["file"]}) if "file" in record else None
+        file = _make(FileInfo, {"path": "", **record["file"]}) if "file" in record else None
         extra = record.get("extra", {})
         name, args, result = record["name"], tuple(record["args"]), record["ret"]
-        return Call(**base, name=name, args=args, result=result, file=file, extra=extra)
+        if len(args) > 6 or not all(isinstance(n, int) for n in args):
+            raise ValueError(f"arguments of a call: {quoted(record['args'])}")
+        args = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        pair = extra.get("range") or [0, 0]
+        if [type(n) for n in (extra.get("size", 0), extra.get("context", 0), *pair)] != [int] * 4:
+            raise ValueError(f"data of a call: {quoted(extra)}")
+        call = {"name": name, "args": args, "result": result, "file": file, "extra": extra}
+        return _make(Call, base | call)
     if kind == "clone":
-        return Clone(**base, flags=record["flags"], child=record["child"])
+        return _make(Clone, base | {"flags": record["flags"], "child": record["child"]})
     if kind == "limit":
         what = {key: record[key] for key in ("target", "resource", "soft")}
-        return SetLimit(**base, **what)
+        return _make(SetLimit, base | what)
     maps = _snapshot_from_json(record.get("maps"))
     if kind == "exec":
         image = record.get("image")
         if image is not None:
-            image = Image(**{**image, "limits": Limits(**image["limits"])})
+            image = _make(Image, {**image, "limits": _make(Limits, image["limits"])})
         before = _snapshot_from_json(record.get("before"))
-        return Exec(**base, former=record["former"], image=image, snapshot=maps, before=before)
+        what = {"former": record["former"], "image": image, "snapshot": maps, "before": before}
+        return _make(Exec, base | what)
     if kind == "exit":
-        return Exit(**base, snapshot=maps)
-    raise ValueError(f"unknown kind of line {kind!r}")
+        return _make(Exit, base | {"snapshot": maps})
+    raise ValueError(f"unknown kind of line {quoted(kind)}")
 
 
 class Writer:
@@ -163,6 +195,7 @@ class Writer:
 def open_text(path: Path) -> IO[str]:
     """Open a log, plain or gzip.  Raises LogError if it cannot be opened."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             magic = file.read(2)
         if magic == _GZIP_MAGIC:
@@ -182,7 +215,7 @@ def lines_of(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
     except EOFError:
         return
     except (OSError, gzip.zlib.error) as error:
-        raise LogError(f"{path}: damaged: {error}") from None
+        raise LogError(f"{path}: damaged: {printable(str(error), 2 * WIDTH)}") from None
 
 
 def is_recording(first_line: str) -> bool:
@@ -200,7 +233,7 @@ def read_recording(path: Path) -> Log:
             if pending is not None:
                 raise LogError(f"{path}: line {pending[0]}: {_reason(pending[1])}")
             try:
-                record = json.loads(text)
+                record = parse_json(text)
                 if number == 1:
                     _read_header(log, record)
                 elif record["t"] == "end":
@@ -221,16 +254,17 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg}"
     if isinstance(error, KeyError):
-        return f"{error.args[0]!r} is missing"
-    return str(error)
+        return f"{quoted(error.args[0])} is missing"
+    return printable(str(error), 2 * WIDTH)
 
 
 def _read_header(log: Log, record: dict[str, Any]) -> None:
     if record.get("format") != FORMAT:
         raise ValueError("not a recording of memory calls")
     if record["version"] != VERSION:
+        version = quoted(record["version"])
         raise ValueError(
-            f"the recording has version {record['version']}, this program reads version {VERSION}"
+            f"the recording has version {version}, this program reads version {VERSION}"
         )
-    log.command = list(record["command"])
-    log.machine = MachineSettings(**record["machine"])
+    log.command = [str(word) for word in record["command"]]
+    log.machine = _make(MachineSettings, record["machine"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kernel.engine.foreign import WIDTH, printable
 from kernel.linux.replay import table
 from kernel.linux.replay.log import (
     NEVER,
@@ -96,13 +97,15 @@ def _number(text: str) -> int:
     total = 0
     for term in _COMMENT.sub("", text).split("|"):
         total |= _term(term.strip())
+    if not -(1 << 63) <= total < 1 << 64:
+        raise ValueError("a number has more than 64 bits")
     return total - (1 << 64) if total >= 1 << 63 else total
 
 
 def _term(text: str) -> int:
     if "<<" in text:
         left, right = text.split("<<", 1)
-        return _term(left.strip()) << _term(right.strip())
+        return _term(left.strip()) << min(_term(right.strip()), 64)
     if "*" in text:
         left, right = text.split("*", 1)
         return _term(left.strip()) * _term(right.strip())
@@ -111,7 +114,7 @@ def _term(text: str) -> int:
     if text == "MAP_HUGE_SHIFT":
         return 26
     if text.startswith(("MAP_", "MADV_", "PROT_", "MREMAP_", "SHM_", "MPOL_")):
-        raise ValueError(f"unknown constant {text}")
+        raise ValueError(f"unknown constant {printable(text, WIDTH)}")
     try:
         if re.fullmatch(r"-?0[0-7]+", text):
             return int(text, 8)
@@ -196,7 +199,7 @@ class _Reader:
             return
         call = _CALL.match(rest)
         if call is None:
-            raise ValueError(f"not an strace line: {rest[:60]}")
+            raise ValueError(f"not an strace line: {printable(rest, WIDTH)}")
         body = rest[call.end() :]
         if body.rstrip().endswith(_UNFINISHED):
             head = body.rstrip().removesuffix(_UNFINISHED)
@@ -259,10 +262,10 @@ class _Reader:
             result = None
         elif code and value == "-1":
             if not hasattr(errno, code):
-                raise ValueError(f"unknown error {code}")
+                raise ValueError(f"unknown error {printable(code, WIDTH)}")
             result = -getattr(errno, code)
         else:
-            result = int(value, 0)
+            result = _number(value)
         exit_ = NEVER if ended == NEVER or result is None else 2 * ended + 1
         base = {"line": begun, "tid": tid, "entry": 2 * begun, "exit": exit_}
         if name in table.NUMBERS:

@@ -6,7 +6,8 @@ the reference, 130 interrupted.  The last line is ``N operations, M mismatches``
 
 import sys
 
-from kernel.differential.command import EXIT_SKIP, OneLineParser, add_arguments, report_exit, verify
+from kernel.differential.command import add_arguments, verify
+from kernel.engine.command import EXIT_SKIP, OneLineParser, report_exit, run
 
 
 def _parser() -> OneLineParser:
@@ -42,4 +43,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("kernel.linux.verify", main))

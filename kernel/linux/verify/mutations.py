@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kernel.differential import mutations
 from kernel.differential.mutations import Mutation
+from kernel.engine.command import run
 from kernel.engine.jit import jit
 from kernel.huge import map_huge_page as map_huge
 from kernel.merge import add_vma
@@ -131,4 +132,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("kernel.linux.verify.mutations", main))

@@ -246,7 +246,7 @@ def test_observed_and_timed_runs(trace, tmp_path):
     for name in ("metrics.json", "timeline.parquet"):
         assert runs[0].joinpath(name).read_bytes() == runs[1].joinpath(name).read_bytes()
     never, always = (results.read_run(run) for run in runs)
-    for name in ("status", "events", "hashes", "address_checksum"):
+    for name in ("outcome", "events", "hashes", "address_checksum"):
         assert never[name] == always[name]
     assert json.loads((runs[1] / "metrics.json").read_text())["operations"] > 0
     assert worker.time_replays(2, runs[1], EVENTS) > 0

@@ -20,6 +20,7 @@ from benchmarks.real.memory import RealRun, clean_seconds
 from benchmarks.real.process import PAGE, RealProcess, prepare
 from benchmarks.replay.metrics import OF_NATIVE_RUNS
 from benchmarks.workloads import Workload
+from kernel.linux.host.process import HostError
 
 from .conftest import library
 
@@ -62,14 +63,16 @@ def test_free_gets_the_address_that_malloc_returned(glibc):
     assert answers["place"].tolist() == list(range(len(rows)))
 
 
+@pytest.mark.hardening(12)
+@pytest.mark.parametrize("allocate", [MALLOC, CALLOC, REALLOC, ALIGNED])
 @pytest.mark.parametrize(
     ("touch", "faults", "resident"),
     [("all", 257, 257), ("read", 257, 1), ("first", 1, 1), ("nothing", 1, 1)],
 )
-def test_faults_and_memory_of_a_mapped_block(glibc, touch, faults, resident):
+def test_faults_and_memory_of_a_mapped_block(glibc, touch, faults, resident, allocate):
     # A first small block makes the C library create its heap; the large one is mapped: 257 pages
-    # including its header, which malloc always writes.
-    rows = [(MALLOC, 0, 24), (MALLOC, 1, MIB), (FREE, 1, 0)]
+    # including its header, which malloc always writes; calloc does not clear it.
+    rows = [(MALLOC, 0, 24), (allocate, 1, MIB), (FREE, 1, 0)]
     before = RealRun(glibc, workload(*rows[:1], touch=touch)).metrics()
     after = RealRun(glibc, workload(*rows, touch=touch)).metrics()
     assert after["faults"] - before["faults"] == faults
@@ -164,3 +167,35 @@ def test_other_libraries(name):
     assert found["failed"] == 0
     assert found["peak_heap"] >= found["peak_live"]
     assert found["faults"] > 0
+
+
+def shrinking(count: int):
+    """Return events whose memory loses digits while the log's records are written in place again.
+
+    A MiB, mapped, comes and goes: first beside 200 MiB (five digits of pages), then alone (three).
+    """
+    pair = [(MALLOC, 1, MIB), (FREE, 1, 0)]
+    return [(MALLOC, 0, 200 * MIB), *pair * count, (FREE, 0, 0), *pair * count]
+
+
+@pytest.mark.hardening(13)
+@pytest.mark.parametrize("room", [machine_code.LOG_ROOM, machine_code.MARGIN + 3])
+def test_memory_that_shrinks_is_read_right(monkeypatch, room):
+    glibc = library("native/glibc", tunables={"mmap_threshold": 1 << 17})  # fixed: a MiB is mapped
+    monkeypatch.setattr(RealProcess, "LOG_ROOM", room)
+    rows = workload(*shrinking(100), touch="nothing")
+    whole = RealRun(glibc, rows)
+    monkeypatch.setattr(RealProcess, "BATCH", 50)
+    found = RealRun(glibc, rows)
+    assert found.metrics() == whole.metrics()
+    for name, column in whole.timeline().items():
+        assert found.timeline()[name].tolist() == column.tolist(), name
+    assert found.end.total < 10_000 <= found.end.total + 200 * MIB // PAGE  # a digit less
+
+
+@pytest.mark.hardening(13)
+def test_an_unreadable_statm_is_one_line():
+    log = np.zeros(2, machine_code.RECORD)
+    log["statm"], log["length"] = b"1 2 3 4 5 6 7\n", (14, -9)
+    with pytest.raises(HostError, match="cannot read /proc/self/statm"):
+        memory._page_counts(log)

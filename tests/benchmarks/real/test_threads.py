@@ -62,7 +62,7 @@ def test_threads_and_objects_keep_their_order(threaded):
             assert (np.diff(log["event"]) >= 0).all()
             assert (answers["address"][moved.op == MALLOC] > 0).all()
     assert (np.concatenate(seen) != larson.thread).any()  # the threads ran in parallel
-    assert len(process.threads_seen) > 1
+    assert process.thread_count > 1
 
 
 def test_some_metrics_do_not_depend_on_the_interleaving(glibc, threaded):
@@ -95,6 +95,24 @@ def test_a_thread_number_may_be_used_again_after_its_end(threaded):
             part = type(events)(*(c[first:last] for c in events))
             moved, answers, _ = process.play_threads(part)
             assert (answers["address"][moved.op == MALLOC] > 0).all()
+
+
+@pytest.mark.hardening(14)
+def test_numbers_of_threads_that_ended_are_used_again(threaded, monkeypatch):
+    """Each thread frees the block of the one before, in one batch."""
+    n = 9
+    op = np.tile([MALLOC, FREE, THREAD_END], n)
+    slot = np.stack([np.arange(n), np.arange(n) - 1, np.full(n, -1)], 1).ravel()
+    size = np.where(op == MALLOC, 1000, 0)
+    events = make_events(op, slot, size, thread=np.arange(1, n + 1).repeat(3), align=[0] * len(op))
+    monkeypatch.setattr(ThreadedProcess, "THREADS", 4)
+    with ThreadedProcess(threaded, slots=n, touch="all") as process:
+        parts = [process.play_threads(part) for part in process.parts(events)]
+        assert sum(int((a["address"][m.op == MALLOC] > 0).sum()) for m, a, _ in parts) == n
+        assert process.thread_count == n + 1
+        alive = make_events([FREE] * 4, [-1] * 4, [0] * 4, thread=[20, 21, 22, 23])
+        with pytest.raises(LibraryError, match="event 30: more than 4 threads are alive at once"):
+            list(process.parts(alive))
 
 
 def test_timed_on_threads(threaded, glibc):

@@ -97,7 +97,7 @@ def test_only_a_configuration_is_not_a_run(tmp_path):
         check_kind(tmp_path)
 
 
-@pytest.mark.parametrize("names", [(), (OWNER,), (".run.json.123", OWNER), ("run.json",)])
+@pytest.mark.parametrize("names", [(), (OWNER,), (".run.0123456789ab.json", OWNER), ("run.json",)])
 def test_what_a_killed_run_leaves_is_used_again(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("")

@@ -37,11 +37,15 @@ def test_the_table(monkeypatch, capsys):
 
 
 def test_bad_input(capsys):
-    for arguments in (["--events", "0"], ["--rounds", "0"], ["--allocator", "nosuch"]):
-        assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("marathon: ")
-        assert said.count("\n") == 1
+    for arguments in (["--events", "0"], ["--rounds", "-1"], ["--events", "9" * 99]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("benchmarks.speed.marathon: argument ")
+    assert main(["--allocator", "nosuch"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("marathon: ")
 
 
 @pytest.mark.parametrize(

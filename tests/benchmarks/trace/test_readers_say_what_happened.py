@@ -55,6 +55,7 @@ def test_android(android):
 @pytest.mark.parametrize("piece", [1, 7, 64, 100])
 def test_pieces_make_no_difference(android, monkeypatch, piece):
     monkeypatch.setattr(packing, "_PIECE", piece)
+    monkeypatch.setattr(packing, "_LONGEST_LINE", piece)
     monkeypatch.setattr(formats, "_HEAD", 30)
     if piece < 40:  # shorter than a line: refused as not text
         with pytest.raises(formats.TraceError, match=r"a line exceeds \d+ bytes"):

@@ -1,5 +1,6 @@
 """cat, head, slice, merge and scale work as their docstrings specify."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,15 +15,36 @@ from benchmarks.events.events import (
     CALLOC,
     FREE,
     MALLOC,
+    MALLOPT,
     REALLOC,
+    SBRK,
     THREAD_END,
     TOUCH_WRITE,
+    TRIM,
     Events,
     make_events,
 )
 from benchmarks.events.ledger import Ledger
 from benchmarks.trace import formats
 from benchmarks.trace.__main__ import main
+
+#: malloc_trim, mallopt and sbrk among others: op, slot, size, align, thread, offset.
+OTHERS = [
+    (MALLOC, 0, 100, 0, 0, 0),
+    (MALLOPT, -1, 0, 0, 1, -3 << 32 | 1 << 20),
+    (SBRK, -1, 0, 0, 0, -4096),
+    (MALLOC, 1, 50, 0, 1, 0),
+    (FREE, 0, 0, 0, 0, 0),
+    (TRIM, -1, 7, 0, 0, 0),
+]
+OTHERS_CAT = """\
+        0 0: malloc #0 100
+        1 1: mallopt -3 1048576
+        2 0: sbrk -4096
+        3 1: malloc #1 50
+        4 0: free #0
+        5 0: malloc_trim 7
+"""
 
 CAT = """\
         0 0: malloc #0 100
@@ -58,6 +80,10 @@ ROWS = [
 ]
 
 
+#: Columns of OTHERS.
+NAMES = Events._fields[:6]
+
+
 def columns(rows):
     return make_events(**dict(zip(Events._fields, np.array(rows).T, strict=True)))
 
@@ -68,6 +94,37 @@ def rows(tmp_path):
     path = tmp_path / "rows.parquet"
     parquet.write(path, columns(ROWS), {"by": "test"})
     return path
+
+
+@pytest.mark.hardening(15)
+def test_operations_of_no_object_pass_through_every_tool(tmp_path, capsys):
+    path, out = tmp_path / "t.parquet", tmp_path / "out.parquet"
+    parquet.write(path, make_events(**dict(zip(NAMES, np.array(OTHERS).T, strict=True))), {})
+    assert text(capsys, "cat", path) == OTHERS_CAT
+    assert json.loads(text(capsys, "info", path, "--json"))["operations"] == {
+        "malloc": 2,
+        "free": 1,
+        "malloc_trim": 1,
+        "mallopt": 1,
+        "sbrk": 1,
+    }
+    text(capsys, "scale", path, out, "--sizes", "2")
+    doubled = OTHERS_CAT.replace("100", "200").replace("50", "100").replace("trim 7", "trim 14")
+    assert text(capsys, "cat", out) == doubled
+    text(capsys, "slice", path, out, "--from", "1", "--to", "6")
+    assert [line.split()[2] for line in text(capsys, "cat", out).splitlines()][-4:] == [
+        "sbrk",
+        "malloc",
+        "free",
+        "malloc_trim",
+    ]
+    text(capsys, "merge", out, path, path)
+    assert text(capsys, "cat", out).count("mallopt -3 1048576") == 2
+    for name in ("out.rep", "out.txt"):
+        assert main(["convert", str(path), str(tmp_path / name)]) == 0
+        assert "3 × malloc_trim, mallopt or sbrk (left out)" in capsys.readouterr().err
+        kept = [line.split()[2] for line in text(capsys, "cat", tmp_path / name).splitlines()]
+        assert kept == ["malloc", "malloc", "free"]
 
 
 def text(capsys, *arguments):

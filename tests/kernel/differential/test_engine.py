@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kernel.differential import mutations
-from kernel.differential.command import OneLineParser, add_arguments, verify
+from kernel.differential.command import add_arguments, verify
 from kernel.differential.mutations import Mutation
 from kernel.differential.pool import Lost, Mistake, TaskProgress, run_tasks
 from kernel.differential.program import dump, load
@@ -23,6 +25,7 @@ from kernel.differential.shrink import shrink
 from kernel.differential.subject import Outcome, Program
 from kernel.differential.tally import Tally, table
 from kernel.engine.branches import Branch
+from kernel.engine.command import OneLineParser
 from tests.conftest import ROOT
 from tests.kernel.differential import toy
 from tests.kernel.differential.toy import Toy, ToySetting
@@ -83,11 +86,131 @@ def test_after_a_mismatch_no_program_starts_without_keep_going(jobs, tmp_path, c
     assert every["findings"][0]["program"][-1].startswith("! counter")
 
 
-def test_a_program_is_stored_in_the_temporary_folder_by_default(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    assert verify(Toy(toy.carry), options()) == 1
-    (path,) = re.findall(r"--replay (.*)", capsys.readouterr().out)
-    assert load(Toy(), tmp_path / "verify-1-0.json") == load(Toy(), tmp_path / path)
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Create a folder of temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.hardening(5)
+def test_a_program_is_stored_in_a_new_temporary_file_by_default(temporary, capsys):
+    victim = temporary.parent / "victim"
+    (temporary / "verify-1-0.json").symlink_to(victim)  # the name that it once had
+    paths = set()
+    for _ in range(2):
+        assert verify(Toy(toy.carry), options()) == 1
+        paths |= set(re.findall(r"--replay (.*)", capsys.readouterr().out))
+    assert len(paths) == 2
+    for path in map(Path, paths):
+        assert path.parent == temporary
+        assert load(Toy(), path) == (ToySetting("1/0"), [1, 7])
+    assert not victim.exists()
+
+
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("place", ["nowhere/x.json", ".", "/dev/full", "/dev/null"])
+def test_save_is_refused_before_the_run_where_no_file_can_be_written(place, tmp_path, capsys):
+    path = tmp_path / place
+    subject = Toy(toy.carry)
+    subject.prepare = None  # it would fail if the run began
+    assert verify(subject, options("--save", str(path))) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"tests.toy: --save {path}: ")
+
+
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_program_is_kept_if_its_place_vanishes_during_the_run(
+    as_json, tmp_path, temporary, capsys
+):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    subject = Toy(toy.carry)
+    subject.prepare = folder.rmdir
+    json_option = ["--json"] if as_json else []
+    assert verify(subject, options("--save", str(folder / "x.json"), *json_option)) == 1
+    (path,) = temporary.iterdir()
+    assert load(Toy(), path) == (ToySetting("1/0"), [1, 7])
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.endswith(f"the directory {folder} does not exist; the program is in {path}")
+    if as_json:
+        assert json.loads(printed.out)["findings"][0]["file"] == str(path)
+    else:
+        assert f"--replay {path}" in printed.out
+
+
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_program_that_no_file_can_hold_is_printed(as_json, tmp_path, temporary, capsys):
+    temporary.rmdir()
+    assert verify(Toy(toy.carry), options(*["--json"] * as_json)) == 1
+    printed = capsys.readouterr()
+    assert f"{temporary}: No such file or directory; the program is printed" in printed.err
+    if as_json:
+        text = json.loads(printed.out)["findings"][0]["stored"]
+    else:
+        text = '{"setting"' + printed.out.partition('{"setting"')[2].partition("]}\n")[0] + "]}\n"
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert load(Toy(), path) == (ToySetting("1/0"), [1, 7])
+
+
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("how", ["hangs", "dies"])
+def test_a_program_is_kept_if_shrinking_it_fails(how, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "x.json"
+
+    def shrinking(self, setting, first):
+        os.kill(os.getpid(), signal.SIGKILL) if how == "dies" else time.sleep(60)
+
+    monkeypatch.setattr(Runner, "find", shrinking)
+    assert verify(Toy(toy.carry), options("--save", str(path))) == 1
+    ended = "the process died (SIGKILL)" if how == "dies" else "does not return"
+    out = capsys.readouterr().out
+    assert f"not shrunk: {ended} while the program was repeated" in out
+    setting, ops = load(Toy(), path)
+    assert (setting, ops[-1]) == (ToySetting("1/0"), 7)
+    assert verify(Toy(toy.carry), options("--replay", str(path))) == 1
+
+
+@pytest.mark.hardening(5)
+def test_a_program_is_kept_if_the_run_ends_while_it_is_shrunk(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "x.json"
+    parent = os.getpid()
+
+    def shrinking(self, setting, first):
+        time.sleep(0.2)
+        os.kill(parent, signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(Runner, "find", shrinking)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert verify(Toy(toy.carry, operation_timeout=None), options("--save", str(path))) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "MISMATCH: the total" in capsys.readouterr().out
+    assert load(Toy(), path)[1][-1] == 7
+
+
+@pytest.mark.hardening(5)
+def test_a_program_is_named_if_standard_output_is_full(tmp_path, capfd, monkeypatch):
+    path = tmp_path / "x.json"
+    subject = Toy(toy.carry)
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        subject.prepare = lambda: monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left"):
+            verify(subject, options("--save", str(path)))
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert f"tests.toy: mismatch, stored in {path}" in capfd.readouterr().err
 
 
 def test_a_difference_that_does_not_recur_is_reported():

@@ -91,7 +91,7 @@ def test_a_wrong_twin_is_noticed(small, tmp_path, capsys, monkeypatch):
         (["missing.rep"], "missing.rep"),
         (["-o", "out.txt"], "out.txt: expected the name of a .json file"),
         (["-o", "/proc/out.json"], "/proc/out.json: No such file"),
-        (["--repeats", "0"], "must be a positive whole number"),
+        (["--repeats", "0"], "must be a whole number from 1"),
         (["--touch", "some"], "--touch"),
     ],
 )

@@ -61,8 +61,8 @@ def test_git_ignores_the_default_file():
     [
         (["--fast"], "unrecognized arguments: --fast"),
         (["-o"], "expected one argument"),
-        (["-o", "."], "--output .: is a folder"),
-        (["-o", "nowhere/host.yaml"], "nowhere/host.yaml: the folder does not exist"),
+        (["-o", "."], "--output .: is a directory"),
+        (["-o", "nowhere/host.yaml"], "nowhere/host.yaml: the directory nowhere does not exist"),
         (["more"], "unrecognized arguments: more"),
     ],
 )
@@ -127,9 +127,9 @@ def test_a_bad_reference_is_refused_before_measuring(tables, served, monkeypatch
 
 def test_a_file_that_cannot_be_written(tables, served, monkeypatch, capsys):
     def fail(path, text):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("kernel.linux.calibrate.prices.write_table", fail)
+    monkeypatch.setattr("kernel.linux.calibrate.__main__.write_text", fail)
     assert command.main([]) == 1
     assert "host.yaml: No space left on device" in capsys.readouterr().err
 

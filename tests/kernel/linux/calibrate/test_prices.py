@@ -3,6 +3,7 @@
 import pytest
 
 from kernel.cost import COSTS
+from kernel.engine.output import write_text
 from kernel.linux.calibrate.measures import SWAPPED, marginal, measures
 from kernel.linux.calibrate.prices import (
     ADDITIONAL,
@@ -14,7 +15,6 @@ from kernel.linux.calibrate.prices import (
     price,
     read_table,
     table_text,
-    write_table,
 )
 from tests.conftest import ROOT
 
@@ -113,7 +113,7 @@ def test_the_reference_prices_every_kind_in_the_order_of_the_table():
 def test_the_file_reads_back(tmp_path):
     made = make_prices([found(), found(brk=150.25), found()], REFERENCE, 64)
     path = tmp_path / "host.yaml"
-    write_table(path, table_text(made, MACHINE))
+    write_text(path, table_text(made, MACHINE))
     table = read_table(path)
     assert list(table) == list(COSTS)
     for name, value in table.items():
@@ -141,25 +141,9 @@ def test_hydra_reads_the_file(tmp_path):
     folder = tmp_path / "kernel" / "cost"
     folder.mkdir(parents=True)
     made = make_prices([found()], REFERENCE, 64)
-    write_table(folder / "elsewhere.yaml", table_text(made, MACHINE))
+    write_text(folder / "elsewhere.yaml", table_text(made, MACHINE))
     job = check_job(compose(["kernel/cost=elsewhere", f"hydra.searchpath=[file://{tmp_path}]"]))
     assert job.cost["brk"] == pytest.approx(found()["brk"])
-
-
-def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "host.yaml"
-    write_table(path, "old: 1\n")
-
-    def full(self, *_arguments, **_options):
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(OSError, match="No space"):
-        write_table(path, "new: 1\n")
-    monkeypatch.undo()
-    assert [p.name for p in tmp_path.iterdir()] == ["host.yaml"]
-    assert path.read_text() == "old: 1\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Test that an error in a file or command line is one line with its place, not a traceback."""
 
+import os
 import sys
 
 import pytest
@@ -70,6 +71,45 @@ def test_recordings(replayed, tmp_path, change, expected):
     assert expected in refusal(replayed("\n".join(lines) + "\n"))
 
 
+_HEADER = '{"format": "memory-calls", "version": 1, "command": [], "machine": {}}\n'
+_CALL = '{"t": "call", "tid": 1, "in": 1, "out": 2, "name": "brk", "args": [5], "ret": 0}\n'
+
+
+@pytest.mark.hardening(16)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            STRACE + "9 \x1b[2J" + "x" * 5000 + "\n" + STRACE,
+            r"line 2: not an strace line: \x1b[2Jx",
+        ),
+        (STRACE + "9 munmap(0x1, 1<<9999999999) = 0\n", "line 2: a number has more than 64 bits"),
+        (STRACE + f"9 brk(0x1) = {1 << 70:#x}\n", "line 2: a number has more than 64 bits"),
+        (_HEADER + _CALL.replace("[5]", f"[{1 << 70}]"), "line 2: args is (1180591620717"),
+        (_HEADER + _CALL.replace("[5]", '["x"]'), "line 2: arguments of a call: ['x']"),
+        (_HEADER + _CALL.replace('"tid": 1', '"tid": "x"'), "line 2: tid is 'x'"),
+        (_HEADER + _CALL.replace('"ret": 0', '"ret": NaN'), "line 2: NaN is not a JSON number"),
+        (_HEADER + "[" * 200_000 + "\n" + _CALL, "line 2: nested too deeply"),
+        (_HEADER + '{"t": "\\u001b' + "y" * 999 + '", "tid": 1, "in": 1, "out": 2}\n', r"'\x1byy"),
+        (_HEADER.replace("{}", '{"memory": "x"}'), "line 1: memory is 'x'"),
+    ],
+)
+def test_wild_values(replayed, text, expected):
+    line = refusal(replayed(text))
+    assert expected in line
+    assert line.isprintable()
+    assert len(line) < 400
+
+
+@pytest.mark.hardening(16)
+def test_files_that_never_end(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("pipe", "is a pipe"), ("loop", "symbolic links")):
+        assert main([str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_recording_that_was_cut_short(replayed, tmp_path):
     path = Recording().exec().mmap(1, ret=TOP - 4096).write(tmp_path / "whole", end=False)
     result = replayed(path.read_text() + '{"t": "call", "ti')
@@ -110,7 +150,8 @@ def test_command_lines(capsys):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
-        assert "error: " in capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("kernel.linux.replay")
     assert main(["trial", "unknown program"]) == 2
     message = "no program matches 'unknown program'; choose from python3"
     assert message in capsys.readouterr().err
@@ -130,7 +171,7 @@ def test_commands_that_cannot_be_recorded(tmp_path):
     assert not path.exists()
     nowhere = run("record", "-o", tmp_path / "no" / "calls", "--", "true")
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
-    assert nowhere.stderr.endswith("calls: No such file or directory\n")
+    assert nowhere.stderr.endswith(f"the directory {tmp_path / 'no'} does not exist\n")
 
 
 @needs_linux
