@@ -12,9 +12,11 @@ import os
 import secrets
 import signal
 import sys
-from contextlib import ExitStack
+import traceback
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 if __name__ == "__main__":  # this checkout's code, also with python -P and beside an installed one
@@ -26,12 +28,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.run.compose import CONF, resolved
+from benchmarks.run.compose import CONF, in_one_line, resolved
 from benchmarks.run.job import Job, JobError, check_job
 
 #: Name under which the user started this program: bench.py or malloc-bench.
 PROGRAM = Path(sys.argv[0]).name
 EXIT_OK, EXIT_FAILED, EXIT_OOM, EXIT_INTERRUPTED = 0, 1, 3, 130
+#: As a shell reports a program that writes to a closed pipe (128 + SIGPIPE).
+EXIT_PIPE = 141
 
 # Two runs that start in the same second must not share a directory.  (Hydra imports this file a
 # second time for the callback below, hence replace.)
@@ -39,7 +43,7 @@ OmegaConf.register_new_resolver(
     "unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
 )
 # Turns a choice with a slash, for example native/glibc, into one directory name.
-OmegaConf.register_new_resolver("flat", lambda choice: choice.replace("/", "-"), replace=True)
+OmegaConf.register_new_resolver("flat", lambda choice: str(choice).replace("/", "-"), replace=True)
 # The command line that starts this program, for the help text.
 OmegaConf.register_new_resolver(
     "command", lambda: f"python {PROGRAM}" if PROGRAM.endswith(".py") else PROGRAM, replace=True
@@ -47,7 +51,24 @@ OmegaConf.register_new_resolver(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be closed
+        print(text, file=sys.stderr, flush=True)
+
+
+def _report(error: Exception) -> int:
+    """Print an error, in one line unless it is a bug of the bench, and return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        return EXIT_PIPE
+    if isinstance(error, OSError) and error.strerror:
+        _say(f"{PROGRAM}: {error.filename or 'standard output'}: {error.strerror}")
+        return EXIT_FAILED
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    packages = set(Path(files[-1]).parts) if files else set()
+    if isinstance(error, JobError) or {"hydra", "omegaconf", "yaml"} & packages:
+        _say(f"{PROGRAM}: {in_one_line(error)}")
+    else:
+        traceback.print_exception(error)
+    return EXIT_FAILED
 
 
 def _remove_empty(directory: Path) -> None:
@@ -64,7 +85,10 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
         raise JobError("debug=true: the debugger runs one job, not a sweep; leave out -m")
     if debug:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # before anything imports Numba
-    job = check_job(plain)
+    try:
+        job = check_job(plain)
+    except SystemExit as error:  # would end the sweep, perhaps with exit code 0
+        raise JobError(f"a plugin calls sys.exit({error.code}) where it is checked") from None
     if job.library is None:
         if not debug:
             job.inspect()
@@ -99,10 +123,10 @@ def run_one(config: DictConfig, directory: Path, sweep: bool) -> str:
 
     choices = HydraConfig.get().runtime.choices
     known = {
-        "allocator": choices["allocator"],
-        "label": choices["allocator"],
-        "workload": choices["workload"],
-        "workload_label": choices["workload"],
+        "allocator": choices.get("allocator"),
+        "label": choices.get("allocator"),
+        "workload": choices.get("workload"),
+        "workload_label": choices.get("workload"),
         "seed": OmegaConf.to_container(config).get("seed"),
     }
     plain: dict[str, Any] = {}
@@ -201,16 +225,15 @@ class SweepSummary(Callback):
         """Lock the directory; end the process if the sweep must not be written there."""
         from benchmarks.run.directory import check_sweep, owned
 
-        directory = Path(config.hydra.sweep.dir).resolve()
-        hydra = OmegaConf.to_container(config.hydra)
-        params = hydra["sweeper"].get("params") or {}
         try:
+            directory = Path(config.hydra.sweep.dir).resolve()
+            hydra = OmegaConf.to_container(config.hydra)
+            params = hydra["sweeper"].get("params") or {}
             check_sweep(directory, hydra["overrides"]["task"], params)
             directory.mkdir(parents=True, exist_ok=True)
             self._owned.enter_context(owned(directory))
-        except JobError as error:
-            _say(f"{PROGRAM}: {error}")
-            sys.exit(EXIT_FAILED)  # Hydra would only warn of an exception
+        except Exception as error:  # Hydra would only warn
+            sys.exit(_report(error))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Time the runs, print the table and end the process; exit code 1 if any run failed."""
@@ -218,13 +241,17 @@ class SweepSummary(Callback):
         from benchmarks.run.timing import write_suites
 
         directory = Path(config.hydra.sweep.dir).resolve()
-        runs = [path for path, _ in sweep_runs(directory)]
-        if runs:
+        try:
+            runs = [path for path, _ in sweep_runs(directory)]
+            if not runs:
+                raise JobError("the sweep has no run: a list or range of values is empty")
             _time(runs, "sweep")
             write_suites(directory, runs)
-        succeeded = print_sweep(directory, console())
-        self._owned.close()
-        print(f"results: {directory}", flush=True)
+            self._owned.close()
+            succeeded = print_sweep(directory, console())
+            print(f"results: {directory}", flush=True)
+        except Exception as error:  # Hydra would only warn
+            os._exit(_report(error))  # what is left for standard output cannot be written
         sys.exit(EXIT_OK if succeeded else EXIT_FAILED)
 
 
@@ -240,8 +267,12 @@ def main(config: DictConfig) -> str:
     try:
         status = run_one(config, directory, sweep)
     except DirectoryError as error:
-        _say(f"{PROGRAM}: {error}")
-        sys.exit(EXIT_FAILED)
+        sys.exit(_report(error))
+    except OSError as error:
+        code = _report(error)
+        if not sweep or code == EXIT_PIPE:
+            os._exit(code)  # what is left for standard output cannot be written
+        return results.FAILED  # the next run may find room on the disk
     if sweep:
         return status
     _remove_empty(directory)
@@ -256,12 +287,35 @@ def run() -> None:
     # Not under nohup, which has SIGHUP ignored.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+    _prepare_output()
+    debugging_hydra = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         _say(f"{PROGRAM}: interrupted; finished runs are complete")
-        sys.stdout.flush()
-        os._exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if debugging_hydra:
+            traceback.print_exception(error)
+        code = _report(error)
+    else:
+        return
+    os._exit(code)  # no more output
+
+
+def _prepare_output() -> None:
+    """Make every character printable, and refuse to run with standard output closed."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
+    if sys.stdout is None:
+        _say(f"{PROGRAM}: standard output is closed: redirect it, for example to /dev/null")
+        sys.exit(EXIT_FAILED)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

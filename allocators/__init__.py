@@ -2,3 +2,7 @@
 
 An allocator imports allocators.base (the contract) and the kernel model, never another allocator.
 """
+
+from kernel.engine.command import begin
+
+begin()

@@ -40,7 +40,7 @@ from allocators.base.contract import (
     align_up,
     emit,
 )
-from allocators.base.settings import choice, number
+from allocators.base.settings import number
 from allocators.base.settings import size as size_setting
 from kernel import uapi
 from kernel.access import clear, copy, hold, load, load_half, store, store_half
@@ -58,8 +58,10 @@ from kernel.types import ABORT_BAD_POINTER, ABORT_CORRUPT, ABORT_DOUBLE_FREE, PT
 
 # --- Settings: the glibc.malloc.* tunables --------------------------------------------------------
 
-#: Defaults of mmap_threshold, trim_threshold and top_pad, bytes, and of mmap_max.
-DEFAULT, DEFAULT_MAPPINGS = 128 << 10, 65536
+#: Defaults of mmap_threshold, trim_threshold and top_pad, bytes, and of mmap_max; and the value of
+#: a setting that is not set.  Freeing a mapped block raises the mmap and trim thresholds unless one
+#: of these four is set, even to its default.
+DEFAULT, DEFAULT_MAPPINGS, UNSET = 128 << 10, 65536, -1
 
 TCACHE_COUNT = number(7, high=65535, text="chunks of each size that a tcache keeps")
 TCACHE_MAX = size_setting(1032, low=0, high=1032, text="largest request that a tcache serves")
@@ -68,26 +70,25 @@ TCACHE_UNSORTED_LIMIT = number(
 )
 MXFAST = size_setting(128, low=0, high=160, text="largest request that fastbins serve")
 MMAP_THRESHOLD = size_setting(
-    DEFAULT, low=0, high=32 << 20, text="requests of at least this size are mapped"
+    UNSET,
+    low=UNSET,
+    high=32 << 20,
+    text="requests of at least this size are mapped; -1: not set, 131072",
 )
-TRIM_THRESHOLD = size_setting(DEFAULT, low=0, text="size of the top at which it is trimmed")
+TRIM_THRESHOLD = size_setting(
+    UNSET, low=UNSET, text="size of the top at which it is trimmed; -1: not set, 131072"
+)
 TOP_PAD = size_setting(
-    DEFAULT, low=0, high=1 << 40, text="bytes requested from the kernel beyond the need"
+    UNSET,
+    low=UNSET,
+    high=1 << 40,
+    text="bytes requested from the kernel beyond the need; -1: not set, 131072",
 )
-MMAP_MAX = number(DEFAULT_MAPPINGS, text="maximum number of mapped blocks")
+MMAP_MAX = number(UNSET, low=UNSET, text="maximum number of mapped blocks; -1: not set, 65536")
 ARENA_MAX = number(0, high=127, text="maximum number of arenas; 0: eight per core")
 ARENA_TEST = number(8, low=1, text="arena count above which the core-based limit applies")
 CORES = number(2, low=1, high=15, text="processors of the machine, as glibc sees it")
-#: glibc fixes the thresholds as soon as one of mmap_threshold, trim_threshold, top_pad and
-#: mmap_max is set, even to its default.
-DYNAMIC = choice(
-    "auto",
-    "off",
-    text="auto: freeing a mapped block raises the mmap and trim thresholds, unless one of "
-    "mmap_threshold, trim_threshold, top_pad and mmap_max is set",
-)
 
-AUTO = 0
 MMAP_THRESHOLD_MAX = 32 << 20
 
 # --- Chunks ---------------------------------------------------------------------------------------
@@ -183,9 +184,9 @@ def promises(settings):
     The heap does not settle while the mmap threshold is dynamic: a block that was mapped in one
     round comes from the heap in the next, and the trim threshold rises as well.
     """
-    sizes = (settings["mmap_threshold"], settings["trim_threshold"], settings["top_pad"])
-    follows = sizes == (DEFAULT,) * 3 and settings["mmap_max"] == DEFAULT_MAPPINGS
-    return Promises(settles=settings["dynamic"] != AUTO or not follows)
+    names = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
+    follows = all(settings[name] == UNSET for name in names)
+    return Promises(settles=not follows)
 
 
 @jit
@@ -194,8 +195,8 @@ def init(k, a):
     a.narenas = 1
     a.attached[0] = 1
     empty_bins(a, 0)
-    a.mmap_threshold = MMAP_THRESHOLD
-    a.trim_threshold = TRIM_THRESHOLD
+    a.mmap_threshold = given(MMAP_THRESHOLD, DEFAULT)
+    a.trim_threshold = given(TRIM_THRESHOLD, DEFAULT)
 
 
 @jit
@@ -207,14 +208,31 @@ def empty_bins(a, av):
 
 
 @jit(inline=True)
+def given(value, default):
+    """Return the value of a setting, its default if it is UNSET."""
+    return value + (value == UNSET) * (default - UNSET)
+
+
+@jit(inline=True)
+def top_pad():
+    """Return the bytes requested from the kernel beyond the need."""
+    return given(TOP_PAD, DEFAULT)
+
+
+@jit(inline=True)
+def mmap_max():
+    """Return the maximum number of mapped blocks."""
+    return given(MMAP_MAX, DEFAULT_MAPPINGS)
+
+
+@jit(inline=True)
 def is_dynamic():
     """Return True if the mmap and trim thresholds are dynamic."""
     return (
-        DYNAMIC == AUTO
-        and MMAP_THRESHOLD == DEFAULT
-        and TRIM_THRESHOLD == DEFAULT
-        and TOP_PAD == DEFAULT
-        and MMAP_MAX == DEFAULT_MAPPINGS
+        MMAP_THRESHOLD == UNSET
+        and TRIM_THRESHOLD == UNSET
+        and TOP_PAD == UNSET
+        and MMAP_MAX == UNSET
     )
 
 
@@ -772,7 +790,7 @@ def free_normal(k, a, av, p, head):
         if av:
             heap_trim(k, a, av)
         elif top_size(k, a, 0) >= a.trim_threshold:
-            systrim(k, a, TOP_PAD)
+            systrim(k, a, top_pad())
 
 
 @jit
@@ -865,7 +883,7 @@ def sysmalloc(k, a, av, nb):
     """Serve a request that the arena cannot, by a mapping or an extended top; 0 if refused."""
     if nb > MAX_REQUEST:  # the kernel would refuse it three times
         return 0
-    tried = nb >= a.mmap_threshold and a.n_mmaps < MMAP_MAX
+    tried = nb >= a.mmap_threshold and a.n_mmaps < mmap_max()
     if tried:
         p = mmap_chunk(k, a, nb)
         if p:
@@ -887,7 +905,7 @@ def grow_main(k, a, nb):
     old_top = a.top[0]
     old_size = top_size(k, a, 0)
     old_end = old_top + old_size
-    size = nb + TOP_PAD + MINSIZE
+    size = nb + top_pad() + MINSIZE
     if not a.noncontiguous:
         size -= old_size
     size = page_align(size)
@@ -1017,12 +1035,12 @@ def new_heap(k, a, size):
 
     A negative ``size`` represents one near 2**64 in glibc: adding the pad may wrap to a small sum.
     """
-    if size + TOP_PAD < 0:
+    if size + top_pad() < 0:
         return 0
-    if size + TOP_PAD < HEAP_MIN:
+    if size + top_pad() < HEAP_MIN:
         size = HEAP_MIN
-    elif size + TOP_PAD <= HEAP_MAX:
-        size += TOP_PAD
+    elif size + top_pad() <= HEAP_MAX:
+        size += top_pad()
     elif size > HEAP_MAX:
         return 0
     else:
@@ -1106,7 +1124,7 @@ def heap_trim(k, a, av):
         size = (head & ~FLAGS) + HEADER + misalign
         if not head & PREV_INUSE:
             size += load(k, p)
-        if size + HEAP_MAX - bytes_ < TOP_PAD + MINSIZE + page_size():
+        if size + HEAP_MAX - bytes_ < top_pad() + MINSIZE + page_size():
             break
         a.system_mem[av] -= load(k, heap + HEAP_BYTES)
         if heap + HEAP_MAX == a.aligned_heap_area:
@@ -1120,9 +1138,9 @@ def heap_trim(k, a, av):
         store(k, p + HEAD, size | PREV_INUSE)
     size = top_size(k, a, av)
     area = size - MINSIZE - 1
-    if size < a.trim_threshold or area <= TOP_PAD:
+    if size < a.trim_threshold or area <= top_pad():
         return
-    extra = page_start(area - TOP_PAD)
+    extra = page_start(area - top_pad())
     if extra == 0:
         return
     shrink_heap(k, heap, extra)

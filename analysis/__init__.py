@@ -2,3 +2,7 @@
 
 Imports the table of metrics (benchmarks.replay.metrics) and no other part of the project.
 """
+
+from kernel.engine.command import begin
+
+begin()

@@ -36,7 +36,7 @@ SAMPLED = {"memory"}
 #: Name of the table of runs.
 TABLE = "table.csv"
 #: Seconds between progress lines.
-PATIENCE = 2.0
+REPORT_INTERVAL = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,13 +118,13 @@ def _figure_names(text: str) -> list[str]:
 
 
 def _progress() -> Callable[[str, int, int], None]:
-    """Return a function that prints progress on standard error, at most every PATIENCE seconds."""
+    """Return a function that prints progress on standard error, at most every REPORT_INTERVAL s."""
     last = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > PATIENCE:
+        if now - last > REPORT_INTERVAL:
             last = now
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 

@@ -112,13 +112,16 @@ def _line(ax: Axes, x: pd.Series, y: pd.Series, color: str, marker: str, name: s
     ax.plot(x, y, marker=marker, color=color, linewidth=1.0, label=name, **look)
 
 
-def _legend(ax: Axes) -> None:
-    ax.legend(loc="upper left", borderaxespad=0.1, handlelength=1.6)
+def _legend(ax: Axes, *, formulas: bool = False) -> None:
+    legend = ax.legend(loc="upper left", borderaxespad=0.1, handlelength=1.6)
+    for text in legend.get_texts():
+        text.set_parse_math(formulas)
 
 
 def _note(ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, float]) -> None:
-    """Write ``text`` to the left of a point, shifted by points of type."""
-    ax.annotate(text, at, xytext=shift, textcoords="offset points", ha="right", va="center", **NOTE)
+    """Write ``text``, which may hold formulas, left of a point and shifted by points of type."""
+    look = NOTE | {"textcoords": "offset points", "ha": "right", "va": "center"}
+    ax.annotate(text, at, xytext=shift, parse_math=True, **look)
 
 
 def _setting(runs: pd.DataFrame, name: str) -> pd.Series:
@@ -143,11 +146,8 @@ def _no_reuse(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     _legend(ax)
     style.set_range(ax.xaxis, 0.5, every[-1] + 0.5)
     style.set_range(ax.yaxis, 0, 1.3 * theory[-1])
-    ax.set(
-        title="ffworst",
-        xlabel=f"round k: blocks of {smallest // 1024} KiB · 2$^{{k−1}}$",
-        ylabel="peak heap / peak live",
-    )
+    ax.set(title="ffworst", ylabel="peak heap / peak live")
+    ax.set_xlabel(f"round k: blocks of {smallest // 1024} KiB · 2$^{{k−1}}$", parse_math=True)
 
 
 def _adversary(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> None:
@@ -167,16 +167,13 @@ def _adversary(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> No
         ax.plot(every, bound, **THEORY | {"zorder": 5})
     _note(ax, "first fit, upper bound:\nM H$_n$ / ln 2 ≈ M log$_2$ n", (last, upper[-1]), (-12, 7))
     _note(ax, "any policy, lower bound:\n½ M log$_2$ n + M − n", (last, lower[-1]), (0, -38))
-    _legend(ax)
+    _legend(ax, formulas=True)
     style.set_range(ax.xaxis, 0, last + 0.5)
     ax.set_xticks(every[::2])
     style.set_range(ax.yaxis, 0, 1.5 * upper[-1])
     allocators = ", ".join(sorted(runs["allocator"].unique()))
-    ax.set(
-        title=f"adversary that sees addresses: {allocators}",
-        xlabel="log$_2$ n",
-        ylabel="peak heap / M",
-    )
+    ax.set(title=f"adversary that sees addresses: {allocators}", ylabel="peak heap / M")
+    ax.set_xlabel("log$_2$ n", parse_math=True)
 
 
 def _rounding(ax: Axes, runs: pd.DataFrame, looks: dict[str, style.Look]) -> None:

@@ -164,6 +164,7 @@ def load(
     names = ", ".join(str(directory) for directory in directories)
     if not finished:
         raise ResultError(f"{names}: none of the {len(described)} runs is finished")
+    _check_versions(finished)
     conditions = _common_conditions(finished)
     _check_distinct(finished)
 
@@ -313,6 +314,19 @@ def _common_conditions(finished: list[tuple[Path, dict[str, Any]]]) -> dict[str,
                     "these runs cannot share a figure, draw them separately"
                 )
     return {key: _entry(reference, key) for key in CONDITIONS}
+
+
+def _check_versions(finished: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Raise ResultError if runs of one label measured different versions of its file."""
+    first: dict[str, tuple[Path, Any]] = {}
+    for path, run in finished:
+        version = _entry(run, "hashes.plugin")
+        other, known = first.setdefault(run["label"], (path, version))
+        if version != known:
+            raise ResultError(
+                f"{path / 'run.json'}: {run['label']} was edited since {other / 'run.json'} was "
+                "measured; these runs cannot share a figure, draw them separately"
+            )
 
 
 def _difference(name: str, mine: Any, other: Any) -> tuple[str, Any, Any]:

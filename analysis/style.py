@@ -76,6 +76,7 @@ _SETTINGS = {
     "savefig.dpi": DPI,
     "path.simplify_threshold": 0.3,  # pixels; halves the size of files with long lines
     "svg.hashsalt": "analysis",  # makes the file of a figure reproducible
+    "text.parse_math": False,  # a $ in a label is a $; formulas ask for it
 }
 
 

@@ -9,6 +9,10 @@ lists the project's commands.
 
 from typing import Any
 
+from kernel.engine.command import begin
+
+begin()
+
 
 def __getattr__(name: str) -> Any:
     """Import ``simulate`` when it is asked for: no other part needs the compiler or pandas."""

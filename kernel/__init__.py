@@ -10,5 +10,9 @@ The model imports kernel.engine; allocators/ and benchmarks/ import both, and ke
 
 from pathlib import Path
 
+from kernel.engine.command import begin
+
 #: Directory that holds the project's packages and conf/.
 PROJECT = Path(__file__).resolve().parent.parent
+
+begin()

@@ -13,8 +13,8 @@ def check_costs(table: Mapping[str, object]) -> None:
     for name, value in table.items():
         if name not in COSTS:
             raise ValueError(f"{name}: no such price (known: {', '.join(COSTS)})")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise ValueError(f"{name}={value}: expected nanoseconds, 0 or more")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+            raise ValueError(f"{name}={value}: expected nanoseconds, from 0 to less than 1e15")
     for name in COSTS:
         if name not in table:
             raise ValueError(f"{name} is missing: {COSTS[name]}, nanoseconds")

@@ -47,6 +47,8 @@ def reason(k: np.record) -> str:
             return ""
         case _ if sig == types.SIGABRT and code == types.ABORT_FRAMES:
             return f"SIGABRT: frames are not conserved: {CHECKS[addr]}: {k.phys.bad}"
+        case _ if sig == types.SIGABRT and code == types.ABORT_OUTSIDE and addr < 0:
+            return f"SIGABRT: the allocator returned {addr}, which is neither an address nor NULL"
         case _ if sig == types.SIGABRT:
             return "SIGABRT: " + _ABORTS.get(code, "abort code {code} at {addr:#x}").format(
                 code=code, addr=addr

@@ -202,6 +202,8 @@ ABORT_MISALIGNED, ABORT_OUTSIDE = 4, 5
 #: kernel.conservation.CHECKS.
 ABORT_FRAMES = 6
 ABORT_CHECK = 7
+#: si_code of SIGABRT: a workload that makes one event at a time made an impossible one.
+ABORT_EVENT = 8
 
 
 class SimulatedSignal(Exception):

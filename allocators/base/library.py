@@ -44,12 +44,22 @@ class LibraryError(ValueError):
 
 @dataclass(frozen=True)
 class _Known:
-    """Library that is known by name; ``settings`` is the YAML key of its group of settings."""
+    """Library that is known by name; ``settings`` is the YAML key of its group of settings.
+
+    ``unknown``: returns the settings that a library of this kind does not have, and those that it
+    has ([]: it does not tell), from the environment, its file and what it prints when it starts
+    with the additional variables ``verbose``.
+    """
 
     sonames: tuple[str, ...]
     package: str
     settings: str
     variables: Callable[[Mapping[str, Any]], dict[str, str]]
+    verbose: Mapping[str, str] = field(default_factory=dict)
+    unknown: Callable[[Mapping[str, str], Path, str], tuple[list[str], list[str]]] = lambda *_: (
+        [],
+        [],
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     changed += [f"threads={threads}"] if threads != ONE else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)
-    _try(library)
+    _try(library, known)
     return library
 
 
@@ -200,23 +210,50 @@ def _places(soname: str) -> Iterator[Path]:
         yield Path(folder, soname)
 
 
-def _try(library: Library) -> None:
+#: What loaders and libraries print about a setting that they do not accept.
+_OBJECTION = re.compile(r"ERROR: ld\.so|[Ii]nvalid conf|Out-of-range conf|has an invalid value")
+
+
+def _try(library: Library, known: _Known) -> None:
     """Start ``true`` on the library.  Raises LibraryError if the loader or the library objects."""
     command = shutil.which("true")
     if command is None:
         return
     done = subprocess.run(
-        [command], env=library.environment, capture_output=True, text=True, check=False
+        [command],
+        env={**library.environment, **known.verbose},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     for line in done.stderr.splitlines():
-        if line.startswith("ERROR: ld.so") or "nvalid conf" in line:
+        if _OBJECTION.search(line):
             raise LibraryError(f"allocator {library.label}: {line.strip()}")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise LibraryError(f"allocator {library.label}: a program cannot start with it: {last[0]}")
+    unknown, has = known.unknown(library.environment, library.path, done.stderr)
+    if unknown:
+        raise LibraryError(
+            f"allocator {library.label}: {library.path.name} has no {unknown[0]}; "
+            f"it has: {', '.join(has)}"
+        )
 
 
 # --- Settings ------------------------------------------------------------------------------------
+
+
+#: A line of the loader's list: name, and smallest and largest value unless it is a text.
+_TUNABLE = re.compile(r"^([\w.]+):(?: \S+ \(min: (\S+), max: ([^)\s]+)\))?", re.MULTILINE)
+_UNLIMITED = (1 << 64) - 1
+#: Largest values that malloc itself accepts, where it accepts fewer than the loader lists (the
+#: manual of glibc's tunables, mallopt(3)).
+_MALLOC_LIMITS = {
+    "glibc.malloc.tcache_max": 1032,  # before glibc 2.42
+    "glibc.malloc.tcache_count": 65535,
+    "glibc.malloc.mmap_threshold": 32 << 20,
+    "glibc.malloc.mxfast": 160,
+}
 
 
 def _pairs(values: Mapping[str, Any], shape: str) -> dict[str, str]:
@@ -235,30 +272,61 @@ def _pairs(values: Mapping[str, Any], shape: str) -> dict[str, str]:
 def _tunables(values: Mapping[str, Any]) -> dict[str, str]:
     """Return GLIBC_TUNABLES; a name may leave out ``glibc.malloc.``.
 
-    Raises ValueError for a name that this machine's loader does not list.
+    Raises ValueError for a name that this machine's loader does not list, or a value outside the
+    range that it lists: the C library would ignore it without a word.
     """
     pairs = {
         name if name.startswith("glibc.") else f"glibc.malloc.{name}": word
         for name, word in _pairs(values, r"[a-z0-9_.]+").items()
     }
-    known = _known_tunables() if pairs else []
-    for name in pairs:
+    known = _known_tunables() if pairs else {}
+    for name, word in pairs.items():
         if known and name not in known:
             choices = ", ".join(n.removeprefix("glibc.malloc.") for n in known if ".malloc." in n)
             raise ValueError(f"this glibc has no {name}; malloc's tunables are: {choices}")
+        _check_range(name, word, known.get(name))
     if not pairs:
         return {}
     return {"GLIBC_TUNABLES": ":".join(f"{name}={word}" for name, word in pairs.items())}
 
 
-def _known_tunables() -> list[str]:
-    """Return the tunables that this machine's loader lists; [] before glibc 2.33, which cannot."""
+def _check_range(name: str, word: str, span: tuple[int, int] | None) -> None:
+    """Raise ValueError unless ``word`` is a number within ``span``, if there is one."""
+    if span is None:
+        return
+    low, high = span
+    if name in _MALLOC_LIMITS and not (name.endswith("tcache_max") and _has_large_tcaches()):
+        high = min(high, _MALLOC_LIMITS[name])
+    try:
+        value = int(word, 0)
+    except ValueError:
+        raise ValueError(f"{name}={word}: expected a number, {low} to {high}") from None
+    if value < 0 and high == _UNLIMITED:
+        value += 1 << 64  # as the C library reads it
+    if not low <= value <= high:
+        raise ValueError(f"{name}={word}: this glibc takes {low} to {high}")
+
+
+def _has_large_tcaches() -> bool:
+    """Return True if this glibc's tcaches take chunks of any size (2.42)."""
+    version = re.match(r"(\d+)\.(\d+)", platform.libc_ver()[1])
+    return bool(version) and (int(version[1]), int(version[2])) >= (2, 42)
+
+
+def _known_tunables() -> dict[str, tuple[int, int] | None]:
+    """Return the tunables that this machine's loader lists, with the range of those that have one.
+
+    {} before glibc 2.33, which cannot list them.
+    """
     try:
         command = [str(_LOADER), "--list-tunables"]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
-        return []
-    return [line.partition(":")[0] for line in listed.splitlines() if ": " in line]
+        return {}
+    found = {}
+    for name, low, high in _TUNABLE.findall(listed):
+        found[name] = (int(low, 0), int(high, 0)) if low else None
+    return found
 
 
 def _conf(values: Mapping[str, Any]) -> dict[str, str]:
@@ -280,6 +348,25 @@ def _options(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
     return variables
 
 
+def _not_listed(
+    environment: Mapping[str, str], _path: Path, said: str
+) -> tuple[list[str], list[str]]:
+    """Compare with the options that mimalloc lists when it is verbose; it says which are older."""
+    has = re.findall(r"option '(\w+)'", said)
+    names = [n.removeprefix("MIMALLOC_").lower() for n in environment if n.startswith("MIMALLOC_")]
+    older = re.findall(r"option \W?mimalloc_(\w+)\W? is deprecated", said)
+    return [n for n in names if has and n not in has and n not in older], has
+
+
+def _not_in_file(
+    environment: Mapping[str, str], path: Path, _said: str
+) -> tuple[list[str], list[str]]:
+    """Compare with the names of variables in tcmalloc's file, which it looks up one by one."""
+    has = [name.decode() for name in re.findall(rb"\b(TCMALLOC_[A-Z_]+)\0", path.read_bytes())]
+    names = [n for n in environment if n.startswith("TCMALLOC_")]
+    return [n for n in names if has and n not in has], has
+
+
 def _environment(values: Mapping[str, Any]) -> dict[str, str]:
     """Return any variables except the loader's own."""
     words = _pairs(values, r"[A-Za-z_][A-Za-z0-9_]*")
@@ -297,9 +384,15 @@ _KNOWN = {
         "libmimalloc2.0",
         "options",
         _options("MIMALLOC_"),
+        {"MIMALLOC_VERBOSE": "1"},
+        _not_listed,
     ),
     "tcmalloc": _Known(
-        ("libtcmalloc_minimal.so.4",), "libtcmalloc-minimal4", "options", _options("TCMALLOC_")
+        ("libtcmalloc_minimal.so.4",),
+        "libtcmalloc-minimal4",
+        "options",
+        _options("TCMALLOC_"),
+        unknown=_not_in_file,
     ),
     "lib": _Known((), "", "environment", _environment),
 }

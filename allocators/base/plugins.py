@@ -2,12 +2,20 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from allocators.base.faults import located
+from kernel.engine.jit import disabled
+from kernel.engine.watchdog import SoftLockup, limited
 
 #: Group of the entry points with which packages declare folders of plugins.
 GROUP = "malloc_bench.plugins"
@@ -41,14 +49,15 @@ def installed() -> tuple[list[Path], list[str]]:
 class Plugins:
     """Plugins of one ``kind``: the modules of the project's ``package``, which is in ``folder``.
 
-    The modules in the folder KIND of each installed package are plugins, too.  Mistakes raise
-    ``error``, a ValueError.
+    The modules in the folder KIND of each installed package are plugins, too.  A plugin that cannot
+    be found raises ``error``, a ValueError; a mistake in its code raises ``fault``, a subclass.
     """
 
     kind: str
     package: str
     folder: Path
     error: type[ValueError]
+    fault: type[ValueError]
 
     def names(self) -> list[str]:
         """Return the names of the project's own plugins."""
@@ -60,7 +69,8 @@ class Plugins:
             path = Path(name).resolve()
             module_name = self._unique_name(path)
             if not path.is_file():
-                raise self.error(f"no {self.kind} file {name}")
+                what = "it is a directory" if path.is_dir() else "there is no such file"
+                raise self.error(f"no {self.kind} file {name}: {what}")
         else:
             path = self._find(name)
             own = path.parent == self.folder
@@ -71,11 +81,56 @@ class Plugins:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+            self.call(path, spec.loader.exec_module, module)
+        except BaseException:
             del sys.modules[module_name]
-            raise self.error(f"{self.kind} {path.stem}: {located(error, path)}") from error
+            raise
         return module
+
+    def call(
+        self,
+        path: Path | str,
+        function: Callable,
+        *args: Any,
+        passes: tuple[type[Exception], ...] = (),
+        seconds: float | None = None,
+    ) -> Any:
+        """Return ``function(*args)``, Python code of the plugin in ``path``.
+
+        Raises ``fault`` with the file and line for any exception (except those that it ``passes``),
+        for an attempt to exit, and for a call that has not ended after ``seconds`` (default: the
+        watchdog's; with the JIT off, where a debugger may have stopped it, there is no limit).
+        """
+        try:
+            with _exit_raises():
+                if disabled():
+                    return function(*args)
+                return limited(function, *args, seconds=seconds)
+        except passes:
+            raise
+        except SoftLockup as lockup:
+            line = lockup.line(path)
+            place = f"{path}:{line}" if line else path
+            what = f"has not ended after {lockup.seconds:g} s: it loops for ever"
+            name = "the import" if function.__name__ == "exec_module" else f"{function.__name__}()"
+            raise self.fault(f"{self.kind} {Path(path).stem}: {place}: {name} {what}") from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            code = getattr(function, "__code__", None)
+            first = code.co_firstlineno if code and code.co_filename == str(path) else 0
+            what = located(error, path, first)
+            raise self.fault(f"{self.kind} {Path(path).stem}: {what}") from error
+
+    def version(self, module: ModuleType) -> str:
+        """Return "", or for a file outside the project and the installed packages "@" and a hash.
+
+        Its name may be that of another plugin, so its label needs more than the name.
+        """
+        path = Path(module.__file__)
+        if path.parent in (self.folder, *(folder / self.kind for folder in installed()[0])):
+            return ""
+        return f"@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
 
     def _find(self, name: str) -> Path:
         """Return the file of the plugin ``name``; raise ``error`` unless there is exactly one."""
@@ -97,19 +152,18 @@ class Plugins:
         return f"{self.kind}_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
 
 
-def located(error: BaseException, path: Path | str) -> str:
-    """Return 'FILE:LINE: ERROR: message' in one line; LINE as :func:`last_line` returns it."""
-    line = last_line(error, path)
-    place = f"{path}:{line}" if line else path
-    return f"{place}: {type(error).__name__}: {error}".replace("\n", " ")
+@contextmanager
+def _exit_raises() -> Iterator[None]:
+    """Make os._exit() raise SystemExit in this process, where it would end the command silently."""
+    exit_process, process = os._exit, os.getpid()
 
+    def refuse(code: int) -> None:
+        if os.getpid() != process:
+            exit_process(code)
+        raise SystemExit(code)
 
-def last_line(error: BaseException, path: Path | str) -> int:
-    """Return the line of the deepest frame of ``error`` in ``path``, or 0."""
-    line = getattr(error, "lineno", None)  # a SyntaxError has one
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line or 0
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = exit_process

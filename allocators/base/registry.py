@@ -13,27 +13,46 @@ import numpy as np
 
 from allocators.base import contract
 from allocators.base.contract import CONTRACT, REQUIRED, Promises
-from allocators.base.plugins import Plugins, located
+from allocators.base.faults import place_of
+from allocators.base.plugins import Plugins
 from allocators.base.settings import Setting
 from kernel.engine import switches
-from kernel.engine.jit import WalkError, check_signature, check_state, is_jit, source_hash
+from kernel.engine.jit import WalkError, check_fields, check_signature, is_jit, source_hash
 from kernel.engine.record import record
+from kernel.types import kernel_dtype
 
 
 class PluginError(ValueError):
     """Error for a plugin that cannot be found or used; the message names it and says why."""
 
 
-_PLUGINS = Plugins("allocator", "allocators", Path(__file__).resolve().parent.parent, PluginError)
+class PluginFault(PluginError):
+    """Error for a mistake in the code of a plugin; the message has its file and line."""
+
+
+_PLUGINS = Plugins(
+    "allocator", "allocators", Path(__file__).resolve().parent.parent, PluginError, PluginFault
+)
+
+
+#: Kinds of numbers that compiled code can read from a record, and the largest STATE, bytes.
+_FIELD_TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}
+_MAX_STATE = 1 << 30
+#: Fields of the kernel's record, with those that only some configurations have.
+_KERNEL_FIELDS = kernel_dtype(12, 32, 8, frames=True, tlb=True).names
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """Allocator with its settings; ``values`` maps the name of each setting to its integer."""
+    """Allocator with its settings; ``values`` maps the name of each setting to its integer.
+
+    ``version``: see :meth:`allocators.base.plugins.Plugins.version`.
+    """
 
     name: str
     module: ModuleType
     values: Mapping[str, int]
+    version: str = ""
 
     @property
     def label(self) -> str:
@@ -44,7 +63,8 @@ class Plugin:
             for name, value in self.values.items()
             if value != declared[name]
         ]
-        return f"{self.name}({', '.join(changed)})" if changed else self.name
+        name = self.name + self.version
+        return f"{name}({', '.join(changed)})" if changed else name
 
     def formatted(self) -> dict[str, Any]:
         """Return the settings as a user writes them."""
@@ -59,21 +79,23 @@ class Plugin:
     def inspect(self) -> None:
         """Check the plugin's functions for mistakes that can be found without compiling.
 
-        Raises PluginError with the file and line.
+        Raises PluginFault with the file and line.
         """
         bindings = self.bindings()
-        state = self.module.STATE.names or ()
+        state = self.module.STATE.names
+        self.promises()
         try:
             for name in CONTRACT:
                 function = getattr(self.module, name, None)
                 if function is not None:
                     check_signature(getattr(contract, name), function)
-                    check_state(function, 1, state)
+                    check_fields(function, 1, state)
+                    check_fields(function, 0, _KERNEL_FIELDS, beyond=False)
             for name in ("init", "walk", "check", "reset"):
                 source_hash(bindings[name], **bindings)
             source_hash(contract.perform, **bindings)
         except WalkError as error:
-            raise PluginError(str(error)) from None
+            raise PluginFault(str(error)) from None
 
     def state(self, *, bounded: bool = False) -> np.recarray:
         """Return a zeroed record of the plugin's static variables, (1,) STATE.
@@ -83,9 +105,18 @@ class Plugin:
         return record(self.module.STATE, bounded=bounded)
 
     def promises(self) -> Promises:
-        """Return the misuse that the design detects and the memory that it retains."""
+        """Return the misuse that the design detects and the memory that it retains.
+
+        Raises PluginFault.
+        """
         function = getattr(self.module, "promises", None)
-        return function(dict(self.values)) if function else Promises()
+        if function is None:
+            return Promises()
+        promised = _PLUGINS.call(self.module.__file__, function, dict(self.values))
+        if not isinstance(promised, Promises):
+            what = f"promises() returns {promised!r}: it must return Promises(...)"
+            raise _fault(self.name, self.module, "promises", what)
+        return promised
 
 
 def names() -> list[str]:
@@ -101,25 +132,13 @@ def declared_settings(module: ModuleType) -> dict[str, Setting]:
 def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
     """Return the plugin ``name`` (or the path of a .py file) with ``settings``, parsed from YAML.
 
-    Raises PluginError for an unknown name, a file that cannot be imported or does not define a part
-    of the contract, and an unknown or invalid setting.
+    Raises PluginError for an unknown name and an unknown or invalid setting, and PluginFault for a
+    file that cannot be imported or breaks the contract.
     """
     module = _PLUGINS.load(name)
     stem = Path(name).stem
-    missing = [n for n in ("STATE", *REQUIRED) if not hasattr(module, n)]
-    if missing:
-        raise PluginError(
-            f"allocator {name}: {module.__file__} does not define {', '.join(missing)}"
-        )
-    for n in CONTRACT:
-        if hasattr(module, n) and not is_jit(getattr(module, n)):
-            raise PluginError(f"allocator {name}: {n} in {module.__file__} is not marked @jit")
+    _check_definitions(stem, module)
     declared = declared_settings(module)
-    for setting in declared:
-        if setting.upper() in switches.NAMES:
-            raise PluginError(
-                f"allocator {name}: {setting.upper()} is a compile-time switch; rename the setting"
-            )
     values = {n: int(v) for n, v in declared.items()}
     for key, value in (settings or {}).items():
         if key not in declared:
@@ -130,10 +149,57 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Plugin:
         except ValueError as error:
             raise PluginError(f"allocator {name}: {error}") from None
     if hasattr(module, "check_settings"):
+        function, copy = module.check_settings, dict(values)
         try:
-            module.check_settings(dict(values))
+            _PLUGINS.call(module.__file__, function, copy, passes=(ValueError,))
+        except PluginError:
+            raise
         except ValueError as error:
             raise PluginError(f"allocator {name}: {error}") from None
-        except Exception as error:
-            raise PluginError(f"allocator {stem}: {located(error, module.__file__)}") from error
-    return Plugin(stem, module, values)
+    return Plugin(stem, module, values, _PLUGINS.version(module))
+
+
+def _fault(name: str, module: ModuleType, part: str, what: str) -> PluginFault:
+    """Return the error for the global ``part`` of a plugin."""
+    return PluginFault(f"allocator {name}: {place_of(module, part)}: {what}")
+
+
+def _check_definitions(name: str, module: ModuleType) -> None:
+    """Raise PluginFault unless the module defines the parts of the contract as it demands."""
+    missing = [n for n in ("STATE", *REQUIRED) if not hasattr(module, n)]
+    if missing:
+        what = f"{module.__file__} does not define {', '.join(missing)}"
+        raise PluginFault(f"allocator {name}: {what}")
+    for n in CONTRACT:
+        value = getattr(module, n, None)
+        if value is not None and not is_jit(value):
+            raise _fault(name, module, n, f"{n} must be a function marked @jit")
+    for n in ("promises", "check_settings"):
+        if not callable(getattr(module, n, callable)):
+            raise _fault(name, module, n, f"{n} must be a function")
+    if not isinstance(getattr(module, "CHECKS", {}), Mapping):
+        raise _fault(name, module, "CHECKS", "CHECKS must be a dict: {code: meaning}")
+    if wrong := _wrong_state(module.STATE):
+        raise _fault(name, module, "STATE", wrong)
+    for setting in declared_settings(module):
+        if setting.upper() in switches.NAMES:
+            what = f"{setting.upper()} is a compile-time switch; rename the setting"
+            raise _fault(name, module, setting.upper(), what)
+
+
+def _wrong_state(state: object) -> str:
+    """Return the reason why compiled code cannot use a record of dtype ``state``, or ""."""
+    if not isinstance(state, np.dtype) or not state.names:
+        return "STATE must be a np.dtype of named fields (without any: contract.NO_STATE)"
+    for field in state.names:
+        if hasattr(np.record, field):
+            return f"STATE has a field {field!r}, which is an attribute of np.record; rename it"
+        base = state[field].base
+        if base.names:
+            if wrong := _wrong_state(base):
+                return wrong
+        elif base.str[1:] not in _FIELD_TYPES or not base.isnative:
+            return f"STATE.{field} is of type {base}: compiled code has numbers of up to 8 bytes"
+    if state.itemsize > _MAX_STATE:
+        return f"STATE takes {state.itemsize} bytes: at most {_MAX_STATE}"
+    return ""

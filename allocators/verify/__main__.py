@@ -1,6 +1,7 @@
 """``python -m allocators.verify [NAME | PATH.py …]``: verify allocators against their contract.
 
-Exit codes: 0 no failure, 1 some failures, 2 unknown plugin or settings, 130 interrupted.
+Exit codes: 0 no failure, 1 some failures or a plugin with a mistake, 2 unknown plugin or settings,
+130 interrupted.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from allocators.base.registry import PluginError, load, names
+from allocators.base.registry import PluginError, PluginFault, load, names
 from allocators.verify import OPERATIONS, SCENARIOS, variations
 from allocators.verify.pool import Case, run_cases
+from kernel.engine.cache import cache_root
 from kernel.engine.command import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -151,7 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cases = _cases(arguments)
     except PluginError as error:
-        return report_exit("allocators.verify", str(error), EXIT_USAGE)
+        code = EXIT_FAILED if isinstance(error, PluginFault) else EXIT_USAGE
+        return report_exit("allocators.verify", str(error), code)
+    cache_root()  # the worker processes share what it chooses
     failed: Counter[str] = Counter()
     with shown_progress("allocators.verify") as progress:
         for case, outcome in run_cases(

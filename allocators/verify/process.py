@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from allocators.base.contract import ALIGNMENT, BLOCK_FREE, BLOCK_HEADER, BLOCK_USED
-from allocators.base.plugins import located
+from allocators.base.faults import located
 from allocators.base.registry import Plugin
 from allocators.verify import driver as dr
 from allocators.verify.plan import SLOTS, Phase, Plan
@@ -74,7 +74,7 @@ class Build:
         checks = not self.as_timed
         driver = build(
             dr.drive,
-            guard=self.plugin.module.__name__ if checks else "",
+            guard=(self.plugin.module.__name__,) if checks else (),
             **self.plugin.bindings(),
             **self.config.switches(),
             COUNT=checks,

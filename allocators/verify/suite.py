@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base.faults import compile_error, place_of
 from allocators.base.registry import Plugin, PluginError, declared_settings, load
 from allocators.verify import plan as plans
 from allocators.verify.driver import DOING_NAMES, EVENT_OP, EVENT_SIZE, EVENT_SLOT, OBJECT_ADDRESS
@@ -40,7 +41,10 @@ _ROOM = 64 << 20
 
 @dataclass(frozen=True)
 class Failure:
-    """Broken rule, with its place and message.  ``str()`` is the line that reports it."""
+    """Broken rule, with its place and message.  ``str()`` is the line that reports it.
+
+    ``call``: the contract's function that was running, with its place in the plugin's file.
+    """
 
     plugin: str
     page_size: int
@@ -199,6 +203,8 @@ class Suite:
         call = "none"
         if self._process is not None:
             call = DOING_NAMES[int(self._process.events[violation.event, EVENT_OP])]
+            if hasattr(self._plugin.module, call):
+                call = f"{call}, {place_of(self._plugin.module, call)}"
         self.failures.append(
             Failure(
                 self._plugin.label,
@@ -228,8 +234,8 @@ class Suite:
         try:
             return built.compile()
         except Exception as error:  # a plugin can make the compiler raise anything
-            text = " ".join(str(error).split())
-            raise Violation("compile", 0, 0, f"{type(error).__name__}: {text[:500]}") from None
+            text = compile_error(error, self._plugin.module.__file__)
+            raise Violation("compile", 0, 0, text) from None
 
     def _probe_reuse(self) -> None:
         """Find out if the design reuses memory; one that returns it to the kernel does."""

@@ -67,18 +67,45 @@ def make_events(
 ) -> Events:
     """Return Events of three required and any optional (n,) columns, converted to their dtypes.
 
-    Raises TypeError for an unknown column, ValueError for columns of different lengths.
+    Raises TypeError for an unknown column, ValueError for columns of different lengths and for a
+    number that its column cannot hold.
     """
     given = {"op": op, "slot": slot, "size": size} | optional
     columns = []
     for name, dtype, _, _ in COLUMNS:
-        columns.append(np.ascontiguousarray(given.pop(name, np.empty(0)), dtype=dtype))
+        columns.append(_exactly(name, given.pop(name, np.empty(0, dtype)), np.dtype(dtype)))
     if given:
         raise TypeError(f"unknown columns: {', '.join(given)}")
     for (name, *_), column in zip(COLUMNS, columns, strict=True):
-        if len(column) not in (0, len(columns[0])):
+        lengths = {len(columns[0])} if name in ("op", "slot", "size") else {0, len(columns[0])}
+        if len(column) not in lengths:
             raise ValueError(f"column {name} has {len(column)} rows, op has {len(columns[0])}")
     return Events(*columns)
+
+
+def _exactly(name: str, given: object, dtype: np.dtype) -> np.ndarray:
+    """Return a column converted to ``dtype``.  Raises ValueError if a number would change."""
+    data = np.asarray(given)
+    if data.ndim != 1:
+        raise ValueError(f"column {name} has {data.ndim} dimensions: expected one")
+    if not np.can_cast(data.dtype, dtype) and len(data):
+        limits = np.iinfo(dtype)
+        if data.dtype.kind not in "iufO":
+            raise ValueError(f"column {name} holds {data.dtype}: expected whole numbers")
+        for event, number in enumerate(data.tolist()) if data.dtype.kind == "O" else ():
+            if not isinstance(number, (int, np.integer)):
+                raise ValueError(f"event {event}: {name} {number!r}: expected a whole number")
+        whole = data == np.floor(data) if data.dtype.kind == "f" else True
+        # A float of 2**63 would be equal to the rounded limit.
+        high = limits.max if data.dtype.kind in "iuO" else np.nextafter(limits.max + 1.0, 0)
+        fits = (data >= limits.min) & (data <= high) & whole
+        if not fits.all():
+            event = int(np.argmin(fits))
+            raise ValueError(
+                f"event {event}: {name} {data[event]}: expected a whole number, "
+                f"{limits.min} to {limits.max}"
+            )
+    return np.ascontiguousarray(data, dtype=dtype)
 
 
 def read_only(events: Events) -> Events:

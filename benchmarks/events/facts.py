@@ -102,6 +102,25 @@ class Fingerprint:
         return whole.hexdigest()
 
 
+@jit(inline=True)
+def malformed(op, slot, size, align, thread):
+    """Return True for columns that no event has."""
+    if op > ops.SBRK or op < 0 or size < 0 or slot < -1 or not 0 <= align <= _MAX_ALIGN:
+        return True
+    nameless = op == ops.FREE or op >= ops.THREAD_END
+    return size > MAX_REQUEST or thread < 0 or (slot < 0 and not nameless)
+
+
+@jit(inline=True)
+def impossible(op, size, offset, before):
+    """Return True for an event that cannot happen to an object of ``before`` bytes; -1: none."""
+    if op >= ALLOCATOR_OPS:
+        return before < 0 or offset < 0 or size > before - offset
+    if before >= 0:
+        return op != ops.FREE and op != ops.REALLOC
+    return op == ops.FREE
+
+
 @jit
 def follow(op, slot, size, align, thread, offset, held, totals):
     """Track objects through (n,) events; return the index of the first impossible one, else -1.
@@ -117,29 +136,22 @@ def follow(op, slot, size, align, thread, offset, held, totals):
         kind = int(op[i])
         s = int(slot[i])
         n = int(size[i])
-        wrong = kind > ops.SBRK or n < 0 or n > MAX_REQUEST or s < -1
-        if align.shape[0] and align[i] > _MAX_ALIGN:
-            wrong = True
-        if thread.shape[0] and thread[i] < 0:
-            wrong = True
-        nameless = kind == ops.FREE or kind >= ops.THREAD_END
-        if wrong or (s < 0 and not nameless):
+        power = int(align[i]) if align.shape[0] else 0
+        number = int(thread[i]) if thread.shape[0] else 0
+        if malformed(kind, s, n, power, number):
             found = i
             break
         if s < 0 or kind >= ops.THREAD_END:
             continue
         before = ~int(held[s])
+        if impossible(kind, n, int(offset[i]) if offset.shape[0] else 0, before):
+            found = i
+            break
         if kind < ALLOCATOR_OPS:
             ends = kind == ops.FREE or (kind == ops.REALLOC and n == 0 and before >= 0)
             if before >= 0:
-                if not ends and kind != ops.REALLOC:
-                    found = i
-                    break
                 live -= before
                 objects -= 1
-            elif ends:
-                found = i
-                break
             held[s] = 0
             if not ends:
                 requested += n
@@ -151,14 +163,28 @@ def follow(op, slot, size, align, thread, offset, held, totals):
                 objects += 1
             peak_live = max(peak_live, live)
             peak_objects = max(peak_objects, objects)
-        else:
-            begin = int(offset[i]) if offset.shape[0] else 0
-            if before < 0 or begin < 0 or n > before - begin:
-                found = i
-                break
     totals[0], totals[1], totals[2], totals[3] = live, objects, peak_live, peak_objects
     totals[4] = requested
     return found
+
+
+def explain(
+    op: int, slot: int, size: int, align: int, thread: int, offset: int, before: int
+) -> str:
+    """Return the reason why an event is :func:`malformed` or :func:`impossible`."""
+    if malformed(op, slot, size, align, thread):
+        if size > MAX_REQUEST or align > _MAX_ALIGN:
+            what = f"{size} bytes" if align <= _MAX_ALIGN else f"alignment 2**{align}"
+            return f"{what}: sizes and alignments go up to 2**{_MAX_ALIGN} bytes"
+        return f"impossible columns (op {op}, slot {slot}, size {size})"
+    name = ops.OP_NAMES[op]
+    if before < 0 and op < ALLOCATOR_OPS and op != ops.FREE:
+        return f"a trace requests at most {MAX_REQUESTED} bytes in total"
+    if before < 0:
+        return f"{name} of slot {slot}, which is empty"
+    if op < ALLOCATOR_OPS:
+        return f"{name} into slot {slot}, which is in use"
+    return f"{name} of bytes {offset} to {offset + size} of an object of {before} bytes"
 
 
 class Audit:
@@ -209,23 +235,12 @@ class Audit:
     def _explain(self, events: Events, i: int) -> str:
         """Return the reason why :func:`follow` stopped at row ``i``."""
         op, slot, size = int(events.op[i]), int(events.slot[i]), int(events.size[i])
-        aligned = not len(events.align) or events.align[i] <= _MAX_ALIGN
-        threaded = not len(events.thread) or events.thread[i] >= 0
-        named = slot >= 0 or (slot == -1 and (op == ops.FREE or op >= ops.THREAD_END))
-        if size > MAX_REQUEST or not aligned:
-            what = f"{size} bytes" if aligned else f"alignment 2**{events.align[i]}"
-            return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
-        if op >= len(ops.OP_NAMES) or size < 0 or not (threaded and named):
-            return f"impossible columns (op {op}, slot {slot}, size {size})"
-        name, before = ops.OP_NAMES[op], ~int(self._held[slot])
-        if before < 0 and op < ALLOCATOR_OPS and op != ops.FREE:
-            return f"a trace requests at most {MAX_REQUESTED} bytes in total"
-        if before < 0:
-            return f"{name} of slot {slot}, which is empty"
-        if op < ALLOCATOR_OPS:
-            return f"{name} into slot {slot}, which is in use"
-        begin = int(events.offset[i]) if len(events.offset) else 0
-        return f"{name} of bytes {begin} to {begin + size} of an object of {before} bytes"
+        align, thread, offset = (
+            int(getattr(events, name)[i]) if len(getattr(events, name)) else 0
+            for name in ("align", "thread", "offset")
+        )
+        before = ~int(self._held[slot]) if slot >= 0 else -1
+        return explain(op, slot, size, align, thread, offset, before)
 
     def facts(self, fingerprint: str) -> Facts:
         """Return the facts of the pieces so far."""

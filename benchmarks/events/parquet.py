@@ -305,7 +305,7 @@ def _is_provenance(given: Any) -> bool:
     placed = isinstance(problem, list) and [type(part) for part in problem] == [int, str]
     if problem is not None and not placed:
         return False
-    return all(isinstance(given.get(name, ""), str) for name in ("format", "unit"))
+    return all(isinstance(given.get(name, ""), str) for name in ("format", "unit", "note"))
 
 
 def audited(path: Path, groups: Iterator[Events], audit: Audit | None = None) -> Iterator[Events]:

@@ -23,7 +23,7 @@ from allocators.base import operation as ops
 from benchmarks import workloads
 from benchmarks.speed import libc
 from benchmarks.workloads import Workload, WorkloadError
-from kernel.engine.command import OneLineParser, positive, run
+from kernel.engine.command import OneLineParser, positive, run, whole
 
 #: The workload of benchmarks.speed: about 25,000 live objects, mean ≈ 140 bytes.
 CHURN = {"name": "churn", "live": 25_000, "seed": 1}
@@ -193,7 +193,11 @@ def main() -> int:
         prog="python -m benchmarks.real.loop", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "--events", type=positive, default=2_000_000, metavar="N", help="events of the churn"
+        "--events",
+        type=whole(CHURN["live"]),
+        default=2_000_000,
+        metavar="N",
+        help="events of the churn",
     )
     parser.add_argument(
         "--rounds", type=positive, default=21, metavar="N", help="replays of each loop"

@@ -25,6 +25,7 @@ from allocators.base.contract import (
     thread_exit,
     trim,
 )
+from benchmarks.events.facts import impossible, malformed
 from benchmarks.events.histogram import bucket, bucket_count
 from benchmarks.events.touch import TOUCH_ALL, TOUCH_ALL_READ, TOUCH_FIRST
 from kernel.access import touch
@@ -37,6 +38,7 @@ from kernel.page import table_pages
 from kernel.task import abort
 from kernel.types import (
     ABORT_CHECK,
+    ABORT_EVENT,
     ABORT_FRAMES,
     ABORT_MISALIGNED,
     ABORT_OUTSIDE,
@@ -117,6 +119,7 @@ RUN = np.dtype(
         ("stride", "i8"),  # events between rows
         ("next_row", "i8"),  # event of the next row
         ("last", "i8"),  # address returned to a program's latest event
+        ("generating", "i8"),  # 1 while a program's next_event runs in an observed replay
         ("frames_checks", "i8"),  # number of checks of physical memory that passed
         ("histogram", "i8", (2, STEP_BUCKETS)),  # steps of allocations and of frees
         ("timeline", "i8", (TIMELINE_ROWS, TIMELINE_WIDTH)),
@@ -234,7 +237,9 @@ def born(k, r, objects, slot, p, size):
     objects[slot, 0] = p
     objects[slot, 1] = size
     if p <= 0:
-        fail(k, r, objects, slot)
+        fail(k, r, p)
+        objects[slot, 0] = 0
+        objects[slot, 1] = -1
         return 0
     r.checksum += p
     if OBSERVE or TIMELINE:
@@ -258,13 +263,13 @@ def inspect(k, p, size, alignment):
 
 
 @jit(cold=True)
-def fail(k, r, objects, slot):
-    """Record that an allocation returned NULL."""
+def fail(k, r, p):
+    """Record that a request returned NULL; abort if it returned the negative ``p``."""
+    if p < 0:
+        abort(k, ABORT_OUTSIDE, p)
     if r.failed == 0:
         r.first_failure = k.task.now
     r.failed += 1
-    objects[slot, 0] = 0
-    objects[slot, 1] = -1
 
 
 @jit
@@ -285,9 +290,7 @@ def do_realloc(k, a, r, objects, slot, size):
         r.operations += 1
     q = realloc(k, a, p, size)
     if q <= 0:
-        if r.failed == 0:
-            r.first_failure = k.task.now
-        r.failed += 1
+        fail(k, r, q)
         return 0
     r.checksum += q
     if OBSERVE or TIMELINE:
@@ -400,14 +403,36 @@ def next_event(g, last):
     return False
 
 
+@jit(cold=True)
+def audit(k, objects, op, slot, size, align, offset):
+    """Abort if a program's event is impossible; benchmarks.events.facts.follow checks stored ones.
+
+    An event on an object whose allocation failed is skipped, whatever it is.
+    """
+    if slot >= objects.shape[0] or malformed(op, slot, size, align, 0):
+        abort(k, ABORT_EVENT, slot)
+    if slot >= 0 and op != ops.THREAD_END:
+        p = objects[slot, 0]
+        bytes_ = int(objects[slot, 1])
+        if (p or bytes_ >= 0) and impossible(op, size, offset, bytes_ if p else -1):
+            abort(k, ABORT_EVENT, slot)
+
+
 @jit
 def replay_program(k, a, r, objects, g, begin, end):
     """Replay the events of a compiled generator, up to event ``end``.  Returns where it stopped."""
     task = k.task
     last = r.last
     i = begin
-    while i < end and next_event(g, last):
+    while i < end:
         task.now = i
+        if OBSERVE:
+            r.generating = 1
+        if not next_event(g, last):
+            break
+        if OBSERVE:
+            audit(k, objects, g.op, g.slot, g.request, g.align, g.offset)
+            r.generating = 0
         last = apply(k, a, r, objects, g.op, g.slot, g.request, g.align, g.offset)
         if OBSERVE and g.op < ops.TOUCH_READ:
             observe(k, r, g.op)
@@ -418,6 +443,7 @@ def replay_program(k, a, r, objects, g, begin, end):
         if TIMELINE and i >= r.next_row:
             sample(k, r, i)
         i += 1
+    r.generating = 0
     r.last = last
     return i
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from allocators.base.contract import MAX_THREADS
+from allocators.base.faults import compile_error, last_line, one_line, place_of
 from allocators.base.operation import FUNCTIONS
-from allocators.base.plugins import last_line
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events
+from benchmarks.events.facts import explain
 from benchmarks.events.threads import ThreadError, ThreadNumbers
 from benchmarks.events.touch import TOUCH_NAMES, TOUCH_NOTHING
 from benchmarks.replay.loop import (
@@ -35,7 +36,7 @@ from kernel.engine.jit import WalkError, build, disabled, source_hash
 from kernel.engine.record import record
 from kernel.engine.watchdog import SoftLockup, watched
 from kernel.task import reason
-from kernel.types import ABORT_CHECK, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedSignal
+from kernel.types import ABORT_CHECK, ABORT_EVENT, ABORT_FRAMES, SIGABRT, SIGKILL, SimulatedSignal
 
 #: Switches of the loop with all instruments, and without any.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
@@ -53,17 +54,6 @@ class AllocatorFailure(RuntimeError):
     def __init__(self, message: str, address: int = 0) -> None:
         super().__init__(message)
         self.address = address
-
-
-def explain(error: Exception) -> str:
-    """Return one line that describes an exception of a plugin or of its compilation."""
-    kind = type(error).__name__
-    if not type(error).__module__.startswith("numba"):
-        return f"{kind}{f': {error}' if str(error) else ''}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    place = next((line.rstrip(":") for line in lines if line.startswith("File ")), "unknown place")
-    reason = next((line for line in lines if not line.startswith("Failed in")), kind)
-    return f"{reason} ({place})"
 
 
 def _numbered(threads: ThreadNumbers, events: Events) -> Events:
@@ -110,7 +100,11 @@ class Simulation:
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
         trims = {"TRIMS": hasattr(plugin.module, "trim")}
         self._bindings = plugin.bindings() | kernel.switches() | touch | trims | dict(switches)
-        self._guard = getattr(plugin.module, "__name__", "") if guarded else ""
+        self._guard: tuple[str, ...] = ()
+        if guarded:
+            self._guard = (getattr(plugin.module, "__name__", ""),)
+            if workload.program is not None:
+                self._guard += (workload.program.next_event.__module__,)
         try:
             self._initialise = self.specialise(initialise)
             self._loop = self.specialise(self.loop_function, self.loop_bindings())
@@ -175,18 +169,27 @@ class Simulation:
         Raises AllocatorFailure if the plugin does not compile.
         """
         self.start()
+        self._compile_for(self._initialise, self.k, self.a)
+        state = self.k, self.a, self.r, self.objects
+        for piece in self._pieces(0):
+            self._compile_for(self._loop, *state, *piece)
+
+    def _compile_for(self, function: Callable, *arguments: Any) -> None:
         if disabled():
             return
         from numba import typeof
 
-        calls = [(self._initialise, (self.k, self.a))]
-        state = self.k, self.a, self.r, self.objects
-        calls += [(self._loop, (*state, *piece)) for piece in self._pieces(0)]
         try:
-            for function, arguments in calls:
-                function.compile(tuple(map(typeof, arguments)))
+            function.compile(tuple(map(typeof, arguments)))
         except Exception as error:
-            raise AllocatorFailure(f"the plugin does not compile: {explain(error)}") from error
+            raise AllocatorFailure(compile_error(error, *self._files())) from error
+
+    def _files(self) -> list[str]:
+        """Return the files of the plugins: the allocator's, and that of a compiled generator."""
+        files = [getattr(self.plugin.module, "__file__", self.plugin.name)]
+        if self.workload.program is not None:
+            files.append(self.workload.program.next_event.__code__.co_filename)
+        return files
 
     def _pieces(self, end: int) -> Iterator[tuple[Any, int, int]]:
         """Yield the arguments of successive calls of the loop: source of events, begin and end."""
@@ -244,6 +247,8 @@ class Simulation:
         try:
             return watched(self.k, run, progress=progress) if watch else run()
         except SimulatedSignal as signal:
+            if self.k.task.sig == SIGABRT and self.k.task.si_code == ABORT_EVENT:
+                raise WorkloadError(self._impossible_event()) from None
             if self.k.task.sig != SIGKILL:
                 address = int(self.k.task.si_addr)
                 raise AllocatorFailure(f"{self.where(signal)}: {self.reason()}", address) from None
@@ -261,7 +266,7 @@ class Simulation:
         except AllocatorFailure as failure:
             raise AllocatorFailure(f"{self.where()}: {failure}", failure.address) from None
         except Exception as error:
-            raise AllocatorFailure(f"{self.where(error)}: {explain(error)}") from error
+            raise AllocatorFailure(f"{self.where(error)}: {one_line(error)}") from error
 
     def reason(self) -> str:
         """Describe why the process ended."""
@@ -289,6 +294,8 @@ class Simulation:
         """
         if self.k.task.si_code == ABORT_FRAMES:  # an error of the kernel model, not of the plugin
             return f"event {int(self.k.task.now)}"
+        if self._running and self.r.generating:
+            return self._where_generating(error)
         name = self.function()
         event = f"event {int(self.k.task.now)}, {name}()" if self._running else "init()"
         file = getattr(self.plugin.module, "__file__", None)
@@ -297,6 +304,25 @@ class Simulation:
         if not line and function is not None:
             file, line = function.__code__.co_filename, function.__code__.co_firstlineno
         return f"{file}:{line}: {event}" if file and line else event
+
+    def _where_generating(self, error: BaseException | None = None) -> str:
+        """Return 'FILE:LINE: event N, next_event()': where the compiled generator is."""
+        code = self.workload.program.next_event.__code__
+        line = last_line(error, code.co_filename) if error else 0
+        place = f"{code.co_filename}:{line or code.co_firstlineno}"
+        return f"{place}: event {int(self.k.task.now)}, next_event()"
+
+    def _impossible_event(self) -> str:
+        """Return the message about the event that the compiled generator has just made."""
+        g = self._program
+        slot = int(g.slot)
+        if slot >= len(self.objects):
+            what = f"slot {slot}: slots() allows {len(self.objects)}"
+        else:
+            before = int(self.objects[slot, 1]) if slot >= 0 and self.objects[slot, 0] else -1
+            numbers = (int(n) for n in (g.op, g.slot, g.request, g.align, 0, g.offset))
+            what = explain(*numbers, before)
+        return f"workload {self.workload.name}: {self._where_generating()}: {what}"
 
     def _verify_killed(self) -> None:
         """Check physical memory after the kill if kernel.check_frames is set."""
@@ -316,16 +342,31 @@ class Simulation:
         """
         if self.stopped_at >= 0:
             return
+        verify = self.specialise(verify_heap)
+        self._compile_for(verify, self.k, self.a)
         try:
-            self.specialise(verify_heap)(self.k, self.a)
-        except SimulatedSignal:
-            raise AllocatorFailure(f"after the last event: {self.reason()}") from None
+            watched(self.k, verify, self.k, self.a)
+        except SimulatedSignal as signal:
+            raise AllocatorFailure(f"{self._after_end(signal)}: {self.reason()}") from None
+        except SoftLockup as lockup:
+            self.machine.revoke()
+            where = self._after_end(lockup)
+            raise SoftLockup(lockup.event, lockup.seconds, where) from None
+        except Exception as error:
+            raise AllocatorFailure(f"{self._after_end(error)}: {one_line(error)}") from error
         try:
             self.check_overlap()
         except AllocatorFailure as failure:
             file = getattr(self.plugin.module, "__file__", self.plugin.name)
             what = f"{file}: after the last event: {failure}"
             raise AllocatorFailure(what, failure.address) from None
+
+    def _after_end(self, error: BaseException) -> str:
+        """Return 'FILE:LINE: after the last event, check()', where check() raised ``error``."""
+        file = self._files()[0]
+        line = last_line(error, file)
+        place = f"{file}:{line}" if line else place_of(self.plugin.module, "check")
+        return f"{place}: after the last event, check()"
 
     def check_overlap(self) -> None:
         """Raise AllocatorFailure if two live blocks overlap."""

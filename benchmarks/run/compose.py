@@ -5,7 +5,9 @@ into the plain data of config.yaml.  :func:`compose` does both for callers witho
 Importing this module registers the folders of installed packages with Hydra, beside conf/.
 """
 
+import difflib
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +17,11 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from allocators.base import registry
 from allocators.base.plugins import installed
@@ -29,6 +32,8 @@ from kernel import PROJECT
 
 #: The project's own configuration, in a checkout or an installed copy.
 CONF = PROJECT / "conf"
+#: Groups of choices.
+GROUPS = ("allocator", "workload", "kernel", "measure", "experiment")
 
 
 class InstalledPlugins(SearchPathPlugin):
@@ -55,11 +60,41 @@ def resolved(config: DictConfig, runtime: DictConfig) -> dict[str, Any]:
     try:
         data = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise JobError(str(error).splitlines()[0]) from None
+        raise JobError(in_one_line(error)) from None
     data.pop("experiment", None)
     data.pop("debug", None)
     sources = [Path(s.path) for s in runtime.config_sources if s.provider != "hydra" and s.path]
-    return _with_files(data, runtime.choices, sources)
+    return _with_files(data, runtime.choices, sources, Path(runtime.cwd))
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the message of an error of Hydra, OmegaConf or YAML, and what to do."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{error.override}: expected KEY=VALUE"
+        quote = "'" if '"' in value else '"'
+        quoted = shlex.quote(f"{key}={quote}{value}{quote}")
+        return f"{error.override}: quote the value, for Hydra and for the shell: {quoted}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
+    text = str(error).partition("\nConfig search path")[0].partition("\nSee http")[0]
+    details = ("full_key:", "object_type=", "reference_type=")
+    lines = [line for line in text.splitlines() if not line.strip().startswith(details)]
+    if isinstance(error, OmegaConfBaseException):
+        place = f"{error.full_key}: " if error.full_key else ""
+        return place + " ".join(lines[0].split())
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        lines += str(error.__cause__).splitlines()[:1]
+    text = " ".join(" ".join(lines).split()) or f"wrong settings ({type(error).__name__})"
+    if text.startswith("Config group override"):  # Hydra does not say which
+        text += f"; choose {', '.join(GROUPS)} by a name"
+    if isinstance(error, MissingConfigException) and error.options:
+        name = str(error.missing_cfg_file).rpartition("/")[2]
+        near = difflib.get_close_matches(name, error.options, 1)
+        text += f"; did you mean {near[0]}?" if near else ""
+    return text
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -75,9 +110,8 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", arguments, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        text = str(error).partition("\nConfig search path")[0].partition("\nSee http")[0]
-        raise JobError(" ".join(text.split())) from None
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise JobError(in_one_line(error)) from None
     finally:
         GlobalHydra.instance().hydra = outer
     if config.get("debug"):
@@ -107,13 +141,14 @@ def _quoted(value: object) -> str:
 
 
 def _with_files(
-    config: Mapping[str, Any], choices: Mapping[str, str], sources: Iterable[Path]
+    config: Mapping[str, Any], choices: Mapping[str, str], sources: Iterable[Path], cwd: Path
 ) -> dict[str, Any]:
     """Return ``config`` with absolute paths of the files that it names.
 
-    ``choices``: choice of each group; ``sources``: folders that Hydra searched.  A relative plugin
-    path is resolved against the folder of the chosen YAML, then the folder that Hydra searched,
-    then the working directory; a relative trace or library against the working directory only.
+    ``choices``: choice of each group; ``sources``: folders that Hydra searched; ``cwd``: the user's
+    working directory, which hydra.job.chdir leaves.  A relative plugin path is resolved against the
+    folder of the chosen YAML, then the folder that Hydra searched, then ``cwd``; a relative trace
+    or library against ``cwd`` only.
 
     Raises JobError if the choice is defined twice, or if the plugin file does not exist.
     """
@@ -129,9 +164,11 @@ def _with_files(
         name, path = section.get("name"), section.get("path")
         if isinstance(name, str) and name.endswith(".py"):
             beside = [folder for owner in owners for folder in ((owner / choice).parent, owner)]
-            section["name"] = str(_plugin_file(group, name, [*beside, Path.cwd()]))
+            section["name"] = str(_plugin_file(group, name, [*beside, cwd]))
         if isinstance(path, str) and path and not path.startswith(shipped.PREFIX):
-            section["path"] = os.path.realpath(path)  # keeps a link to itself, unlike resolve()
+            section["path"] = os.path.realpath(
+                cwd / path
+            )  # keeps a link to itself, unlike resolve()
     return config
 
 

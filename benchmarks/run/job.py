@@ -155,9 +155,34 @@ def _kernel(settings: dict[str, Any]) -> tuple[KernelConfig, bool]:
         kernel = KernelConfig(**settings)
     except ValueError as error:
         raise JobError(f"kernel.{error}") from None
+    _refuse_without_effect(kernel)
     if check_frames and not kernel.frames:
         raise JobError("kernel.check_frames=True: nothing to check without kernel.frames=true")
     return kernel, check_frames
+
+
+#: What must be set for other settings of the kernel to have an effect: a test, and its setting.
+_REQUIRED = {
+    ("fragmentation", "zone_boundary", "min_free"): (lambda k: k.frames, "frames=true"),
+    tuple(f.name for f in fields(KernelConfig) if f.name.startswith("tlb_")): (
+        lambda k: k.tlb,
+        "tlb=true",
+    ),
+    ("swap", "overcommit", "overcommit_ratio"): (lambda k: k.memory, "memory"),
+    ("overcommit_ratio",): (lambda k: k.overcommit == 2, "overcommit=2"),
+}
+
+
+def _refuse_without_effect(kernel: KernelConfig) -> None:
+    """Raise JobError for a setting that is not the default and changes nothing in this kernel."""
+    usual = KernelConfig()
+    for names, (effective, required) in _REQUIRED.items():
+        changed = [name for name in names if getattr(kernel, name) != getattr(usual, name)]
+        if changed and not effective(kernel):
+            raise JobError(
+                f"kernel.{changed[0]}={getattr(kernel, changed[0])}: has no effect without "
+                f"kernel.{required}; set that, or leave this out"
+            )
 
 
 def _check_host(library: Library, kernel: KernelConfig) -> None:

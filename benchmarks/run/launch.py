@@ -22,6 +22,7 @@ from benchmarks.run import results
 from benchmarks.run.job import Job
 from benchmarks.run.sources import Sources
 from kernel import PROJECT
+from kernel.engine.cache import cache_root
 from kernel.engine.progress import Progress
 
 #: Lines of :func:`report` and of :func:`report_found`.
@@ -76,7 +77,9 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
     """
     given = base.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([str(PROJECT), *(entry for entry in given if Path(entry).is_absolute())])
-    return {**base, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", PARENT: str(os.getpid())}
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", PARENT: str(os.getpid())}
+    # The cache is chosen here, so that all children have the same.
+    return {**base, **own, "NUMBA_CACHE_DIR": str(cache_root())}
 
 
 @contextmanager
@@ -117,12 +120,34 @@ def observe(directory: Path, progress: Progress) -> tuple[str, str]:
                 print(text, end="", flush=True)
         code = process.wait()
         errors.seek(0)
-        complaint = errors.read().decode(errors="replace").strip()
+        complaint = without_warnings(errors.read().decode(errors="replace"))
     if recorded := results.outcome(directory):
         return recorded
     end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     last = f": {complaint.splitlines()[-1]}" if complaint else ""
-    return results.FAILED, f"the simulating process {end}{last}"
+    return results.FAILED, f"the simulating process {end}{last}{memory_hint(-code)}"
+
+
+def without_warnings(complaint: str) -> str:
+    """Print the warnings of a child (kernel.engine.cache.warn); return the rest of its errors."""
+    lines = complaint.strip().splitlines()
+    for line in lines:
+        if line.startswith("warning: "):
+            print(line, file=sys.stderr, flush=True)
+    return "\n".join(line for line in lines if not line.startswith("warning: "))
+
+
+def memory_hint(number: object) -> str:
+    """Return what to add to the message that signal ``number`` killed a child, or ''."""
+    if number != signal.SIGKILL:
+        return ""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << 20)
+    return (
+        f": Linux does that when the machine runs out of memory (the largest child took {peak:.1f} "
+        "GiB); make the workload smaller, or run on a larger machine"
+    )
 
 
 def run_job(job: Job, directory: Path, sources: Sources, progress: Progress) -> tuple[str, str]:

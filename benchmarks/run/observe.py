@@ -150,6 +150,13 @@ def main(directory: Path) -> int:
         observe(directory)
     except expected as error:
         reason = str(error)
+    except MemoryError as error:
+        reason = f"this machine has too little memory: {error or 'no array of Python fits'}"
+    except OSError as error:
+        reason = f"{error.filename or directory}: {error.strerror or error}"
+        print(reason, file=sys.stderr)  # run.json may not be writable either
+    except SystemExit as error:
+        reason = f"a plugin calls sys.exit({error.code})"
     except Exception as error:
         traceback.print_exc()
         reason = f"internal error: {type(error).__name__}: {error}"

@@ -3,11 +3,13 @@
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.replay.metrics import BY_NAME, CALLS, END_TO_END, FAULTS, METRICS, TIMES, TITLES
 from benchmarks.run import results
@@ -98,7 +100,7 @@ def print_run(directory: Path, console: Console) -> None:
     run = results.read_run(directory)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     title = f"{run['label']} · {run['workload_label']} · seed {run['seed']}"
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title), show_header=False)
     for justify in ("left", "left", "right"):
         table.add_column(no_wrap=True, justify=justify)
     wide = console.width >= 110
@@ -129,8 +131,8 @@ def print_run(directory: Path, console: Console) -> None:
         console.print(f"ignored: {count:,} × {name}, which this replay does not perform")
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
     for sentence in _describe_timing([directory]):
-        console.print(sentence, highlight=False)
-    console.print(f"status: {status}", highlight=False)
+        console.print(Text(sentence))
+    console.print(Text(f"status: {status}"))
 
 
 def _gaps(directory: Path) -> dict[str, str]:
@@ -143,7 +145,9 @@ def _gaps(directory: Path) -> dict[str, str]:
 def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the run directories of a sweep with their run.json, in the order of their jobs."""
     found = [(path.parent, results.read_run(path.parent)) for path in directory.glob("*/run.json")]
-    return sorted(found, key=lambda item: int(item[0].name.partition("-")[0]))
+    numbered = [(path.name.partition("-")[0], path, run) for path, run in found]
+    numbered = [(int(number), path, run) for number, path, run in numbered if number.isdecimal()]
+    return [(path, run) for _, path, run in sorted(numbered, key=lambda item: item[:2])]
 
 
 def _describe_timing(directories: list[Path]) -> list[str]:
@@ -181,9 +185,35 @@ def _describe_timing(directories: list[Path]) -> list[str]:
 
 
 def _differing(kernels: list[dict[str, Any]]) -> list[str]:
-    """Return the names of the kernel settings in which the runs of a sweep differ."""
-    names = dict.fromkeys(name for kernel in kernels for name in kernel)
-    return [n for n in names if any(k.get(n) != kernels[0].get(n) for k in kernels if k)]
+    """Return the names of the kernel settings in which the runs of a sweep differ.
+
+    The kernel of a run that failed early is unknown, {}.
+    """
+    known = [kernel for kernel in kernels if kernel]
+    names = dict.fromkeys(name for kernel in known for name in kernel)
+    return [n for n in names if any(kernel.get(n) != known[0].get(n) for kernel in known)]
+
+
+def _settings(kernel: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a kernel by dotted name; each price is a setting."""
+    found: dict[str, Any] = {}
+    for name, value in kernel.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _results(path: Path, quantities: tuple[str, ...], columns: tuple[str, ...]) -> list[str] | None:
+    """Return the cells of a finished run; None if its files cannot be read."""
+    try:
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        times = timing(path)
+        numbers = [format_value(name, metrics.get(name)) for name in columns]
+        return [_time_cell(times.get(name)) if times else "" for name in quantities] + numbers
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def print_sweep(directory: Path, console: Console) -> bool:
@@ -191,7 +221,8 @@ def print_sweep(directory: Path, console: Console) -> bool:
     columns = _WIDE if console.width >= 120 else _NARROW
     table = Table(title="sweep")
     runs = sweep_runs(directory)
-    differing = _differing([run.get("kernel", {}) for _, run in runs])
+    kernels = [_settings(run.get("kernel") or {}) for _, run in runs]
+    differing = _differing(kernels)
     heads = ("run", "allocator", "workload", *(["kernel"] if differing else []), "seed", "status")
     for head in heads:
         table.add_column(head, overflow="fold", no_wrap=head == "kernel")
@@ -199,24 +230,27 @@ def print_sweep(directory: Path, console: Console) -> bool:
     for head in (*(f"{TITLES[name]} ns" for name in quantities), *columns):
         table.add_column(head, justify="right", no_wrap=True)
     failures = []
-    for path, run in runs:
-        cells = [path.name.partition("-")[0], run.get("label", "?"), run.get("workload_label", "?")]
+    for (path, run), kernel in zip(runs, kernels, strict=True):
+        labels = [str(run.get(name) or "?") for name in ("label", "workload_label", "seed")]
+        status = str(run.get("status", "unreadable"))
+        cells = [path.name.partition("-")[0], *labels[:2]]
         if differing:
-            kernel = run.get("kernel", {})
-            cells.append(", ".join(f"{name}={kernel.get(name)}" for name in differing))
-        cells += [str(run.get("seed", "?")), run.get("status", "unreadable")]
-        if run.get("status") in results.FINISHED:
-            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-            times = timing(path)
-            cells += [_time_cell(times.get(name)) if times else "" for name in quantities]
-            cells += [format_value(name, metrics.get(name)) for name in columns]
+            cells.append(
+                "\n".join(f"{name}={kernel[name]}" for name in differing if name in kernel)
+            )
+        cells += [labels[2], status]
+        if status not in results.FINISHED:
+            failures.append(f"{status}: {path.name}: {run.get('reason', 'cannot read run.json')}")
+        elif (found := _results(path, quantities, columns)) is None:
+            failures.append(
+                f"{status}: {path.name}: files are missing or damaged; resume the sweep"
+            )
         else:
-            failures.append((path, run))
-        table.add_row(*cells)
+            cells += found
+        table.add_row(*map(Text, cells))
     console.print(table)
     for sentence in _describe_timing([path for path, _ in runs]):
-        console.print(sentence, highlight=False)
-    for path, run in failures:
-        reason = run.get("reason", "cannot read run.json")
-        console.print(f"{run.get('status', 'failed')}: {path.name}: {reason}", highlight=False)
+        console.print(Text(sentence))
+    for failure in failures:
+        console.print(Text(failure))
     return not failures

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.replay.metrics import COLD, END_TO_END, TIMES, TITLES, WARM
 from benchmarks.run import results
 from benchmarks.run.job import Job, check_job
-from benchmarks.run.launch import child, found_in
+from benchmarks.run.launch import child, found_in, memory_hint, without_warnings
 from benchmarks.run.sources import digest
 from benchmarks.timing import machine, perf
 from benchmarks.timing.rounds import Cell, CellError, Rounds, read_times, valid
@@ -177,10 +177,11 @@ def _run(
         found = found_in(process.stdout)
         code = process.wait()
         errors.seek(0)
-        complaint = errors.read().decode(errors="replace").strip().splitlines()
+        complaint = without_warnings(errors.read().decode(errors="replace")).splitlines()
     if code != 0:
         named = [line for line in complaint if _ERROR.match(line)]
-        raise CellError(f"timing failed: {[*named[:1], *complaint[-1:], f'exit code {code}'][0]}")
+        last = [*named[:1], *complaint[-1:], f"exit code {code}"][0]
+        raise CellError(f"timing failed: {last}{memory_hint(-code)}")
     return found
 
 

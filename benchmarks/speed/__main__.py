@@ -16,7 +16,7 @@ from allocators.base.registry import PluginError
 from benchmarks import workloads
 from benchmarks.speed import CHURN
 from benchmarks.workloads import WorkloadError
-from kernel.engine.command import EXIT_USAGE, OneLineParser, positive, report_exit, run
+from kernel.engine.command import EXIT_USAGE, OneLineParser, positive, report_exit, run, whole
 from kernel.engine.progress import Progress, shown_progress
 
 #: An allocator whose replay takes longer than this, in seconds, is not repeated.
@@ -123,7 +123,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--events",
-        type=positive,
+        type=whole(CHURN["live"]),
         default=5_000_000,
         metavar="N",
         help="events to replay (%(default)s)",

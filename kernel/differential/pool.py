@@ -91,7 +91,8 @@ def serve(open_worker: OpenWorker, connection: Connection, shared: Any = None) -
     For each task, send the name of each part as it starts, interim results, and (result, last).
     ``last``: the worker takes no more tasks.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     progress = TaskProgress(shared, connection)
@@ -119,7 +120,12 @@ class Worker:
         self.connection, theirs = context.Pipe()
         arguments = (open_worker, theirs, shared)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
-        self.process.start()
+        # Ctrl-C is the parent's to handle, also while the process starts; serve() unblocks it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
 
     def start_task(self, task: Any) -> None:

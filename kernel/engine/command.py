@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SKIP, EXIT_INTERRUPTED = 1, 2, 77, 130
@@ -111,6 +112,38 @@ def text_of(error: OSError) -> str:
     return f"{place}{error.strerror or error}"
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; during an import, print a line and exit at once.
+
+    Modules that are written in C report an interrupt of their imports as ImportError, and callbacks
+    of the import system swallow it.  Nothing is open yet that needs an end.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            arguments = sys.orig_argv
+            name = arguments[arguments.index("-m") + 1] if "-m" in arguments else arguments[0]
+            os.write(2, f"{name}: interrupted\n".encode())
+            os._exit(EXIT_INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def begin() -> None:
+    """Prepare for interrupts if this process is a command of the project, ``python -m MODULE``.
+
+    Each of the project's packages calls it first: while it is imported for the command, Python has
+    not yet put the module's path in place of "-m".
+    """
+    if sys.argv[:1] == ["-m"]:
+        _handle_interrupts()
+
+
+def _handle_interrupts() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(number, _interrupt)
+
+
 def run(command: str, main: Callable[[], int]) -> int:
     """Run ``main`` as the process ``command``; return the exit code for :func:`sys.exit`.
 
@@ -121,9 +154,7 @@ def run(command: str, main: Callable[[], int]) -> int:
     _prepare_streams()
     if sys.stdout is None:
         return report_exit(command, "standard output is closed", EXIT_FAILED)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(number, signal.default_int_handler)
+    _handle_interrupts()
     code, problem = EXIT_FAILED, ""
     try:
         code = main()
@@ -132,8 +163,7 @@ def run(command: str, main: Callable[[], int]) -> int:
     except KeyboardInterrupt as interrupt:
         code, problem = EXIT_INTERRUPTED, ": ".join(["interrupted", *interrupt.args])
     except SystemExit as end:
-        *_, frame = traceback.extract_tb(end.__traceback__)
-        problem = f"{frame.filename}:{frame.lineno}: {frame.line} ends the command; remove the call"
+        problem = _origin(end)
     except OSError as error:
         problem = text_of(error)
     except MemoryError as error:
@@ -143,6 +173,14 @@ def run(command: str, main: Callable[[], int]) -> int:
     if problem:
         report_exit(command, problem, code)
     return code
+
+
+def _origin(end: SystemExit) -> str:
+    """Return why something other than the parser ends the command."""
+    if isinstance(end.__context__, OSError):  # Rich exits if standard output is a closed pipe
+        return text_of(end.__context__)
+    *_, frame = traceback.extract_tb(end.__traceback__)
+    return f"{frame.filename}:{frame.lineno}: {frame.line} ends the command; remove the call"
 
 
 def _prepare_streams() -> None:

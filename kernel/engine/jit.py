@@ -32,17 +32,20 @@ import inspect
 import os
 import platform
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernel.engine import switches
-from kernel.engine.syntax import mistakes, returns_value, unknown_fields
+from kernel.engine.cache import cache_root, warn
+from kernel.engine.syntax import mistakes, odd_return, returns_value, unknown_fields
 
 #: Modules whose functions Numba itself supports.  Of the project's modules, a compiled function may
 #: name only a header (``HEADER = True``, such as kernel.uapi), to read its constants.
 _FOREIGN = {"math", "numpy"}
+#: Modules whose functions and types a compiled function may name directly.
+_TYPED = _FOREIGN | {"numba"}
 
 _OPTIONS = {"_nrt": False, "error_model": "numpy", "nogil": True}
 #: Options of guarded functions: a wrong index or a division by zero raises.
@@ -112,15 +115,6 @@ def disabled() -> bool:
     return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
-def cache_root() -> Path:
-    """Directory of the compiled code: NUMBA_CACHE_DIR, else the user's cache directory."""
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "malloc-bench" / "numba"
-
-
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     """Yield a code object and those nested in it."""
     yield code
@@ -149,6 +143,14 @@ _MAKES = {
     "FORMAT_SIMPLE": "a string",
     "BUILD_STRING": "a string",
 }
+
+
+#: Built-in functions that can be compiled, in addition to the types of exceptions.
+_BUILTINS = {"abs", "bool", "divmod", "enumerate", "float", "int", "len", "max", "min", "pow"}
+_BUILTINS |= {"print", "range", "round", "zip"}
+#: Largest array that compiled code may contain as a constant, bytes; longest chain of calls.
+_MAX_CONSTANT = 1 << 24
+_MAX_DEPTH = 100
 
 
 class _Use(NamedTuple):
@@ -197,7 +199,12 @@ class _Walk:
     """Functions that one outermost function reaches, and everything that they depend on."""
 
     def __init__(
-        self, function: Callable, bindings: dict[str, Any], guard: str = "", *, loose: bool = False
+        self,
+        function: Callable,
+        bindings: dict[str, Any],
+        guard: Collection[str] = (),
+        *,
+        loose: bool = False,
     ) -> None:
         self.outermost = function = _resolve_hook(function, bindings)
         self.bindings = bindings
@@ -216,6 +223,8 @@ class _Walk:
         first = function.__code__.co_firstlineno
         if function in self.path:
             raise _error(function, first, "calls itself: compiled functions cannot recurse")
+        if len(self.path) > _MAX_DEPTH:
+            raise _error(function, first, f"is called through more than {_MAX_DEPTH} functions")
         if function in self.globals:
             return
         if function.__closure__:
@@ -241,14 +250,14 @@ class _Walk:
         uses = reversed(list(_uses(function, loose=self.loose)))
         for use in sorted({use[:2]: use for use in uses}.values()):
             self._enter(function, scope, use)
-        for mistake in mistakes(function, scope):
+        python = self.loose or function.__intrinsic__
+        for mistake in mistakes(function, scope, anything=python):
             raise _error(function, mistake.line, mistake.what)
         self.path.pop()
 
     def _guards(self, function: Callable) -> dict[str, Any]:
-        """Return Numba's extra options for ``function``: none outside the guarded module."""
-        guarded = bool(self.guard) and function.__module__ == self.guard
-        return _GUARDED if guarded else {}
+        """Return Numba's extra options for ``function``: none outside the guarded modules."""
+        return _GUARDED if function.__module__ in self.guard else {}
 
     def _enter(self, function: Callable, scope: dict[str, Any], use: _Use) -> None:
         """Enter one global that ``function`` uses into its scope and into the hashed text."""
@@ -263,6 +272,12 @@ class _Walk:
                 raise _error(
                     function, use.line, "calls breakpoint(), which requires bench.py debug=true"
                 )
+            if (
+                not self.loose
+                and name not in _BUILTINS
+                and not _is_exception(getattr(builtins, name))
+            ):
+                raise _error(function, use.line, f"uses {name}, which cannot be compiled")
             return
         value = scope[name] = _resolve_hook(scope[name], self.bindings)
         lines = self.lines[function]
@@ -286,6 +301,8 @@ class _Walk:
         if use.attribute and not hasattr(module, use.attribute):
             raise _error(function, use.line, f"uses {shown}, which does not exist")
         if module.__name__.split(".")[0] in _FOREIGN:
+            if use.attribute == "random":
+                raise _error(function, use.line, f"uses {shown}: results must be reproducible")
             return f"{module.__name__} {use.attribute}"
         value = getattr(module, use.attribute, None)
         constant = isinstance(value, (int, float, str, tuple))
@@ -333,6 +350,16 @@ class _Walk:
         return copy
 
 
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _has_type(value: object) -> bool:
+    """Return True if ``value`` is an exception or from a module that Numba supports."""
+    home, kind = (str(getattr(v, "__module__", "")).split(".")[0] for v in (value, type(value)))
+    return _is_exception(value) or home in _TYPED | {"builtins"} or kind in _TYPED
+
+
 def _name(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
@@ -347,10 +374,14 @@ def check_signature(original: object, bound: object) -> None:
         given, asked = (inspect.signature(f) for f in (bound, original))
         what = f"has the parameters {given}: it must have {asked}"
         raise _error(bound, code.co_firstlineno, what)
-    if "return" in original.__annotations__ and not returns_value(bound):
+    if "return" not in original.__annotations__:
+        return
+    if not returns_value(bound):
         raise _error(
             bound, bound.__code__.co_firstlineno, "returns nothing: it must return a number"
         )
+    if odd := odd_return(bound):
+        raise _error(bound, odd.line, odd.what)
 
 
 def _arity(function: Callable) -> tuple[int, int]:
@@ -382,7 +413,14 @@ def _hashed_text(function: Callable, name: str, value: object, line: int) -> str
                 f"reads the array {name}, which can change: compiled code freezes it; "
                 f"set {name}.flags.writeable = False",
             )
+        if value.nbytes > _MAX_CONSTANT:
+            what = f"reads the array {name} of {value.nbytes} bytes; the limit for a constant is "
+            raise _error(function, line, f"{what}{_MAX_CONSTANT}: put it into STATE")
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if not function.__intrinsic__ and not _has_type(value):
+        kind = type(value).__name__
+        what = f"uses {name} ({kind}): compiled code uses numbers, arrays and @jit functions"
+        raise _error(function, line, what)
     kind = value if isinstance(value, type) else type(value)
     source = getattr(inspect.getmodule(kind), "__file__", None)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
@@ -407,7 +445,7 @@ def _environment() -> list[str]:
     return [platform.python_version(), platform.machine(), *versions, *flags, *builder]
 
 
-def source_hash(function: Callable, *, guard: str = "", **bindings: Any) -> str:
+def source_hash(function: Callable, *, guard: Collection[str] = (), **bindings: Any) -> str:
     """Return the hash (16 hex digits) of all code and constants that ``build`` would compile.
 
     Raises WalkError if a reached function cannot be compiled.
@@ -415,13 +453,15 @@ def source_hash(function: Callable, *, guard: str = "", **bindings: Any) -> str:
     return _Walk(function, bindings, guard).key
 
 
-def check_state(function: Callable, position: int, fields: tuple[str, ...]) -> None:
-    """Raise WalkError if ``function`` uses a field that its state does not have.
+def check_fields(
+    function: Callable, position: int, fields: tuple[str, ...], *, beyond: bool = True
+) -> None:
+    """Raise WalkError if ``function`` uses a field that a record does not have.
 
-    The state, a record of ``fields``, is argument number ``position``.  Functions that receive the
-    state from ``function`` are searched as well.
+    The record, of ``fields``, is argument number ``position``.  Functions that receive it from
+    ``function`` are searched as well, those in other files only if ``beyond``.
     """
-    for holder, mistake in unknown_fields(function, position, fields):
+    for holder, mistake in unknown_fields(function, position, fields, beyond=beyond):
         raise _error(holder, mistake.line, mistake.what)
 
 
@@ -429,17 +469,18 @@ def build(
     function: Callable,
     *,
     cache: bool = True,
-    guard: str = "",
+    guard: Collection[str] = (),
     loose: bool = False,
     **bindings: Any,
 ) -> Callable:
     """Compile ``function`` and all marked functions that it reaches.
 
     ``bindings`` maps global names to values (marked functions, numbers, booleans) that replace them
-    in every function reached.  In functions of the module named ``guard`` an array index below 0 or
-    beyond the end raises IndexError, and a division by zero raises ZeroDivisionError.  With
-    NUMBA_DISABLE_JIT=1 the result is plain Python with the same bindings; ``loose`` then also
-    accepts functions that plain Python can run and the compiler cannot.
+    in every function reached.  In functions of the modules named ``guard`` an array index below 0
+    or beyond the end raises IndexError, a division by zero ZeroDivisionError, and a shift by too
+    many bits ValueError.  With NUMBA_DISABLE_JIT=1 the result is plain Python with the same
+    bindings; ``loose`` then also accepts functions that plain Python can run and the compiler
+    cannot.
     Raises WalkError if a reached function cannot be compiled.
     """
     walk = _Walk(function, bindings, guard, loose=loose and disabled())
@@ -455,7 +496,9 @@ def build(
         # Numba reads CACHE_DIR when caching is enabled for a function, and only then.
         previous, config.CACHE_DIR = config.CACHE_DIR, str(cache_root() / walk.key)
         try:
-            result.enable_caching()
+            result._cache = link.DiskCache(result.py_func)
+        except (OSError, RuntimeError) as error:  # no space for a directory
+            warn(f"compile cache {config.CACHE_DIR}: {error}; compiled code is not kept")
         finally:
             config.CACHE_DIR = previous
     return result

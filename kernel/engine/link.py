@@ -11,12 +11,16 @@ Numba's code generator has a class for its libraries; :func:`install` replaces t
 
 import functools
 import hashlib
+import operator
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import llvmlite.binding as ll
 from llvmlite import ir
 from numba.core import cgutils, event
 from numba.core import types as nb
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
 from numba.core.errors import TypingError
@@ -26,6 +30,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from kernel.engine import progress
+from kernel.engine.cache import warn
 
 #: True for a cold inner function, False for another one, by qualified name.
 _inner: dict[str, bool] = {}
@@ -161,6 +166,29 @@ def _without_wraparound(fix_integer_index: Callable) -> Callable:
         return fix_integer_index(context, builder, idxty, idx, size)
 
     return without_wraparound
+
+
+_SHIFTS = {operator.lshift, operator.rshift, operator.ilshift, operator.irshift}
+
+
+def _checked(lower_binop: Callable) -> Callable:
+    """Wrap ``lower_binop`` so that a shift by less than 0 or more than 63 bits raises ValueError.
+
+    Only where bounds are checked; otherwise the result is undefined.
+    """
+
+    def checked(self: Lower, result: nb.Type, expression: object, op: object) -> ir.Value:
+        kind = self.typeof(expression.rhs.name)
+        if self.context.enable_boundscheck and op in _SHIFTS and isinstance(kind, nb.Integer):
+            bits = self.loadvar(expression.rhs.name)
+            bits = self.context.cast(self.builder, bits, kind, nb.int64)
+            wrong = self.builder.icmp_unsigned(">", bits, bits.type(63))
+            with self.builder.if_then(wrong, likely=False):
+                message = ("shift by less than 0 or more than 63 bits",)
+                self.call_conv.return_user_exc(self.builder, ValueError, message)
+        return lower_binop(self, result, expression, op)
+
+    return checked
 
 
 def declare_inner(name: str, cold: bool) -> None:
@@ -303,6 +331,58 @@ INTRINSICS = {
 }
 
 
+class _CacheFile(IndexDataCacheFile):
+    """Files of a cached function: those with machine code begin with a checksum."""
+
+    def _save_data(self, name: str, data: object) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+    def _load_data(self, name: str) -> object:
+        content = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError(f"{name}: wrong checksum")
+        return pickle.loads(content[32:])
+
+    def _load_index(self) -> dict:
+        try:
+            return dict(super()._load_index())
+        except Exception as error:  # whatever a damaged pickle raises
+            _damaged(self._index_path, error)
+            return {}
+
+
+def _damaged(place: object, error: Exception) -> None:
+    """Warn of a damaged file, which the compiled code will replace."""
+    warn(f"compile cache {place} is damaged ({type(error).__name__}: {error}); it is made anew")
+
+
+class DiskCache(FunctionCache):
+    """Cache of a function's machine code that survives damaged files and a full disk."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        """Return the compiled code, or None if there is none or it is damaged."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # whatever a damaged pickle or its code raises
+            _damaged(self._cache_path, error)
+            return None
+
+    def save_overload(self, sig: object, data: object) -> None:
+        """Store the compiled code; if there is no space, warn and go on without."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            what = f"it cannot be written ({error.strerror}); compiled code is not kept"
+            warn(f"compile cache {Path(self._cache_path).parents[1]}: {what}")  # once for all
+
+
 class _Compiler(event.Listener):
     """Listener that reports when Numba starts and ends a compilation; compilations nest."""
 
@@ -333,6 +413,7 @@ def install() -> None:
     CPUCallConv.call_function = _without_clearing(CPUCallConv.call_function)
     CPUCallConv.return_user_exc = _with_place(CPUCallConv.return_user_exc)
     Lower.lower_inst = _recording(Lower.lower_inst)
+    Lower.lower_binop = _checked(Lower.lower_binop)
     arrayobj.fix_integer_index = _without_wraparound(arrayobj.fix_integer_index)
 
     def mangling_args(self: nb.Type) -> tuple[str, tuple]:

@@ -37,10 +37,17 @@ def _node(function: FunctionType) -> ast.FunctionDef | None:
     return _functions(code.co_filename).get((code.co_name, code.co_firstlineno))
 
 
-def mistakes(function: FunctionType, scope: dict[str, Any]) -> Iterator[Mistake]:
-    """Yield the mistakes of ``function``; ``scope`` holds the values of its global names."""
+def mistakes(
+    function: FunctionType, scope: dict[str, Any], *, anything: bool = False
+) -> Iterator[Mistake]:
+    """Yield the mistakes of ``function``; ``scope`` holds the values of its global names.
+
+    ``anything``: the function is not compiled, so that it may contain all that Python can run.
+    """
     node = _node(function)
     if node is not None:
+        if not anything:
+            yield from _unsupported(node)
         yield from _wrong_calls(node, scope)
         yield from _missing_returns(node, scope)
 
@@ -51,16 +58,42 @@ def returns_value(function: FunctionType) -> bool:
     return node is None or any(n.value is not None for n in _returns(node))
 
 
+def odd_return(function: FunctionType) -> Mistake | None:
+    """Return a return statement of ``function`` whose value is obviously no whole number."""
+    node = _node(function)
+    if node is None:
+        return None
+    records = [argument.arg for argument in node.args.args[:2]]
+    for statement in _returns(node):
+        match statement.value:
+            case ast.Constant(value=None | float() | str() | bytes() | complex()):
+                kind = repr(statement.value.value)
+            case ast.BinOp(op=ast.Div()) | ast.Call(func=ast.Name(id="float")):
+                kind = "a float"
+            case ast.Tuple() | ast.List() | ast.Dict() | ast.Set():
+                kind = "several values"
+            case ast.Name(id=name) if name in records:
+                kind = name
+            case _:
+                continue
+        return Mistake(statement.lineno, f"returns {kind}: it must return a whole number")
+    return None
+
+
 def unknown_fields(
-    function: FunctionType, position: int, fields: Collection[str]
+    function: FunctionType, position: int, fields: Collection[str], *, beyond: bool = True
 ) -> Iterator[tuple[FunctionType, Mistake]]:
     """Yield each use of an attribute that a record does not have, with the function that has it.
 
     ``function`` takes a record with ``fields`` as argument number ``position``.  Functions to which
-    it passes the record are searched as well.
+    it passes the record are searched as well, those in other files only if ``beyond``; a use in
+    another file is reported at the call.
     """
-    pending = [(function, position)]
-    for function, position in pending:  # grows
+    file = function.__code__.co_filename
+    # A function, the position of the record, and the call in ``file`` that leads to it.
+    pending: list[tuple[FunctionType, int, tuple[FunctionType, int, str] | None]]
+    pending, seen = [(function, position, None)], {(function, position)}
+    for function, position, call in pending:  # grows
         node = _node(function)
         if node is None or position >= len(node.args.args):
             continue
@@ -69,22 +102,81 @@ def unknown_fields(
             match use:
                 case ast.Attribute(value=ast.Name(id=name), attr=field):
                     if name == record and field not in fields:
-                        what = f"uses {name}.{field}: STATE has {', '.join(fields)}"
-                        yield function, Mistake(use.lineno, what)
+                        what = f"uses {name}.{field}: it has {_listed(fields)}"
+                        if call is None:
+                            yield function, Mistake(use.lineno, what)
+                        else:
+                            yield call[0], Mistake(call[1], f"calls {call[2]}(), which {what}")
                 case ast.Call(func=ast.Name(id=name), args=arguments):
                     callee = function.__globals__.get(name)
-                    if isinstance(callee, FunctionType):
-                        handed = [(callee, i) for i, a in enumerate(arguments) if _is(a, record)]
-                        pending += [pair for pair in handed if pair not in pending]
+                    if not isinstance(callee, FunctionType):
+                        continue
+                    own = callee.__code__.co_filename == file
+                    if not own and not beyond:
+                        continue
+                    site = call or (None if own else (function, use.lineno, name))
+                    for i, argument in enumerate(arguments):
+                        if _is(argument, record) and (callee, i) not in seen:
+                            seen.add((callee, i))
+                            pending.append((callee, i, site))
+
+
+def _listed(fields: Collection[str]) -> str:
+    """Return the names of the fields, the first few of many."""
+    shown = ", ".join(list(fields)[:12])
+    return f"{shown}, …" if len(fields) > 12 else shown
 
 
 def _is(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
+#: Constructs that cannot be compiled, and what to do.  A try statement could catch the exception
+#: that ends the simulated process (kernel.task).
+_UNSUPPORTED = {
+    (ast.Lambda, ast.FunctionDef): "defines a function: write it at the top level, marked @jit",
+    (ast.AsyncFunctionDef, ast.ClassDef): "defines a class or a coroutine: write plain functions",
+    (ast.Try, ast.TryStar): "has a try statement: test for the error instead",
+    (ast.With, ast.AsyncWith): "has a with statement: compiled code has no context managers",
+    (ast.Yield, ast.YieldFrom, ast.GeneratorExp): "is or has a generator: write a loop",
+    (ast.Import, ast.ImportFrom): "imports a module: do that at the top level",
+}
+
+
+def _unsupported(function: ast.FunctionDef) -> Iterator[Mistake]:
+    """Yield the constructs that cannot be compiled, and strings other than messages."""
+    pending: list[ast.AST] = list(function.body)
+    for node in pending:  # grows
+        for kinds, what in _UNSUPPORTED.items():
+            if isinstance(node, kinds):
+                yield Mistake(node.lineno, what)
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.Raise():
+                continue  # a docstring; the message of an exception
+            case ast.Call(func=ast.Name(id="print"), args=arguments, keywords=keywords):
+                if keywords:
+                    yield Mistake(
+                        node.lineno, f"calls print() with {keywords[0].arg}: leave it out"
+                    )
+                pending += [a for a in arguments if not isinstance(a, ast.Constant)]
+                continue
+            case ast.Assert(test=test):
+                pending.append(test)
+                continue
+            case ast.Subscript(slice=ast.Constant(value=str())):
+                pending.append(node.value)  # a field of a record
+                continue
+            case ast.Constant(value=str() | bytes()):
+                yield Mistake(node.lineno, "uses a string: compiled code has numbers only")
+        pending += ast.iter_child_nodes(node)
+
+
 def _wrong_calls(node: ast.FunctionDef, scope: dict[str, Any]) -> Iterator[Mistake]:
     for call in ast.walk(node):
         callee = scope.get(call.func.id) if _names_callee(call) else None
+        if isinstance(callee, (int, float, tuple)):
+            kind = type(callee).__name__
+            yield Mistake(call.lineno, f"calls {call.func.id}, which is a global {kind}")
         if not isinstance(callee, FunctionType) or any(
             isinstance(argument, ast.Starred) for argument in call.args
         ):

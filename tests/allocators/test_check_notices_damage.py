@@ -24,7 +24,7 @@ TRIED = 12
 SETTINGS = {
     "arena": {"region_size": 4096, "mmap_threshold": 2048},
     "first_fit": {"fit": "next", "order": "address"},
-    "ptmalloc": {"tcache_count": 0, "mxfast": 0, "dynamic": "off"},
+    "ptmalloc": {"tcache_count": 0, "mxfast": 0, "trim_threshold": 1 << 17},
     "segregated": {"run_size": 4096, "chunk_size": 262144, "mmap_threshold": 512},
     "tlsf": {"sli": 1},
 }

@@ -1,6 +1,9 @@
 """A damaged, missing or mixed result is refused with one line that names it; nothing is written."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from analysis.__main__ import main
 from benchmarks.replay.metrics import WARM
 from tests.analysis.conftest import measurement, write_times
+from tests.conftest import ROOT
 
 #: The first run of the sweep ``small``.
 RUN = "0-0-1"
@@ -269,9 +273,58 @@ def test_an_output_that_is_a_file(
     assert out.read_text() == "mine"
 
 
+@pytest.mark.hardening(5)
+@pytest.mark.parametrize("name", ["memory.svg", "table.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_only_regular_files_are_replaced(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    out = tmp_path / "figures"
+    out.mkdir()
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).mkdir()
+    before = (out / name).lstat()
+    assert main([str(small), "-o", str(out), "--figures", "memory"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"analysis: {out / name}: ")
+    assert (out / name).lstat() == before
+    assert list(out.iterdir()) == [out / name]
+
+
 def test_a_figure_that_cannot_be_drawn_leaves_nothing(
     small: Path, refuse: Callable[..., str]
 ) -> None:
     path = small / RUN / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_live": 0}))
     assert str(small / RUN) in refuse(small)
+
+
+@pytest.mark.hardening(17)
+def test_interrupted_analysis_leaves_nothing(one_seed, tmp_path, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.fig_time.draw", interrupt)
+    with pytest.raises(KeyboardInterrupt):  # kernel.engine.command.run reports it
+        main([str(one_seed), "-o", str(tmp_path / "figures")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.hardening(4)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_analysis_fails_if_its_output_cannot_be_written(one_seed, tmp_path):
+    command = [sys.executable, "-m", "analysis", one_seed, "-o", tmp_path, "--figures", "time"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "analysis: standard output: No space left on device\n"
+
+
+@pytest.mark.hardening(2)
+def test_two_versions_of_an_allocator_share_no_figure(refuse, make, tmp_path):
+    for seed, version in ((1, "old"), (2, "old"), (3, "new")):
+        make(tmp_path / "sweep" / f"{seed}-mine", "mine", seed=seed, hashes={"plugin": version})
+    line = refuse(tmp_path / "sweep")
+    assert "mine was edited since" in line
+    assert "3-mine" in line

@@ -346,3 +346,14 @@ def test_no_text_overlaps_or_leaves_the_figure(
         for other in texts[i + 1 :]:
             overlap = boxes[text].padded(-1).overlaps(boxes[other].padded(-1))
             assert not overlap, f"{text.get_text()!r} overlaps {other.get_text()!r}"
+
+
+@pytest.mark.hardening(17)
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_dollar_in_a_label_is_drawn_as_a_dollar(figure, sweep_of, tmp_path):
+    label, workload = "mine$_x$", "trace(path=$a_{$.txt)"  # the second is no valid formula
+    results = read(sweep_of(tmp_path / "sweep", (label, "bump"), (workload, "churn"), seeds=1))
+    fig = drawn(figure, results)
+    dollars = [text for text in fig.findobj(Text) if "$" in text.get_text()]
+    assert dollars
+    assert not any(text.get_parse_math() for text in dollars)

@@ -5,9 +5,12 @@
 
 A format is a module.  A text format has NAME, PATTERN (a regular expression that recognises it)
 and Reader: ``read(lines)`` returns Records, ``explain(fields)`` returns the error in a line, and
-``format_pointer(pointer)`` names an object as the trace does.  Any other format has NAME, PATTERN
-or ``recognises(head)``, ``pieces(source)`` (see benchmarks.trace.formats.piece) and UNIT, the name
-of the unit in which positions in the file are counted.  To add a format, enter it in FORMATS.
+``format_pointer(pointer)`` names an object as the trace does.  A Reader may have ``late``,
+``prepare(text)``, called before lines are split, and ``missing()``, called at the end.  Any other
+format has NAME, PATTERN or ``recognises(head)``, ``pieces(source)`` (see
+benchmarks.trace.formats.piece) and UNIT, the name of the unit in which positions in the file are
+counted ("line" if absent).  NOTE says what a format lacks; it is printed whenever a trace is read.
+To add a format, enter it in FORMATS.
 
 Imports events/ and no other part of trace/; trace.tools, workloads and tests import it.
 """
@@ -31,9 +34,12 @@ from benchmarks.events.facts import Audit
 from benchmarks.events.numbering import Numbering
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import (
+    aggregates,
     android,
     fragmetrics,
     heaptrack,
+    heaptrack_default,
+    ltrace,
     malloc_bench,
     malloc_lab,
     memray,
@@ -58,17 +64,17 @@ FORMATS: tuple[ModuleType, ...] = (
     malloc_bench,
     memray,
     heaptrack,
+    heaptrack_default,
     fragmetrics,
     valgrind,
     mtrace,
+    ltrace,
     android,
     wee_alloc,
     malloc_lab,
 )
-#: (pattern, reason) of formats that are recognised only to explain why they cannot be read.
-_REFUSED = (heaptrack.INTERPRETED,)
 #: Version of the importers: increase it when a change makes the same file import differently.
-VERSION = 4
+VERSION = 5
 
 #: Callback: called with the fraction done and a description of the current work.
 Progress = Callable[[float, str], None]
@@ -92,13 +98,12 @@ def recognise(path: Path) -> Source:
             head = stream.read(_HEAD)
         if not head.strip():
             raise TraceError(f"{path}: the trace is empty")
+        if refusal := aggregates.reason(head):
+            raise TraceError(f"{path}: {refusal}")
         for module in FORMATS:
             if _matches(module, head):
                 source.format = module
                 return source
-    for pattern, reason in _REFUSED:
-        if pattern.search(head):
-            raise TraceError(f"{path}: {reason}")
     known = ", ".join([*(module.NAME for module in FORMATS), "Parquet"])
     raise TraceError(f"{path}: unknown trace format (known: {known})")
 
@@ -138,6 +143,12 @@ def _events(source: Source, strict: bool, progress: Progress | None) -> Iterator
         if len(records.bad):
             source.dropped[f"unreadable_{unit_of(source)}"] += len(records.bad)
         source.lines += piece.rows
+        if piece.missing:
+            name, number, what = piece.missing
+            source.dropped[name] += number
+            source.first_problem = source.first_problem or (source.lines + 1, what)
+            if strict:
+                raise _error(source.path, source.first_problem, unit_of(source))
         kept = problem == 0
         optional = {
             name: getattr(records, name)[kept]
@@ -219,7 +230,7 @@ def _provenance(source: Source) -> dict[str, Any]:
         "lines": source.lines,
         "dropped": dict(source.dropped),
         "first_problem": list(source.first_problem) if source.first_problem else None,
-    }
+    } | ({"note": source.format.NOTE} if hasattr(source.format, "NOTE") else {})
 
 
 def _content_hash(path: Path) -> str:
@@ -302,7 +313,9 @@ def load(
 
 
 def report_dropped(path: Path, provenance: dict[str, Any]) -> None:
-    """Print on standard error how many records a lenient import dropped."""
+    """Print on standard error how many records an import dropped, and what the format lacks."""
+    if "note" in provenance:
+        print(printable(f"{path}: note: {provenance['note']}", 4 * WIDTH), file=sys.stderr)
     dropped = provenance.get("dropped")
     if not dropped:
         return

@@ -8,6 +8,7 @@
     376: thread_done 0x0
 
 Newer recordings end each line with two times in nanoseconds, begin and end; the begin is used.
+They end a thread_done with one time.
 Source: AOSP, system/extras/memory_replay.
 """
 
@@ -26,7 +27,7 @@ from kernel.engine.jit import build_once, jit
 
 NAME = "Android memory_replay"
 #: Matches a line that occurs only in this format.
-PATTERN = re.compile(rb"^\s*\d+:\s*\w+\s+0x[0-9a-fA-F]", re.MULTILINE)
+PATTERN = re.compile(rb"^[ \t]*\d+:[ \t]*\w+[ \t]+0x[0-9a-fA-F]", re.MULTILINE)
 
 #: By name: the operation, and the fields after thread and name.
 OPERATIONS = {
@@ -61,7 +62,7 @@ class Reader:
             mine = (values[:, 1] == word(name)) & (kinds[:, 1] == WORD)
             op[mine] = number
             operands[mine] = len(names)
-        timed = fields == 2 + operands + 2
+        timed = (fields == 2 + operands + 2) | ((op == ops.THREAD_END) & (fields == 4))
         good = (op != 255) & (timed | (fields == 2 + operands)) & (kinds[:, 0] == NUMBER)
         for i in range(2, kinds.shape[1]):
             good &= (kinds[:, i] == NUMBER) | (fields <= i)
@@ -140,7 +141,7 @@ def print_lines(op, pointer, old, size, align, thread, time, names, ends, text):
             text[at] = _BLANK
             at = put_decimal(text, at + 1, int(size[i]))
         if time.shape[0] > 0:
-            for _ in range(2):
+            for _ in range(1 if kind == ops.THREAD_END else 2):
                 text[at] = _BLANK
                 at = put_decimal(text, at + 1, int(time[i]))
         text[at] = _NEWLINE

@@ -23,27 +23,22 @@ import numpy as np
 
 from benchmarks.events.events import FREE, MALLOC
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
-from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.objects import LATE, Records
 from benchmarks.trace.formats.piece import format_address
 from kernel.engine.foreign import quoted
 
 NAME = "heaptrack raw"
 #: Raw recordings name the program's file on the second line; interpreted ones do not.
 PATTERN = re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\nx ")
-#: Pattern of a file that heaptrack writes without --raw, and why it cannot be read.
-INTERPRETED = (
-    re.compile(rb"\Av [0-9a-f]+ [0-9a-f]+\r?\n[^x]"),
-    "an interpreted heaptrack file has no addresses; record with heaptrack --raw",
-)
 SPLIT = {"base": 16}
 
 #: Types of lines that are not events.
 _OTHERS = [word(letter) for letter in ("v", "x", "X", "I", "R", "m", "t", "S", "#")]
 #: Line types whose letter is also a hexadecimal digit, so that it is split as a number.
-_ATTACHED, _CLOCK = 0xA, 0xC
-_MILLISECOND = 1_000_000
+_ATTACHED, CLOCK = 0xA, 0xC
+MILLISECOND = 1_000_000
 #: Largest number of a call site.
-_LAST_SITE = (1 << 31) - 1
+LAST_SITE = (1 << 31) - 1
 
 
 class Reader:
@@ -51,8 +46,8 @@ class Reader:
 
     def __init__(self) -> None:
         self._now = 0
-        #: True if heaptrack was attached to a running program.
-        self.late = False
+        #: LATE if heaptrack was attached to a running program.
+        self.late = 0
 
     def read(self, lines: Lines) -> Records:
         """Return the records of ``lines``."""
@@ -60,17 +55,17 @@ class Reader:
         first, words = values[:, 0], kinds[:, 0] == WORD
         allocations = words & (first == word("+"))
         frees = words & (first == word("-"))
-        clock = ~words & (first == _CLOCK) & (fields == 2) & (kinds[:, 1] == NUMBER)
+        clock = ~words & (first == CLOCK) & (fields == 2) & (kinds[:, 1] == NUMBER)
         attached = ~words & (first == _ATTACHED) & (fields == 1)
-        self.late = self.late or bool(attached.any())
+        self.late = LATE if attached.any() else self.late
         good = allocations & (fields == 4) & (values[:, 1] >= 0)
         good &= (kinds[:, 2] == NUMBER) & (kinds[:, 3] == NUMBER)
-        good &= (values[:, 2] >= 0) & (values[:, 2] <= _LAST_SITE)
+        good &= (values[:, 2] >= 0) & (values[:, 2] <= LAST_SITE)
         good |= frees & (fields == 2)
         good &= kinds[:, 1] == NUMBER
         known = good | clock | attached | (words & np.isin(first, _OTHERS))
 
-        now = np.where(clock, values[:, 1] * _MILLISECOND, 0)
+        now = np.where(clock, values[:, 1] * MILLISECOND, 0)
         now = np.maximum(np.maximum.accumulate(now), self._now)
         self._now = int(now[-1]) if len(now) else self._now
         line = np.flatnonzero(good)

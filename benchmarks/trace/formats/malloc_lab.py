@@ -1,12 +1,15 @@
 """Traces of the malloc lab of computer systems courses (.rep).
 
-20000      weight, or a suggested heap size
+20000      suggested heap size; not in the header of two lines (xv6 labs)
 100        number of ids
 200        number of operations
-1          weight
+1          weight; not in the header of two lines
 a 0 512    allocate: id, bytes
-r 0 640    reallocate: id, bytes
-f 0        free: id
+r 0 640    reallocate: id, bytes; an id that is not allocated is allocated
+f 0        free: id; -1 is the null pointer
+
+The header must agree with the operations that follow, as the course's driver demands.
+Source: CS:APP malloc lab, traces/README and mdriver.c.
 """
 
 import re
@@ -17,18 +20,19 @@ import numpy as np
 from allocators.base import operation as ops
 from benchmarks.events.events import ALLOCATOR_OPS, Events, column
 from benchmarks.trace.formats.lines import NUMBER, WORD, Lines, word
-from benchmarks.trace.formats.objects import Records, count_lost
+from benchmarks.trace.formats.objects import REALLOC_FREED, REALLOC_UNKNOWN, Records, count_lost
 from benchmarks.trace.formats.printing import put_decimal
 from kernel.engine.foreign import quoted
 from kernel.engine.jit import build_once, jit
 
 NAME = "malloc-lab"
 #: The header and the first operation.
-PATTERN = re.compile(rb"\A\s*(\d+\s+){4}[arf]\s+\d")
+PATTERN = re.compile(rb"\A\s*((\d+\s+){2}){1,2}[arf]\s+-?\d")
 
 #: Operation and number of fields by letter.
 OPERATIONS = {"a": (ops.MALLOC, 3), "r": (ops.REALLOC, 3), "f": (ops.FREE, 2)}
 _HEADER_LINES = 4
+_NULL = word("-1")
 #: Upper bound on the length of a line, bytes.
 _LONGEST_LINE = 64
 _ALLOCATE, _REALLOCATE, _RELEASE = b"arf"
@@ -38,8 +42,29 @@ _BLANK, _NEWLINE = b" \n"
 class Reader:
     """Reader of one trace, piece by piece."""
 
+    #: A realloc of an id that is not allocated allocates it.
+    late = REALLOC_UNKNOWN | REALLOC_FREED
+
     def __init__(self) -> None:
-        self._header = _HEADER_LINES
+        self._header: list[int] = []
+        self._operations = 0
+
+    def _announced(self) -> tuple[int, int]:
+        """Return the numbers of ids and of operations in the header."""
+        first = 1 if len(self._header) == _HEADER_LINES else 0
+        ids, operations = [*self._header, 0, 0][first : first + 2]
+        return ids, operations
+
+    def missing(self) -> tuple[str, int, str] | None:
+        """Return how the number of operations differs from the header's, None if it does not."""
+        announced = self._announced()[1]
+        more = self._operations - announced
+        if not more:
+            return None
+        what = f"the header announces {announced} operations, the file has {self._operations}"
+        if more > 0:
+            return "operations_that_the_header_does_not_announce", more, what
+        return "missing_operations", -more, f"{what}: it is cut off"
 
     def read(self, lines: Lines) -> Records:
         """Return the records of ``lines``; an object's pointer is its id + 1."""
@@ -49,15 +74,20 @@ class Reader:
         for letter, (number, count) in OPERATIONS.items():
             mine = (values[:, 0] == word(letter)) & (kinds[:, 0] == WORD)
             op[mine], expected[mine] = number, count
-        good = (op != 255) & (fields == expected) & (kinds[:, 1] == NUMBER) & (values[:, 1] >= 0)
+        bad = fields > 0
+        for i in np.flatnonzero(bad)[: _HEADER_LINES - len(self._header)]:
+            if self._operations or fields[i] != 1 or kinds[i, 0] != NUMBER or values[i, 0] < 0:
+                break
+            self._header.append(int(values[i, 0]))
+            bad[i] = False
+        self._operations += int(np.count_nonzero(bad))
+        null = (op == ops.FREE) & (kinds[:, 1] == WORD) & (values[:, 1] == _NULL)
+        good = (op != 255) & (fields == expected) & ((kinds[:, 1] == NUMBER) | null)
+        good &= null | ((values[:, 1] >= 0) & (values[:, 1] < self._announced()[0]))
         good &= (fields == 2) | ((kinds[:, 2] == NUMBER) & (values[:, 2] >= 0))
-        header = np.flatnonzero(fields > 0)[: self._header]
-        header = header[(fields[header] == 1) & (kinds[header, 0] == NUMBER)]
-        self._header -= len(header)
-        bad = ~good & (fields > 0)
-        bad[header] = False
+        bad &= ~good
         line = np.flatnonzero(good)
-        op, pointer = op[line], values[line, 1] + 1
+        op, pointer = op[line], np.where(null, 0, values[:, 1] + 1)[line]
         nothing = np.zeros(len(line), "i8")
         return Records(
             line=line,
@@ -73,7 +103,10 @@ class Reader:
 
     def explain(self, fields: list[str]) -> str:
         """Return the reason why a line with these fields is malformed."""
-        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found {quoted(' '.join(fields))}"
+        found = f"found {quoted(' '.join(fields))}"
+        if fields[0] in OPERATIONS and len(fields) == OPERATIONS[fields[0]][1]:
+            return f"expected ids below {self._announced()[0]}, as the header announces, {found}"
+        return f"expected 'a ID SIZE', 'r ID SIZE' or 'f ID', {found}"
 
     def format_pointer(self, pointer: int) -> str:
         """Return the name that the trace has for an object."""

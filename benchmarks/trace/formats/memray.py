@@ -8,7 +8,8 @@ unknown object is not an error.  memray captures a realloc as a free directly fo
 allocation marked as realloc; this module joins the two.
 The alignment of posix_memalign, aligned_alloc and memalign is not captured: they are read as
 malloc.  mmap and munmap are skipped, since they are not requests to an allocator.  Positions are
-counted in records.
+counted in records.  A capture that is cut can be read up to there (--lenient) if it is not
+compressed (``memray run --no-compress``), as that of a killed program is.
 Needs the optional package memray.  Source: memray's documentation, class FileReader; memray 1.10
 to 1.20.
 """
@@ -16,14 +17,17 @@ to 1.20.
 import itertools
 from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from allocators.base import operation as ops
 from benchmarks.events.parquet import TraceError
-from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.objects import LATE, Records
 from benchmarks.trace.formats.packing import Source, trace_errors
-from benchmarks.trace.formats.piece import Piece, format_address
+from benchmarks.trace.formats.piece import Piece, end, format_address
 
 NAME = "memray"
 UNIT = "record"
@@ -71,7 +75,7 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         ) from None
     with trace_errors(source.path):
         try:
-            reader = memray.FileReader(source.path)
+            reader = _open(memray, source.path)
             total = reader.metadata.total_allocations  # 0: the program was killed
             seen = 0
             operations = np.full(256, _UNKNOWN, "u1")
@@ -80,12 +84,26 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
             for piece, seen in _pieces(iter(reader.get_allocation_records()), operations):
                 yield piece, min(seen / max(total, 1), 1.0)
             if seen < total:
-                raise TraceError(f"{source.path}: truncated: {seen} of {total} records")
+                what = f"truncated: {seen} of {total} records"
+                yield end(("missing_records", total - seen, what)), 1.0
         except NotImplementedError:
             raise TraceError(
                 f"{source.path}: an aggregated capture has no individual events; "
                 "record without --aggregate"
             ) from None
+
+
+def _open(memray: ModuleType, path: Path) -> Any:
+    """Return memray's reader of a capture.  Raises TraceError for one whose beginning is cut."""
+    try:
+        return memray.FileReader(path)
+    except OSError as error:
+        if error.errno:
+            raise
+        with path.open("rb") as file:
+            packed = file.read(len(_LZ4_FRAME)) == _LZ4_FRAME
+        hint = "it is compressed, so that no part can be read" if packed else "its header is cut"
+        raise TraceError(f"{path}: truncated or damaged capture: {hint}") from None
 
 
 def _pieces(stream: Iterator, operations: np.ndarray) -> Iterator[tuple[Piece, int]]:
@@ -136,4 +154,4 @@ def _piece(table: np.ndarray, operations: np.ndarray) -> Piece:
     def explain(row: int) -> str:
         return f"unknown allocator number {allocator[row]}"
 
-    return Piece(records, len(table), explain, lambda _row, p: format_address(p), late=True)
+    return Piece(records, len(table), explain, lambda _row, p: format_address(p), late=LATE)

@@ -8,6 +8,9 @@
     @ ./prog:[0x1358] - 0x5595a36b0610          free
     = End
 
+The log may begin in the middle of a program's life, which frees and reallocates blocks of before: a
+realloc of such a block is read as an allocation, a free of one is counted and left out.
+
 The log does not distinguish calloc and aligned allocations from malloc, nor threads.  It does not
 contain free(NULL).  The caller's path may contain blanks, so fields are counted from the end of the
 line.
@@ -20,7 +23,7 @@ import numpy as np
 
 from benchmarks.events.events import FREE, MALLOC, REALLOC
 from benchmarks.trace.formats.lines import NUMBER, WIDTH, WORD, Lines, word
-from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.objects import FREE_UNKNOWN, REALLOC_UNKNOWN, Records
 from benchmarks.trace.formats.piece import format_address
 from kernel.engine.foreign import quoted
 
@@ -37,6 +40,8 @@ class Reader:
     def __init__(self) -> None:
         #: Old block of a realloc whose second line is in the next piece.
         self._old: int | None = None
+        self._begun = False
+        self.late = FREE_UNKNOWN | REALLOC_UNKNOWN
 
     def read(self, lines: Lines) -> Records:
         """Return the records of ``lines``."""
@@ -61,6 +66,9 @@ class Reader:
         olds, news = what[events] == _OLD, what[events] == _NEW
         carried = self._old is not None
         opened = np.concatenate([[carried], olds[:-1]]) if len(events) else olds
+        if len(events) and not self._begun:
+            # The first line of a log that is cut may be the second one of a realloc.
+            opened[0], self._begun = news[0], True
         old = np.concatenate([[self._old or 0], pointer[events][:-1]]) if len(events) else events
         if len(events):
             self._old = int(pointer[events[-1]]) if olds[-1] else None

@@ -38,9 +38,21 @@ class Records(NamedTuple):
     site: np.ndarray = np.empty(0, "i8")
 
 
+def no_records() -> Records:
+    """Return the Records of a piece without any."""
+    columns = {name: np.empty(0, "i8") for name in Records._fields}
+    return Records(**columns | {name: np.empty(0, "u1") for name in ("op", "align")})
+
+
 #: Problems of a record.  FAILED is not an error: the recorded program itself got NULL.  Neither is
 #: UNSEEN: the free of an object that was allocated before the recording started.
 FINE, FAILED, UNSEEN, LIVE, UNKNOWN, DEAD, TOO_LARGE = range(7)
+#: What a format lets a record do to an object that is not allocated, for :meth:`Objects.rename`: a
+#: free is dropped and counted as UNSEEN, a realloc becomes an allocation.  LATE: the recording
+#: starts when the program is already running, or misses calls.
+FREE_UNKNOWN, FREE_FREED, REALLOC_UNKNOWN, REALLOC_FREED = 1, 2, 4, 8
+LATE = FREE_UNKNOWN | FREE_FREED | REALLOC_UNKNOWN | REALLOC_FREED
+
 #: Names under which dropped records are counted and stored.
 PROBLEM_NAMES = (
     "fine",
@@ -90,13 +102,23 @@ def enter(keys, slots, counts, pointer, slot):
 
 
 @jit
+def needed(held, frees):
+    """Return what a format must let a record do to an object with ``held`` in the table, or 0."""
+    if held == _NO_KEY:
+        return FREE_UNKNOWN if frees else REALLOC_UNKNOWN
+    if held == _FREED:
+        return FREE_FREED if frees else REALLOC_FREED
+    return 0
+
+
+@jit
 def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, problem, strict, late):
     """Fill ``slot`` and ``problem`` (n,) for the records in order.
 
     ``keys``, ``slots``: hash table from pointer to slot.  ``spare``: stack of slots to reuse.
     ``counts``: height of that stack, slots ever used, keys in the table.  ``strict``: stop at the
-    first error.  ``late``: the recording started when the program was already running, so that it
-    may free objects whose allocation was not recorded.
+    first error.  ``late``: the sum of what the format lets a record do to an object that is not
+    allocated.
     """
     for i in range(op.shape[0]):
         kind = op[i]
@@ -108,7 +130,7 @@ def rename(keys, slots, spare, counts, op, pointer, old, size, align, slot, prob
         held = _NULL
         if argument != 0:
             held = int(slots[find(keys, slots, argument)])
-        unseen = late and held in (_NO_KEY, _FREED)
+        unseen = late & needed(held, kind == ops.FREE) != 0
         if unseen and kind == ops.REALLOC:
             argument = 0
             held = _NULL
@@ -162,13 +184,13 @@ class Objects:
         self._counts = np.zeros(3, "i8")
 
     def rename(
-        self, records: Records, strict: bool, late: bool = False
+        self, records: Records, strict: bool, late: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return slot (n,) int32 and problem (n,) uint8 of ``records``.
 
         Slot -1 is free(NULL), an operation of no object, or a record with a problem.  If
-        ``strict``, records after the first error are not processed.  If ``late``, objects may have
-        been allocated before the recording: the realloc of one becomes an allocation.
+        ``strict``, records after the first error are not processed.  ``late``: the sum of what the
+        format lets a record do to an object that is not allocated, such as LATE.
         """
         n = len(records.op)
         self._make_room(n)
@@ -200,7 +222,7 @@ def describe_problem(
     argument = records.pointer[i] if free or problem == LIVE else records.old[i]
     if problem == TOO_LARGE:
         what = f"{name} of {records.size[i]} bytes with alignment 2**{records.align[i]}"
-        return f"{what}: a trace has sizes and alignments up to 2**{_MAX_ALIGN} bytes"
+        return f"{what}: sizes and alignments go up to 2**{_MAX_ALIGN} bytes"
     which = format_pointer(int(argument))
     if problem == LIVE:
         return f"{name} returned {which}, which is still allocated"

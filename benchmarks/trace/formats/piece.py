@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from benchmarks.trace.formats.lines import fields_of, split_lines
-from benchmarks.trace.formats.objects import Records
+from benchmarks.trace.formats.objects import Records, no_records
 from benchmarks.trace.formats.packing import Source, whole_lines
 
 
@@ -16,15 +16,18 @@ class Piece(NamedTuple):
     """Some records of a trace.
 
     ``rows``: number of lines (or messages) read; ``explain(row)``: the error in a row of
-    ``records.bad``; ``format_pointer(row, pointer)``: the trace's name of an object; ``late``: the
-    recording started when the program was already running.
+    ``records.bad``; ``format_pointer(row, pointer)``: the trace's name of an object; ``late``: what
+    a record may do to an object that is not allocated (benchmarks.trace.formats.objects).
+    ``missing``: for the last piece of a file that is cut off, the name under which what is missing
+    is counted, its number, and the message.
     """
 
     records: Records
     rows: int
     explain: Callable[[int], str]
     format_pointer: Callable[[int, int], str]
-    late: bool = False
+    late: int = 0
+    missing: tuple[str, int, str] | None = None
 
 
 def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
@@ -36,7 +39,9 @@ def pieces(source: Source) -> Iterator[tuple[Piece, float]]:
 def _text_pieces(source: Source) -> Iterator[tuple[Piece, float]]:
     reader = source.format.Reader()
     settings = getattr(source.format, "SPLIT", {})
+    prepares, ends = hasattr(reader, "prepare"), hasattr(reader, "missing")
     for text, fraction in whole_lines(source):
+        text = reader.prepare(text) if prepares else text
         lines = split_lines(text, **settings)
         records = reader.read(lines)
 
@@ -46,8 +51,15 @@ def _text_pieces(source: Source) -> Iterator[tuple[Piece, float]]:
         def format_pointer(_row: int, pointer: int) -> str:
             return reader.format_pointer(pointer)
 
-        late = getattr(reader, "late", False)
+        late = getattr(reader, "late", 0)
         yield Piece(records, len(lines.fields), explain, format_pointer, late), fraction
+    if ends:
+        yield end(reader.missing()), 1.0
+
+
+def end(missing: tuple[str, int, str] | None) -> Piece:
+    """Return a piece without records for the end of a file, which tells what is ``missing``."""
+    return Piece(no_records(), 0, lambda _: "", lambda _row, p: format_address(p), missing=missing)
 
 
 def line_of(text: bytes, row: int) -> bytes:

@@ -12,6 +12,7 @@
     --123-- calloc(8589934592,8589934592)malloc(5) = … overflow: it fails without a line end
     --123-- malloc(4916)free(0x4A40040)                a call that another thread interrupted;
     --123--  = 0x4D713A0                               its result is printed later
+    --00:00:00:01.753 123-- malloc(10) = 0x4A423B0     with --time-stamp=yes: days to milliseconds
 
 The output does not distinguish threads.  An interrupted call becomes an event at the position of
 its result; several results belong to the interrupted calls in the order of the calls.  Lines of a
@@ -67,8 +68,18 @@ _POWERS = 1 << np.arange(62)
 _IMPOSSIBLE_SIZE = 1 << 63
 
 PATTERN = re.compile(
-    rb"^--\d+-- (" + "|".join(itertools.chain(*_FORMS.values())).encode() + rb")\(", re.MULTILINE
+    rb"^--(?:\d+:\d\d:\d\d:\d\d\.\d{3} )?\d+-- ("
+    + "|".join(itertools.chain(*_FORMS.values())).encode()
+    + rb")\(",
+    re.MULTILINE,
 )
+
+
+#: What --time-stamp=yes adds to a line.
+_STAMP = re.compile(rb"^--(\d{1,5}):(\d\d):(\d\d):(\d\d)\.(\d{3}) (?=\d+--)")
+#: The first line of valgrind's that decides whether the lines have stamps.
+_FIRST = re.compile(rb"^--(\d+:\d\d:\d\d:\d\d\.\d{3} )?\d+--", re.MULTILINE)
+_UNITS = tuple(unit * 1_000_000 for unit in (86_400_000, 3_600_000, 60_000, 1000, 1))
 
 
 class Call(NamedTuple):
@@ -92,6 +103,27 @@ class Reader:
         self._process: int | None = None
         #: Interrupted calls without a result, oldest first.
         self._open: list[Call] = []
+        #: Time of each line of the piece, ns since the start; None if the log has no times.
+        self._times: np.ndarray | None = None
+        self._now = 0
+        self._begun = False
+
+    def prepare(self, text: bytes) -> bytes:
+        """Return ``text`` without time stamps, which are kept."""
+        if not self._begun and (first := _FIRST.search(text)):
+            self._begun = True
+            self._times = np.empty(0, "i8") if first[1] else None
+        if self._times is None:
+            return text
+        lines, times = text.split(b"\n"), []
+        for i, line in enumerate(lines):
+            if stamp := _STAMP.match(line):
+                lines[i] = b"--" + line[stamp.end() :]
+                now = sum(int(n) * unit for n, unit in zip(stamp.groups(), _UNITS, strict=True))
+                self._now = max(self._now, now)
+            times.append(self._now)
+        self._times = np.array(times, "i8")
+        return b"\n".join(lines)
 
     def read(self, lines: Lines) -> Records:
         """Return the records of ``lines``."""
@@ -135,7 +167,7 @@ class Reader:
             size=size[kept],
             align=align[kept].astype("u1"),
             thread=np.empty(0, "i8"),
-            time=np.empty(0, "i8"),
+            time=np.empty(0, "i8") if self._times is None else self._times[row[kept]],
             bad=row[~good],
         )
 
@@ -253,7 +285,7 @@ def _call(name: str, tokens: list[str | int]) -> tuple[Call, list[str | int]]:
     if form == "SIZE":
         return Call(ops.MALLOC, 0, tokens[0] + 0, 0), tokens[1:]
     if form == "N,SIZE":
-        return Call(ops.CALLOC, 0, tokens[0] * (tokens[1] + 0), 0), tokens[2:]
+        return Call(ops.CALLOC, 0, (tokens[0] + 0) * (tokens[1] + 0), 0), tokens[2:]
     if form == "POINTER,SIZE":
         return Call(ops.REALLOC, tokens[0] + 0, tokens[1] + 0, 0), tokens[2:]
     if form == "POINTER":

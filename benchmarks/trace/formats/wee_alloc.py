@@ -17,7 +17,7 @@ from kernel.engine.foreign import quoted
 
 NAME = "wee_alloc"
 #: Matches a line that occurs only in this format.
-PATTERN = re.compile(rb"^\s*(Alloc|Free)\(", re.MULTILINE)
+PATTERN = re.compile(rb"^[ \t]*(Alloc|Free)\(", re.MULTILINE)
 
 
 class Reader:

@@ -31,19 +31,27 @@ from kernel.engine.jit import build_once, jit
 #: Bytes of a chunk and of a header, and a header's first word; the same as in recorder.c.
 CHUNK = 131072
 HEADER = 65536
-MAGIC = 0x3252434552424D4D
+MAGIC = 0x3352434552424D4D
+#: Words of the header: the number of images that could not be recorded, and a state for each of
+#: the first SLOTS chunks of the file; two states (recorder.c, benchmarks.trace.recorder.drain).
+UNRECORDED, SLOTS = 7, 1024
+STATES = HEADER // 8 - SLOTS
+FULL, FREE_SLOT = 1, 2
 #: Words before a chunk's records.
 HEAD = 2
-#: Operation codes in the files: those of benchmarks.events.events plus one, and three more.
+#: Operation codes in the files: those of benchmarks.events.events plus one, and four more.
 MALLOC, FREE, REALLOC, CALLOC, ALIGNED = (
     op + 1 for op in (ev.MALLOC, ev.FREE, ev.REALLOC, ev.CALLOC, ev.ALIGNED)
 )
+OTHER = 6
 THREAD_END = ev.THREAD_END + 1
 BEGIN, ORIGIN, TIME = 9, 10, 11
 #: Added to the operation of an allocation whose record is a single word.
 SHORT = 11
 #: Only in windows: a realloc without an end, and one that was already written to the output.
 UNFINISHED, PLACED = 16, 17
+#: Only in windows: the first of malloc_trim, mallopt and sbrk, which files hold as kinds of OTHER.
+TRIM = 20
 
 #: Sequence numbers per window.
 WINDOW = 1 << 20
@@ -55,7 +63,7 @@ ROW = np.dtype(
         ("align", "u1"),  # log2
         ("thread", "i4"),
         ("pointer", "i8"),  # returned, or freed
-        ("old", "i8"),  # realloc's argument
+        ("old", "i8"),  # realloc's argument; the event's offset of mallopt and sbrk
         ("bytes", "i8"),  # requested
         ("time", "i8"),  # ticks
     ],
@@ -79,6 +87,18 @@ def fill(row, op, align, thread, pointer, old, size, time):
 
 
 @jit
+def fill_other(row, thread, packed, value, time):
+    """Set all fields of a row from a record of OTHER: ``packed`` is its parameter and kind."""
+    kind = packed & 15
+    if kind == 0:
+        fill(row, TRIM, 0, thread, 0, 0, value & _SIZE, time)
+        return
+    if kind == 1:
+        value = (packed >> 4) << 32 | value & 0xFFFFFFFF  # ev.mallopt_offset
+    fill(row, TRIM + kind, 0, thread, 0, value, 0, time)
+
+
+@jit
 def decode(words, first, window):
     """Write the records of a chunk whose numbers are in ``window`` to it.
 
@@ -86,10 +106,7 @@ def decode(words, first, window):
     ``first`` on.  Returns the last number of the chunk.
     """
     n = window.shape[0]
-    thread = 0
-    number = 0
-    origin = 0
-    now = 0
+    thread = number = origin = now = 0
     begin = -1
     old = 0
     i = 0
@@ -100,10 +117,8 @@ def decode(words, first, window):
         if op == 0:
             break  # end of the records
         if op == ORIGIN:
-            thread = word & _TICKS
-            number = int(words[i])
-            origin = int(words[i + 1])
-            now = origin
+            thread, number = word & _TICKS, int(words[i])
+            now = origin = int(words[i + 1])
             i += 2
             continue
         if op == TIME:
@@ -119,6 +134,11 @@ def decode(words, first, window):
         else:
             number += (word >> 52) & 255
             pointer = word & _ADDRESS
+            if op == OTHER:
+                if 0 <= number - first < n:
+                    fill_other(window[number - first], thread, pointer, int(words[i]), now)
+                i += 1
+                continue
             if op in (MALLOC, REALLOC, CALLOC, ALIGNED):
                 size = int(words[i]) & _SIZE
                 align = (int(words[i]) >> 56) & 255
@@ -215,6 +235,8 @@ class Image:
             raise ValueError("no header")
         #: Process IDs of the image and its parent; its start in ns since the epoch and in ticks.
         self.pid, self.parent, self.started, self.start_ticks = map(int, words[1:5])
+        #: Images that came from this one by fork or exec, and could not be recorded.
+        self.unrecorded = int(words[UNRECORDED])
         program, arguments = header[64:][: words[5]], header[64 + words[5] :][: words[6]]
         self.program = program.decode(errors="replace")
         self.arguments = [a.decode(errors="replace") for a in arguments.split(b"\0")[:-1]]
@@ -225,7 +247,8 @@ class Image:
     def _index(self) -> None:
         """Find the chunks, and the first and last sequence number of each."""
         found = []
-        for path in (self.buffers, self._chunks):
+        drained = self.buffers.with_suffix(".drained")
+        for path in (self.buffers, drained, self._chunks):
             if not path.exists():
                 continue
             with path.open("rb") as file:
@@ -234,9 +257,14 @@ class Image:
                     head = np.frombuffer(file.read(8 * (HEAD + 2)), "<i8")
                     if len(head) == HEAD + 2 and head[HEAD] != 0:
                         found.append((path, slot, int(head[HEAD + 1]), int(head[1])))
-        # A kill may leave a half-written chunk in .chunks; its copy in .buffers is then complete.
-        whole = {first for path, _, first, _ in found if path is self.buffers}
-        self._places = [c for c in found if c[0] is self.buffers or c[2] not in whole]
+        # A kill or a full disk may leave half a chunk in a file; the copy in the file before it is
+        # then complete.
+        whole: set[int] = set()
+        self._places = []
+        for path in (self.buffers, drained, self._chunks):
+            places = [c for c in found if c[0] is path and c[2] not in whole]
+            whole.update(first for _, _, first, _ in places)
+            self._places += places
         nowhere = np.zeros(0, ROW).view(np.recarray)
         last = []
         for path, slot, _, number in self._places:
@@ -282,7 +310,7 @@ class Image:
             yield (
                 Records(
                     line=np.zeros(count, "i8"),
-                    op=out.op - 1,
+                    op=np.where(out.op < TRIM, out.op - 1, out.op - TRIM + ev.TRIM),
                     pointer=np.ascontiguousarray(out.pointer),
                     old=np.ascontiguousarray(out.old),
                     size=np.ascontiguousarray(out.bytes),
@@ -295,12 +323,16 @@ class Image:
             )
 
 
-def images(directory: Path) -> list[Image]:
-    """Return the images in a raw recording, in the order of their starts.  Raises OSError."""
-    found = []
+def images(directory: Path) -> tuple[list[Image], int]:
+    """Return the images in a raw recording, in the order of their starts, and how many are missing.
+
+    Missing are images that could not be recorded.  Raises OSError.
+    """
+    found, missing = [], 0
     for path in sorted(directory.glob("*.buffers")):
         try:
             found.append(Image(path))
         except ValueError:
-            continue
-    return sorted(found, key=lambda image: image.started)
+            missing += 1
+    missing += sum(image.unrecorded for image in found)
+    return sorted(found, key=lambda image: image.started), missing

@@ -5,6 +5,12 @@
                                                                   survives any end of the process
    Nothing needs to be done at exit: a record that is not yet in NAME.chunks is in NAME.buffers.
 
+   The program must not notice.  A full chunk is written only if the limits allow it (RLIMIT_FSIZE);
+   if it cannot be written (chroot, full disk, no descriptor left), or no system call may be made
+   (after the program installed a seccomp filter), it is marked FULL and left in NAME.buffers, which is
+   mapped in advance: the recording process (benchmarks/trace/recorder/run.py) moves it to NAME.drained.
+   If that is too slow, records are lost, which the missing numbers show.
+
    Order.  Every event takes the next sequence number: a free before the call, an allocation after it.
    So if memory passes from a free to an allocation, their numbers are in that order.  A realloc takes
    two numbers, one for the release and one for the acquisition.
@@ -22,6 +28,7 @@
        operation:4 step:8 address:52                  step: increment from the last record's number
        operation:4 step:8 address:52, alignment:8 size:56            allocations, realloc's end
        SHORT + operation:4 step:4 address / 16:44 size:12            the same, if all of it fits
+       OTHER:4 step:8 0:16 parameter:32 kind:4, value malloc_trim, mallopt, sbrk
        ORIGIN:4 thread:60, number, ticks              first in a chunk; base of the next step
        TIME:4 ticks:60                                since the last ORIGIN
 
@@ -31,15 +38,23 @@
 */
 
 #define _GNU_SOURCE
+#include <alloca.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
+#include <sched.h>
+#include <spawn.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -62,7 +77,16 @@
    benchmarks/trace/recorder/raw.py. */
 #define CHUNK 131072
 #define HEADER 65536
-#define MAGIC 0x3252434552424d4dL /* "MMBRECR2" */
+#define MAGIC 0x3352434552424d4dL /* "MMBRECR3" */
+/* The header's words that change: number of images that could not be recorded, and from STATES on a
+   state for each slot of the file; the same as in raw.py.  FULL: to be drained; FREE: for any thread. */
+#define UNRECORDED 7
+#define SLOTS 1024
+#define STATES (HEADER / 8 - SLOTS)
+enum { USED, FULL, FREE_SLOT };
+/* Chunks made with an image, and before a seccomp filter. */
+#define RESERVED 3
+#define FILTERED 64
 /* CLOCK_WORDS: words that a thread writes per reading of the clock, which costs as much as all the
    rest.  SLOW: with more ticks than this per word, events are rare enough to read it at each one. */
 #define CLOCK_WORDS 32
@@ -70,7 +94,9 @@
 #define VARIABLE "MALLOC_BENCH_RECORDING"
 
 /* Operations: benchmarks.events.events, plus one; SHORT is added to MALLOC, REALLOC or CALLOC. */
-enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, THREAD_END = 8, BEGIN, ORIGIN, TIME, SHORT = 11 };
+enum { MALLOC = 1, FREE, REALLOC, CALLOC, ALIGNED, OTHER, THREAD_END = 8, BEGIN, ORIGIN, TIME, SHORT = 11 };
+/* Kinds of OTHER. */
+enum { TRIM, MALLOPT, SBRK };
 
 #define WORDS (CHUNK / 8 - 2)
 /* Upper bound on the words written by one call: two records, each with an ORIGIN. */
@@ -110,6 +136,8 @@ struct image {
     struct thread *spare, *fresh;
     int left; /* number of fresh states, which have no chunk yet */
     uint64_t buffers, chunks; /* slots used in the two files */
+    struct chunk *slots[SLOTS]; /* chunks of the buffers file that may become FULL */
+    int alone; /* nothing drains */
     uint64_t threads;
     char path[4096]; /* without the suffix */
     size_t length;
@@ -120,6 +148,9 @@ static struct image not_begun;
 static struct image *image = &not_begun;
 static uint64_t images; /* number begun in this process and its ancestors */
 static int off; /* recording is disabled */
+static int quiet; /* the program filters system calls: none may be made */
+static volatile uint64_t *header; /* of this image, or of the last one before it that was recorded */
+static char directory[4096], library[4096]; /* of the recording; of this library */
 static pthread_key_t key;
 static int has_key;
 
@@ -140,6 +171,24 @@ static struct {
     void *(*memalign)(size_t, size_t);
     void *(*valloc)(size_t);
     void *(*pvalloc)(size_t);
+    int (*malloc_trim)(size_t);
+    int (*mallopt)(int, int);
+    void *(*sbrk)(intptr_t);
+    int (*brk)(void *);
+    long (*syscall)(long, long, long, long, long, long, long);
+    int (*prctl)(int, long, long, long, long);
+    int (*execve)(const char *, char *const[], char *const[]);
+    int (*execvpe)(const char *, char *const[], char *const[]);
+    int (*fexecve)(int, char *const[], char *const[]);
+    int (*execveat)(int, const char *, char *const[], char *const[], int);
+    int (*system)(const char *);
+    FILE *(*popen)(const char *, const char *);
+    int (*posix_spawn)(
+        pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+        char *const[], char *const[]);
+    int (*posix_spawnp)(
+        pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+        char *const[], char *const[]);
 } real;
 
 /* --- The real allocator, and memory for dlsym while it is looked up ---------------------------- */
@@ -175,6 +224,20 @@ static void resolve(void)
     real.memalign = dlsym(RTLD_NEXT, "memalign");
     real.valloc = dlsym(RTLD_NEXT, "valloc");
     real.pvalloc = dlsym(RTLD_NEXT, "pvalloc");
+    real.malloc_trim = dlsym(RTLD_NEXT, "malloc_trim");
+    real.mallopt = dlsym(RTLD_NEXT, "mallopt");
+    real.sbrk = dlsym(RTLD_NEXT, "sbrk");
+    real.brk = dlsym(RTLD_NEXT, "brk");
+    real.syscall = dlsym(RTLD_NEXT, "syscall");
+    real.prctl = dlsym(RTLD_NEXT, "prctl");
+    real.execve = dlsym(RTLD_NEXT, "execve");
+    real.execvpe = dlsym(RTLD_NEXT, "execvpe");
+    real.fexecve = dlsym(RTLD_NEXT, "fexecve");
+    real.execveat = dlsym(RTLD_NEXT, "execveat");
+    real.system = dlsym(RTLD_NEXT, "system");
+    real.popen = dlsym(RTLD_NEXT, "popen");
+    real.posix_spawn = dlsym(RTLD_NEXT, "posix_spawn");
+    real.posix_spawnp = dlsym(RTLD_NEXT, "posix_spawnp");
     __atomic_store_n(&real.malloc, dlsym(RTLD_NEXT, "malloc"), __ATOMIC_RELEASE);
 }
 
@@ -184,6 +247,9 @@ static inline int resolved(void)
     return __atomic_load_n(&real.malloc, __ATOMIC_ACQUIRE) != NULL;
 }
 
+/* Earlier stores reach memory before later ones, even if the process is killed in between. */
+#define IN_ORDER __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
 /* --- Files ------------------------------------------------------------------------------------- */
 
 static uint64_t nanoseconds(clockid_t clock)
@@ -192,6 +258,13 @@ static uint64_t nanoseconds(clockid_t clock)
     clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+/* Ticks to wait for the recording process to drain a chunk: some tenths of a second. */
+#if defined(__aarch64__)
+#define PATIENCE (1 << 24)
+#else
+#define PATIENCE (1 << 30)
+#endif
 
 /* Read the cheapest monotonic clock of the machine; its unit varies. */
 static inline uint64_t ticks(void)
@@ -247,13 +320,66 @@ static size_t read_file(const char *path, char *out, size_t room)
     return n;
 }
 
+/* Return true if a file may grow to ``size`` bytes; to try it anyway would raise SIGXFSZ. */
+static int may_grow(off_t size)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) || limit.rlim_cur == RLIM_INFINITY
+        || (rlim_t)size <= limit.rlim_cur;
+}
+
+/* Map ``count`` new chunks in the open buffers file; return the first, NULL on failure. */
+static struct chunk *map_chunks(int fd, int count)
+{
+    off_t at = (off_t)image->buffers * CHUNK;
+    size_t size = (size_t)count * CHUNK;
+    /* Allocate blocks, not just a larger size: with a full disk a write to the mapping would raise
+       SIGBUS. */
+    if (!may_grow(at + size) || posix_fallocate(fd, at, size))
+        return NULL;
+    struct chunk *chunks = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+    if (chunks == MAP_FAILED)
+        return NULL;
+    madvise(chunks, size, MADV_DONTFORK);
+    for (int i = 0; i < count; i++, image->buffers++)
+        if (image->buffers < SLOTS)
+            image->slots[image->buffers] = chunks + i;
+    return chunks;
+}
+
+/* Map ``count`` chunks for later. */
+static void reserve(int fd, int count)
+{
+    uint64_t first = image->buffers;
+    if (map_chunks(fd, count))
+        for (uint64_t i = first; i < image->buffers && i < SLOTS; i++)
+            __atomic_store_n(header + STATES + i, FREE_SLOT, __ATOMIC_RELEASE);
+}
+
+/* Count an image that cannot be recorded, in the header of the one that it comes from. */
+static void count_unrecorded(void)
+{
+    if (header)
+        __atomic_fetch_add(header + UNRECORDED, 1, __ATOMIC_RELAXED);
+}
+
 /* Begin an image: create its buffers file and write the header.  Return false on failure. */
 static int begin_image(void)
 {
-    const char *directory = getenv(VARIABLE);
     int fd = -1, length;
-    if (!directory)
+    if (!*directory) {
+        const char *given = getenv(VARIABLE);
+        Dl_info place;
+        if (!given || strlen(given) >= sizeof directory)
+            return 0;
+        strcpy(directory, given);
+        if (dladdr(&images, &place) && strlen(place.dli_fname) < sizeof library)
+            strcpy(library, place.dli_fname);
+    }
+    if (quiet) {
+        count_unrecorded();
         return 0;
+    }
     for (int i = 0; fd < 0; i++) {
         length = snprintf(
             image->path, sizeof image->path, "%s/%d-%d", directory, (int)getpid(), i);
@@ -261,29 +387,37 @@ static int begin_image(void)
             return 0;
         image->length = length;
         fd = open_file(".buffers", O_RDWR | O_CREAT | O_EXCL);
-        if (fd < 0 && errno != EEXIST)
+        if (fd < 0 && errno != EEXIST) {
+            count_unrecorded();
             return 0;
+        }
     }
-    static char header[HEADER];
-    uint64_t *words = (uint64_t *)header;
-    char *text = header + 8 * 8;
-    words[0] = MAGIC;
+    uint64_t *words = MAP_FAILED;
+    if (may_grow(HEADER) && posix_fallocate(fd, 0, HEADER) == 0)
+        words = mmap(NULL, HEADER, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (words == MAP_FAILED) {
+        close(fd); /* the empty file shows that this image was not recorded */
+        return 0;
+    }
+    char *text = (char *)(words + UNRECORDED + 1);
     words[1] = getpid();
     words[2] = getppid();
     words[3] = nanoseconds(CLOCK_REALTIME);
     words[4] = ticks();
     ssize_t program = readlink("/proc/self/exe", text, 4096);
     words[5] = program < 0 ? 0 : program;
-    words[6] = read_file("/proc/self/cmdline", text + words[5], header + HEADER - text - words[5]);
-    ssize_t written = pwrite(fd, header, HEADER, 0);
+    words[6] = read_file(
+        "/proc/self/cmdline", text + words[5], (char *)(words + STATES) - text - words[5]);
+    IN_ORDER;
+    words[0] = MAGIC;
+    header = words;
+    image->buffers = 1;
+    reserve(fd, RESERVED);
     close(fd);
-    if (written != HEADER)
-        return 0;
     if (!has_key) {
         void thread_end(void *);
         has_key = pthread_key_create(&key, thread_end) == 0;
     }
-    image->buffers = 1;
     __atomic_store_n(&image->id, ++images, __ATOMIC_RELEASE);
     return 1;
 }
@@ -295,24 +429,38 @@ static void *wiped(size_t size)
     return p == MAP_FAILED || madvise(p, size, MADV_WIPEONFORK) ? NULL : p;
 }
 
-/* Map a new chunk in the buffers file; return NULL on failure. */
+/* Return the state of slot ``i`` of the buffers file. */
+static volatile uint64_t *state_of(uint64_t i)
+{
+    return header + STATES + i;
+}
+
+static int change_state(uint64_t slot, uint64_t from, uint64_t to)
+{
+    return __atomic_compare_exchange_n(
+        state_of(slot), &from, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* Return an empty chunk that was made in advance or drained; NULL if there is none. */
+static struct chunk *free_chunk(void)
+{
+    for (uint64_t i = 1; i < image->buffers && i < SLOTS; i++)
+        if (*state_of(i) == FREE_SLOT && change_state(i, FREE_SLOT, USED))
+            return image->slots[i];
+    return NULL;
+}
+
+/* Return a chunk, free or new; NULL on failure. */
 static struct chunk *make_chunk(void)
 {
-    struct chunk *chunk = NULL;
+    struct chunk *chunk = free_chunk();
+    if (chunk || quiet)
+        return chunk;
     int fd = open_file(".buffers", O_RDWR);
-    off_t at = (off_t)image->buffers * CHUNK;
-    /* Allocate blocks, not just a larger size: with a full disk a write to the mapping would raise
-       SIGBUS. */
-    if (fd >= 0 && posix_fallocate(fd, at, CHUNK) == 0) {
-        void *p = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
-        if (p != MAP_FAILED) {
-            madvise(p, CHUNK, MADV_DONTFORK);
-            image->buffers++;
-            chunk = p;
-        }
-    }
-    if (fd >= 0)
-        close(fd);
+    if (fd < 0)
+        return NULL;
+    chunk = map_chunks(fd, 1);
+    close(fd);
     return chunk;
 }
 
@@ -324,7 +472,7 @@ static struct thread *take(void)
     if (taken) {
         image->spare = taken->next;
     } else {
-        if (!image->left && (image->fresh = wiped(THREADS * sizeof *taken)))
+        if (!image->left && !quiet && (image->fresh = wiped(THREADS * sizeof *taken)))
             image->left = THREADS;
         struct chunk *chunk = image->left ? make_chunk() : NULL;
         if (chunk) {
@@ -349,9 +497,9 @@ static inline uint64_t next_number(void)
 /* Make this thread ready to record in the current image; return false on failure. */
 static int attach(void)
 {
-    if (!environ)
+    if (!environ && !*directory)
         return 0; /* too early: the C library is not initialised */
-    if (image == &not_begun) {
+    if (image == &not_begun && !quiet) {
         struct image *p = wiped(sizeof *image);
         if (!p) {
             off = 1;
@@ -385,32 +533,60 @@ static int attach(void)
     return 1;
 }
 
-/* Earlier stores reach memory before later ones, even if the process is killed in between. */
-#define IN_ORDER __atomic_signal_fence(__ATOMIC_SEQ_CST)
+/* Append a chunk to the chunks file; return false on failure. */
+static int write_chunk(const struct chunk *chunk)
+{
+    off_t at = (off_t)__atomic_fetch_add(&image->chunks, 1, __ATOMIC_RELAXED) * CHUNK;
+    ssize_t n, done = 0;
+    int fd = quiet || !may_grow(at + CHUNK) ? -1 : open_file(".chunks", O_WRONLY | O_CREAT);
+    if (fd < 0)
+        return 0;
+    for (; done < CHUNK; done += n) {
+        n = pwrite(fd, (const char *)chunk + done, CHUNK - done, at + done);
+        if (n == 0 || (n < 0 && errno != EINTR))
+            break;
+        n = n < 0 ? 0 : n;
+    }
+    close(fd);
+    return done >= CHUNK;
+}
 
-/* Append this thread's chunk to the chunks file, then empty it. */
+/* Leave a full chunk to the recording process; return another, or NULL after waiting in vain. */
+static struct chunk *hand_over(struct chunk *chunk)
+{
+    uint64_t slot = 1, begin = ticks();
+    while (slot < image->buffers && slot < SLOTS && image->slots[slot] != chunk)
+        slot++;
+    if (slot >= image->buffers || slot >= SLOTS)
+        return NULL;
+    __atomic_store_n(state_of(slot), FULL, __ATOMIC_RELEASE);
+    do {
+        struct chunk *other = free_chunk();
+        if (other)
+            return other;
+        if (!quiet)
+            sched_yield();
+    } while (!image->alone && ticks() - begin < PATIENCE);
+    image->alone = 1;
+    /* Take the chunk back, unless it has just been drained. */
+    return change_state(slot, FULL, USED) ? NULL : free_chunk();
+}
+
+/* Write this thread's chunk, or exchange it for an empty one. */
 static void flush(struct thread *me)
 {
-    struct chunk *chunk = me->chunk;
-    off_t at = (off_t)__atomic_fetch_add(&image->chunks, 1, __ATOMIC_RELAXED) * CHUNK;
+    struct chunk *chunk = me->chunk, *other = NULL;
     chunk->first = chunk->words[1];
     chunk->last = me->number;
-    int fd = open_file(".chunks", O_WRONLY | O_CREAT);
-    if (fd >= 0) {
-        char *from = (char *)chunk;
-        for (ssize_t n, done = 0; done < CHUNK; done += n) {
-            n = pwrite(fd, from + done, CHUNK - done, at + done);
-            if (n <= 0 && errno != EINTR)
-                break; /* the missing numbers show the loss */
-            n = n < 0 ? 0 : n;
-        }
-        close(fd);
+    if (!write_chunk(chunk) && (other = hand_over(chunk))) {
+        me->chunk = other;
+    } else { /* written; or lost, which the missing numbers show */
+        IN_ORDER;
+        chunk->words[0] = 0; /* from here on the chunk is empty */
+        IN_ORDER;
+        memset(chunk->words, 0, (char *)me->at - (char *)chunk->words);
     }
-    IN_ORDER;
-    chunk->words[0] = 0; /* from here on the chunk is empty */
-    IN_ORDER;
-    memset(chunk->words, 0, (char *)me->at - (char *)chunk->words);
-    me->at = chunk->words;
+    me->at = me->chunk->words;
     me->number = NONE;
 }
 
@@ -493,8 +669,10 @@ static RARE uint64_t *prepare(void)
     }
     struct thread *me = self;
     uint64_t *last = me->chunk->words + WORDS - RESERVE;
-    if (me->at > last)
+    if (me->at > last) {
         flush(me);
+        last = me->chunk->words + WORDS - RESERVE;
+    }
     if (me->number == NONE) {
         me->clocked = me->at;
         me->stop = me->at + CLOCK_WORDS;
@@ -709,4 +887,296 @@ EXPORT void *valloc(size_t size)
 EXPORT void *pvalloc(size_t size)
 {
     return paged(&real.pvalloc, size);
+}
+
+/* --- Other calls that change memory -------------------------------------------------------------- */
+
+/* Record a call that has returned. */
+static void put_other(uint64_t *stop, uint64_t kind, int parameter, uint64_t value)
+{
+    uint64_t packed = (uint64_t)(uint32_t)parameter << 4 | kind;
+    put_any(self, OTHER, (void *)packed, 1, value, next_number());
+    leave(stop);
+}
+
+EXPORT int malloc_trim(size_t pad)
+{
+    uint64_t *stop = enter();
+    if (!real.malloc_trim)
+        resolve();
+    int result = real.malloc_trim ? real.malloc_trim(pad) : 0;
+    if (stop)
+        put_other(stop, TRIM, 0, pad);
+    return result;
+}
+
+EXPORT int mallopt(int parameter, int value)
+{
+    uint64_t *stop = enter();
+    if (!real.mallopt)
+        resolve();
+    int result = real.mallopt ? real.mallopt(parameter, value) : 0;
+    if (stop)
+        put_other(stop, MALLOPT, parameter, (int64_t)value);
+    return result;
+}
+
+/* The program's own; the C library's malloc calls an internal function, other allocators are inside
+   a call. */
+EXPORT void *sbrk(intptr_t increment)
+{
+    uint64_t *stop = increment ? enter() : NULL;
+    if (!real.sbrk)
+        resolve();
+    void *result = real.sbrk(increment);
+    if (stop && result != (void *)-1)
+        put_other(stop, SBRK, 0, increment);
+    else if (stop)
+        leave(stop);
+    return result;
+}
+
+EXPORT int brk(void *end)
+{
+    uint64_t *stop = enter();
+    if (!real.brk)
+        resolve();
+    char *before = real.sbrk(0);
+    int result = real.brk(end);
+    if (stop && result == 0 && end != before)
+        put_other(stop, SBRK, 0, (char *)end - before);
+    else if (stop)
+        leave(stop);
+    return result;
+}
+
+/* --- Filters of system calls --------------------------------------------------------------------- */
+
+/* Prepare for a life without system calls: make chunks and states, and hide from what is executed.
+   Return true if they were already forbidden. */
+static int keep_quiet(void)
+{
+    if (quiet)
+        return 1;
+    uint64_t *stop = enter();
+    if (stop) {
+        int fd = open_file(".buffers", O_RDWR);
+        lock();
+        if (fd >= 0)
+            reserve(fd, FILTERED);
+        if (!image->left && (image->fresh = wiped(THREADS * sizeof(struct thread))))
+            image->left = THREADS;
+        unlock();
+        if (fd >= 0)
+            close(fd);
+        leave(stop);
+    }
+    quiet = 1;
+    unsetenv(VARIABLE);
+    return 0;
+}
+
+EXPORT int recorder_prctl(int option, long a, long b, long c, long d) __asm__("prctl");
+EXPORT int recorder_prctl(int option, long a, long b, long c, long d)
+{
+    if (!real.prctl)
+        resolve();
+    if (option != PR_SET_SECCOMP)
+        return real.prctl(option, a, b, c, d);
+    int before = keep_quiet(), result = real.prctl(option, a, b, c, d);
+    quiet = before || result == 0;
+    return result;
+}
+
+EXPORT long recorder_syscall(long n, long a, long b, long c, long d, long e, long f)
+    __asm__("syscall");
+EXPORT long recorder_syscall(long n, long a, long b, long c, long d, long e, long f)
+{
+    if (!real.syscall)
+        resolve();
+    if (!(n == SYS_seccomp && (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER))
+        && !(n == SYS_prctl && a == PR_SET_SECCOMP))
+        return real.syscall(n, a, b, c, d, e, f);
+    int before = keep_quiet();
+    long result = real.syscall(n, a, b, c, d, e, f);
+    quiet = before || result == 0;
+    return result;
+}
+
+/* --- Executing programs -------------------------------------------------------------------------- */
+
+/* Return the value of a variable in an environment, or NULL. */
+static const char *value_of(char *const env[], const char *name)
+{
+    size_t n = strlen(name);
+    for (; env && *env; env++)
+        if (!strncmp(*env, name, n) && (*env)[n] == '=')
+            return *env + n + 1;
+    return NULL;
+}
+
+static size_t entries(char *const list[])
+{
+    size_t n = 0;
+    while (list && list[n])
+        n++;
+    return n;
+}
+
+/* Return ``env`` with what the recorder needs, if that is missing, so that the program executed is
+   recorded even if its environment was cleared.  If it cannot be, count it, and return ``env`` without
+   the recorder.  ``out``: room for two more entries; ``text``: room for them. */
+static char *const *recorded(char *const env[], char **out, char *text)
+{
+    const char *preload = value_of(env, "LD_PRELOAD"), *to = value_of(env, VARIABLE);
+    int has = preload && strstr(preload, library), possible = !quiet;
+    if (!*directory || !*library)
+        return env; /* nothing has been recorded yet, or ever will */
+    if (possible && access(library, R_OK)) /* as after a chroot: the loader would complain */
+        possible = 0;
+    if (possible && has && to)
+        return env;
+    if (!possible)
+        count_unrecorded();
+    size_t n = 0;
+    for (; env && *env; env++)
+        if ((possible || strncmp(*env, VARIABLE "=", sizeof VARIABLE))
+            && (has || !possible || strncmp(*env, "LD_PRELOAD=", 11)))
+            out[n++] = *env;
+    if (possible && !to) {
+        out[n++] = text;
+        text += sprintf(text, VARIABLE "=%s", directory) + 1;
+    }
+    if (possible && !has) {
+        out[n++] = text;
+        sprintf(text, "LD_PRELOAD=%s%s%s", library, preload ? ":" : "", preload ? preload : "");
+    }
+    out[n] = NULL;
+    return out;
+}
+
+static size_t text_size(char *const env[])
+{
+    const char *preload = value_of(env, "LD_PRELOAD");
+    return sizeof directory + sizeof library + (preload ? strlen(preload) : 0) + 100;
+}
+
+#define RECORDED(env) \
+    recorded(env, alloca((entries(env) + 3) * sizeof(char *)), alloca(text_size(env)))
+#define RESOLVED(function) \
+    if (!resolved()) \
+        resolve(); \
+    if (!real.function) { \
+        errno = ENOSYS; \
+        return -1; \
+    }
+
+EXPORT int execve(const char *path, char *const argv[], char *const env[])
+{
+    RESOLVED(execve)
+    return real.execve(path, argv, RECORDED(env));
+}
+
+EXPORT int execvpe(const char *file, char *const argv[], char *const env[])
+{
+    RESOLVED(execvpe)
+    return real.execvpe(file, argv, RECORDED(env));
+}
+
+EXPORT int fexecve(int fd, char *const argv[], char *const env[])
+{
+    RESOLVED(fexecve)
+    return real.fexecve(fd, argv, RECORDED(env));
+}
+
+EXPORT int execveat(int at, const char *path, char *const argv[], char *const env[], int flags)
+{
+    RESOLVED(execveat)
+    return real.execveat(at, path, argv, RECORDED(env), flags);
+}
+
+EXPORT int execv(const char *path, char *const argv[])
+{
+    return execve(path, argv, environ);
+}
+
+EXPORT int execvp(const char *file, char *const argv[])
+{
+    return execvpe(file, argv, environ);
+}
+
+/* Define ``argv``, and ``last``, which points behind it to what follows the NULL. */
+#define LISTED(first) \
+    va_list list; \
+    size_t n = 1; \
+    va_start(list, first); \
+    while (va_arg(list, char *)) \
+        n++; \
+    va_end(list); \
+    char *argv[n + 1]; \
+    va_start(list, first); \
+    argv[0] = (char *)first; \
+    for (size_t i = 1; i <= n; i++) \
+        argv[i] = va_arg(list, char *);
+
+EXPORT int execl(const char *path, const char *first, ...)
+{
+    LISTED(first)
+    va_end(list);
+    return execve(path, argv, environ);
+}
+
+EXPORT int execlp(const char *file, const char *first, ...)
+{
+    LISTED(first)
+    va_end(list);
+    return execvpe(file, argv, environ);
+}
+
+EXPORT int execle(const char *path, const char *first, ...)
+{
+    LISTED(first)
+    char *const *env = va_arg(list, char *const *);
+    va_end(list);
+    return execve(path, argv, env);
+}
+
+/* Count what system or popen starts if the environment was cleared: they call exec internally. */
+static void count_shell(void)
+{
+    const char *preload = value_of(environ, "LD_PRELOAD");
+    if (*directory && !(preload && strstr(preload, library) && value_of(environ, VARIABLE)))
+        count_unrecorded();
+}
+
+EXPORT int system(const char *command)
+{
+    RESOLVED(system)
+    if (command)
+        count_shell();
+    return real.system(command);
+}
+
+EXPORT FILE *popen(const char *command, const char *type)
+{
+    if (!resolved())
+        resolve();
+    count_shell();
+    return real.popen(command, type);
+}
+
+EXPORT int posix_spawn(
+    pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+    const posix_spawnattr_t *attributes, char *const argv[], char *const env[])
+{
+    RESOLVED(posix_spawn)
+    return real.posix_spawn(pid, path, actions, attributes, argv, RECORDED(env));
+}
+
+EXPORT int posix_spawnp(
+    pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+    const posix_spawnattr_t *attributes, char *const argv[], char *const env[])
+{
+    RESOLVED(posix_spawnp)
+    return real.posix_spawnp(pid, file, actions, attributes, argv, RECORDED(env));
 }

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.events import parquet
-from benchmarks.events.events import ALLOCATOR_OPS, make_events
+from benchmarks.events.events import ALLOCATOR_OPS, THREAD_END, make_events
 from benchmarks.events.parquet import TraceError
 from benchmarks.trace.formats import Progress, check_output
 from benchmarks.trace.formats.objects import PROBLEM_NAMES, Objects
 from benchmarks.trace.recorder import build, raw
+from benchmarks.trace.recorder.drain import Drain
 
 #: Version of the recorder and of the conversion, in the provenance of traces.
-VERSION = 2
+VERSION = 3
 #: Environment variable with the recorder's output directory; the same as in recorder.c.
 VARIABLE = "MALLOC_BENCH_RECORDING"
 
@@ -56,6 +57,8 @@ class Recording:
     exit: int | None
     #: Programs that were still running when the recording was read.
     running: list[str] = field(default_factory=list)
+    #: Number of images (processes after a fork or exec) known not to be recorded.
+    unrecorded: int = 0
 
 
 def record(
@@ -81,10 +84,15 @@ def record(
         ) from None
     except OSError as error:
         raise TraceError(f"{directory}: {error.strerror or error}") from None
-    about = {"command": command, "ns_per_tick": build.nanoseconds_per_tick(library)}
+    about = {"command": command, "ns_per_tick": build.nanoseconds_per_tick(library), "pid": 0}
+    try:  # before the program starts
+        (directory / _ABOUT).write_text(json.dumps(about) + "\n")
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise TraceError(f"{directory}: {error.strerror or error}") from None
     preload = os.pathsep.join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))
     environment = os.environ | {"LD_PRELOAD": preload, VARIABLE: str(directory)}
-    with _Signals() as signals:
+    with _Signals() as signals, Drain(directory):
         try:
             process = subprocess.Popen(command, env=environment, close_fds=False)
         except OSError as error:
@@ -163,22 +171,16 @@ def recover(
         )
     try:
         about = json.loads(about_path.read_text())
-        images = raw.images(directory)
+        images, unrecorded = raw.images(directory)
     except (OSError, ValueError):
         raise TraceError(f"{directory}: not a raw recording ({_ABOUT} is missing)") from None
-    about["exit"] = code
+    about |= {"exit": code, "unrecorded": unrecorded}
     chosen = _in_order([image for image in images if image.numbers], about["pid"])
     running = [image.program for image in chosen if image.pid in alive]
     if not chosen:
-        began = any(directory.glob("*.buffers"))
+        why = _explain_nothing(directory)
         if code is not None:
             shutil.rmtree(directory)
-        why = (
-            f"the recorder could not write to {directory}; is the disk full?"
-            if began
-            else "does it allocate at all? is it statically linked or setuid, or does it define "
-            "its own malloc?"
-        )
         end = "" if code is None else describe_exit(code)
         raise TraceError(f"{about['command'][0]}: no allocation was recorded; {why}{end}")
     names = [out, *(out.with_suffix(f".{i}{out.suffix}") for i in range(1, len(chosen)))]
@@ -191,7 +193,10 @@ def recover(
                     done = (len(chosen) - 1 - i + fraction) / len(chosen)
                     progress(done, f"writing {names[i].name}")
 
-            more = {"children": [name.name for name in names[1:]]} if i == 0 else {}
+            more = {}
+            if i == 0:
+                children = [name.name for name in names[1:]]
+                more = {"children": children, "unrecorded": about["unrecorded"]}
             traces.insert(0, _convert(chosen[i], names[i], about, more, resolution, report))
     except OSError as error:
         raise TraceError(
@@ -201,14 +206,28 @@ def recover(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the recording is kept: --recover {directory}") from None
     shutil.rmtree(directory, ignore_errors=True)
-    return Recording(traces, code, running)
+    return Recording(traces, code, running, unrecorded)
+
+
+def _explain_nothing(directory: Path) -> str:
+    """Return why a raw recording may be without events."""
+    if any(directory.glob("*.buffers")):
+        return (
+            f"the recorder could not write to {directory}; is the disk full, or the size of files "
+            "limited (ulimit -f)?"
+        )
+    return (
+        "does it allocate at all? is it statically linked or setuid, or does it define its own "
+        "malloc?"
+    )
 
 
 def describe_exit(code: int) -> str:
     """Return how a program ended, as text to append to a message."""
     if code >= 0:
         return f" (exit code {code})"
-    return f" (killed by {signal.Signals(-code).name})"
+    names = {number.value: number.name for number in signal.Signals}
+    return f" (killed by {names.get(-code, f'signal {-code}')})"
 
 
 def _in_order(images: list[raw.Image], pid: int) -> list[raw.Image]:
@@ -243,6 +262,7 @@ def _convert(
                 records.size[kept],
                 align=records.align[kept],
                 thread=records.thread[kept],
+                offset=np.where(records.op[kept] > THREAD_END, records.old[kept], 0),
                 time=passed.astype("i8") // resolution * resolution,
             )
             threads.update(np.unique(events.thread).tolist())

@@ -18,6 +18,12 @@ FILE is the program's trace.  The traces of its children, and of programs it ran
 FILE with .1, .2, ... before the suffix; FILE's provenance lists them.  Programs that are statically
 linked, setuid, or define their own malloc cannot be recorded.
 
+Recorded are calls of malloc and its family, the ends of threads, malloc_trim, mallopt, and the
+program's own sbrk and brk.  Not recorded are other calls (malloc_usable_size, mmap), the use of the
+memory, memory that a program divides itself (pools, garbage collectors), and calls before the C
+library is initialised.  The summary counts what is known to be missing: records that were lost, and
+processes that could not be recorded, such as those started under a seccomp filter.
+
 The command waits for children that outlive the program; press Ctrl-C again to stop waiting.  The
 raw recording is in FILE.raw until it is converted.  It survives if the program or this command is
 killed; read it with --recover.
@@ -85,6 +91,14 @@ def _print_summary(recording: Recording) -> None:
     if more:
         events = sum(trace.events for trace in more)
         print(f"and {len(more)} more traces with {events:,} events", file=sys.stderr)
+    if recording.unrecorded:
+        n = recording.unrecorded
+        print(
+            f"not recorded: {n} process{'es' if n > 1 else ''} after a fork or exec, where no file "
+            "could be created (a limit, a full disk, another root directory) or system calls are "
+            "filtered",
+            file=sys.stderr,
+        )
     for program in recording.running:
         print(f"{program} is still running: its trace is incomplete", file=sys.stderr)
     if recording.exit is not None:

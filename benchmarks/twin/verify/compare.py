@@ -31,8 +31,6 @@ from kernel.linux.state import (
 from kernel.task import reason
 from kernel.types import SimulatedSignal
 
-#: Tunables that disable the dynamic thresholds, whatever their value.
-FIXING = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
 #: Timeout of the twin for one operation, in seconds.
 PATIENCE = 20.0
 #: Difference reported if the twin's loop hangs; it still runs in this process.
@@ -82,8 +80,6 @@ def plugin_for(allocator: str, tunables: Mapping[str, int]) -> registry.Plugin:
     declared = registry.declared_settings(registry.load(allocator).module)
     if "cores" in declared:
         settings.setdefault("cores", min(os.sysconf("SC_NPROCESSORS_ONLN"), declared["cores"].high))
-    if "dynamic" in declared and any(name in tunables for name in FIXING):
-        settings["dynamic"] = "off"
     return registry.load(allocator, {n: v for n, v in settings.items() if n in declared})
 
 

@@ -83,10 +83,10 @@ max_fast: the largest fastbin holds chunks of 128 bytes
 - (MXFAST + 8) & -ALIGNMENT
 + (MXFAST + 24) & -ALIGNMENT
 grow_main: the break grows by top_pad more
-- nb + TOP_PAD + MINSIZE
+- nb + top_pad() + MINSIZE
 + nb + MINSIZE
 free_normal: trimming leaves top_pad
-- systrim(k, a, TOP_PAD)
+- systrim(k, a, top_pad())
 + systrim(k, a, 0)
 systrim: a break moved by the program is not trimmed
 - if end != a.top[0] + size:
@@ -168,11 +168,11 @@ thread_exit: an arena is free when its last thread ends
 - if a.attached[av] == 0:
 + if a.attached[av] >= 0:
 new_heap: a heap begins with the pad
-- size += TOP_PAD
+- size += top_pad()
 + size += 0
 grow_heap: a heap grows without a pad
 - page_align(more)
-+ page_align(more + TOP_PAD)
++ page_align(more + top_pad())
 grow_heap: memory once made accessible stays accessible
 - if size > usable:
 + if size > 0:

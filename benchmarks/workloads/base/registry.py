@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from allocators.base.contract import MAX_THREADS
+from allocators.base.faults import place_of
 from allocators.base.plugins import Plugins
 from allocators.base.settings import Setting
-from benchmarks.events.events import Events, operation_count, read_only, slot_count
-from benchmarks.events.facts import Fingerprint
+from benchmarks.events.events import (
+    Events,
+    make_events,
+    operation_count,
+    read_only,
+    slot_count,
+)
+from benchmarks.events.facts import Audit, Fingerprint
 from benchmarks.events.stream import Stream
 from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.trace import shipped
@@ -26,6 +34,10 @@ DEFAULT_TOUCH = "all"
 #: Fields of a program's record that hold the next event.
 PROGRAM_FIELDS = ("op", "slot", "request", "align", "offset")
 MAX_SEED = (1 << 62) - 1
+#: Largest number of events and slots of a program.
+_MAX_EVENTS, _MAX_SLOTS = 1 << 40, 1 << 28
+#: Time limit of generate(): seconds, and seconds for each of the setting ``operations``.
+_PATIENCE, _EVENT_PATIENCE = 60.0, 50e-6
 
 
 class WorkloadError(ValueError):
@@ -33,7 +45,11 @@ class WorkloadError(ValueError):
 
 
 _PLUGINS = Plugins(
-    "workload", "benchmarks.workloads", Path(__file__).resolve().parent.parent, WorkloadError
+    "workload",
+    "benchmarks.workloads",
+    Path(__file__).resolve().parent.parent,
+    WorkloadError,
+    WorkloadError,
 )
 
 
@@ -112,6 +128,15 @@ class _Choice:
     touch: str
     seed: int
 
+    def call(self, name: str, *args: Any, seconds: float | None = None) -> Any:
+        """Call the function ``name`` of the module.  Raises WorkloadError with file and line."""
+        function = getattr(self.module, name)
+        return _PLUGINS.call(self.module.__file__, function, *args, seconds=seconds)
+
+    def fault(self, part: str, what: str) -> WorkloadError:
+        """Return the error for the function ``part`` of the module."""
+        return WorkloadError(f"workload {self.name}: {place_of(self.module, part)}: {what}")
+
     @property
     def formatted(self) -> dict[str, Any]:
         declared = _declared(self.module)
@@ -124,14 +149,14 @@ class _Choice:
         A path is shown as the name of its file.  A shipped trace is named after the trace, not
         after the workload that reads it.
         """
-        title, changed = self.name, []
+        title, changed = self.name + _PLUGINS.version(self.module), []
         for name, setting in _declared(self.module).items():
             value = self.settings[name]
             if isinstance(setting, SizesSetting):
                 changed += setting.differences(name, value)
             elif isinstance(setting, PathSetting):
                 name = shipped.name_of(Path(value))
-                if name and title == "trace":
+                if name and self.name == "trace":
                     title = name
                 else:
                     changed.append(name or Path(value).name)
@@ -177,7 +202,7 @@ def load(
     events = program = stream = None
     if hasattr(module, "next_event"):
         program = _program(choice, s)
-        slots, operations = module.slots(s), program.length
+        slots, operations = _count(choice, s, "slots", _MAX_SLOTS), program.length
         text = json.dumps(provenance, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
     else:
@@ -207,31 +232,74 @@ def load(
 
 
 def _program(choice: _Choice, s: SimpleNamespace) -> Program:
-    """Return the compiled generator.  Raises WorkloadError if its record misses a field."""
+    """Return the compiled generator.  Raises WorkloadError if a replay could not run it."""
     module = choice.module
-    program = Program(
-        module.next_event, lambda: module.start(s, Random(choice.seed)), module.length(s)
-    )
-    try:
-        fields = program.state().dtype.names
-    except ValueError as error:
-        raise WorkloadError(f"workload {choice.name}: {error}") from None
-    lacking = [name for name in PROGRAM_FIELDS if name not in fields]
-    if lacking:
-        raise WorkloadError(f"workload {choice.name}: its record lacks {', '.join(lacking)}")
-    return program
+
+    def start() -> np.record:
+        return choice.call("start", s, Random(choice.seed))
+
+    dtype = getattr(start(), "dtype", None)
+    if dtype is None or dtype.names is None:
+        raise choice.fault("start", "start() must return a record (kernel.engine.record.record)")
+    missing = [name for name in PROGRAM_FIELDS if name not in dtype.names]
+    if missing:
+        raise choice.fault("start", f"start() returns a record without {', '.join(missing)}")
+    for name in PROGRAM_FIELDS:
+        if dtype[name].kind != "i":
+            what = f"field {name} of the record is {dtype[name]}: expected an integer such as i8"
+            raise choice.fault("start", what)
+    return Program(module.next_event, start, _count(choice, s, "length", _MAX_EVENTS))
+
+
+def _count(choice: _Choice, s: SimpleNamespace, name: str, limit: int) -> int:
+    """Return the whole number that the function ``name`` of the workload returns."""
+    count = choice.call(name, s)
+    if (
+        isinstance(count, bool)
+        or not isinstance(count, int | np.integer)
+        or not 0 <= count <= limit
+    ):
+        what = f"{name}() returns {count!r}: expected a whole number from 0 to {limit}"
+        raise choice.fault(name, what)
+    return int(count)
 
 
 def _events(
     choice: _Choice, s: SimpleNamespace, progress: Callable[[float, str], None] | None
 ) -> tuple[Events | Stream, dict[str, Any]]:
     """Generate or read the events; return them and their provenance."""
-    if not hasattr(choice.module, "read"):
-        return choice.module.generate(s, Random(choice.seed)), {}
+    name, more = "generate", {}
+    if hasattr(choice.module, "read"):
+        name = "read"
+        try:
+            events, more = choice.module.read(s, progress)
+        except ValueError as error:
+            raise WorkloadError(f"workload {choice.name}: {error}") from None
+        if isinstance(events, Stream):
+            return events, more
+    else:
+        seconds = _PATIENCE + _EVENT_PATIENCE * getattr(s, "operations", 0)
+        events = choice.call(name, s, Random(choice.seed), seconds=seconds)
+    if not isinstance(events, Events):
+        what = f"{name}() returns {type(events).__name__}: expected Events, as of make_events(...)"
+        raise choice.fault(name, what)
     try:
-        return choice.module.read(s, progress)
-    except ValueError as error:
-        raise WorkloadError(f"workload {choice.name}: {error}") from None
+        events = make_events(**events._asdict())
+    except (TypeError, ValueError) as error:
+        raise choice.fault(name, str(error)) from None
+    wrong = Audit(len(events.op)).add(events) or (name == "generate" and _sparse_thread(events))
+    if wrong:
+        raise choice.fault(name, wrong)
+    return events, more
+
+
+def _sparse_thread(events: Events) -> str:
+    """Return "event N: …" for a thread number that dense numbers cannot reach, or ""."""
+    limit = max(len(events.op), MAX_THREADS)
+    if not (events.thread >= limit).any():
+        return ""
+    event = int(np.argmax(events.thread >= limit))
+    return f"event {event}: thread {events.thread[event]}: must be 0 to {limit - 1}"
 
 
 def fingerprint(events: Events) -> str:
@@ -277,7 +345,10 @@ def _choose(settings: Mapping[str, Any]) -> _Choice:
             missing = key not in given and not isinstance(setting, PathSetting)
             checked[key] = default if missing else setting.parse(key, given.get(key))
         if hasattr(module, "check_settings"):
-            module.check_settings(SimpleNamespace(**checked))
+            path, given = module.__file__, SimpleNamespace(**checked)
+            _PLUGINS.call(path, module.check_settings, given, passes=(ValueError,))
+    except WorkloadError:
+        raise
     except ValueError as error:
         raise WorkloadError(f"workload {stem}: {error}") from None
     return _Choice(stem, module, checked, touch, seed)

@@ -8,7 +8,8 @@ unknown.  Therefore a hint into it may or may not have met an existing area, and
 RLIMIT_DATA cannot be checked.
 """
 
-from dataclasses import dataclass, field
+import bisect
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -67,13 +68,80 @@ FLAGS = {
 _FLAGS_IN_SMAPS = sum(FLAGS.values())
 
 
+#: Calls that act on existing memory, given by their first two arguments.
+_ACTING = {"mprotect", "pkey_mprotect", "madvise", "mlock", "mlock2", "munlock", "munmap", "mremap"}
+_ACTING |= {"msync", "mincore"}
+_FOREIGN = "the call acts on memory that the log did not create"
+
+
+class _Created:
+    """Ranges of addresses that a log is known to have mapped at some time."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def add(self, start: int, end: int) -> None:
+        """Add a range; it is merged with those that it touches."""
+        low = bisect.bisect_left(self._ranges, start, key=lambda r: r[1])
+        high = bisect.bisect_right(self._ranges, end, key=lambda r: r[0])
+        touched = [*self._ranges[low:high], (start, end)]
+        merged = min(r[0] for r in touched), max(r[1] for r in touched)
+        self._ranges[low:high] = [merged]
+
+    def covers(self, start: int, end: int) -> bool:
+        """Return True if the whole range has been mapped at some time."""
+        i = bisect.bisect_right(self._ranges, start, key=lambda r: r[0]) - 1
+        return i >= 0 and end <= self._ranges[i][1]
+
+
+def _ranges(state: SavedState) -> tuple[tuple[int, int], ...]:
+    """Return start and end of each area of a state."""
+    return tuple((int(area["vm_start"]), int(area["vm_end"])) for area in state.vma)
+
+
 @dataclass(frozen=True)
 class UnknownProgram:
-    """Program of an anchored space, whose areas and sizes are unknown."""
+    """Program of an anchored space, whose areas and sizes are unknown.
+
+    ``known``: start and end of the areas that are assumed.
+    """
 
     low: int  # lowest address at which the program may begin
     heap: int  # start of the heap, above the program
     occupied: int  # an address that is certainly not free
+    known: tuple[tuple[int, int], ...] = ()
+
+    def with_areas(self, state: SavedState) -> "UnknownProgram":
+        """Return the program of a copy that begins in ``state``, whose areas are known too."""
+        return replace(self, known=self.known + _ranges(state))
+
+    def exempt_foreign(self, ops: list[PlannedCall]) -> bool:
+        """Give calls on memory that no call of the log created a reason not to be compared.
+
+        Returns True if there are any.  Their effects on known areas are still applied.
+        """
+        created, found = _Created(list(self.known)), False
+        for op in ops:
+            if op.step.child is not None:
+                continue
+            call, result = op.call, op.call.result
+            start, length = call.args[:2]
+            end = start + -(-length // PAGE) * PAGE
+            foreign = call.name in _ACTING and length > 0 and not created.covers(start, end)
+            foreign |= call.name == "brk" and 0 < start < self.heap
+            if foreign and not op.reason:
+                op.reason, found = _FOREIGN, True
+            if result is None or result < 0:
+                continue
+            if call.name == "brk" and self.heap:
+                created.add(self.heap // PAGE * PAGE, max(result, self.heap))
+            elif call.name in ("mmap", "mremap", "shmat"):
+                size = {"mmap": length, "mremap": call.args[2]}.get(call.name)
+                size = call.extra.get("size", 0) if size is None else size
+                created.add(result, result + -(-size // PAGE) * PAGE)
+        return found
 
     def allow_for(self, ops: list[PlannedCall]) -> None:
         """Lift the size limits of the ops, and let hints into the program fail or succeed."""
@@ -302,7 +370,8 @@ def begin(log: Log, exec_: Exec | None, ops: list[PlannedCall], maps: list[Area]
         row["vm_file"] = FIRST_FILE_ID - 1 - n
     mm["mmap_base"] = base or _computed_base(Image(""))
     low = max(heap - _MAX_PROGRAM_SIZE, PAGE)
-    origin.unknown = UnknownProgram(low, heap, int(mm["mmap_base"]) - PAGE)
+    occupied = int(mm["mmap_base"]) - PAGE
+    origin.unknown = UnknownProgram(low, heap, occupied, _ranges(origin.state))
     mm["start_brk"] = mm["brk"] = heap
     mm["start_data"] = mm["end_data"] = heap
     return origin

@@ -57,6 +57,13 @@ class SpaceResult:
         return self.comparison is not None and self.comparison.difference is not None
 
 
+#: Hint for a log that begins in the middle of a program's life, or does not show its stack.
+_HINT = (
+    "some calls act on memory from before the log; a copy of /proc/PID/maps from the time at which "
+    "it begins makes them comparable: --maps FILE"
+)
+
+
 @dataclass
 class LogResult:
     """Result of replaying a log."""
@@ -128,7 +135,7 @@ class Replayer:
         return result
 
     def _fresh(self, space: Space) -> SpaceResult:
-        ops = self.planner.plan(space)
+        ops, foreign = self.planner.plan(space), False
         maps, self.maps = self.maps, None
         try:
             begin = origin.begin(self.log, space.exec, ops, maps)
@@ -140,6 +147,7 @@ class Replayer:
         if begin.unknown is not None:
             self.unknown[space.number] = begin.unknown
             begin.unknown.allow_for(ops)
+            foreign = begin.unknown.exempt_foreign(ops)
         snapshot = space.exec.snapshot if space.exec else None
         given = snapshot.areas if snapshot else maps or []
         initial = {
@@ -153,6 +161,8 @@ class Replayer:
         result = self._search(space, ops, [begin.state], names, start_stack)
         if snapshot is not None:
             self._check_origin(result, snapshot, begin.state)
+        if foreign:
+            result.notes.append(_HINT)
         return result
 
     def _anchor(self, op: PlannedCall) -> None:
@@ -177,9 +187,12 @@ class Replayer:
             states = fork_states(self.model, parent.ops, parent.outcome, index)
         else:
             states = [parent.outcome.state]
-        return self._search(
-            space, ops, [origin.fork(s) for s in states], parent.names, parent.start_stack
-        )
+        states = [origin.fork(state) for state in states]
+        foreign = unknown is not None and unknown.with_areas(states[0]).exempt_foreign(ops)
+        result = self._search(space, ops, states, parent.names, parent.start_stack)
+        if foreign:
+            result.notes.append(_HINT)
+        return result
 
     def _search(
         self,

@@ -48,7 +48,18 @@ _FIELD = re.compile(r"\b(\w+)=([^,{}\[\]]+)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _OPENING, _CLOSING = "([{", ")]}"
 
+#: The rest of a call whose line the program's own output cut in two.
+_REST = re.compile(r"\)\s+= ")
+#: A line that is whole, so that it cannot continue the one before.
+_OWN = re.compile(r"[a-z_][a-z0-9_]*\(.*(?:\)\s+= |<unfinished)|\+\+\+|---|<\.\.\. ")
+
 _CLONES = {"clone", "clone2", "clone3", "fork", "vfork"}
+#: Calls that the replay needs.
+_FOLLOWED = {*table.NUMBERS, *_CLONES, "execve", "execveat", "prlimit64", "setrlimit"}
+
+
+class _IncompleteError(ValueError):
+    """Call that ends before its closing parenthesis."""
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -86,7 +97,9 @@ def _split(text: str) -> tuple[list[str], str]:
                 whole = (part.removesuffix(_UNFINISHED).rstrip() for part in parts)
                 return [part for part in whole if part], text[start:]
         i += 1
-    raise ValueError("the call is not complete")
+    raise _IncompleteError(
+        "the call is not complete; strace -o FILE keeps the program's output out"
+    )
 
 
 def _number(text: str) -> int:
@@ -156,9 +169,38 @@ class _Reader:
     segments: dict[int, int] = field(default_factory=dict)  # bytes by id of shared memory
     has_execs: bool = False
     fragment: str = ""  # start of a line that continues in the next one
+    broken: tuple[int, str] | None = None  # number and text of a line that is not complete
 
     def line(self, number: int, text: str) -> None:
-        """Parse one line.  Raises ValueError for a line that strace does not print."""
+        """Parse one line, or the start of one that the program's own output cut in two.
+
+        Raises ValueError for a line that strace does not print, LogError for one before it.
+        """
+        if self.broken is not None:
+            begun, head = self.broken
+            match = _LINE.match(text)
+            if match is not None and _OWN.match(match["rest"]):
+                self.lost()
+            else:
+                number, text = begun, head + text
+        self.broken = None
+        try:
+            self._line(number, text)
+        except _IncompleteError:
+            self.broken = number, text.rstrip("\n")
+
+    def lost(self) -> None:
+        """Count an incomplete line before a whole one; raise LogError if it is a memory call."""
+        begun, head = self.broken or (0, "")
+        name = re.search(r"([a-z_][a-z0-9_]*)\(", head)
+        if name is None or name[1] in _FOLLOWED:
+            try:
+                _split(head.partition("(")[2])
+            except ValueError as error:
+                raise LogError(f"{self.log.path}: line {begun}: {error}") from None
+        self._other(name[1] if name else "?")
+
+    def _line(self, number: int, text: str) -> None:
         text = self.fragment + text.rstrip("\n")
         self.fragment = ""
         attached = _ATTACHED.fullmatch(text)
@@ -172,6 +214,9 @@ class _Reader:
         match = _LINE.match(text)
         assert match is not None
         rest = match["rest"]
+        if _REST.match(rest):
+            self._other("ends of lines with the program's output")
+            return
         pid = match["bracketed"] or match["bare"]
         tid = self._thread(int(pid) if pid else None)
         if rest.startswith("---"):
@@ -363,11 +408,13 @@ def read_strace(path: Path) -> Log:
                 reader.line(number, text)
             except ValueError as error:
                 last = number, error
-    if last is not None and (last[0] == 1 or "not complete" not in str(last[1])):
-        raise LogError(f"{path}: line {last[0]}: {last[1]}")
     if last is not None:
+        raise LogError(f"{path}: line {last[0]}: {last[1]}")
+    if reader.broken is not None:
+        if reader.broken[0] == 1:
+            raise LogError(f"{path}: line 1: the call is not complete")
         log.complete = False
-        log.notes.append(f"line {last[0]}, the last, is incomplete and left out")
+        log.notes.append(f"line {reader.broken[0]}, the last, is incomplete and left out")
     reader.end()
     if not any(isinstance(event, Call) for event in log.events):
         raise LogError(f"{path}: no memory calls; run strace with -e trace=%memory,%process")

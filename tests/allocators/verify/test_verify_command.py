@@ -1,6 +1,7 @@
 """Output and exit codes of ``python -m allocators.verify``."""
 
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 
 import pytest
 
+from allocators.base.registry import load
 from allocators.verify import OPERATIONS
 from allocators.verify.__main__ import main
 from allocators.verify.pool import Case, Verdict, opened, run_cases
@@ -35,19 +37,25 @@ def test_a_bad_plugin_prints_one_line_per_failure(files, capsys):
     path = str(files.folder / "gap.py")
     assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("gap, 4 KiB pages: FAILED")
-    assert out[1].startswith("  gap, 4 KiB pages, life: alignment: operation ")
-    assert "_alloc) at 0x55" in out[1]
+    label = load(path).label
+    assert re.fullmatch("gap@[0-9a-f]{6}", label)
+    assert out[0].startswith(f"{label}, 4 KiB pages: FAILED")
+    assert out[1].startswith(f"  {label}, 4 KiB pages, life: alignment: operation ")
+    assert re.search(r"\(aligned_alloc\) at 0x55|alloc, \S+gap\.py:\d+\) at 0x55", out[1])
     assert out[-1] == "2 settings verified, 2 failures"
+
+
+#: Only the body of an intrinsic may call what cannot be compiled; without the JIT it runs.
+DIE = "\n\n@jit(intrinsic=True)\ndef die():\n    kill(getpid(), 9)\n\n"
 
 
 def test_a_plugin_that_kills_its_process_is_reported(files, capsys):
     files.mutant(
         "deadly",
         "tiny",
-        ("STATE =", "kill, getpid = os.kill, os.getpid\nSTATE ="),
+        ("STATE =", "kill, getpid = os.kill, os.getpid\n" + DIE + "\nSTATE ="),
         ("import numpy", "import os\n\nimport numpy"),
-        ('    """Forget the block."""\n', "    kill(getpid(), 9)\n"),
+        ('    """Forget the block."""\n', "    die()\n"),
     )
     path = str(files.folder / "deadly.py")
     assert main([path, *QUICK, "--only", "life", "--jobs", "1"]) == 1
@@ -116,6 +124,26 @@ def test_unusable_plugins_and_settings_exit_with_code_2(arguments, message, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.hardening(4)
+def test_a_plugin_that_exits_is_a_failure(tmp_path, capsys):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text("import sys\n\nsys.exit(0)\n")
+    assert main([str(plugin), *QUICK]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{plugin}:3: " in line
+
+
+@pytest.mark.hardening(17)
+@pytest.mark.parametrize("option", ["--operations", "--jobs", "--patience", "--seed"])
+@pytest.mark.parametrize("value", ["nan", "inf", "9" * 30, "", "x"])
+def test_every_number_has_a_range(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bump", f"{option}={value}"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"allocators.verify: argument {option}: must be ")
+
+
 @pytest.mark.parametrize("arguments", [["--operations", "0"], ["--jobs", "x"], ["--only", "lief"]])
 def test_wrong_options_exit_with_code_2(arguments):
     with pytest.raises(SystemExit) as stop:
@@ -132,6 +160,7 @@ def test_config_dir_is_searched_for_configurations(files, capsys):
     arguments = ["--config-dir", str(files.folder), "--only", "huge", "--jobs", "2"]
     assert main(["mine", *arguments, *QUICK]) == 0
     out = capsys.readouterr().out
+    out = re.sub("@[0-9a-f]{6}", "", out)
     assert "mine(keep=3), 4 KiB pages: ok" in out
     assert "mine(growth=mmap, keep=3), 4 KiB pages: ok" in out
     assert main(["bare", *arguments]) == 2

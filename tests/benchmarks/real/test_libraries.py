@@ -57,6 +57,77 @@ def test_unknown_tunables_are_noticed_where_the_loader_lists_them(glibc):
         find("native/glibc", {"tunables": {"tcache_cuont": 0}})
 
 
+@pytest.mark.hardening(10)
+@pytest.mark.parametrize(
+    ("tunable", "value", "message"),
+    [
+        ("perturb", 256, "takes 0 to 255"),
+        ("perturb", -1, "takes 0 to 255"),
+        ("trim_threshold", "lots", "expected a number, 0 to 18446744073709551615"),
+        ("trim_threshold", 1 << 64, "takes 0 to 18446744073709551615"),
+        ("mmap_threshold", (32 << 20) + 1, "takes 0 to 33554432"),
+        ("tcache_count", 65536, "takes 0 to 65535"),
+        ("glibc.rtld.dynamic_sort", 3, "takes 1 to 2"),
+    ],
+)
+def test_tunables_are_checked_against_the_loader_s_ranges(glibc, tunable, value, message):
+    if not lib._known_tunables():
+        pytest.skip("this loader lists no tunables")
+    with pytest.raises(LibraryError, match=f"{tunable}={value}: .*{message}") as raised:
+        find("native/glibc", {"tunables": {tunable: value}})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.hardening(10)
+@pytest.mark.parametrize(
+    "values",
+    [{"trim_threshold": -1}, {"mmap_max": "0x10"}, {"tcache_count": 65535}, {"perturb": 255}],
+)
+def test_tunables_within_the_ranges_are_taken(glibc, values):
+    assert find("native/glibc", {"tunables": values}).environment["GLIBC_TUNABLES"]
+
+
+#: A library that speaks as the known ones do: its options when verbose, and what it cannot take.
+SPEAKING = """
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void start(void) {
+    const char *conf = getenv("MALLOC_CONF"), *reset = getenv("MIMALLOC_PAGE_RESET");
+    getenv("TCMALLOC_RELEASE_RATE");
+    if (getenv("MIMALLOC_VERBOSE")) fputs("mimalloc: option 'page_reset': 0\\n", stderr);
+    if (getenv("MIMALLOC_RESET_DELAY"))
+        fputs("mimalloc: warning: environment option \\"mimalloc_reset_delay\\" is deprecated\\n",
+              stderr);
+    if (reset && *reset == 'x')
+        fputs("warning: environment option mimalloc_page_reset has an invalid value.\\n", stderr);
+    if (conf) fputs("<jemalloc>: Out-of-range conf value: narenas:0\\n", stderr);
+}
+""" + BUMP.replace("WRONG", "")
+
+
+@pytest.mark.hardening(10)
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mimalloc", {"options": {"nonsense": 1}}, "has no nonsense; it has: page_reset"),
+        ("mimalloc", {"options": {"page_reset": "x"}}, "has an invalid value"),
+        ("tcmalloc", {"options": {"nonsense": 1}}, "no TCMALLOC_NONSENSE; .*TCMALLOC_RELEASE_RATE"),
+        ("jemalloc", {"conf": {"narenas": 0}}, "Out-of-range conf value: narenas:0"),
+        ("mimalloc", {"options": {"page_reset": 1}}, None),
+        ("mimalloc", {"options": {"reset_delay": 1}}, None),
+        ("tcmalloc", {"options": {"release_rate": 1}}, None),
+    ],
+)
+def test_what_a_library_says_of_its_settings_is_heard(built, name, settings, message):
+    given = settings | {"path": str(built(SPEAKING))}
+    if message is None:
+        assert find(f"native/{name}", given).environment
+        return
+    with pytest.raises(LibraryError, match=message) as raised:
+        find(f"native/{name}", given)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("name", "package"),
     [

@@ -75,6 +75,29 @@ def test_every_wrong_setting_has_a_message(argument, message):
     assert "\n" not in text
 
 
+@pytest.mark.hardening(10)
+@pytest.mark.parametrize(
+    ("setting", "required"),
+    [
+        ("fragmentation=50", "frames=true"),
+        ("zone_boundary=0", "frames=true"),
+        ("min_free=65536", "frames=true"),
+        ("tlb_l1_entries=32", "tlb=true"),
+        ("tlb_l2_ways=4", "tlb=true"),
+        ("swap=65536", "memory"),
+        ("overcommit=1", "memory"),
+        ("overcommit_ratio=50", "memory"),
+        ("memory=1000000 kernel.overcommit=0 kernel.overcommit_ratio=50", "overcommit=2"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(setting, required):
+    words = f"kernel.{setting}".split()
+    with pytest.raises(JobError) as caught:
+        check_job(composed("allocator=bump", *words))
+    message = f"{words[-1]}: has no effect without kernel.{required}; set that, or leave this out"
+    assert str(caught.value) == message
+
+
 def plugin(tmp_path: Path, old: str, new: str) -> Path:
     """Write a copy of bump with one piece of its source replaced."""
     assert BUMP.count(old) == 1
@@ -88,7 +111,7 @@ MISTAKES = {
     "a list": ("x = [1, size]", "x = [1, size]", "makes a list"),
     "an unknown name": ("need = nosuchname", "nosuchname", "nosuchname, which does not exist"),
     "a wrong call": ("load(p)", "load(p)", "missing a required argument: 'addr'"),
-    "an unknown field": ("a.topp = 0", "a.topp", "STATE has start, top, end"),
+    "an unknown field": ("a.topp = 0", "a.topp", "it has start, top, end"),
     "no result": ("if size < 0:\n        return", "return\n", "returns nothing here"),
     "an f-string": ('print(f"{size}")', "print(f", "makes a string"),
     "a breakpoint": ("breakpoint()", "breakpoint()", "bench.py debug=true"),
@@ -147,12 +170,22 @@ CARVE = "    p = a.top + HEADER\n"
         (CARVE, CARVE + LATE + "        a.tab[-size - 1] = 7\n", "malloc(): IndexError"),
         (CARVE, CARVE + LATE + "        p += 1 << 40\n", "outside its writable mappings"),
         (CARVE, CARVE + LATE + "        p += 8\n", "which is not aligned"),
+        (CARVE, CARVE + LATE + "        return -12\n", "returned -12, which is neither"),
         (CARVE, CARVE + LATE + "        load(k, 64)\n", "SIGSEGV: read of 0x40"),
         (CARVE, "    p = float(size) | 1\n", "does not compile"),
         ('"""Forget the block."""', "store(k, p - 8, 1 << 40)", "own check failed"),
     ],
     ids=[
-        *("raises", "overlap", "division", "index", "outside", "misaligned", "wild load"),
+        *(
+            "raises",
+            "overlap",
+            "division",
+            "index",
+            "outside",
+            "misaligned",
+            "negative",
+            "wild load",
+        ),
         *("type error", "corrupt heap"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,22 @@ import pytest
 from tests.benchmarks.run.conftest import ROOT, SMALL
 
 
+@pytest.mark.hardening(6)
 def test_a_first_run_says_that_it_compiles_and_a_second_does_not(bench, tmp_path):
-    words = ("allocator=bump", "measure=quick", *SMALL)
+    """The plugin prints, which once waited for ever unless its code came from the cache."""
+    path = tmp_path / "chatty.py"
+    bump = (ROOT / "allocators" / "bump.py").read_text()
+    carve = "    p = a.top + HEADER\n"
+    assert bump.count(carve) == 1
+    printing = carve + '    if size > 1900:\n        print("size", size)\n'
+    path.write_text(bump.replace(carve, printing))
+    words = ("allocator=bump", f"allocator.name={path}", "measure=quick", *SMALL)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     first = bench(*words, **cache)
     assert first.returncode == 0, first.stderr
-    assert "bump churn: compiling bump\n" in first.stderr
-    assert "bump churn: compiling the timed replay\n" in first.stderr
+    assert re.search(r"chatty@\w{6} churn: compiling chatty@\w{6}\n", first.stderr)
+    assert "churn: compiling the timed replay\n" in first.stderr
+    assert re.search(r"^size \d{4,}$", first.stdout, re.MULTILINE)
     second = bench(*words, **cache)
     assert second.returncode == 0, second.stderr
     assert "compiling" not in second.stderr

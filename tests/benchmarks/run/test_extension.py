@@ -1,5 +1,6 @@
 """A new allocator needs one Python file and one YAML file, and no change to existing files."""
 
+import hashlib
 import json
 
 from tests.benchmarks.run.conftest import ROOT, SMALL, result_directory
@@ -28,7 +29,8 @@ def test_a_new_allocator_runs_everywhere(bench, python, tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     directory = result_directory(done)
     labels = {json.loads(p.read_text())["label"] for p in directory.glob("*/run.json")}
-    assert labels == {"mine(growth=65536)", "bump"}
+    digest = hashlib.sha256(PLUGIN.encode()).hexdigest()[:6]
+    assert labels == {f"mine@{digest}(growth=65536)", "bump"}
 
     help_text = bench("--config-dir", str(home), "--help").stdout
     assert "mine" in help_text

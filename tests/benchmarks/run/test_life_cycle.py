@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks.run import launch, results
-from tests.benchmarks.run.conftest import ROOT, SMALL
+from benchmarks.run import launch, observe, results
+from benchmarks.run.job import check_job
+from tests.benchmarks.run.conftest import ROOT, SMALL, composed
 
-pytestmark = pytest.mark.hardening(1)
+life_cycle = pytest.mark.hardening(1)
+out_of_memory = pytest.mark.hardening(18)
 #: The shortest run that is timed.
 TIMED = ("measure=quick", *(f"measure.{n}=1" for n in ("processes", "samples", "min_events")))
 
@@ -35,6 +38,7 @@ def wait_until(condition, process) -> None:
         time.sleep(0.01)
 
 
+@life_cycle
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and PR_SET_PDEATHSIG")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_run_that_dies_before_timing_is_not_finished_and_is_resumed(bench, tmp_path, number):
@@ -75,6 +79,7 @@ def finished(tmp_path):
     return tmp_path
 
 
+@life_cycle
 def test_a_finished_run_is_complete(finished):
     run = results.read_run(finished)
     assert (run["status"], run["reason"]) == ("ok", "")
@@ -82,6 +87,7 @@ def test_a_finished_run_is_complete(finished):
     assert results.is_complete(finished, timed=True)
 
 
+@life_cycle
 @pytest.mark.parametrize("name", results.FILES)
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("")])
 def test_a_run_with_a_missing_or_damaged_file_is_not_complete(finished, name, damage):
@@ -89,6 +95,7 @@ def test_a_run_with_a_missing_or_damaged_file_is_not_complete(finished, name, da
     assert not results.is_complete(finished, timed=True)
 
 
+@life_cycle
 def test_a_run_that_was_not_timed_needs_no_times(tmp_path):
     for name in results.FILES[:-1]:
         (tmp_path / name).write_text(name)
@@ -97,22 +104,16 @@ def test_a_run_that_was_not_timed_needs_no_times(tmp_path):
     assert not results.is_complete(tmp_path, timed=True)
 
 
+@life_cycle
 def test_the_untimed_run_does_not_set_the_status(tmp_path):
-    from tests.benchmarks.run.conftest import composed, yaml
-
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(composed("allocator=bump", *SMALL)))
     results.write_json(tmp_path / "run.json", {"status": results.RUNNING})
-    assert launch_observe(tmp_path) == 0
+    assert observe.main(tmp_path) == 0
     assert results.read_run(tmp_path)["status"] == results.RUNNING
     assert results.outcome(tmp_path) == ("ok", "")
 
 
-def launch_observe(directory: Path) -> int:
-    from benchmarks.run import observe
-
-    return observe.main(directory)
-
-
+@life_cycle
 def test_a_child_whose_parent_has_ended_exits_at_once(python):
     script = "from benchmarks.run.launch import end_with_parent; end_with_parent(); print('alive')"
     assert python("-c", script).stdout == "alive\n"
@@ -126,9 +127,47 @@ def test_a_child_whose_parent_has_ended_exits_at_once(python):
     assert (orphan.returncode, orphan.stdout) == (1 if sys.platform == "linux" else 0, b"")
 
 
+@life_cycle
 def test_files_reach_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda file: done.append(Path(f"/dev/fd/{file}").resolve()))
     results.write_json(tmp_path / "run.json", {})
     assert [path.name for path in done] == [f".run.json.{os.getpid()}", tmp_path.name]
     assert json.loads((tmp_path / "run.json").read_text()) == {}
+
+
+@out_of_memory
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "allocate 7.45 GiB"),
+        (MemoryError(), "this machine has too little memory"),
+    ],
+)
+def test_memory_that_the_machine_lacks_is_named(observed, monkeypatch, error, message):
+    def fail(*_arguments):
+        raise error
+
+    monkeypatch.setattr(observe, "on_model", fail)
+    code, directory = observed("allocator=bump", *SMALL)
+    run = results.read_run(directory)
+    assert (code, run["status"]) == (1, "failed")
+    assert run["reason"].startswith("this machine has too little memory")
+    assert message in run["reason"]
+
+
+@out_of_memory
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize(("number", "named"), [("KILL", True), ("SEGV", False)])
+def test_a_child_that_the_kernel_kills_hints_at_memory(tmp_path, monkeypatch, number, named):
+    script = tmp_path / "child"
+    script.write_text(f"#!/bin/sh\nkill -{number} $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    status, reason = launch.observe(tmp_path, lambda *_: None)
+    assert status == "failed"
+    assert ("runs out of memory" in reason) == named
+    (tmp_path / "run.json").write_text('{"events": 1, "replay_seconds": 1}')
+    job = check_job(composed("allocator=bump", *SMALL))
+    timing = launch.time_with_pyperf(tmp_path, job, lambda *_: None)
+    assert ("runs out of memory" in timing) == named

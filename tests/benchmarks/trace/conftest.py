@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.engine.jit import cache_root
+from kernel.engine.cache import cache_root
 
 ANDROID = """\
 186: malloc 0x1000 100

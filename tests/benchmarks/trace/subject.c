@@ -1,13 +1,21 @@
 /* The program recorded by the recorder's tests; its first argument selects a test case. */
 
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -112,6 +120,80 @@ static void churn(long n)
         mark(16 + i % 100);
 }
 
+/* Kill the process at any system call but these and ``more``. */
+static void filter(int more, int by_syscall)
+{
+    const int allowed[] = {SYS_write, SYS_exit_group, SYS_brk, SYS_wait4, more,
+                           SYS_rt_sigprocmask, SYS_set_robust_list};
+    enum { N = sizeof allowed / sizeof *allowed };
+    struct sock_filter code[N + 3] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))};
+    for (int i = 0; i < N; i++)
+        code[i + 1] =
+            (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], N - i, 0);
+    code[N + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    code[N + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = {N + 3, code};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (by_syscall ? syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)
+                   : prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        exit(9);
+}
+
+/* Make the recorder's life hard; return false for another case. */
+static int restrict_by(const char *what)
+{
+    struct rlimit none = {0, 0};
+    if (!strcmp(what, "fsize"))
+        setrlimit(RLIMIT_FSIZE, &none);
+    else if (!strcmp(what, "nofile"))
+        setrlimit(RLIMIT_NOFILE, &none);
+    else if (!strcmp(what, "chroot"))
+        return !chroot("/proc/self/fdinfo") && !chdir("/");
+    else if (!strcmp(what, "prctl") || !strcmp(what, "syscall"))
+        filter(SYS_write, !strcmp(what, "syscall"));
+    else
+        return 0;
+    return 1;
+}
+
+/* Execute ``path churn n`` with an environment that holds nothing of the recorder. */
+static void execute(const char *how, char *path, char *n)
+{
+    char *argv[] = {path, "churn", n, NULL}, *env[] = {"A=1", NULL};
+    pid_t pid;
+    if (!strcmp(how, "posix_spawn") && !posix_spawn(&pid, path, NULL, NULL, argv, env))
+        waitpid(pid, NULL, 0), exit(0);
+    if (!strcmp(how, "posix_spawnp") && !posix_spawnp(&pid, path, NULL, NULL, argv, env))
+        waitpid(pid, NULL, 0), exit(0);
+    if (!strcmp(how, "execve"))
+        execve(path, argv, env);
+    if (!strcmp(how, "execve_nothing"))
+        execve(path, argv, NULL);
+    if (!strcmp(how, "execvpe"))
+        execvpe(path, argv, env);
+    if (!strcmp(how, "execle"))
+        execle(path, path, "churn", n, (char *)NULL, env);
+    if (!strcmp(how, "fexecve"))
+        fexecve(open(path, O_RDONLY), argv, env);
+    clearenv();
+    if (!strcmp(how, "system"))
+        exit(system("true"));
+    if (!strcmp(how, "popen"))
+        exit(pclose(popen("true", "r")));
+    if (!strcmp(how, "execl"))
+        execl(path, path, "churn", n, (char *)NULL);
+    if (!strcmp(how, "execlp"))
+        execlp(path, path, "churn", n, (char *)NULL);
+    if (!strcmp(how, "execv"))
+        execv(path, argv);
+    if (!strcmp(how, "execvp"))
+        execvp(path, argv);
+    if (!strcmp(how, "fork") && !fork())
+        churn(atol(n)), _exit(0);
+    wait(NULL);
+}
+
 int main(int count, char **arguments)
 {
     const char *what = count > 1 ? arguments[1] : "";
@@ -166,6 +248,27 @@ int main(int count, char **arguments)
             close(i);
         churn(n);
     }
+    if (restrict_by(what))
+        churn(n);
+    if (!strcmp(what, "others")) {
+        mallopt(M_MMAP_THRESHOLD, 1 << 20);
+        mallopt(M_ARENA_MAX, 1);
+        sbrk(0);
+        sbrk(8192);
+        brk((char *)sbrk(0) - 4096);
+        sbrk((intptr_t)1 << 60);
+        malloc_trim(100);
+    }
+    if (!strcmp(what, "environment"))
+        execute(arguments[3], arguments[0], arguments[2]);
+    if (!strcmp(what, "children")) {
+        filter(strcmp(arguments[3], "fork") ? SYS_execve : SYS_clone, 0);
+        if (!strcmp(arguments[3], "execve"))
+            execute("execve", "/nonesuch", "1");
+        else if (!fork())
+            churn(n), _exit(0);
+        wait(NULL);
+    }
     if (!strcmp(what, "sleep")) {
         churn(20);
         usleep(50000);
@@ -178,7 +281,7 @@ int main(int count, char **arguments)
                 return 1;
         }
     mark(STOP);
-    if (count > 3) {
+    if (count > 3 && strcmp(what, "environment") && strcmp(what, "children")) {
         if (!strcmp(arguments[3], "_exit"))
             _exit(7);
         if (!strcmp(arguments[3], "pthread_exit"))

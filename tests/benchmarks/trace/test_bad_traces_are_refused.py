@@ -85,7 +85,7 @@ def test_the_first_error_is_the_one_reported(android):
             "1\n2\n3\n4\na 0 8\nq 0\n",
             ":6: expected 'a ID SIZE', 'r ID SIZE' or 'f ID', found 'q 0'",
         ),
-        ("1\n2\n3\n4\na 0 8\nr 1 8\n", ":6: realloc of id 1, which was never allocated"),
+        ("1\n2\n3\n4\na 0 8\nf 1\n", ":6: free of id 1, which was never allocated"),
     ],
 )
 def test_other_formats(tmp_path, text, message):

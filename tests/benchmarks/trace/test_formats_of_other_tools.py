@@ -355,7 +355,7 @@ BAD = [
     (MTRACE, "@ x:[0x1] < 0x10\n@ x:[0x1] - 0x10\n", ":13: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1] + 0x20\n", ":12: expected '+ POINTER SIZE'"),
     (MTRACE, "@ x:[0x1]\n", ":12: expected '@ WHERE' and"),
-    (MTRACE, "@ x:[0x1] - 0x99\n", ":12: free of 0x99, which was never allocated"),
+    (MTRACE, "@ x:[0x1] - 0x5595a36b0610\n", ":12: double free of 0x5595a36b0610"),
     (
         VALGRIND,
         "--7-- malloc(8)\n",
@@ -417,7 +417,6 @@ def test_what_cannot_be(tmp_path, good, bad, said, capsys):
     [
         (b"".join(PROTOBUF)[:-1], ": message 9: truncated at the end of the file"),
         (b"".join(PROTOBUF[:3]) + b"\xff\xff", ": message 4: not a message of this format"),
-        ("v 10400 3\nX ./m\nI 1000 5e2990\na 11c00 4\n+ 0\n", ": an interpreted heaptrack file"),
         (b"memray\x00rubbish", ": reading a memray capture needs the package memray; install"),
     ],
 )
@@ -496,7 +495,7 @@ def test_memray(tmp_path, monkeypatch, head, piece):
     [
         (double([*CAPTURE, (0x50, 1, 6, 1)], 13), ": record 13: malloc returned 0x50, which is"),
         (double([*CAPTURE, (0x60, 1, 99, 1)], 13), ": record 13: unknown allocator number 99"),
-        (double(CAPTURE, 13), ": truncated: 12 of 13 records"),
+        (double(CAPTURE, 13), ": record 13: truncated: 12 of 13 records"),
         (double(CAPTURE, 12, aggregated=True), ": an aggregated capture has no individual events"),
     ],
 )
@@ -506,6 +505,15 @@ def test_bad_captures(tmp_path, monkeypatch, module, said):
     with pytest.raises(formats.TraceError) as caught:
         formats.load(path)
     assert str(caught.value).startswith(f"{path}{said}")
+
+
+@pytest.mark.hardening(11)
+def test_a_capture_that_is_cut_is_read_up_to_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "memray", double(CAPTURE, 13))
+    path = write(tmp_path / "t", b"memray\x00")
+    events, provenance = formats.load(path, strict=False)
+    assert len(events.op) == 8
+    assert provenance["dropped"]["missing_records"] == 1
 
 
 def test_a_real_capture(tmp_path):

@@ -149,19 +149,25 @@ def test_many_threads(subject, tmp_path):
 
 
 def test_chunks_pass_from_thread_to_thread(subject, tmp_path):
-    image = raw.images(raw_of(tmp_path, subject, "many", 300))[0]
+    image = raw.images(raw_of(tmp_path, subject, "many", 300))[0][0]
     assert image.buffers.stat().st_size <= 4 * raw.CHUNK
 
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [("_exit", 7), ("pthread_exit", 0), (6, -6), (int(signal.SIGTERM), -15), (9, -9)],
+    [("_exit", 7), ("pthread_exit", 0), (6, -6), (int(signal.SIGTERM), -15), (9, -9), (40, -40)],
 )
 def test_however_it_ends(subject, tmp_path, end, code):
     recording, events, _ = recorded(tmp_path, subject, "churn", 10000, end)
     assert recording.exit == code
     assert churned(events) == 10000
     assert np.count_nonzero(events.size == STOP) == 1
+
+
+def test_every_end_has_words():
+    assert run.describe_exit(3) == " (exit code 3)"
+    assert run.describe_exit(-9) == " (killed by SIGKILL)"
+    assert run.describe_exit(-40) == " (killed by signal 40)"
 
 
 def test_fork(subject, tmp_path):
@@ -213,6 +219,99 @@ def test_the_program_inherits_what_it_would(subject, tmp_path):
     assert recording.exit == 0
 
 
+@pytest.mark.hardening(15)
+@pytest.mark.parametrize("by", ["fsize", "nofile", "chroot", "prctl", "syscall"])
+def test_limits_and_filters_lose_nothing_and_kill_nobody(subject, tmp_path, by):
+    if by == "chroot" and os.geteuid():
+        pytest.skip("only root may change the root directory")
+    recording, events, provenance = recorded(tmp_path, subject, by, 60000)
+    assert recording.exit == 0
+    assert churned(events) == 60000
+    assert provenance["left_out"] == {}
+    assert (recording.unrecorded, provenance["unrecorded"]) == (0, 0)
+
+
+@pytest.mark.hardening(15)
+@pytest.mark.parametrize("by", ["fsize", "syscall"])
+def test_what_is_lost_is_counted(subject, tmp_path, by):
+    directory = raw_of(tmp_path, subject, by, 60000)  # and nobody drains
+    (directory / run._ABOUT).write_text('{"command": ["x"], "ns_per_tick": 1.0, "pid": 0}')
+    trace = run.recover(directory, tmp_path / "t.parquet").traces[0]
+    read(trace.path)
+    if by == "syscall":
+        assert trace.left_out == {}  # more chunks were made before the filter
+    else:
+        assert trace.left_out["never_written"] > 10000
+        assert trace.events + sum(trace.left_out.values()) >= 2 * 60000
+
+
+@pytest.mark.hardening(15)
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("posix_spawn", "posix_spawnp", "execve", "execve_nothing", "execvpe", "execle"),
+        *("fexecve", "execl", "execlp", "execv", "execvp", "fork"),
+    ],
+)
+def test_a_cleared_environment_ends_no_recording(subject, tmp_path, how):
+    recording, _, _ = recorded(tmp_path, subject, "environment", 3000, how)
+    assert recording.exit == 0
+    assert len(recording.traces) == 2
+    events = sorted(trace.events for trace in recording.traces)
+    assert events[0] < 20
+    assert events[1] >= 2 * 3000
+
+
+@pytest.mark.hardening(15)
+@pytest.mark.parametrize("how", ["fork", "execve"])
+def test_what_a_filtered_program_starts_is_said_to_be_missing(subject, tmp_path, capfd, how):
+    out = tmp_path / "t.parquet"
+    assert main(["record", "-o", str(out), "--", subject, "children", "3000", how]) == 0
+    said = capfd.readouterr().err
+    assert "not recorded: 1 process after a fork or exec" in said
+    assert "(exit code 0)" in said
+    assert read(out)[1]["unrecorded"] == 1
+
+
+@pytest.mark.hardening(15)
+@pytest.mark.parametrize("how", ["system", "popen"])
+def test_what_a_shell_runs_without_the_environment_is_said_to_be_missing(subject, tmp_path, how):
+    recording, _, _ = recorded(tmp_path, subject, "environment", 3000, how)
+    assert (recording.exit, recording.unrecorded) == (0, 1)
+
+
+@pytest.mark.hardening(15)
+def test_a_limit_from_the_start_kills_nobody(subject, tmp_path, capfd):
+    out = tmp_path / "t.parquet"
+    command = f"ulimit -f 0; {subject} churn 30000 _exit; exit $?"
+    assert main(["record", "-o", str(out), "--", "bash", "-c", command]) == 0
+    said = capfd.readouterr().err
+    # The shell's child before the exec, and the program.
+    assert "not recorded: 2 processes after a fork or exec, where no file could be created" in said
+    assert "(exit code 7)" in said  # as the program asked, not that of a signal
+
+
+@pytest.mark.hardening(15)
+def test_calls_that_change_memory_otherwise_are_events(subject, tmp_path):
+    _, events, provenance = recorded(tmp_path, subject, "others")
+    others = np.flatnonzero(events.op > THREAD_END)
+    found = [
+        (OP_NAMES[op], size, offset)
+        for op, size, offset in zip(
+            events.op[others], events.size[others], events.offset[others], strict=True
+        )
+    ]
+    assert found == [
+        ("mallopt", 0, -3 << 32 | 1 << 20),
+        ("mallopt", 0, -8 << 32 | 1),
+        ("sbrk", 0, 8192),
+        ("sbrk", 0, -4096),
+        ("malloc_trim", 100, 0),
+    ]
+    assert (events.slot[others] == -1).all()
+    assert provenance["left_out"] == {}
+
+
 def test_time_passes_while_the_program_sleeps(subject, tmp_path):
     _, events, _ = recorded(tmp_path, subject, "sleep")
     assert (events.time % 1000 == 0).all()
@@ -223,7 +322,7 @@ def test_time_passes_while_the_program_sleeps(subject, tmp_path):
 def test_windows_make_no_difference(subject, tmp_path, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0")
     directory = raw_of(tmp_path, subject, "threads")
-    image = raw.images(directory)[0]
+    image = raw.images(directory)[0][0]
     monkeypatch.setattr(raw, "WINDOW", 1 << 24)
     whole = [records for records, _ in image.records()]
     assert len(whole) == 1
@@ -250,7 +349,7 @@ def raw_of(tmp_path, *command):
 @pytest.mark.parametrize("written", [raw.CHUNK, raw.CHUNK // 2 + 8, 4096])
 def test_killed_while_a_chunk_is_written(subject, tmp_path, written):
     directory = raw_of(tmp_path, subject, "churn", 20000)
-    image = raw.images(directory)[0]
+    image = raw.images(directory)[0][0]
     whole, _ = next(image.records())
     # State of the last chunk when it was written to its file, completely or in part.
     chunk = bytearray(image.buffers.read_bytes()[raw.CHUNK :][: raw.CHUNK])
@@ -258,7 +357,7 @@ def test_killed_while_a_chunk_is_written(subject, tmp_path, written):
     words[: raw.HEAD] = words[raw.HEAD + 1], image.numbers - 1
     with image.buffers.with_suffix(".chunks").open("ab") as file:
         file.write(words.tobytes()[:written])
-    again = raw.images(directory)[0]
+    again = raw.images(directory)[0][0]
     assert len(again._places) == len(image._places)
     for one, other in zip(whole, next(again.records())[0], strict=True):
         assert np.array_equal(one, other)
@@ -266,7 +365,7 @@ def test_killed_while_a_chunk_is_written(subject, tmp_path, written):
 
 def test_a_full_disk_loses_what_it_loses(subject, tmp_path):
     directory = raw_of(tmp_path, subject, "churn", 20000)
-    image = raw.images(directory)[0]
+    image = raw.images(directory)[0][0]
     with image.buffers.with_suffix(".chunks").open("rb+") as file:
         file.truncate(raw.CHUNK + 9000)  # the second chunk in part, the others not at all
     (directory / run._ABOUT).write_text('{"command": ["x"], "ns_per_tick": 1.0, "pid": 0}')

@@ -59,7 +59,7 @@ WILD = [
     ({"size": [2**63 - 1, 0]}, "event 0: 9223372036854775807 bytes: a trace has sizes and"),
     ({"size": [2**46 + 1, 0]}, "event 0: 70368744177665 bytes: a trace has sizes and"),
     ({"size": [8, 2**46 + 1]}, "event 1: 70368744177665 bytes"),
-    ({"align": [47, 0]}, "event 0: alignment 2**47: a trace has sizes and alignments up to 2**46"),
+    ({"align": [47, 0]}, "event 0: alignment 2**47: sizes and alignments go up to 2**46"),
     ({"thread": [-(2**31), 0]}, "event 0: impossible columns"),
 ]
 
@@ -218,6 +218,7 @@ def test_a_limit_on_address_space_is_not_reached(tmp_path):
         ("9999999999999999999: malloc 0x10 8\n", ":1: expected"),
         ('{"op": "free", "id": 1, "a": ' + "[" * 200_000 + "\n", ":1: not JSON: nested too deeply"),
         ('{"op": "x\\u001b[31m' + "y" * 5000 + '", "id": 1}\n', ":1: unknown op 'x"),
+        ("--7-- calloc(size,7) = 0x10\n", ":1: expected 'calloc(N,SIZE)' and its result"),
         ("v 1 1\nx 1\n+ 8 ffffffff 10\n", ":3: expected '+ SIZE BACKTRACE POINTER'"),
         ("1: malloc 0x10 8\n1: \x1b[31m" + "z" * 9999 + "\n", ":2: unknown operation"),
     ],

@@ -1,5 +1,6 @@
 """A wrong setting is refused at once, with its name and the permitted values."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -160,7 +161,9 @@ def test_a_user_workload_is_one_file(tmp_path):
     file = tmp_path / "blink.py"
     file.write_text(OWN)
     w = workloads.load({"name": str(file), "rounds": 5, "seed": 2})
-    assert (w.name, w.label, w.operations, w.slots) == ("blink", "blink(rounds=5)", 10, 1)
+    digest = hashlib.sha256(OWN.encode()).hexdigest()[:6]
+    label = f"blink@{digest}(rounds=5)"
+    assert (w.name, w.label, w.operations, w.slots) == ("blink", label, 10, 1)
     with pytest.raises(WorkloadError, match="rounds=0: must be 1 to"):
         workloads.validate({"name": str(file), "rounds": 0})
 
@@ -188,7 +191,7 @@ FIELDS = ["op", "slot", "request", "align", "offset"]
         ("X = 1", "defines neither generate nor next_event"),
         ("def next_event(g, last): return False", "does not define start, length, slots"),
         (PROGRAM.format(fields=FIELDS, mark=""), "next_event in"),
-        (PROGRAM.format(fields=FIELDS[:-1], mark="@jit"), "its record lacks offset"),
+        (PROGRAM.format(fields=FIELDS[:-1], mark="@jit"), "a record without offset"),
         (PROGRAM.format(fields=[*FIELDS, "base"], mark="@jit"), "cannot be called 'base'"),
     ],
 )

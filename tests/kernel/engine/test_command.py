@@ -65,6 +65,27 @@ def test_an_interrupt_is_one_line_and_130(name):
     assert end(process) == (130, "", "a.command: interrupted\n")
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupt_of_an_import_is_one_line_and_130(tmp_path, name):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from kernel.engine.command import begin\nbegin()\n")
+    (package / "__main__.py").write_text("import package.slow\n")
+    lines = "try:\n    os.kill(os.getpid(), signal.{})\n    time.sleep(30)\n"
+    lines += "except BaseException:\n    raise ImportError('bad install') from None\n"
+    (package / "slow.py").write_text(f"import os, signal, time\n{lines.format(name)}")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "package"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "package: interrupted\n")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_prepares_for_interrupts_before_other_imports(package):
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    assert "begin()" in [ast.unparse(node) for node in tree.body]
+
+
 def test_nohup_is_respected():
     body = "os.kill(os.getpid(), signal.SIGHUP)\nprint('x')\nreturn 0"
     ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
@@ -86,9 +107,12 @@ def test_output_that_cannot_be_written_is_a_failure(redirection, reason, flush):
 
 
 @pytest.mark.hardening(4)
-def test_a_reader_that_goes_away_is_a_failure():
+@pytest.mark.parametrize("printer", ["print", "from rich.console import Console; Console().print"])
+def test_a_reader_that_goes_away_is_a_failure(printer):
     read, write = os.pipe()
-    process = start("for i in range(9999): print('x' * 99)\nreturn 0", stdout=write)
+    *imports, name = printer.split("; ")
+    body = "\n".join([*imports, f"for i in range(9999): {name}('x' * 99)", "return 0"])
+    process = start(body, stdout=write)
     os.close(write)
     os.close(read)
     assert end(process) == (1, None, "a.command: standard output: Broken pipe\n")

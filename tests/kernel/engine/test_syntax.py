@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.engine.jit import WalkError, check_state, jit, source_hash
+from kernel.engine.jit import WalkError, check_fields, jit, source_hash
 
 pytestmark = pytest.mark.once
 
@@ -143,7 +143,7 @@ def outer(k, a):
 
 
 def test_a_field_that_the_state_lacks_is_found_in_what_it_is_handed_to():
-    with pytest.raises(WalkError, match=r"inner\(\) uses s.topp: STATE has start, top") as caught:
-        check_state(outer, 1, ("start", "top"))
+    with pytest.raises(WalkError, match=r"inner\(\) uses s.topp: it has start, top") as caught:
+        check_fields(outer, 1, ("start", "top"))
     assert f"{__file__}:{line_of(inner, 's.topp')}: " in str(caught.value)
-    check_state(outer, 1, ("top", "topp"))
+    check_fields(outer, 1, ("top", "topp"))

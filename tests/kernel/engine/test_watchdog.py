@@ -135,3 +135,29 @@ def test_keyboard_interrupt_gets_through():
         os._exit(0)
     """)
     assert (code, output.strip()) == (0, "interrupted True")
+
+
+@pytest.mark.hardening(6)
+@pytest.mark.skipif(disabled(), reason="nothing is compiled with the JIT off")
+def test_a_loop_that_is_compiled_in_the_watched_thread_may_print():
+    code, output = run_script("""
+        from kernel.boot import Machine
+        from kernel.config import KernelConfig
+        from kernel.engine.jit import build, jit
+        from kernel.engine.watchdog import watched
+
+        @jit
+        def tell(k, n):
+            print("event", n)
+
+        @jit
+        def loop(k, n):
+            for i in range(n):
+                k.task.now = i
+                tell(k, i)
+
+        k = Machine(KernelConfig(window_bits=32)).k
+        watched(k, build(loop, cache=False), k, 1000, patience=60)
+    """)
+    assert code == 0, output
+    assert output.splitlines() == [f"event {n}" for n in range(1000)]

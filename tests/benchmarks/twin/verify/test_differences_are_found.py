@@ -79,7 +79,7 @@ def test_a_host_that_cannot_serve_is_never_a_success(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ops", "0"], "positive"),
+        (["--ops", "0"], "must be a whole number from 1"),
         (["--against", "musl"], "musl"),
         (["--mode", "tiny"], "small, mixed, big, burst, threads"),
         (["--tunable", "top_pad"], "NAME=NUMBER"),

@@ -134,6 +134,20 @@ def test_a_file_that_cannot_be_written(tables, served, monkeypatch, capsys):
     assert "host.yaml: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.hardening(5)
+def test_only_a_regular_file_is_replaced(tables, served, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/null"):
+        with pytest.raises(SystemExit) as ended:
+            command.main(["-o", str(path)])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(
+            f"--output {path}: not a regular file, so it cannot be replaced\n"
+        )
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+
 # --- the real kernel ------------------------------------------------------------------------------
 
 

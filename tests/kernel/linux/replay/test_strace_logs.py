@@ -264,3 +264,64 @@ def test_a_log_that_is_compressed_or_cut_short(capsys, tmp_path):
     result = Replayed(capsys, path)
     assert (result.code, result.counts) == (0, (2, 0, 0, 0))
     assert "note: line 4, the last, is incomplete and left out" in result.out
+
+
+_START = """\
+execve("./prog", ["./prog"], 0x7ffe3c1c5a28 /* 20 vars */) = 0
+brk(NULL)                               = 0x555560000000
+mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f4aeb400000
+"""
+_FOREIGN = "not comparable: the call acts on memory that the log did not create"
+
+
+@pytest.mark.hardening(11)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "mprotect(0x7ffe3c1c4000, 4096, PROT_READ|PROT_WRITE|PROT_GROWSDOWN) = 0",
+        "mlock(0x7ffe3c1c5000, 4096)             = 0",
+        "madvise(0x7ffe3c1c5000, 4096, MADV_DONTDUMP) = 0",
+        "munmap(0x7f0000100000, 1048576)         = 0",
+        "mremap(0x7f0000200000, 266240, 4096, MREMAP_MAYMOVE) = 0x7f0000200000",
+    ],
+)
+def test_calls_on_memory_that_the_log_did_not_create(replayed, call):
+    result = replayed(f"{_START}{call}\nmunmap(0x7f4aeb400000, 8192) = 0\n")
+    assert result.code == 0
+    assert f"1 {_FOREIGN}" in result.out
+    assert "--maps FILE" in result.out
+    assert "1 compared, 0 differ, 1 not comparable" in result.out
+
+
+@pytest.mark.hardening(11)
+def test_a_log_that_begins_in_the_middle(replayed):
+    """The heap may shrink below the first break of the log."""
+    result = replayed(
+        "strace: Process 4242 attached\n"
+        "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000200000\n"
+        "brk(0x55fefb6eb000)                     = 0x55fefb6eb000\n"
+        "brk(0x55fefb6ba000)                     = 0x55fefb6ba000\n"
+        "munmap(0x7f0000200000, 4096)            = 0\n"
+    )
+    assert result.code == 0
+    assert f"1 {_FOREIGN}" in result.out
+    assert "--maps FILE" in result.out
+
+
+@pytest.mark.hardening(11)
+@pytest.mark.parametrize(
+    "output", ["hello (world) = 5\n", "hello\n", "a) = 3\n", "no newline", "one\ntwo\n", '"\n']
+)
+def test_the_programs_output_inside_a_line(replayed, output):
+    result = replayed(
+        f'{_START}write(1, "...", 18{output})     = 18\nmunmap(0x7f4aeb400000, 8192) = 0\n'
+    )
+    assert result.code == 0
+    assert "1 compared, 0 differ" in result.out
+
+
+@pytest.mark.hardening(11)
+def test_output_inside_a_memory_call_is_named(replayed):
+    result = replayed(f"{_START}munmap(0x7f4aeb400000, (8192\nbrk(NULL) = 0x555560000000\n")
+    assert result.code == 2
+    assert ": line 4: the call is not complete; strace -o FILE keeps" in result.err
