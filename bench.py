@@ -89,6 +89,8 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
         job = check_job(plain)
     except SystemExit as error:  # would end the sweep, perhaps with exit code 0
         raise JobError(f"a plugin calls sys.exit({error.code}) where it is checked") from None
+    if job.measure.duet and job.measure.timing and not sweep:
+        raise JobError("measure.duet=true: compares two allocators: -m allocator=A,B")
     if job.library is None:
         if not debug:
             job.inspect()

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from analysis import spread
 from benchmarks.replay.metrics import BY_NAME, TIMES
 from benchmarks.timing import statistics
-from benchmarks.timing.rounds import FILE, TimesError, read_times, valid
+from benchmarks.timing.rounds import FILE, TimesError, read_times, twins, valid
 
 #: Version of run.json that this module reads.
 SCHEMA = 2
@@ -424,10 +424,8 @@ class _Times:
                 self._rows.append(cell | shared | row)
             for quantity, reason in dict(line.get("gaps", {})).items():
                 self.untimed[cell["label"], cell["workload"], quantity] = str(reason)
-        twin = valid(lines, side=1)
-        if twin:
-            for quantity, floor in _floors(path, valid(lines), twin).items():
-                self.floors[quantity] = max(self.floors.get(quantity, 0.0), floor)
+        for quantity, floor in _floors(path, lines).items():
+            self.floors[quantity] = max(self.floors.get(quantity, 0.0), floor)
         if comparison := _entry(run, "timing.comparison"):
             self.comparisons.add(str(comparison))
         self.notes |= dict.fromkeys(_entry(run, "timing.warnings") or ())
@@ -446,14 +444,16 @@ def _checked_times(path: Path, line: Mapping[str, Any]) -> dict[str, float]:
     return line["times"]
 
 
-def _floors(path: Path, first: Mapping[int, Any], second: Mapping[int, Any]) -> dict[str, float]:
-    """Return the A/A floor of each quantity, of a cell that was measured twice in every round."""
+def _floors(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the A/A floor of each quantity; empty unless the cell was measured twice a round."""
+    for line in lines:
+        _checked_times(path, line)
     floors = {}
     for quantity in (metric.name for metric in TIMES):
         pairs = [
-            (_checked_times(path, first[n])[quantity], _checked_times(path, second[n])[quantity])
-            for n in sorted(first.keys() & second.keys())
-            if quantity in first[n]["times"] and quantity in second[n]["times"]
+            (first[quantity], second[quantity])
+            for first, second in twins(lines)
+            if quantity in first and quantity in second
         ]
         if len(pairs) >= statistics.LEAST_ROUNDS:
             floors[quantity] = statistics.floor(statistics.effect(*zip(*pairs, strict=True)))

@@ -32,11 +32,13 @@ class Timing:
 
     It is measured in ``rounds`` rounds, each time in a fresh process, which takes ``samples`` timed
     samples after ``warmups`` untimed ones; a sample replays the workload until at least
-    ``min_events`` events have run.  :meth:`schedule` reduces these numbers, except the rounds, if
+    ``min_events`` events have run.  ``duet``: two allocators are measured at the same time.
+    :meth:`schedule` reduces these numbers, except the rounds, if
     timing would take longer than ``seconds``.
     """
 
     timing: bool
+    duet: bool
     rounds: int
     samples: int
     warmups: int
@@ -200,8 +202,9 @@ def _check_host(library: Library, kernel: KernelConfig) -> None:
 def _measure(config: Mapping[str, Any]) -> Timing:
     measure = dict(_section(config, "measure"))
     _known("measure.", measure, [f.name for f in fields(Timing)])
-    if not isinstance(measure.get("timing"), bool):
-        raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
+    for name in ("timing", "duet"):
+        if not isinstance(measure.get(name), bool):
+            raise JobError(f"measure.{name}={measure.get(name)}: expected true or false")
     for name, low in (
         ("rounds", 1),
         ("samples", 1),

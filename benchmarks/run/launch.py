@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,6 +28,7 @@ from kernel.engine.progress import Progress
 #: Lines of :func:`report` and of :func:`report_found`.
 _PROGRESS = re.compile(r"@ ([\d.]+) (.*)\n")
 _FOUND = re.compile(r"= (\{.*\})\n")
+_READY = "! ready\n"
 
 #: Environment variable with the pid of the process that started the children.
 PARENT = "MALLOC_BENCH_PARENT"
@@ -57,13 +58,24 @@ def report_found(**found: object) -> None:
     print(f"= {json.dumps(found, allow_nan=False)}", flush=True)
 
 
-def found_in(output: Iterable[bytes]) -> dict[str, Any]:
-    """Return what a child reports by :func:`report_found`; print what its plugin prints."""
+def wait_at_gate(file: int) -> None:
+    """Report in a child that it is ready, and wait for a byte from its parent."""
+    print(_READY, end="", flush=True)
+    os.read(file, 1)
+
+
+def found_in(output: Iterable[bytes], on_ready: Callable[[], None]) -> dict[str, Any]:
+    """Return what a child reports by :func:`report_found`; print what its plugin prints.
+
+    Calls ``on_ready`` when the child waits at its gate.
+    """
     found: dict[str, Any] = {}
     for line in output:
         text = line.decode(errors="replace")
         if match := _FOUND.match(text):
             found |= json.loads(match[1])
+        elif text == _READY:
+            on_ready()
         elif not _PROGRESS.match(text):
             print(text, end="", flush=True)
     return found

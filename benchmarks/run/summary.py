@@ -152,7 +152,7 @@ def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _describe_timing(directories: list[Path]) -> list[str]:
     """Return what a reader of the times must know: rounds, A/A floor, and the machine."""
-    from benchmarks.timing.rounds import read_times, valid
+    from benchmarks.timing.rounds import read_times, twins
     from benchmarks.timing.statistics import LEAST_ROUNDS, effect, floor
 
     sentences: dict[str, None] = {}
@@ -169,14 +169,12 @@ def _describe_timing(directories: list[Path]) -> list[str]:
                 else "; too few for an interval."
             )
         ] = None
-        lines = read_times(directory)
-        first, twin = valid(lines), valid(lines, side=1)
-        common = sorted(first.keys() & twin.keys())
+        pairs = twins(read_times(directory))
         floors = []
         for name, title in TITLES.items():
-            sides = [[side[n]["times"].get(name) for n in common] for side in (first, twin)]
-            if count >= LEAST_ROUNDS and common and None not in (*sides[0], *sides[1]):
-                floors.append(f"{title} {floor(effect(*sides)):.1%}")
+            sides = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
+            if len(sides) >= LEAST_ROUNDS:
+                floors.append(f"{title} {floor(effect(*zip(*sides, strict=True))):.1%}")
         if floors:
             what = "a cell measured twice as if it were two"
             sentences[f"A/A floor ({what}): {', '.join(floors)}; less is no difference."] = None

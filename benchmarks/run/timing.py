@@ -10,20 +10,22 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 from benchmarks.replay.metrics import COLD, END_TO_END, TIMES, TITLES, WARM
 from benchmarks.run import results
-from benchmarks.run.job import Job, check_job
+from benchmarks.run.job import Job, JobError, check_job
 from benchmarks.run.launch import child, found_in, memory_hint, without_warnings
-from benchmarks.run.sources import digest
+from benchmarks.run.sources import Sources, snapshot
 from benchmarks.timing import machine, perf
-from benchmarks.timing.rounds import Cell, CellError, Rounds, read_times, valid
+from benchmarks.timing.rounds import CellError, Rounds, Unit, read_times, valid
 from kernel.engine.progress import Progress
 
 #: The line of a traceback that names the exception.
@@ -35,11 +37,18 @@ _FAULT_NS, _NIL = 1000.0, 0.01
 
 @dataclass(frozen=True)
 class Untimed:
-    """A run whose untimed part has ended: its directory, its job, and run.json."""
+    """A run whose untimed part has ended: its directory, job and run.json, and its sources now."""
 
     directory: Path
     job: Job
     run: Mapping[str, Any]
+    sources: Sources
+
+    def edited(self) -> str:
+        """Return the name of a source that was edited since the run began, or ''."""
+        old, now = self.run.get("sources", {}), self.sources.hashes
+        changed = next((name for name in now if now[name] != old.get(name)), "")
+        return changed or self.sources.edited()
 
 
 def load_waiting(directories: Iterable[Path]) -> list[Untimed]:
@@ -51,7 +60,8 @@ def load_waiting(directories: Iterable[Path]) -> list[Untimed]:
         run = results.read_run(directory)
         if run.get("status") == results.WAITING:
             config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-            found.append(Untimed(directory, check_job(config), run))
+            job = check_job(config)
+            found.append(Untimed(directory, job, run, snapshot(job)))
     return found
 
 
@@ -70,11 +80,17 @@ def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> N
     warnings = machine.warnings()
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    by_directory = {run.directory: run for run in runs}
-    rounds = Rounds(list(by_directory), count, runs[0].job.seed)
+    duet = runs[0].job.measure.duet
+    by_directory = {run.directory: run for run in (_in_pairs(runs) if duet else runs)}
+    rounds = Rounds(list(by_directory), count, runs[0].job.seed, duet=duet)
 
-    def measure(cell: Cell) -> Mapping[str, Any]:
-        return _measure(by_directory[cell.directory])
+    def measure(unit: Unit) -> list[dict[str, Any]]:
+        if len(unit) == 1:
+            return [_measure(by_directory[unit[0].directory], _ALONE)]
+        places = _places(len(unit))
+        with ThreadPoolExecutor(len(unit)) as threads:
+            cells = [by_directory[cell.directory] for cell in unit]
+            return list(threads.map(_measure, cells, places))
 
     def report(done: int, what: str) -> None:
         progress(done / rounds.total, f"timing, {what}")
@@ -88,6 +104,7 @@ def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> N
         "comparison": secrets.token_hex(8),  # those with the same were measured together
         "rounds": count,
         "cells": len(runs),
+        "duet": duet,
         "warnings": warnings,
         "instructions": perf.unavailable() or "counted",
     }
@@ -96,12 +113,29 @@ def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> N
         _finish(run, rounds.failed.get(run.directory, ""))
 
 
+def _in_pairs(runs: Sequence[Untimed]) -> list[Untimed]:
+    """Return the runs of two allocators in pairs of one workload and seed.
+
+    Raises JobError if they do not form pairs.
+    """
+    by_input: dict[tuple[Any, ...], list[Untimed]] = {}
+    for run in runs:
+        key = tuple(run.run.get(name) for name in ("workload_label", "seed", "page_size"))
+        by_input.setdefault(key, []).append(run)
+    labels = {run.run["label"] for run in runs}
+    pairs = [sorted(pair, key=lambda run: run.run["label"]) for pair in by_input.values()]
+    if len(labels) != 2 or any(len(pair) != 2 for pair in pairs):
+        raise JobError(
+            "measure.duet=true: needs exactly two allocators on the same workloads and seeds "
+            f"(-m allocator=A,B), not {len(runs)} runs of {len(labels)} allocators"
+        )
+    return [run for pair in pairs for run in pair]
+
+
 def _finish(run: Untimed, error: str) -> None:
     """Write bench.json, and the final status: failed if a source was edited meanwhile."""
-    stored = run.run.get("sources", {})
-    edited = next((name for name, old in stored.items() if digest(name) != old), "")
-    if edited:
-        error = f"{edited} was edited during the run: run it again"
+    if name := run.edited():
+        error = f"{name} was edited during the run: run it again"
     if error:
         results.finish(run.directory, results.FAILED, error)
         return
@@ -112,10 +146,48 @@ def _finish(run: Untimed, error: str) -> None:
 # --- One measurement ------------------------------------------------------------------------------
 
 
-def _measure(run: Untimed) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a measurement runs: on any processor, or on one, at the same time as another."""
+
+    processor: int | None = None
+    barrier: Barrier | None = None
+
+    def arguments(self) -> list[str]:
+        """Return what a pyperf worker needs to run there."""
+        return [] if self.processor is None else ["--affinity", str(self.processor)]
+
+    def wait(self) -> None:
+        """Wait for the other measurement."""
+        if self.barrier is not None:
+            self.barrier.wait()
+
+
+_ALONE = _Place()
+
+
+def _places(count: int) -> list[_Place]:
+    """Return places for measurements at the same time, on different processors."""
+    processors = sorted(os.sched_getaffinity(0))
+    barrier = Barrier(count)
+    return [_Place(processors[i % len(processors)], barrier) for i in range(count)]
+
+
+def _measure(run: Untimed, place: _Place) -> dict[str, Any]:
     """Measure a run once in every quantity.  Raises CellError if it fails."""
+    try:
+        return _measured(run, place)
+    except BrokenBarrierError:
+        raise CellError("the other side of the duet failed") from None
+    except BaseException:
+        if place.barrier is not None:
+            place.barrier.abort()
+        raise
+
+
+def _measured(run: Untimed, place: _Place) -> dict[str, Any]:
     job, metrics = run.job, _metrics(run.directory)
-    suite, found = _warm(run)
+    suite, found = _warm(run, place)
     warm = median(suite["benchmarks"][0]["runs"][0]["values"]) * 1e9
     times, gaps = {WARM: warm}, {}
     if job.library is None:
@@ -126,6 +198,7 @@ def _measure(run: Untimed) -> dict[str, Any]:
             del times[WARM]
             per = f"{1000 * found['faults']:.2g} page faults per 1000 events"
             gaps[WARM] = f"it calls the kernel in every replay: {per}"
+        place.wait()
         clean = _clean(run)
         times |= clean["times"]
         gaps |= clean["gaps"]
@@ -137,7 +210,7 @@ def _metrics(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _warm(run: Untimed) -> tuple[dict[str, Any], dict[str, Any]]:
+def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a pyperf worker; return its suite (JSON) and what else it has found."""
     samples, warmups, replays = run.job.measure.schedule(
         run.run["events"], run.run["replay_seconds"]
@@ -147,16 +220,23 @@ def _warm(run: Untimed) -> tuple[dict[str, Any], dict[str, Any]]:
         # The process loads the library, and starts no thread that the workload does not start.
         environment = run.job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
     reading, writing = os.pipe()
+    gate, opener = os.pipe()
     command = [
         *(sys.executable, "-m", "benchmarks.run.worker", "--worker", "--worker-task", "0"),
-        *("--directory", str(run.directory), "--pipe", str(writing)),
-        *("-n", str(samples), "-w", str(warmups), "-l", str(replays)),
+        *("--directory", str(run.directory), "--pipe", str(writing), "--gate", str(gate)),
+        *("-n", str(samples), "-w", str(warmups), "-l", str(replays), *place.arguments()),
     ]
+
+    def open_gate() -> None:
+        place.wait()
+        os.write(opener, b"x")
+
     with os.fdopen(reading, "rb") as pipe:
         try:
-            found = _run(command, environment, pass_fds=(writing,))
+            found = _run(command, environment, (writing, gate), open_gate)
         finally:
-            os.close(writing)
+            for file in (writing, gate, opener):
+                os.close(file)
         return json.loads(pipe.read()), found
 
 
@@ -167,14 +247,17 @@ def _clean(run: Untimed) -> dict[str, Any]:
 
 
 def _run(
-    command: list[str], environment: Mapping[str, str], pass_fds: Iterable[int] = ()
+    command: list[str],
+    environment: Mapping[str, str],
+    pass_fds: Iterable[int] = (),
+    on_ready: Callable[[], None] = _ALONE.wait,
 ) -> dict[str, Any]:
     """Run a child to its end; return what it has reported.  Raises CellError if it fails."""
     with (
         TemporaryFile() as errors,
         child(command, errors, environment, pass_fds=tuple(pass_fds)) as process,
     ):
-        found = found_in(process.stdout)
+        found = found_in(process.stdout, on_ready)
         code = process.wait()
         errors.seek(0)
         complaint = without_warnings(errors.read().decode(errors="replace")).splitlines()

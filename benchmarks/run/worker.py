@@ -5,7 +5,6 @@ whose config.yaml and run.json define the workload to time.  A value is seconds 
 What pyperf has no place for is reported on standard output (benchmarks.run.launch.report_found).
 """
 
-import argparse
 import functools
 import json
 from pathlib import Path
@@ -13,11 +12,7 @@ from typing import Any
 
 import pyperf
 
-from benchmarks.run.launch import end_with_parent, report, report_found
-
-
-def _add_arguments(command: list[str], args: argparse.Namespace) -> None:
-    command.extend(("--directory", args.directory))
+from benchmarks.run.launch import end_with_parent, report, report_found, wait_at_gate
 
 
 def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
@@ -35,7 +30,7 @@ def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
 class _Replay:
     """The compiled replay of the run in ``directory``, and what is found beside its time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, gate: int) -> None:
         import yaml
 
         from benchmarks.replay.simulation import WARM, Simulation
@@ -53,7 +48,8 @@ class _Replay:
                 from benchmarks.real.timed import make_timed
 
                 self.replay = make_timed(self.job.library, workload)
-        report(0.0, "timing")
+        if gate >= 0:
+            wait_at_gate(gate)
 
     def kernel_ns(self) -> float:
         """Return the modelled time in the kernel of the last replay of a simulated allocator."""
@@ -71,17 +67,21 @@ def _faults() -> int:
 
 
 @functools.cache
-def _prepared(directory: Path) -> _Replay:
-    return _Replay(directory)
+def _prepared(directory: Path, gate: int) -> _Replay:
+    return _Replay(directory, gate)
 
 
-def time_replays(loops: int, directory: Path, run: dict[str, Any], operations: int) -> float:
+def time_replays(
+    loops: int, directory: Path, run: dict[str, Any], operations: int, gate: int = -1
+) -> float:
     """Time ``loops`` replays of the events of ``run``; return seconds.
+
+    ``gate``: file at which to wait before the first one (benchmarks.run.launch.wait_at_gate).
 
     Reports ``kernel_ns`` per event of a simulated allocator, and of a real library the page
     ``faults`` per event, and instructions and cycles per event where they are counted.
     """
-    prepared = _prepared(directory)
+    prepared = _prepared(directory, gate)
     before = _faults()
     seconds = 0.0
     with _Counting(operations * loops):
@@ -117,10 +117,9 @@ class _Counting:
 def main() -> None:
     """Parse the arguments of pyperf and of this script, and measure."""
     end_with_parent()
-    runner = pyperf.Runner(
-        program_args=("-m", "benchmarks.run.worker"), add_cmdline_args=_add_arguments
-    )
+    runner = pyperf.Runner()
     runner.argparser.add_argument("--directory", required=True, help="the run's directory")
+    runner.argparser.add_argument("--gate", type=int, default=-1, help="file to wait at")
     args = runner.parse_args()
     directory = Path(args.directory)
     run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
@@ -132,6 +131,7 @@ def main() -> None:
         directory,
         run,
         metrics["operations"],
+        args.gate,
         inner_loops=metrics["operations"],
     )
 

@@ -5,10 +5,13 @@ lines of ``times.jsonl`` there, appended and synced one by one, so that an inter
 in the middle of a round.  One cell, the twin, is measured twice in every round, as if it were two:
 it shows which differences mean nothing (benchmarks.timing.statistics.floor).
 
+In a duet, the two cells of a pair are measured at the same time, on two processors, and the twin
+with itself: what disturbs one disturbs the other.
+
 A line:
 
     round, attempt   counted from 0; the highest attempt of a round is the valid one
-    side             0; 1 for the second measurement of the twin
+    side             0; 1 for the second measurement of the twin; 1 and 2 for its duet with itself
     position         place in the order of the round
     times            quantity -> ns per event (benchmarks.timing.quantities)
     others, stolen   load on the machine meanwhile (benchmarks.timing.machine.Load)
@@ -40,14 +43,17 @@ class CellError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cell:
-    """A run directory, and ``side`` 1 for the second measurement of the twin."""
+    """A run directory, and which of its measurements in a round it is."""
 
     directory: Path
     side: int = 0
 
 
-#: Measure a cell once, in a fresh process; returns the entries of its line: at least ``times``.
-Measure = Callable[[Cell], Mapping[str, Any]]
+#: One cell, or two that are measured at the same time.
+Unit = tuple[Cell, ...]
+#: Measure each cell of a unit once, in a fresh process; returns the entries of their lines, which
+#: are at least ``times``.
+Measure = Callable[[Unit], Sequence[Mapping[str, Any]]]
 
 
 def read_times(directory: Path) -> list[dict[str, Any]]:
@@ -87,6 +93,14 @@ def valid(lines: Sequence[Mapping[str, Any]], side: int = 0) -> dict[int, Mappin
     return found
 
 
+def twins(lines: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Return the times of both measurements of the twin, by round; empty for any other run."""
+    sides = (1, 2) if any(line["side"] == 2 for line in lines) else (0, 1)
+    first, second = (valid(lines, side) for side in sides)
+    common = sorted(first.keys() & second.keys())
+    return [(first[number]["times"], second[number]["times"]) for number in common]
+
+
 def _append(directory: Path, entry: Mapping[str, Any]) -> None:
     """Append a line to times.jsonl and sync it.  A torn last line is cut off first."""
     path = directory / FILE
@@ -102,28 +116,37 @@ def _append(directory: Path, entry: Mapping[str, Any]) -> None:
 
 
 class Rounds:
-    """Rounds of ``cells``, of which the first is the twin.
+    """Rounds of the cells in ``directories``, of which the first is the twin.
 
     ``rounds``: number of rounds.  ``seed`` decides the order within each round, so that a resumed
-    sweep keeps it.
+    sweep keeps it.  ``duet``: the directories are pairs, one after the other.
     """
 
-    def __init__(self, directories: Sequence[Path], rounds: int, seed: int) -> None:
-        if not directories:
-            raise ValueError("no cell to measure")
-        self.cells = [Cell(directory) for directory in directories]
-        self.cells.append(Cell(directories[0], side=1))
+    def __init__(
+        self, directories: Sequence[Path], rounds: int, seed: int, *, duet: bool = False
+    ) -> None:
+        if not directories or (duet and len(directories) % 2):
+            raise ValueError(f"{len(directories)} cells cannot be measured")
+        if duet:
+            pairs = zip(directories[::2], directories[1::2], strict=True)
+            self._units: list[Unit] = [(Cell(a), Cell(b)) for a, b in pairs]
+            self._units.append((Cell(directories[0], 1), Cell(directories[0], 2)))
+        else:
+            self._units = [(Cell(directory),) for directory in directories]
+            self._units.append((Cell(directories[0], 1),))
+        self.cells = [cell for unit in self._units for cell in unit]
         self.rounds = rounds
         self.seed = seed
         self._lines = {directory: read_times(directory) for directory in directories}
         #: Why a cell could not be measured, by its directory.
         self.failed: dict[Path, str] = {}
 
-    def order(self, number: int, attempt: int = 0) -> list[Cell]:
-        """Return the cells in the order in which the round measures them."""
-        cells = list(self.cells)
-        random.Random(f"{self.seed} {number} {attempt}").shuffle(cells)
-        return cells
+    def order(self, number: int, attempt: int = 0) -> list[Unit]:
+        """Return the units in the order in which the round measures them."""
+        choice = random.Random(f"{self.seed} {number} {attempt}")
+        units = [tuple(choice.sample(unit, len(unit))) for unit in self._units]
+        choice.shuffle(units)
+        return units
 
     @property
     def total(self) -> int:
@@ -134,7 +157,7 @@ class Rounds:
         """Measure what is missing; returns the rounds that stay disturbed.
 
         Disturbed rounds are repeated, each of them whole, as often as half the number of rounds.
-        ``progress(done, what)`` is called before each measurement.  A cell for which ``measure``
+        ``progress(done, what)`` is called before each measurement.  A unit for which ``measure``
         raises CellError is left out from then on (``failed``); any other exception passes through,
         and all lines written before remain valid.
         """
@@ -151,22 +174,28 @@ class Rounds:
     def _run_round(
         self, number: int, attempt: int, measure: Measure, done: int, progress: Callable
     ) -> int:
-        for position, cell in enumerate(self.order(number, attempt)):
-            if cell.directory not in self.failed and not self._has(cell, number, attempt):
+        for position, unit in enumerate(self.order(number, attempt)):
+            complete = all(self._has(cell, number, attempt) for cell in unit)
+            if not complete and not any(cell.directory in self.failed for cell in unit):
                 again = ", again: it was disturbed" if attempt else ""
                 progress(min(done, self.total), f"round {number + 1}{again}")
-                watch = Watch()
-                try:
-                    result = dict(measure(cell))
-                except CellError as error:
-                    self.failed[cell.directory] = str(error)
-                    continue
-                entry = {"round": number, "attempt": attempt, "side": cell.side}
-                entry |= {"position": position} | result | watch.load().as_dict()
-                _append(cell.directory, entry)
-                self._lines[cell.directory].append(entry)
-            done += 1
+                self._measure_unit(unit, (number, attempt, position), measure)
+            done += len(unit)
         return done
+
+    def _measure_unit(self, unit: Unit, place: tuple[int, int, int], measure: Measure) -> None:
+        watch = Watch()
+        try:
+            found = measure(unit)
+        except CellError as error:
+            self.failed |= {cell.directory: str(error) for cell in unit}
+            return
+        load = watch.load().as_dict()
+        order = dict(zip(("round", "attempt", "position"), place, strict=True))
+        for cell, result in zip(unit, found, strict=True):
+            entry = order | {"side": cell.side} | dict(result) | load
+            _append(cell.directory, entry)
+            self._lines[cell.directory].append(entry)
 
     def _has(self, cell: Cell, number: int, attempt: int) -> bool:
         wanted = (number, attempt, cell.side)

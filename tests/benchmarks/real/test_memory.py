@@ -18,7 +18,7 @@ from benchmarks.events.events import (
 from benchmarks.real import machine_code, memory
 from benchmarks.real.memory import RealRun, clean_seconds
 from benchmarks.real.process import PAGE, RealProcess, prepare
-from benchmarks.replay.metrics import OF_NATIVE_RUNS
+from benchmarks.replay.metrics import BY_NAME, OF_NATIVE_RUNS
 from benchmarks.workloads import Workload
 from kernel.linux.host.process import HostError
 
@@ -109,7 +109,7 @@ def test_metrics_derived_from_events_do_not_depend_on_the_allocator(glibc):
     assert found["operations"] == churn.operations == run.events
     assert found["end_heap"] == (run.end.writable - run.start.writable) * PAGE
     assert found["end_rss"] == (run.end.private - run.start.private) * PAGE
-    assert set(found) == {n for n in OF_NATIVE_RUNS if n != "ns_per_op"}
+    assert set(found) == {n for n in OF_NATIVE_RUNS if not BY_NAME[n].timed}
     timeline = run.timeline()
     assert timeline["rss"].max() <= found["peak_rss"]
     assert timeline["rss"][-1] == found["end_rss"]

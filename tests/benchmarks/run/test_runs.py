@@ -15,6 +15,7 @@ from pandas import read_parquet
 
 from benchmarks.replay.loop import TIMELINE_COLUMNS
 from benchmarks.replay.metrics import METRICS
+from benchmarks.run import results
 from tests.benchmarks.run.conftest import ROOT, SMALL, result_directory
 
 
@@ -31,12 +32,13 @@ def test_a_timed_run_leaves_a_complete_directory(bench, python):
     assert done.returncode == 0, done.stderr
     directory = result_directory(done)
     names = {path.name for path in directory.iterdir()}
-    assert names == {"bench.json", "config.yaml", "metrics.json", "run.json", "timeline.parquet"}
+    assert names == {"run.json", *results.FILES}
 
     suite = pyperf.BenchmarkSuite.load(str(directory / "bench.json"))
     (benchmark,) = suite.get_benchmarks()
     assert benchmark.get_name() == run_json(directory)["workload_label"]
-    assert benchmark.get_nvalue() == 6
+    assert benchmark.get_nrun() == 6  # rounds
+    assert benchmark.get_nvalue() == 18
     assert benchmark.get_metadata()["allocator"] == "bump"
     assert python("-m", "pyperf", "hist", directory / "bench.json").returncode == 0
 

@@ -7,7 +7,15 @@ import pytest
 
 from benchmarks.timing import rounds as module
 from benchmarks.timing.machine import Load
-from benchmarks.timing.rounds import FILE, Rounds, TimesError, read_times, valid
+from benchmarks.timing.rounds import (
+    FILE,
+    CellError,
+    Rounds,
+    TimesError,
+    read_times,
+    twins,
+    valid,
+)
 
 
 class Interrupted(Exception):
@@ -46,11 +54,11 @@ class Clock:
     def __init__(self, stop=None):
         self.calls, self.stop = [], stop
 
-    def __call__(self, cell):
+    def __call__(self, unit):
         if len(self.calls) == self.stop:
             raise Interrupted
-        self.calls.append((cell.directory.name, cell.side))
-        return {"times": {"warm": 10.0 + len(self.calls)}}
+        self.calls += [(cell.directory.name, cell.side) for cell in unit]
+        return [{"times": {"warm": 10.0 + len(self.calls)}} for _ in unit]
 
 
 def test_each_round_measures_every_cell_once_and_the_first_twice(directories, machine):
@@ -98,9 +106,9 @@ def test_a_damaged_line_is_named(directories, machine, line):
 
 def test_a_disturbed_round_is_repeated_whole_and_kept_in_the_file(directories, machine):
     class Disturbed(Clock):
-        def __call__(self, cell):
+        def __call__(self, unit):
             machine.others = 1.0 if 8 <= len(self.calls) < 10 else 0.0  # in the third round
-            return super().__call__(cell)
+            return super().__call__(unit)
 
     clock = Disturbed()
     assert Rounds(directories, 6, seed=1).run(clock, quiet) == []
@@ -112,9 +120,9 @@ def test_a_disturbed_round_is_repeated_whole_and_kept_in_the_file(directories, m
 
 def test_rounds_that_stay_disturbed_are_reported(directories, machine):
     class Disturbed(Clock):
-        def __call__(self, cell):
+        def __call__(self, unit):
             machine.others = 1.0 if len(self.calls) >= 16 else 0.0
-            return super().__call__(cell)
+            return super().__call__(unit)
 
     clock = Disturbed()
     assert Rounds(directories, 6, seed=1).run(clock, quiet) == [4, 5]
@@ -123,9 +131,9 @@ def test_rounds_that_stay_disturbed_are_reported(directories, machine):
 
 def test_an_interrupted_repetition_is_completed(directories, machine):
     class Disturbed(Clock):
-        def __call__(self, cell):
+        def __call__(self, unit):
             machine.others = 1.0 if len(self.calls) in (8, 9) else 0.0
-            return super().__call__(cell)
+            return super().__call__(unit)
 
     with pytest.raises(Interrupted):
         Rounds(directories, 6, seed=1).run(Disturbed(stop=26), quiet)
@@ -144,9 +152,40 @@ def test_constant_load_disturbs_no_round_in_particular(directories, machine):
 def test_a_line_tells_the_load_and_what_the_measurement_reports(directories, machine):
     machine.others = 0.25
     Rounds(directories, 1, seed=1).run(
-        lambda cell: {"times": {"warm": 3.5}, "instructions": 7}, quiet
+        lambda unit: [{"times": {"warm": 3.5}, "instructions": 7}], quiet
     )
     line = json.loads((directories[1] / FILE).read_text())
     assert line["times"] == {"warm": 3.5}
     assert (line["instructions"], line["others"], line["stolen"]) == (7, 0.25, 0.0)
     assert (line["round"], line["attempt"], line["side"]) == (0, 0, 0)
+
+
+def test_a_duet_measures_pairs_at_once_and_the_twin_with_itself(directories, machine):
+    with pytest.raises(ValueError, match="3 cells"):
+        Rounds(directories, 1, seed=1, duet=True)
+    units = []
+
+    def measure(unit):
+        units.append([(cell.directory.name, cell.side) for cell in unit])
+        return [{"times": {"warm": 10.0 + cell.side}} for cell in unit]
+
+    Rounds(directories[:2], 8, seed=1, duet=True).run(measure, quiet)
+    pairs = [[("a", 0), ("b", 0)], [("a", 1), ("a", 2)]]
+    assert sorted(map(sorted, units)) == sorted(pairs * 8)
+    assert len({tuple(unit) for unit in units}) == 4  # either cell is on either processor
+    assert twins(read_times(directories[0])) == [({"warm": 11.0}, {"warm": 12.0})] * 8
+    assert twins(read_times(directories[1])) == []
+
+
+def test_a_cell_that_fails_is_left_out_and_the_others_go_on(directories, machine):
+    class Failing(Clock):
+        def __call__(self, unit):
+            if unit[0].directory.name == "b" and len(self.calls) > 8:
+                raise CellError("the process died")
+            return super().__call__(unit)
+
+    rounds = Rounds(directories, 6, seed=1)
+    rounds.run(Failing(), quiet)
+    assert rounds.failed == {directories[1]: "the process died"}
+    assert len(valid(read_times(directories[2]))) == 6
+    assert len(valid(read_times(directories[1]))) < 6
