@@ -54,6 +54,7 @@ def draw(results: Results) -> Figure:
         spread.describe_times(cells),
         style.describe_floor(results),
         _describe_gaps(results),
+        "†: threads that take turns." if (results.runs["threads"] == "interleaved").any() else "",
         style.HIDDEN if any(logs) else "",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
@@ -71,6 +72,8 @@ def _panel(
     for label in labels:
         if (label, workload, name) in results.untimed:
             remarks[label] = "–"
+    for label in results.interleaved(workload):
+        remarks[label] = f"† {remarks.get(label, '')}"
     ends = spread.ends(mine)
     if name in results.floors and len(mine):
         best = mine["value"].min()

@@ -39,6 +39,8 @@ CONDITIONS = ("page_size", "touch", "kernel", "versions.model", "machine")
 TIMELINE = ("event", "live", "heap", "rss")
 #: Columns that identify a run.
 IDENTITY = ["label", "workload", "seed"]
+#: Columns that describe it further.
+_DESCRIBED = ["directory", "allocator", "real", "threads", "workload_name"]
 
 
 class ResultError(ValueError):
@@ -50,10 +52,11 @@ class Results:
     """Input of the figures.
 
     ``runs``: a row per finished run with directory, allocator, real (True for a real library),
-    workload_name (without settings), label and workload (with settings), seed, status, a column per
-    quantity of time (benchmarks.replay.metrics.TIMES; estimate over its rounds in ns, NaN without
-    one) and a column per metric of metrics.json, in the units of benchmarks.replay.metrics; NaN
-    where a real library's run does not have it.
+    threads (how they were run: one, interleaved or real), workload_name (without settings), label
+    and workload (with settings), seed, status, a column per quantity of time
+    (benchmarks.replay.metrics.TIMES; estimate over its rounds in ns, NaN without one) and a column
+    per metric of metrics.json, in the units of benchmarks.replay.metrics; NaN where a real
+    library's run does not have it.
 
     ``times``: a row per valid measurement with label, workload, seed, quantity, round and ns_per_op
     (ns).  Runs whose seeds yield the same events count as further rounds of the first of them;
@@ -92,6 +95,11 @@ class Results:
     def simulated(self) -> list[str]:
         """Labels of the simulated allocators, sorted; the others are real libraries."""
         return sorted(self.runs.loc[~self.runs["real"], "label"].unique())
+
+    def interleaved(self, workload: str) -> list[str]:
+        """Return the labels whose threads take turns on ``workload``, sorted."""
+        mine = self.runs[self.runs["workload"] == workload]
+        return sorted(mine.loc[mine["threads"] == "interleaved", "label"].unique())
 
     def of(self, label: str) -> "Results":
         """Return the results of one allocator, with the floors of all."""
@@ -215,7 +223,12 @@ def of_one_run(
     """
     cell = {"label": label, "workload": workload, "seed": seed, "status": status}
     return Results(
-        runs=pd.DataFrame([cell | {"allocator": label, "real": False, "workload_name": workload}]),
+        runs=pd.DataFrame(
+            [
+                cell
+                | {"allocator": label, "real": False, "threads": "one", "workload_name": workload}
+            ]
+        ),
         times=pd.DataFrame(),
         timelines=timeline[list(TIMELINE)].assign(**cell),
         skipped=_skipped_frame([]),
@@ -230,7 +243,16 @@ def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
         for path, run in described
         if run["status"] not in DRAWN
     ]
-    columns = ["directory", "allocator", "real", "workload_name", *IDENTITY, "status", "reason"]
+    columns = [
+        "directory",
+        "allocator",
+        "real",
+        "threads",
+        "workload_name",
+        *IDENTITY,
+        "status",
+        "reason",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -295,6 +317,7 @@ def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         "directory": str(path),
         "allocator": run["allocator"],
         "real": "library" in run,
+        "threads": str(run.get("threads", "one")),
         "workload_name": run["workload"],
         **_cell(run),
         "status": run["status"],
@@ -349,8 +372,15 @@ def _entry(run: dict[str, Any], key: str) -> Any:
 def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
     """Refuse two runs with the same identity, which would count as two seeds."""
     seen: dict[tuple[Any, ...], Path] = {}
+    threads: dict[tuple[str, str], str] = {}
     for path, run in finished:
         cell = _cell(run)
+        how = str(run.get("threads", "one"))
+        if threads.setdefault((cell["label"], cell["workload"]), how) != how:
+            raise ResultError(
+                f"{path}: {cell['label']} on {cell['workload']} with threads {how}, but with "
+                f"{threads[cell['label'], cell['workload']]} in another run"
+            )
         other = seen.setdefault(tuple(cell.values()), path)
         if other != path:
             raise ResultError(
@@ -504,7 +534,16 @@ def _run_frame(rows: list[dict[str, Any]], times: pd.DataFrame) -> pd.DataFrame:
         )
         wide = alone.pivot(index=IDENTITY, columns="quantity", values="value").reset_index()
         frame = frame.merge(wide, on=IDENTITY, how="left")
-    front = ["directory", "allocator", "real", "workload_name", *IDENTITY, "status", *quantities]
+    front = [
+        "directory",
+        "allocator",
+        "real",
+        "threads",
+        "workload_name",
+        *IDENTITY,
+        "status",
+        *quantities,
+    ]
     known = [name for name in BY_NAME if name in frame and name not in front]
     others = [name for name in frame if name not in front and name not in known]
     return (

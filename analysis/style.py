@@ -169,7 +169,24 @@ def describe_cells(results: Results) -> str:
     gaps = [f"{label} on {name} ({why})" for (label, name), why in results.gaps().items()]
     if gaps:
         sentences.append(f"Missing: {', '.join(gaps)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, describe_threads(results)]).strip()
+
+
+#: What the marks of allocators mean whose threads are not real ones.
+_THREADS = {
+    "interleaved": "the threads take turns on one core, contention is not modelled",
+    "real": "real threads",
+}
+
+
+def describe_threads(results: Results) -> str:
+    """Return the caption sentence about how several threads were run, or ''."""
+    found = results.runs[results.runs["threads"] != "one"]
+    parts = [
+        f"{', '.join(sorted(set(runs['label'])))}: {_THREADS.get(how, how)}"
+        for how, runs in found.groupby("threads")
+    ]
+    return f"Threads: {'; '.join(parts)}." if parts else ""
 
 
 def describe_floor(results: Results) -> str:

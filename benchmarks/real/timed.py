@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.library import REAL, Library, LibraryError
+from allocators.base.library import Library, LibraryError
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events, column, read_only
 from benchmarks.events.threads import ThreadError, ThreadNumbers
 from benchmarks.real.machine_code import MOST_THREADS
 from benchmarks.real.memory import inspect
-from benchmarks.real.threads import Naming
+from benchmarks.real.threads import Naming, has_real_threads
 from benchmarks.replay.loop import RUN, apply
 from benchmarks.replay.simulation import TIMED, Simulation
 from benchmarks.speed import libc
@@ -248,9 +248,6 @@ def _rows(events: Events, ids: np.ndarray, chosen: np.ndarray) -> Events:
 
 
 def make_timed(library: Library, workload: Workload) -> Timed | ThreadedTimed:
-    """Create a ThreadedTimed if the library's settings ask for real threads, else a Timed.
-
-    A workload that reacts to addresses (a program) always has one thread.
-    """
-    threaded = library.threads == REAL and workload.program is None
-    return (ThreadedTimed if threaded else Timed)(library, workload)
+    """Create a ThreadedTimed where real threads are asked for, else a Timed."""
+    kind = ThreadedTimed if has_real_threads(library, workload) else Timed
+    return kind(library, workload)

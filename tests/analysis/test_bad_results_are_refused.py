@@ -113,6 +113,14 @@ def test_times_without_a_measurement(small: Path, refuse: Callable[..., str]) ->
     assert f"{small / RUN / 'times.jsonl'}: no measurement" in refuse(small)
 
 
+def test_runs_with_other_threads_share_no_cell(
+    tmp_path: Path, make: Callable[..., Path], refuse: Callable[..., str]
+) -> None:
+    make(tmp_path / "r" / "a", seed=1, threads="real")
+    make(tmp_path / "r" / "b", seed=2, threads="interleaved")
+    assert "threads interleaved, but with real in another run" in refuse(tmp_path / "r")
+
+
 def test_an_unknown_quantity(small: Path, refuse: Callable[..., str]) -> None:
     write_times(small / RUN, [measurement(0, 9.0, 0.0) | {"times": {"lukewarm": 9.0}}])
     assert "round 0: lukewarm is 9.0" in refuse(small)

@@ -257,6 +257,16 @@ def test_a_quantity_that_cannot_be_had_is_a_gap_with_its_reason(
     assert "–" in [text.get_text() for text in fig.axes[0].texts]
 
 
+def test_threads_that_take_turns_are_marked(tmp_path: Path, make: Callable[..., Path]) -> None:
+    make(tmp_path / "a", "arena", threads="interleaved")
+    make(tmp_path / "b", "glibc", threads="real")
+    fig = drawn("time", read(tmp_path))
+    marked = [text.get_text() for text in fig.axes[0].texts]
+    assert [text.strip() for text in marked if "†" in text] == ["†"]
+    assert "arena: the threads take turns on one core, contention is not modelled" in words(fig)
+    assert "glibc: real threads" in words(fig)
+
+
 def test_seeds_that_change_no_event_are_repetitions(
     tmp_path: Path, make: Callable[..., Path]
 ) -> None:

@@ -110,7 +110,7 @@ def test_settings_on_the_command_line(tmp_path, glibc):
     arguments = ("allocator=native/glibc", tunables, "allocator.threads=two")
     done = python(tmp_path, ROOT / "bench.py", *arguments, *SMALL)
     assert done.returncode == 1
-    assert "threads=two: choose one of one, real" in done.stderr
+    assert "threads=two: choose one of auto, one, real" in done.stderr
 
 
 def test_settings_of_a_simulated_kernel_are_refused(glibc):
