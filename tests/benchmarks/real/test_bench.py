@@ -99,7 +99,7 @@ def test_each_yaml_lists_every_setting(name, monkeypatch, glibc):
     here = str(glibc.path)
     if name != "glibc":
         settings["path"] = here
-    monkeypatch.setattr(library, "_try", lambda found: None)
+    monkeypatch.setattr(library, "_try", lambda *_: None)
     found = library.find(f"native/{name}", settings)
     assert found.label == ("native/lib(libc.so.6)" if name == "lib" else f"native/{name}")
     assert set(settings) <= {"path", "threads", library._KNOWN[name].settings}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,9 @@ def test_files_reach_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda file: done.append(Path(f"/dev/fd/{file}").resolve()))
     results.write_json(tmp_path / "run.json", {})
-    assert [path.name for path in done] == [f".run.json.{os.getpid()}", tmp_path.name]
+    temporary, folder = (path.name for path in done)
+    assert re.fullmatch(r"\.run\.[0-9a-f]{12}\.json", temporary)
+    assert folder == tmp_path.name
     assert json.loads((tmp_path / "run.json").read_text()) == {}
 
 
