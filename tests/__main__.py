@@ -26,8 +26,12 @@ LINUX = [f"tests/kernel/linux/{name}" for name in ("host", "replay", "calibrate"
 #: The model, in each way of running it.
 MODEL = ["tests/kernel", *(f"--ignore={folder}" for folder in LINUX)]
 CONTRACT = "tests/allocators/test_allocators_keep_their_contract.py"
-#: Tests of the walk that build() makes over what it compiles.
-WALK = [f"tests/kernel/engine/test_{name}.py" for name in ("jit", "syntax", "switches")]
+#: Tests of what runs before the compiler is asked for: the walk that build() makes over what it
+#: compiles, the frame of commands, and the files that they write.
+EARLY = [
+    f"tests/kernel/engine/test_{name}.py"
+    for name in ("jit", "syntax", "switches", "command", "output")
+]
 #: Plain Python in every lane, so that one is enough, with coverage.
 ALWAYS_PLAIN = [
     "tests/allocators/test_check_notices_damage.py",
@@ -58,8 +62,7 @@ LANES = {
         {"NUMBA_DISABLE_JIT": "1"},
         [
             [*COVERAGE, "run", *PYTEST[1:], "-m", "not once", *MODEL, "tests/allocators"],
-            # The walk runs before the compiler is asked for: its tests need none.
-            [*COVERAGE, "run", "--append", *PYTEST[1:], "-m", "once", *WALK],
+            [*COVERAGE, "run", "--append", *PYTEST[1:], "-m", "once", *EARLY],
             [*COVERAGE, "report"],
         ],
     ),
