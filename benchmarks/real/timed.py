@@ -26,12 +26,12 @@ from allocators.base.library import Library, LibraryError
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events, column, read_only
 from benchmarks.events.threads import ThreadError, ThreadNumbers
+from benchmarks.real import libc
 from benchmarks.real.machine_code import MOST_THREADS
 from benchmarks.real.memory import inspect
 from benchmarks.real.threads import Naming, has_real_threads
 from benchmarks.replay.loop import RUN, apply
 from benchmarks.replay.simulation import TIMED, Simulation
-from benchmarks.speed import libc
 from benchmarks.workloads import Workload
 from kernel.config import KernelConfig
 from kernel.engine.jit import build, disabled, jit

@@ -37,12 +37,17 @@ _FAULT_NS, _NIL = 1000.0, 0.01
 
 @dataclass(frozen=True)
 class Untimed:
-    """A run whose untimed part has ended: its directory, job and run.json, and its sources now."""
+    """A run whose untimed part has ended: its directory, job and run.json, and its sources now.
+
+    ``extra``: percentage of replays that are made and timed without being counted, to plant a
+    slow-down (benchmarks.speed.referee).
+    """
 
     directory: Path
     job: Job
     run: Mapping[str, Any]
     sources: Sources
+    extra: float = 0.0
 
     def edited(self) -> str:
         """Return the name of a source that was edited since the run began, or ''."""
@@ -80,22 +85,7 @@ def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> N
     warnings = machine.warnings()
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    duet = runs[0].job.measure.duet
-    by_directory = {run.directory: run for run in (_in_pairs(runs) if duet else runs)}
-    rounds = Rounds(list(by_directory), count, runs[0].job.seed, duet=duet)
-
-    def measure(unit: Unit) -> list[dict[str, Any]]:
-        if len(unit) == 1:
-            return [_measure(by_directory[unit[0].directory], _ALONE)]
-        places = _places(len(unit))
-        with ThreadPoolExecutor(len(unit)) as threads:
-            cells = [by_directory[cell.directory] for cell in unit]
-            return list(threads.map(_measure, cells, places))
-
-    def report(done: int, what: str) -> None:
-        progress(done / rounds.total, f"timing, {what}")
-
-    disturbed = rounds.run(measure, report)
+    failed, disturbed = measure_in_rounds(runs, runs[0].job.seed, progress)
     if disturbed:
         names = ", ".join(str(number + 1) for number in disturbed)
         warnings.append(f"disturbed by other load, even when repeated: rounds {names} of {count}")
@@ -104,13 +94,38 @@ def _time_together(runs: Sequence[Untimed], count: int, progress: Progress) -> N
         "comparison": secrets.token_hex(8),  # those with the same were measured together
         "rounds": count,
         "cells": len(runs),
-        "duet": duet,
+        "duet": runs[0].job.measure.duet,
         "warnings": warnings,
         "instructions": perf.unavailable() or "counted",
     }
     for run in runs:
         results.update_run(run.directory, timing=timing)
-        _finish(run, rounds.failed.get(run.directory, ""))
+        _finish(run, failed.get(run.directory, ""))
+
+
+def measure_in_rounds(
+    runs: Sequence[Untimed], seed: int, progress: Progress
+) -> tuple[Mapping[Path, str], Sequence[int]]:
+    """Measure ``runs`` as the first one asks; ``seed`` decides the order within each round.
+
+    Returns why a run could not be measured, by its directory, and the disturbed rounds.
+    """
+    asked = runs[0].job.measure
+    by_directory = {run.directory: run for run in (_in_pairs(runs) if asked.duet else runs)}
+    rounds = Rounds(list(by_directory), asked.rounds, seed, duet=asked.duet)
+
+    def measure(unit: Unit) -> list[dict[str, Any]]:
+        if len(unit) == 1:
+            return [_measure(by_directory[unit[0].directory], _ALONE)]
+        cells = [by_directory[cell.directory] for cell in unit]
+        with ThreadPoolExecutor(len(unit)) as threads:
+            return list(threads.map(_measure, cells, _places(len(unit))))
+
+    def report(done: int, what: str) -> None:
+        progress(done / rounds.total, f"timing, {what}")
+
+    disturbed = rounds.run(measure, report)
+    return rounds.failed, disturbed
 
 
 def _in_pairs(runs: Sequence[Untimed]) -> list[Untimed]:
@@ -124,7 +139,7 @@ def _in_pairs(runs: Sequence[Untimed]) -> list[Untimed]:
         by_input.setdefault(key, []).append(run)
     labels = {run.run["label"] for run in runs}
     pairs = [sorted(pair, key=lambda run: run.run["label"]) for pair in by_input.values()]
-    if len(labels) != 2 or any(len(pair) != 2 for pair in pairs):
+    if any(len(pair) != 2 for pair in pairs):
         raise JobError(
             "measure.duet=true: needs exactly two allocators on the same workloads and seeds "
             f"(-m allocator=A,B), not {len(runs)} runs of {len(labels)} allocators"
@@ -225,6 +240,7 @@ def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], dict[str, Any]]:
         *(sys.executable, "-m", "benchmarks.run.worker", "--worker", "--worker-task", "0"),
         *("--directory", str(run.directory), "--pipe", str(writing), "--gate", str(gate)),
         *("-n", str(samples), "-w", str(warmups), "-l", str(replays), *place.arguments()),
+        *("--extra", str(round(replays * run.extra / 100))),
     ]
 
     def open_gate() -> None:

@@ -72,9 +72,14 @@ def _prepared(directory: Path, gate: int) -> _Replay:
 
 
 def time_replays(
-    loops: int, directory: Path, run: dict[str, Any], operations: int, gate: int = -1
+    loops: int,
+    directory: Path,
+    run: dict[str, Any],
+    operations: int,
+    gate: int = -1,
+    extra: int = 0,
 ) -> float:
-    """Time ``loops`` replays of the events of ``run``; return seconds.
+    """Time ``loops`` replays of the events of ``run``, and ``extra`` ones; return seconds.
 
     ``gate``: file at which to wait before the first one (benchmarks.run.launch.wait_at_gate).
 
@@ -85,7 +90,7 @@ def time_replays(
     before = _faults()
     seconds = 0.0
     with _Counting(operations * loops):
-        for _ in range(loops):
+        for _ in range(loops + extra):
             seconds += prepared.replay.replay(run["events"])
     if prepared.job.library is None:
         report_found(kernel_ns=prepared.kernel_ns() / operations)
@@ -120,6 +125,7 @@ def main() -> None:
     runner = pyperf.Runner()
     runner.argparser.add_argument("--directory", required=True, help="the run's directory")
     runner.argparser.add_argument("--gate", type=int, default=-1, help="file to wait at")
+    runner.argparser.add_argument("--extra", type=int, default=0, help="more replays in a sample")
     args = runner.parse_args()
     directory = Path(args.directory)
     run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
@@ -132,6 +138,7 @@ def main() -> None:
         run,
         metrics["operations"],
         args.gate,
+        args.extra,
         inner_loops=metrics["operations"],
     )
 

@@ -56,8 +56,9 @@ class _Row:
 
 def _rows(names: list[str], workload: Any, with_counting: bool, progress: Progress) -> list[_Row]:
     from benchmarks.events.touch import TOUCH_FIRST
+    from benchmarks.real import libc
     from benchmarks.replay.simulation import TIMED, Simulation
-    from benchmarks.speed import harness, libc
+    from benchmarks.speed import harness
     from kernel.config import KernelConfig
 
     kernel = KernelConfig()
