@@ -155,8 +155,11 @@ def _prepare(trial: Trial, allocator: str, folder: Path, progress: Progress) -> 
     directory = folder / "untimed"
     directory.mkdir(parents=True)
     config = compose(
-        [f"allocator={allocator}", "workload=churn", "workload.operations=20000"]
-        + ["workload.live=1000", f"measure={trial.measure}", f"measure.duet={trial.duet}"]
+        [
+            *(f"allocator={allocator}", "workload=churn"),
+            *("workload.operations=20000", "workload.live=1000"),
+            *(f"measure={trial.measure}", f"measure.duet={str(trial.duet).lower()}"),
+        ]
     )
     job = check_job(config)
     sources = snapshot(job)

@@ -25,7 +25,7 @@ LEVEL = 0.95
 #: Rounds from which an interval exists.  Five rounds can reject no ratio at this level: the
 #: probability that all five lie on one side is 2/32.
 LEAST_ROUNDS = 6
-#: Effect that must lie outside the interval for two sides to be called the same.
+#: Largest difference between two sides that are called the same.
 MARGIN = 0.03
 
 #: Verdicts of a comparison.
@@ -53,13 +53,13 @@ class Effect:
         """Return FASTER, SLOWER, SAME or UNCLEAR; ``floor`` is that of :func:`floor`.
 
         An effect below the floor is no difference.  SAME is claimed only if the interval excludes
-        a difference larger than the floor and MARGIN; an interval that is wider is UNCLEAR.
+        a difference larger than MARGIN; otherwise the times cannot tell: UNCLEAR.
         """
         if not math.isfinite(self.low):
             return UNCLEAR
         if self.size > floor and not self.low <= 1 <= self.high:
             return SLOWER if self.ratio > 1 else FASTER
-        limit = 1 + max(floor, MARGIN)
+        limit = 1 + MARGIN
         return SAME if 1 / limit <= self.low and self.high <= limit else UNCLEAR
 
 
