@@ -28,6 +28,7 @@ from benchmarks.timing.statistics import (
     Effect,
     geometric_mean,
 )
+from kernel.engine.command import OneLineParser, report_exit
 
 EXIT_OK, EXIT_WORSE, EXIT_UNCLEAR = 0, 1, 3
 BETTER, WORSE, SAME = "better", "worse", "same"
@@ -67,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         lines = compare(options.base_directory, options.new_directory, options)
-    except (ResultError, OSError) as error:
-        print(f"analysis compare: {error}", file=sys.stderr)
-        return EXIT_WORSE
+    except ResultError as error:
+        return report_exit("analysis compare", str(error), EXIT_WORSE)
     failed = [line for line in lines if line.loss > _limit(line, options)]
     noisy = [] if options.exact else [line for line in lines if _too_noisy(line, options)]
     if options.json:
@@ -96,9 +96,7 @@ def _too_noisy(line: Line, options: argparse.Namespace) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis compare", description=__doc__.split("\n")[0]
-    )
+    parser = OneLineParser(prog="python -m analysis compare", description=__doc__.split("\n")[0])
     parser.add_argument("base_directory", type=Path, metavar="BASE")
     parser.add_argument("new_directory", type=Path, metavar="NEW")
     parser.add_argument("--base", metavar="LABEL", help="allocator of BASE (default: its only one)")
@@ -297,7 +295,3 @@ def _number(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return ""
     return f"{value:,.0f}" if value == int(value) and abs(value) > 99 else f"{value:,.{digits}f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

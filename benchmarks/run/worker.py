@@ -13,6 +13,7 @@ from typing import Any
 import pyperf
 
 from benchmarks.run.launch import end_with_parent, report, report_found, wait_at_gate
+from kernel.engine.command import whole
 
 
 def _metadata(run: dict[str, Any]) -> dict[str, str | int]:
@@ -124,8 +125,8 @@ def main() -> None:
     end_with_parent()
     runner = pyperf.Runner()
     runner.argparser.add_argument("--directory", required=True, help="the run's directory")
-    runner.argparser.add_argument("--gate", type=int, default=-1, help="file to wait at")
-    runner.argparser.add_argument("--extra", type=int, default=0, help="more replays in a sample")
+    runner.argparser.add_argument("--gate", type=whole(0), default=-1, help="file to wait at")
+    runner.argparser.add_argument("--extra", type=whole(0), default=0, help="more replays in a sample")
     args = runner.parse_args()
     directory = Path(args.directory)
     run = json.loads((directory / "run.json").read_text(encoding="utf-8"))

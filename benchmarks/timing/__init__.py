@@ -1,6 +1,9 @@
-"""Timed comparisons: quantities, rounds, the machine's condition, and paired statistics.
+"""Timed comparisons: interleaved rounds, the machine's condition, and paired statistics.
 
-quantities.py     warm, cold and end-to-end time
 statistics.py     paired log ratios with intervals, the A/A floor, verdicts
-machine.py        load, stolen time, processor settings; instruction counts
+rounds.py         the order of measurements, and times.jsonl
+machine.py        load of others, stolen time, settings of the processor
+perf.py           instructions and cycles, where the machine counts them
+
+Imports no other part of the project; run/ and analysis/ import it.
 """

@@ -13,7 +13,7 @@ A line:
     round, attempt   counted from 0; the highest attempt of a round is the valid one
     side             0; 1 for the second measurement of the twin; 1 and 2 for its duet with itself
     position         place in the order of the round
-    times            quantity -> ns per event (benchmarks.timing.quantities)
+    times            quantity -> ns per event (benchmarks.replay.metrics.TIMES)
     others, stolen   load on the machine meanwhile (benchmarks.timing.machine.Load)
 
 and whatever else the measurement reports.
