@@ -126,7 +126,7 @@ def main() -> None:
     runner = pyperf.Runner()
     runner.argparser.add_argument("--directory", required=True, help="the run's directory")
     runner.argparser.add_argument("--gate", type=whole(0), default=-1, help="file to wait at")
-    runner.argparser.add_argument("--extra", type=whole(0), default=0, help="more replays in a sample")
+    runner.argparser.add_argument("--extra", type=whole(0), default=0, help="uncounted replays")
     args = runner.parse_args()
     directory = Path(args.directory)
     run = json.loads((directory / "run.json").read_text(encoding="utf-8"))

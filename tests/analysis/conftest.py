@@ -96,6 +96,12 @@ def measurement(number: int, warm: float, kernel: float, side: int = 0) -> dict[
     return order | {"times": times, "others": 0.0, "stolen": 0.0}
 
 
+def change_metrics(directory: Path, **values: float) -> None:
+    """Change values in metrics.json of a run directory."""
+    path = directory / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def write_times(directory: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write times.jsonl of a run directory."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
