@@ -307,7 +307,9 @@ def _write_suite(run: Untimed) -> None:
         if made:
             found.append(pyperf.Benchmark(made))
     suite = pyperf.BenchmarkSuite(found)
-    results.replace_file(run.directory / "bench.json", lambda path: suite.dump(str(path)))
+    results.replace_file(
+        run.directory / "bench.json", lambda path: suite.dump(str(path), replace=True)
+    )
 
 
 def write_suites(directory: Path, runs: Iterable[Path]) -> list[Path]:
@@ -334,6 +336,6 @@ def write_suites(directory: Path, runs: Iterable[Path]) -> list[Path]:
         suite = pyperf.BenchmarkSuite(list(names.values()))
         out = directory / "pyperf" / f"{label.replace('/', '-')}.json"
         out.parent.mkdir(exist_ok=True)
-        results.replace_file(out, lambda path, suite=suite: suite.dump(str(path)))
+        results.replace_file(out, lambda path, suite=suite: suite.dump(str(path), replace=True))
         written.append(out)
     return written
