@@ -310,8 +310,6 @@ def _write_suite(run: Untimed) -> None:
     results.replace_file(
         run.directory / "bench.json", lambda path: suite.dump(str(path), replace=True)
     )
-        run.directory / "bench.json", lambda path: suite.dump(str(path), replace=True)
-    )
 
 
 def write_suites(directory: Path, runs: Iterable[Path]) -> list[Path]:
