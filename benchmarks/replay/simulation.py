@@ -71,8 +71,8 @@ class Simulation:
     touches blocks as the workload specifies.  ``stopped_at``: event at which the simulated process
     was killed because memory ran out, or -1.  ``waited``: seconds of the last replay in which the
     loop waited for the next piece of a stream.  ``guarded``: an index out of bounds or a division
-    by zero in the plugin raises an exception.  Raises AllocatorFailure if the plugin does not
-    compile.
+    by zero in the plugin raises an exception.  ``trusted``: the plugin was built before, and is not
+    searched for mistakes again.  Raises AllocatorFailure if the plugin does not compile.
     """
 
     #: Allow code that only plain Python can run (kernel.engine.jit.build).
@@ -86,7 +86,9 @@ class Simulation:
         switches: Mapping[str, Any],
         *,
         guarded: bool = False,
+        trusted: bool = False,
     ) -> None:
+        self._trusted = trusted
         self.plugin, self.workload = plugin, workload
         self.machine = Machine(kernel)
         self.k = self.machine.k
@@ -115,7 +117,8 @@ class Simulation:
 
     def specialise(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
         """Return ``function`` specialised for this simulation, or for ``bindings`` if given."""
-        return build(function, guard=self._guard, loose=self.loose, **bindings or self._bindings)
+        how = {"guard": self._guard, "loose": self.loose, "trusted": self._trusted}
+        return build(function, **how, **bindings or self._bindings)
 
     @property
     def loop_hash(self) -> str:

@@ -97,10 +97,13 @@ class Job:
             raise JobError(str(error)) from None
 
     def load_workload(
-        self, progress: Callable[[float, str], None] | None = None
+        self, progress: Callable[[float, str], None] | None = None, *, trusted: bool = False
     ) -> workloads.Workload:
-        """Generate or read the workload.  Raises WorkloadError."""
-        return workloads.load(self.workload, progress)
+        """Generate or read the workload; ``trusted``: not for the first time.
+
+        Raises WorkloadError.
+        """
+        return workloads.load(self.workload, progress, trusted=trusted)
 
 
 def check_job(config: Mapping[str, Any]) -> Job:

@@ -42,9 +42,11 @@ class _Replay:
         self.job = check_job(config)
         with with_compiler(report) as progress:
             progress(0.0, "preparing the timed replay")
-            workload = self.job.load_workload()
+            workload = self.job.load_workload(trusted=True)
             if self.job.library is None:
-                self.replay = Simulation(self.job.plugin, workload, self.job.kernel, WARM)
+                self.replay = Simulation(
+                    self.job.plugin, workload, self.job.kernel, WARM, trusted=True
+                )
             else:
                 from benchmarks.real.timed import make_timed
 
