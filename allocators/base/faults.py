@@ -78,7 +78,7 @@ def place_of(module: ModuleType, name: str) -> str:
     if code is not None:
         return f"{code.co_filename}:{code.co_firstlineno}"
     source = Path(module.__file__).read_text(encoding="utf-8", errors="replace")
-    found = re.search(rf"^{name}\b", source, re.MULTILINE)
+    found = re.search(rf"^(?:class |(?:async )?def )?{name}\b", source, re.MULTILINE)
     if found is None:
         return module.__file__
     return f"{module.__file__}:{source[: found.start()].count(chr(10)) + 1}"

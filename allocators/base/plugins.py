@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -99,11 +100,12 @@ class Plugins:
 
         Raises ``fault`` with the file and line for any exception (except those that it ``passes``),
         for an attempt to exit, and for a call that has not ended after ``seconds`` (default: the
-        watchdog's; with the JIT off, where a debugger may have stopped it, there is no limit).
+        watchdog's; with the JIT off, where a debugger may have stopped it, there is no limit;
+        infinity: none either, and the call is made in the calling thread).
         """
         try:
             with _exit_raises():
-                if disabled():
+                if disabled() or seconds == math.inf:
                     return function(*args)
                 return limited(function, *args, seconds=seconds)
         except passes:

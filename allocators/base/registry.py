@@ -39,7 +39,8 @@ _PLUGINS = Plugins(
 _FIELD_TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}
 _MAX_STATE = 1 << 30
 #: Fields of the kernel's record, with those that only some configurations have.
-_KERNEL_FIELDS = kernel_dtype(12, 32, 8, frames=True, tlb=True).names
+_KERNEL = kernel_dtype(12, 32, 8, frames=True, tlb=True)
+_KERNEL_NESTED = {name: _KERNEL[name].names for name in _KERNEL.names if _KERNEL[name].names}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Plugin:
                 if function is not None:
                     check_signature(getattr(contract, name), function)
                     check_fields(function, 1, state)
-                    check_fields(function, 0, _KERNEL_FIELDS, beyond=False)
+                    check_fields(function, 0, _KERNEL.names, nested=_KERNEL_NESTED, beyond=False)
             for name in ("init", "walk", "check", "reset"):
                 source_hash(bindings[name], **bindings)
             source_hash(contract.perform, **bindings)
@@ -191,7 +192,12 @@ def _wrong_state(state: object) -> str:
     """Return the reason why compiled code cannot use a record of dtype ``state``, or ""."""
     if not isinstance(state, np.dtype) or not state.names:
         return "STATE must be a np.dtype of named fields (without any: contract.NO_STATE)"
+    end = 0
     for field in state.names:
+        offset = state.fields[field][1]
+        if offset < end:
+            return f"STATE.{field} overlaps another field or is not in the order of the offsets"
+        end = offset + state[field].itemsize
         if hasattr(np.record, field):
             return f"STATE has a field {field!r}, which is an attribute of np.record; rename it"
         base = state[field].base

@@ -85,6 +85,9 @@ def make_events(
 
 def _exactly(name: str, given: object, dtype: np.dtype) -> np.ndarray:
     """Return a column converted to ``dtype``.  Raises ValueError if a number would change."""
+    if np.ma.is_masked(given):
+        event = int(np.argmax(np.ma.getmaskarray(given)))
+        raise ValueError(f"event {event}: {name} is masked: expected a whole number")
     data = np.asarray(given)
     if data.ndim != 1:
         raise ValueError(f"column {name} has {data.ndim} dimensions: expected one")

@@ -7,6 +7,10 @@
 
 It is the minimal process of kernel.linux.host: without heap or threads of its own, without address
 randomisation, on one processor, without capabilities.  All activity in it is the library's.
+
+A large alignment makes the addresses at which a process starts visible: the distance to the next
+multiple costs memory.  The heap and the mappings therefore start where those of a simulated process
+do, modulo 1 GiB (RealProcess._align_start).
 """
 
 import mmap
@@ -27,6 +31,17 @@ from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.real import machine_code
 from kernel.linux.host.code import OP, OP_CALL, OP_SYSCALL, OP_TOUCH
 from kernel.linux.host.process import FIRST_FILE, HostError, HostProcess
+from kernel.maps import FRESH_PROCESS, parse_maps
+from kernel.types import VM_GROWSDOWN
+from kernel.uapi import (
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    NR_BRK,
+    NR_MMAP,
+    PROT_NONE,
+)
 
 PAGE = mmap.PAGESIZE
 #: Offset in the shared memory of a buffer for arguments of system calls.
@@ -37,8 +52,12 @@ PATIENCE = 20.0
 #: Anonymous mappings smaller than this, in bytes, belong to the loader.
 _LARGE = 1 << 16
 
-_MMAP, _SIGACTION, _PRCTL, _ARCH_PRCTL, _OPENAT = 9, 13, 157, 158, 257
+_SIGACTION, _PRCTL, _ARCH_PRCTL, _OPENAT = 13, 157, 158, 257
 _SHARED_FIXED, _PRIVATE_FIXED = 0x11, 0x12
+#: A mapping that occupies addresses and nothing else.
+_FILLER = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+#: The start of a real process equals that of a simulated one modulo this, bytes.
+_LARGEST_ALIGNMENT = 1 << 30
 _SIGNAL_FLAGS = 0x4C000004  # SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER
 _MADVISE, _MADV_POPULATE_READ = 28, 22
 _ARCH_SET_GS, _AT_FDCWD = 0x1001, -100
@@ -147,7 +166,7 @@ class RealProcess:
                 for n in range(self.THREADS)
             ]
             self._set_up(total, first + size, touch, observe)
-            self.start, self.own = self.state(), self._own()
+            self.start = self.state()
         except BaseException:
             self.close()
             raise
@@ -275,9 +294,9 @@ class RealProcess:
     def _set_up(self, total: int, touched: int, touch: str, observe: bool) -> None:
         executable = mmap.PROT_READ | mmap.PROT_EXEC
         fixed = machine_code.CODE, PAGE, executable, _PRIVATE_FIXED, FIRST_FILE, 0
-        self._checked_syscall("mapping the code", _MMAP, *fixed)
+        self._checked_syscall("mapping the code", NR_MMAP, *fixed)
         fixed = machine_code.SHARED, total, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED
-        self._checked_syscall("mapping shared memory", _MMAP, *fixed, FIRST_FILE + 1, 0)
+        self._checked_syscall("mapping shared memory", NR_MMAP, *fixed, FIRST_FILE + 1, 0)
         self._touch(0, touched)
         common, main = self.common, self.blocks[0]
         for name in machine_code.FUNCTIONS:
@@ -291,6 +310,8 @@ class RealProcess:
         common["touch"] = TOUCH_NAMES.index(touch)
         main.set_up()
         self._map_files()
+        self.own = self._own()
+        self._align_start()
         self._checked_syscall("setting a register", _ARCH_PRCTL, _ARCH_SET_GS, main.address)
         self.sees_calls = False
         if not observe:
@@ -315,6 +336,30 @@ class RealProcess:
                 start, end = (int(x, 16) for x in span.split("-"))
                 self._syscall(_MADVISE, start, end - start, _MADV_POPULATE_READ)
 
+    def _align_start(self) -> None:
+        """Move the starts of the heap and of the mappings to where a simulated process has them.
+
+        Both then agree modulo 1 GiB.  A library's own heap, or one at a random address, stays.
+        """
+        fresh, start = parse_maps(FRESH_PROCESS), self._host.start_brk
+        if self._syscall(NR_BRK, 0) == start and not self._host.randomized:
+            self._syscall(NR_BRK, start + (fresh.start_brk - start) % _LARGEST_ALIGNMENT)
+        areas = parse_maps(Path(f"/proc/{self.pid}/maps").read_text()).areas
+        *lower, low = _mapped_above(areas, start)
+        for area in reversed(lower):  # no mapping fits between those of the loader
+            if low["vm_start"] - area["vm_end"] >= _LARGEST_ALIGNMENT:
+                break
+            self._fill(int(area["vm_end"]), int(low["vm_start"]))
+            low = area
+        end = int(low["vm_start"])
+        wanted = int(_mapped_above(fresh.areas, fresh.start_brk)["vm_start"][0])
+        self._fill(end - (end - wanted) % _LARGEST_ALIGNMENT, end)
+
+    def _fill(self, start: int, end: int) -> None:
+        if start < end:
+            filler = start, end - start, PROT_NONE, _FILLER, -1, 0
+            self._checked_syscall("mapping a filler", NR_MMAP, *filler)
+
     def _trap_calls(self) -> bool:
         """Redirect memory system calls to ``trapped``.  Returns False if that is not permitted."""
         scratch = machine_code.SHARED + SCRATCH
@@ -327,6 +372,11 @@ class RealProcess:
         header = struct.pack("=H6xQ", len(code) // 8, scratch + 16)
         self._memory[SCRATCH : SCRATCH + 16 + len(code)] = header + code
         return not self._syscall(_PRCTL, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, scratch)
+
+
+def _mapped_above(areas: np.ndarray, heap: int) -> np.ndarray:
+    """Return the areas above the heap, without the stack."""
+    return areas[(areas["vm_start"] > heap) & (areas["vm_flags"] & VM_GROWSDOWN == 0)]
 
 
 def _whole_pages(size: int) -> int:

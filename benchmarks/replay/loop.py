@@ -394,7 +394,7 @@ def replay_events(k, a, r, objects, e, begin, end):
 
 
 @jit
-def next_event(g, last):
+def next_event(g, last) -> bool:
     """Fill ``g`` (op, slot, request, align, offset) with the next event; return False at the end.
 
     Placeholder for the generator's own function, which build binds.  ``last``: the address that

@@ -61,14 +61,6 @@ class _Replay:
         return modelled_ns(self.replay.k, self.job.kernel.page_size, self.job.cost)
 
 
-def _faults() -> int:
-    """Return the page faults of this process so far."""
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt
-
-
 @functools.cache
 def _prepared(directory: Path, gate: int) -> _Replay:
     return _Replay(directory, gate)
@@ -90,7 +82,7 @@ def time_replays(
     ``faults`` per event, and instructions and cycles per event where they are counted.
     """
     prepared = _prepared(directory, gate)
-    before = _faults()
+    before = prepared.replay.faults
     seconds = 0.0
     with _Counting(operations * loops):
         for _ in range(loops + extra):
@@ -98,7 +90,7 @@ def time_replays(
     if prepared.job.library is None:
         report_found(kernel_ns=prepared.kernel_ns() / operations)
     else:
-        report_found(faults=(_faults() - before) / (operations * loops))
+        report_found(faults=(prepared.replay.faults - before) / (operations * loops))
     return seconds
 
 

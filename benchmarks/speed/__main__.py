@@ -85,7 +85,7 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
     ``counting`` also counted_ratio: the time with counted loads, stores and timeline divided by the
     time without.
     """
-    from benchmarks.speed import libc
+    from benchmarks.real import libc
 
     with shown_progress("speed") as progress:
         progress(0.0, "preparing the workload")

@@ -32,7 +32,7 @@ import inspect
 import os
 import platform
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,6 +229,8 @@ class _Walk:
             raise _error(function, first, f"is called through more than {_MAX_DEPTH} functions")
         if function in self.globals:
             return
+        if function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            raise _error(function, first, "is a coroutine: write a plain function")
         if function.__closure__:
             names = ", ".join(function.__code__.co_freevars)
             raise _error(
@@ -372,7 +374,8 @@ def check_signature(original: object, bound: object) -> None:
     if not (is_jit(original) and is_jit(bound)):
         return
     least, most = _arity(original)
-    if not _arity(bound)[0] <= least <= most <= _arity(bound)[1]:
+    fits = _arity(bound)[0] <= least <= most <= _arity(bound)[1]
+    if not fits or bound.__code__.co_kwonlyargcount:
         code = bound.__code__
         given, asked = (inspect.signature(f) for f in (bound, original))
         what = f"has the parameters {given}: it must have {asked}"
@@ -457,14 +460,20 @@ def source_hash(function: Callable, *, guard: Collection[str] = (), **bindings: 
 
 
 def check_fields(
-    function: Callable, position: int, fields: tuple[str, ...], *, beyond: bool = True
+    function: Callable,
+    position: int,
+    fields: tuple[str, ...],
+    *,
+    nested: Mapping[str, Collection[str]] | None = None,
+    beyond: bool = True,
 ) -> None:
     """Raise WalkError if ``function`` uses a field that a record does not have.
 
-    The record, of ``fields``, is argument number ``position``.  Functions that receive it from
-    ``function`` are searched as well, those in other files only if ``beyond``.
+    The record, of ``fields`` (``nested``: of its records), is argument number ``position``.
+    Functions that receive it from ``function`` are searched as well, those in other files only if
+    ``beyond``.
     """
-    for holder, mistake in unknown_fields(function, position, fields, beyond=beyond):
+    for holder, mistake in unknown_fields(function, position, fields, nested=nested, beyond=beyond):
         raise _error(holder, mistake.line, mistake.what)
 
 

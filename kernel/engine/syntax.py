@@ -6,7 +6,7 @@ another, a field that the state does not have: Numba reports these late, and oft
 
 import ast
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -24,7 +24,7 @@ class Mistake(NamedTuple):
 def _functions(filename: str) -> dict[tuple[str, int], ast.FunctionDef]:
     """Return the functions of a source file by name and first line; none if it cannot be read."""
     try:
-        tree = ast.parse(Path(filename).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(filename).read_bytes())  # as Python decodes it
     except (OSError, SyntaxError, ValueError):
         return {}
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
@@ -81,13 +81,19 @@ def odd_return(function: FunctionType) -> Mistake | None:
 
 
 def unknown_fields(
-    function: FunctionType, position: int, fields: Collection[str], *, beyond: bool = True
+    function: FunctionType,
+    position: int,
+    fields: Collection[str],
+    *,
+    nested: Mapping[str, Collection[str]] | None = None,
+    beyond: bool = True,
 ) -> Iterator[tuple[FunctionType, Mistake]]:
     """Yield each use of an attribute that a record does not have, with the function that has it.
 
-    ``function`` takes a record with ``fields`` as argument number ``position``.  Functions to which
-    it passes the record are searched as well, those in other files only if ``beyond``; a use in
-    another file is reported at the call.
+    ``function`` takes a record with ``fields`` as argument number ``position``; ``nested`` has the
+    fields of those that are records themselves.  Functions to which it passes the record are
+    searched as well, those in other files only if ``beyond``; a use in another file is reported at
+    the call.
     """
     file = function.__code__.co_filename
     # A function, the position of the record, and the call in ``file`` that leads to it.
@@ -100,6 +106,13 @@ def unknown_fields(
         record = node.args.args[position].arg
         for use in ast.walk(node):
             match use:
+                case ast.Attribute(
+                    value=ast.Attribute(value=ast.Name(id=name), attr=outer), attr=field
+                ):
+                    known = (nested or {}).get(outer, (field,))
+                    if name == record and field not in known:
+                        what = f"uses {name}.{outer}.{field}: it has {_listed(known)}"
+                        yield function, Mistake(use.lineno, what)
                 case ast.Attribute(value=ast.Name(id=name), attr=field):
                     if name == record and field not in fields:
                         what = f"uses {name}.{field}: it has {_listed(fields)}"

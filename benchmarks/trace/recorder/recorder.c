@@ -149,6 +149,7 @@ static struct image *image = &not_begun;
 static uint64_t images; /* number begun in this process and its ancestors */
 static int off; /* recording is disabled */
 static int quiet; /* the program filters system calls: none may be made */
+static uint64_t stopped; /* time since the program forbade reading the clock; 0 if it did not */
 static volatile uint64_t *header; /* of this image, or of the last one before it that was recorded */
 static char directory[4096], library[4096]; /* of the recording; of this library */
 static pthread_key_t key;
@@ -255,7 +256,10 @@ static inline int resolved(void)
 static uint64_t nanoseconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(clock, &t);
+    if (stopped)
+        real.syscall(SYS_clock_gettime, clock, (long)&t, 0, 0, 0, 0);
+    else
+        clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -269,6 +273,8 @@ static uint64_t nanoseconds(clockid_t clock)
 /* Read the cheapest monotonic clock of the machine; its unit varies. */
 static inline uint64_t ticks(void)
 {
+    if (__builtin_expect(stopped != 0, 0))
+        return __atomic_add_fetch(&stopped, 1, __ATOMIC_RELAXED); /* so that waiting ends */
 #if defined(__x86_64__)
     return __builtin_ia32_rdtsc();
 #elif defined(__aarch64__)
@@ -952,12 +958,11 @@ EXPORT int brk(void *end)
 
 /* --- Filters of system calls --------------------------------------------------------------------- */
 
-/* Prepare for a life without system calls: make chunks and states, and hide from what is executed.
-   Return true if they were already forbidden. */
-static int keep_quiet(void)
+/* Prepare for a life without system calls: make chunks and states, and hide from what is executed. */
+static void keep_quiet(void)
 {
     if (quiet)
-        return 1;
+        return;
     uint64_t *stop = enter();
     if (stop) {
         int fd = open_file(".buffers", O_RDWR);
@@ -973,7 +978,24 @@ static int keep_quiet(void)
     }
     quiet = 1;
     unsetenv(VARIABLE);
-    return 0;
+}
+
+/* Make a call that forbids system calls, reading the clock (as the strict mode of seccomp does, at
+   the thread's next turn), or both. */
+static long forbid(int calls, int clock, long n, const long a[6])
+{
+    int quiet_before = quiet;
+    uint64_t stopped_before = stopped;
+    if (calls)
+        keep_quiet();
+    if (clock && !stopped)
+        stopped = ticks();
+    long result = real.syscall(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+    if (result == -1) {
+        quiet = quiet_before;
+        stopped = stopped_before;
+    }
+    return result;
 }
 
 EXPORT int recorder_prctl(int option, long a, long b, long c, long d) __asm__("prctl");
@@ -981,11 +1003,11 @@ EXPORT int recorder_prctl(int option, long a, long b, long c, long d)
 {
     if (!real.prctl)
         resolve();
-    if (option != PR_SET_SECCOMP)
+    int calls = option == PR_SET_SECCOMP;
+    int clock = (calls && a == SECCOMP_MODE_STRICT) || (option == PR_SET_TSC && a == PR_TSC_SIGSEGV);
+    if (!calls && !clock)
         return real.prctl(option, a, b, c, d);
-    int before = keep_quiet(), result = real.prctl(option, a, b, c, d);
-    quiet = before || result == 0;
-    return result;
+    return forbid(calls, clock, SYS_prctl, (const long[6]){option, a, b, c, d});
 }
 
 EXPORT long recorder_syscall(long n, long a, long b, long c, long d, long e, long f)
@@ -994,13 +1016,11 @@ EXPORT long recorder_syscall(long n, long a, long b, long c, long d, long e, lon
 {
     if (!real.syscall)
         resolve();
-    if (!(n == SYS_seccomp && (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER))
-        && !(n == SYS_prctl && a == PR_SET_SECCOMP))
-        return real.syscall(n, a, b, c, d, e, f);
-    int before = keep_quiet();
-    long result = real.syscall(n, a, b, c, d, e, f);
-    quiet = before || result == 0;
-    return result;
+    if (n == SYS_prctl)
+        return recorder_prctl(a, b, c, d, e);
+    if (n == SYS_seccomp && (a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER))
+        return forbid(1, a == SECCOMP_SET_MODE_STRICT, n, (const long[6]){a, b, c, d, e, f});
+    return real.syscall(n, a, b, c, d, e, f);
 }
 
 /* --- Executing programs -------------------------------------------------------------------------- */

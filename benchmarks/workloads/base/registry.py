@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.trace import shipped
 from benchmarks.workloads.base.prng import Random
 from benchmarks.workloads.base.sizes import SizesSetting
-from kernel.engine.jit import is_jit
+from kernel.engine.jit import WalkError, check_fields, is_jit
 
 #: Default of the setting ``touch``: how the program accesses its memory.
 DEFAULT_TOUCH = "all"
@@ -128,10 +129,13 @@ class _Choice:
     touch: str
     seed: int
 
-    def call(self, name: str, *args: Any, seconds: float | None = None) -> Any:
-        """Call the function ``name`` of the module.  Raises WorkloadError with file and line."""
+    def call(self, name: str, *args: Any, **limits: Any) -> Any:
+        """Call the function ``name`` of the module; ``limits``: as of Plugins.call.
+
+        Raises WorkloadError with file and line.
+        """
         function = getattr(self.module, name)
-        return _PLUGINS.call(self.module.__file__, function, *args, seconds=seconds)
+        return _PLUGINS.call(self.module.__file__, function, *args, **limits)
 
     def fault(self, part: str, what: str) -> WorkloadError:
         """Return the error for the function ``part`` of the module."""
@@ -220,6 +224,10 @@ def load(
             events = read_only(events)
             slots, operations = slot_count(events), operation_count(events)
             digest = fingerprint(events)
+    if not operations:
+        raise WorkloadError(
+            f"workload {choice.label}: no event allocates or frees; nothing to replay"
+        )
     return Workload(
         name=choice.name,
         label=choice.label,
@@ -242,8 +250,9 @@ def _program(choice: _Choice, s: SimpleNamespace) -> Program:
     def start() -> np.record:
         return choice.call("start", s, Random(choice.seed))
 
-    dtype = getattr(start(), "dtype", None)
-    if dtype is None or dtype.names is None:
+    state = start()
+    dtype = getattr(state, "dtype", None)
+    if dtype is None or dtype.names is None or state.shape:
         raise choice.fault("start", "start() must return a record (kernel.engine.record.record)")
     missing = [name for name in PROGRAM_FIELDS if name not in dtype.names]
     if missing:
@@ -252,6 +261,10 @@ def _program(choice: _Choice, s: SimpleNamespace) -> Program:
         if dtype[name].kind != "i":
             what = f"field {name} of the record is {dtype[name]}: expected an integer such as i8"
             raise choice.fault("start", what)
+    try:
+        check_fields(module.next_event, 0, dtype.names)
+    except WalkError as error:
+        raise WorkloadError(f"workload {choice.name}: {error}") from None
     return Program(module.next_event, start, _count(choice, s, "length", _MAX_EVENTS))
 
 
@@ -279,9 +292,17 @@ def _events(
     if hasattr(choice.module, "read"):
         name = "read"
         try:
-            events, more = choice.module.read(s, progress)
+            found = choice.call(name, s, progress, passes=(ValueError, OSError), seconds=math.inf)
+        except WorkloadError:
+            raise
         except ValueError as error:
             raise WorkloadError(f"workload {choice.name}: {error}") from None
+        try:
+            events, more = found
+            json.dumps(dict(more))
+        except (TypeError, ValueError):
+            what = "read() must return events and a dict for JSON, their provenance"
+            raise choice.fault(name, what) from None
         if isinstance(events, Stream):
             return events, more
     else:
@@ -367,12 +388,19 @@ def _import(name: str) -> ModuleType:
     """Import the workload ``name`` and check its functions.  Raises WorkloadError."""
     module = _PLUGINS.load(name)
     file = module.__file__
+
+    def wrong(part: str, what: str) -> WorkloadError:
+        return WorkloadError(f"workload {Path(name).stem}: {place_of(module, part)}: {what}")
+
+    for part in ("generate", "read", "start", "length", "slots", "check_settings"):
+        if not callable(getattr(module, part, callable)):
+            raise wrong(part, f"{part} must be a function")
     if hasattr(module, "next_event"):
         lacking = [n for n in ("start", "length", "slots") if not hasattr(module, n)]
         if lacking:
             raise WorkloadError(f"workload {name}: {file} does not define {', '.join(lacking)}")
         if not is_jit(module.next_event):
-            raise WorkloadError(f"workload {name}: next_event in {file} is not marked @jit")
+            raise wrong("next_event", "next_event must be a function marked @jit")
     elif not hasattr(module, "generate") and not hasattr(module, "read"):
         raise WorkloadError(
             f"workload {name}: {file} defines neither generate nor next_event nor read"

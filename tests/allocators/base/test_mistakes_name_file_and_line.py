@@ -12,6 +12,9 @@ pytestmark = pytest.mark.hardening(7)
 
 MALLOC = "    p = a.top + 16\n"
 STATE = 'STATE = np.dtype([("top", "i8"), ("spare", "i8")])'
+OVERLAPPING = (
+    'STATE = np.dtype({"names": ["top", "spare"], "formats": ["i8", "i8"], "offsets": [0, 4]})'
+)
 
 
 def fault(path):
@@ -42,6 +45,7 @@ def fault(path):
         ("q = BIG[0]", "malloc() reads the array BIG of 33554432 bytes"),
         ("q = hash(p)", "malloc() calls hash, which is a global int"),
         ("q = k.nosuch", "malloc() uses k.nosuch: it has mm, task"),
+        ("k.mm.nosuch = 1", "malloc() uses k.mm.nosuch: it has task_size"),
         ("mapped_free(k, a, p)", "malloc() calls mapped_free(), which uses a.mapped: it has top"),
         ("return float(p)", "malloc() returns a float: it must return a whole number"),
         ("return None", "malloc() returns None"),
@@ -81,6 +85,7 @@ def test_a_long_chain_of_calls(files):
         (STATE, STATE.replace('"i8")])', '"f2")])'), ":9: STATE.spare is of type float16"),
         (STATE, STATE.replace('"i8")])', '">i8")])'), ":9: STATE.spare is of type >i8"),
         (STATE, STATE.replace('"i8")])', '"q9")])'), ":9: TypeError: data type 'q9'"),
+        (STATE, OVERLAPPING, ":9: STATE.spare overlaps another field"),
         (STATE, STATE + "\nCHECKS = [1]", ":10: CHECKS must be a dict"),
         (STATE, STATE + "\npromises = 5", ":10: promises must be a function"),
         (STATE, STATE + "\nmalloc_ = 5\nimport os\nos._exit(0)", ":12: SystemExit: 0"),
@@ -94,6 +99,9 @@ def test_a_long_chain_of_calls(files):
         (STATE, STATE + "\ndef check_settings(s): import os; os._exit(0)", ":10: SystemExit: 0"),
         ("def malloc(k, a, size):", "def malloc(k, a, size, more):", ":19: malloc() has the param"),
         (MALLOC, "\tp = a.top + 16\n", ":25: TabError"),
+        ("def free(k, a, p):", "def free(k, a, p, *, q):", ":31: free() has the parameters"),
+        ("def free(", "async def free(", ":31: free() is a coroutine"),
+        ("@jit\ndef free(", "class free: pass\n\n@jit\ndef free_(", ":31: free must be a function"),
     ],
 )
 def test_outside_compiled_functions(files, old, new, message):
@@ -115,6 +123,15 @@ def test_files_that_are_no_plugins(files, content, message):
     path.write_bytes(content)
     assert f"{path}" in fault(str(path))
     assert message in fault(str(path))
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding"), [("", "utf-8-sig"), ("# -*- coding: latin-1 -*-\n# \xf6\n", "latin-1")]
+)
+def test_the_walk_reads_a_file_as_python_decodes_it(files, head, encoding):
+    path = files.folder / "mine.py"
+    path.write_bytes((head + files.tiny.replace("    return p\n", "    return\n")).encode(encoding))
+    assert "malloc() returns nothing here, but a value in line" in fault(str(path))
 
 
 def test_a_directory_is_no_plugin(files):

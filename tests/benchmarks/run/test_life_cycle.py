@@ -121,7 +121,7 @@ def test_a_child_whose_parent_has_ended_exits_at_once(python):
     assert python("-c", script).stdout == "alive\n"
     orphan = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(ROOT), launch._PARENT: "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), launch.PARENT: "1"},
         start_new_session=True,
         capture_output=True,
         check=False,

@@ -85,7 +85,7 @@ def test_a_source_that_is_edited_before_or_while_timing_fails_the_run(
     if when == "before":
         helper.write_text("edited = 1\n")
 
-    def measure(_run):
+    def measure(_run, _place):
         text = helper.read_text()
         helper.write_text("edited = 1\n")  # and undone
         helper.write_text(text)

@@ -152,6 +152,12 @@ static int restrict_by(const char *what)
         return !chroot("/proc/self/fdinfo") && !chdir("/");
     else if (!strcmp(what, "prctl") || !strcmp(what, "syscall"))
         filter(SYS_write, !strcmp(what, "syscall"));
+    else if (!strcmp(what, "strict"))
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+    else if (!strcmp(what, "strict_syscall"))
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, NULL);
+    else if (!strcmp(what, "no_clock"))
+        prctl(PR_SET_TSC, PR_TSC_SIGSEGV);
     else
         return 0;
     return 1;
@@ -248,8 +254,11 @@ int main(int count, char **arguments)
             close(i);
         churn(n);
     }
-    if (restrict_by(what))
+    if (restrict_by(what)) {
         churn(n);
+        if (!strncmp(what, "strict", 6))
+            syscall(SYS_exit, 0); /* the strict mode forbids exit_group */
+    }
     if (!strcmp(what, "others")) {
         mallopt(M_MMAP_THRESHOLD, 1 << 20);
         mallopt(M_ARENA_MAX, 1);

@@ -220,7 +220,10 @@ def test_the_program_inherits_what_it_would(subject, tmp_path):
 
 
 @pytest.mark.hardening(15)
-@pytest.mark.parametrize("by", ["fsize", "nofile", "chroot", "prctl", "syscall"])
+@pytest.mark.parametrize(
+    "by",
+    ["fsize", "nofile", "chroot", "prctl", "syscall", "strict", "strict_syscall", "no_clock"],
+)
 def test_limits_and_filters_lose_nothing_and_kill_nobody(subject, tmp_path, by):
     if by == "chroot" and os.geteuid():
         pytest.skip("only root may change the root directory")

@@ -85,6 +85,7 @@ def refused(tmp_path, source):
         ("[0, 0], [0, 1], [8, 1 << 62]", "event 1: 4611686018427387904 bytes: sizes and"),
         ("[0, 0], [0, 1], [8, 1 << 70]", "event 1: size 1180591620717411303424"),
         ("[0, 0], [0, 1], [8, None]", "event 1: size None"),
+        ("[0, 0], [0, 1], np.ma.masked_equal([8, 9], 9)", "event 1: size is masked: expected"),
         ("[0, 0], [0, 1], ['a', 'b']", "column size holds <U1"),
         ("[0, 0], [0, 1], [8]", "column size has 1 rows, op has 2"),
         ("[0, 0], [], [8, 8]", "column slot has 0 rows, op has 2"),
@@ -166,10 +167,33 @@ def test_an_impossible_event_of_a_compiled_generator_is_refused(tmp_path, body, 
         ({"slots": "1 << 50"}, "slots() returns 1125899906842624"),
         ({"slots": "1 // 0"}, "ZeroDivisionError"),
         ({"kind": "f8"}, "field op of the record is float64"),
+        ({"body": "g.opp = 1"}, ":29: next_event() uses g.opp: it has op, slot"),
     ],
 )
 def test_a_compiled_generator_that_no_replay_could_run(tmp_path, changes, message):
     assert message in refused(tmp_path, program(tmp_path, **changes).read_text())
+
+
+def test_the_record_of_a_compiled_generator_is_no_array(tmp_path):
+    source = program(tmp_path).read_text().replace("return record(", "return np.zeros(1, ")
+    assert ":18: start() must return a record" in refused(tmp_path, source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def read(s, progress):\n    pass", ":1: read() must return events and a dict"),
+        ("def read(s, progress):\n    return 1, {1: object()}", ":1: read() must return events"),
+        ("def read(s, progress):\n    return 1, {}", ":1: read() returns int: expected Events"),
+        ("def read(s, progress):\n    1 / 0", ":2: ZeroDivisionError: division by zero"),
+        ("def read(s, progress):\n    raise SystemExit(0)", ":2: SystemExit: 0"),
+        ("generate = 5", ":1: generate must be a function"),
+        ("def generate(s): pass\n\ncheck_settings = 5", ":3: check_settings must be a function"),
+        ("def next_event(g, last): pass\nstart = length = slots = int", ":1: next_event must be"),
+    ],
+)
+def test_functions_of_another_kind(tmp_path, source, message):
+    assert message in refused(tmp_path, source)
 
 
 @pytest.mark.hardening(7)
