@@ -190,7 +190,7 @@ FIELDS = ["op", "slot", "request", "align", "offset"]
         ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
         ("X = 1", "defines neither generate nor next_event"),
         ("def next_event(g, last): return False", "does not define start, length, slots"),
-        (PROGRAM.format(fields=FIELDS, mark=""), "next_event in"),
+        (PROGRAM.format(fields=FIELDS, mark=""), "next_event must be a function marked @jit"),
         (PROGRAM.format(fields=FIELDS[:-1], mark="@jit"), "a record without offset"),
         (PROGRAM.format(fields=[*FIELDS, "base"], mark="@jit"), "cannot be called 'base'"),
     ],
