@@ -21,6 +21,9 @@ from typing import Any
 
 if __name__ == "__main__":  # this checkout's code, also with python -P and beside an installed one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from kernel.engine.command import handle_interrupts
+
+    handle_interrupts()  # during the imports below, until run()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -285,10 +288,10 @@ def main(config: DictConfig) -> str:
 
 def run() -> None:
     """Run the command line; Ctrl-C, SIGTERM and a closed terminal end it with exit code 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Not under nohup, which has SIGHUP ignored.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     _prepare_output()
     debugging_hydra = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them

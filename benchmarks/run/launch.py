@@ -64,10 +64,13 @@ def wait_at_gate(file: int) -> None:
     os.read(file, 1)
 
 
-def found_in(output: Iterable[bytes], on_ready: Callable[[], None]) -> dict[str, Any]:
+def found_in(
+    output: Iterable[bytes], on_ready: Callable[[], None], on_step: Callable[[str], None]
+) -> dict[str, Any]:
     """Return what a child reports by :func:`report_found`; print what its plugin prints.
 
-    Calls ``on_ready`` when the child waits at its gate.
+    Calls ``on_ready`` when the child waits at its gate, and ``on_step`` with each step that it
+    reports.
     """
     found: dict[str, Any] = {}
     for line in output:
@@ -76,7 +79,9 @@ def found_in(output: Iterable[bytes], on_ready: Callable[[], None]) -> dict[str,
             found |= json.loads(match[1])
         elif text == _READY:
             on_ready()
-        elif not _PROGRESS.match(text):
+        elif match := _PROGRESS.match(text):
+            on_step(match[2])
+        else:
             print(text, end="", flush=True)
     return found
 

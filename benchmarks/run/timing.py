@@ -116,13 +116,21 @@ def measure_in_rounds(
 
     def measure(unit: Unit) -> list[dict[str, Any]]:
         if len(unit) == 1:
-            return [_measure(by_directory[unit[0].directory], _ALONE)]
+            return [_measure(by_directory[unit[0].directory], _Place(on_step=step))]
         cells = [by_directory[cell.directory] for cell in unit]
         with ThreadPoolExecutor(len(unit)) as threads:
             return list(threads.map(_measure, cells, _places(len(unit))))
 
+    reached = 0.0
+
     def report(done: int, what: str) -> None:
-        progress(done / rounds.total, f"timing, {what}")
+        nonlocal reached
+        reached = done / rounds.total
+        progress(reached, f"timing, {what}")
+
+    def step(what: str) -> None:
+        if "compiling" in what:
+            progress(reached, what)
 
     disturbed = rounds.run(measure, report)
     return rounds.failed, disturbed
@@ -163,10 +171,14 @@ def _finish(run: Untimed, error: str) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a measurement runs: on any processor, or on one, at the same time as another."""
+    """Where a measurement runs: on any processor, or on one, at the same time as another.
+
+    ``on_step`` is called with each step of its start.
+    """
 
     processor: int | None = None
     barrier: Barrier | None = None
+    on_step: Callable[[str], None] = str  # takes the name of a step; does nothing
 
     def arguments(self) -> list[str]:
         """Return what a pyperf worker needs to run there."""
@@ -249,7 +261,7 @@ def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], dict[str, Any]]:
 
     with os.fdopen(reading, "rb") as pipe:
         try:
-            found = _run(command, environment, (writing, gate), open_gate)
+            found = _run(command, environment, (writing, gate), open_gate, place.on_step)
         finally:
             for file in (writing, gate, opener):
                 os.close(file)
@@ -267,13 +279,14 @@ def _run(
     environment: Mapping[str, str],
     pass_fds: Iterable[int] = (),
     on_ready: Callable[[], None] = _ALONE.wait,
+    on_step: Callable[[str], None] = _ALONE.on_step,
 ) -> dict[str, Any]:
     """Run a child to its end; return what it has reported.  Raises CellError if it fails."""
     with (
         TemporaryFile() as errors,
         child(command, errors, environment, pass_fds=tuple(pass_fds)) as process,
     ):
-        found = found_in(process.stdout, on_ready)
+        found = found_in(process.stdout, on_ready, on_step)
         code = process.wait()
         errors.seek(0)
         complaint = without_warnings(errors.read().decode(errors="replace")).splitlines()
