@@ -345,9 +345,9 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     if op == ops.CALLOC:
         return born(k, r, objects, slot, calloc(k, a, size), size)
     if op == ops.ALIGNED:
-        p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
+        p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << int(align), size), size)
         if OBSERVE and p:
-            inspect(k, p, size, 1 << align)
+            inspect(k, p, size, 1 << int(align))
         return p
     if op == ops.THREAD_END:
         thread_exit(k, a)

@@ -109,6 +109,7 @@ def test_a_process_starts_where_a_simulated_one_does(pages):
 
 @pytest.mark.hardening(12)
 @pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") != "glibc 2.36", reason="ptmalloc is 2.36's")
+@pytest.mark.usefixtures("plain")
 def test_large_alignments_cost_a_real_process_what_they_cost_a_simulated_one(glibc):
     random = np.random.default_rng(5)
     rows = [(ALIGNED, i, int(random.integers(1, 3 * MIB)), 12 + i % 10) for i in range(40)]
