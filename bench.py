@@ -21,6 +21,9 @@ from typing import Any
 
 if __name__ == "__main__":  # this checkout's code, also with python -P and beside an installed one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from kernel.engine.command import handle_interrupts
+
+    handle_interrupts()  # during the imports below, until run()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -89,6 +92,8 @@ def _checked(plain: dict[str, Any], debug: object, sweep: bool) -> Job:
         job = check_job(plain)
     except SystemExit as error:  # would end the sweep, perhaps with exit code 0
         raise JobError(f"a plugin calls sys.exit({error.code}) where it is checked") from None
+    if job.measure.duet and job.measure.timing and not sweep:
+        raise JobError("measure.duet=true: compares two allocators: -m allocator=A,B")
     if job.library is None:
         if not debug:
             job.inspect()
@@ -157,7 +162,7 @@ def _run_owned(
 ) -> str:
     """Run a checked job in a directory that this process owns; return its status."""
     from benchmarks.run import results
-    from benchmarks.run.directory import finished_earlier
+    from benchmarks.run.directory import finished_earlier, waiting
     from benchmarks.run.launch import run_job
     from benchmarks.run.sources import edited_since, snapshot
     from benchmarks.workloads import DEFAULT_TOUCH
@@ -178,14 +183,20 @@ def _run_owned(
         "kernel": plain["kernel"],
         "sources": sources.hashes,
     }
-    _open_directory(directory, plain, **known)
+    if not (observed := waiting(directory, plain, sources.hashes)):
+        _open_directory(directory, plain, **known)
+    title = f"{directory.name.partition('-')[0]} " if sweep else ""
+    title += f"{job.plugin.label} {known['workload']}"
     if sweep and (edited := edited_since(directory.parent, sources.hashes)):
         status, reason = results.FAILED, f"{edited}: repeat the sweep in another directory"
         results.finish(directory, status, reason)
+    elif observed:
+        status, reason = results.WAITING, ""
     else:
-        title = f"{directory.name.partition('-')[0]} " if sweep else ""
-        with shown_progress(f"{title}{job.plugin.label} {known['workload']}") as progress:
+        with shown_progress(title) as progress:
             status, reason = run_job(job, directory, sources, progress)
+    if status == results.WAITING and not sweep:  # the runs of a sweep are timed together
+        status, reason = _time([directory], title)
     if status == results.FAILED:
         _say(f"{PROGRAM}: {job.plugin.label}: {reason}")
     elif not sweep:
@@ -193,6 +204,20 @@ def _run_owned(
 
         print_run(directory, console())
     return status
+
+
+def _time(directories: list[Path], title: str) -> tuple[str, str]:
+    """Time the runs that wait for it, in rounds; return status and reason of the last of them."""
+    from benchmarks.run import results
+    from benchmarks.run.timing import load_waiting, time_runs
+    from kernel.engine.progress import shown_progress
+
+    runs = load_waiting(directories)
+    if runs:
+        with shown_progress(title) as progress:
+            time_runs(runs, progress)
+    run = results.read_run(directories[-1])
+    return run["status"], run["reason"]
 
 
 class SweepSummary(Callback):
@@ -216,14 +241,18 @@ class SweepSummary(Callback):
             sys.exit(_report(error))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table and end the process, with exit code 1 if any run failed."""
+        """Time the runs, print the table and end the process; exit code 1 if any run failed."""
         from benchmarks.run.summary import console, print_sweep, sweep_runs
+        from benchmarks.run.timing import write_suites
 
-        self._owned.close()
         directory = Path(config.hydra.sweep.dir).resolve()
         try:
-            if not sweep_runs(directory):
+            runs = [path for path, _ in sweep_runs(directory)]
+            if not runs:
                 raise JobError("the sweep has no run: a list or range of values is empty")
+            _time(runs, "sweep")
+            write_suites(directory, runs)
+            self._owned.close()
             succeeded = print_sweep(directory, console())
             print(f"results: {directory}", flush=True)
         except Exception as error:  # Hydra would only warn
@@ -259,10 +288,10 @@ def main(config: DictConfig) -> str:
 
 def run() -> None:
     """Run the command line; Ctrl-C, SIGTERM and a closed terminal end it with exit code 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Not under nohup, which has SIGHUP ignored.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     _prepare_output()
     debugging_hydra = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from analysis import fig_faults, fig_memory, fig_pareto, fig_theory, fig_time, style
+from analysis import compare, fig_faults, fig_memory, fig_pareto, fig_theory, fig_time, style
 from analysis.load import ResultError, Results, load
 from kernel.engine.command import EXIT_FAILED, OneLineParser, report_exit, run, text_of
 from kernel.engine.output import replacing
@@ -41,6 +41,9 @@ REPORT_INTERVAL = 2.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "compare":
+        return compare.main(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     chosen = [name for name in ALL if name in options.figures]

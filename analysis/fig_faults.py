@@ -77,17 +77,18 @@ def _panel(
     Labels with a note have the mean in the note's colour and, if ``spelled``, followed by the note.
     On a logarithmic axis a count of zero has no mark, and its text is at the left edge.
     """
-    means = runs.groupby("label")[name].mean()
+    cells = spread.over_seeds(runs, name)
+    means = cells.set_index("label")["value"]
     texts = {label: style.short(mean) for label, mean in means.items()}
     if spelled:
         texts |= {label: f"{texts[label]} {notes[label]}" for label in notes if label in texts}
     log = log and bool(means.any())
-    shown = runs[runs["label"].isin(means.index[means > 0])] if log else runs
-    ends = shown.groupby("label")[name].agg(spread.mark_end)
+    shown = cells[cells["value"] > 0] if log else cells
+    ends = spread.ends(shown)
     if log:
-        style.dots(ax, shown, name, labels)
+        style.dots(ax, shown, labels)
     else:
-        style.bars(ax, shown, name, labels)
+        style.bars(ax, shown, labels)
     low = style.log_start([*means[means > 0], *ends]) if log else 0.0
     high = style.room_at_right(ends, texts, WIDTH, low, log=log)
     style.set_range(ax.xaxis, low, high or 1.0, log=log, ticks=3)

@@ -9,13 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pandas.api.typing import SeriesGroupBy
 
 from analysis import spread, style
 from analysis.load import ResultError, Results
-from benchmarks.replay.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME, END_TO_END
 
-#: Metrics that the figure reads in addition to the timed values.
+#: Metrics that the figure reads in addition to the times.
 METRICS = ("peak_heap", "peak_live")
 #: Maximum number of panels side by side.
 MOST_COLUMNS = 3
@@ -31,14 +30,16 @@ def draw(results: Results) -> Figure:
     """Draw a panel per workload with a point per allocator; lower left is better.
 
     Reads label, workload, status, peak_heap and peak_live (bytes), whose ratio is averaged over
-    seeds, from ``results.runs``; label, workload, seed and ns_per_op (ns) from ``results.times``.
+    seeds, from ``results.runs``; end-to-end time (ns) from ``results.times``.
     Cells that ran out of memory are hollow and excluded from the front: they did less work.
     """
     labels, workloads = results.labels, results.workloads
     for run in results.runs[results.runs["peak_live"] <= 0].itertuples():
         raise ResultError(f"{run.directory}: peak_live is 0, so the memory ratio is undefined")
     ratios = results.runs.assign(ratio=results.runs["peak_heap"] / results.runs["peak_live"])
-    observed = spread.time_observations(results.times)
+    memory = spread.over_seeds(ratios, "ratio")
+    times = spread.over_rounds(results.times)
+    times = times[times["quantity"] == END_TO_END]
     legend = max(style.names_width(labels), 1.9)
     fig, axes = style.panel_grid(
         len(workloads), MOST_COLUMNS, panel=(2.6, 2.7), margin=(legend + 1.0, 0.9)
@@ -47,8 +48,8 @@ def draw(results: Results) -> Figure:
     for workload, ax in zip(workloads, axes, strict=True):
         x, y = _panel(
             ax,
-            ratios.loc[ratios["workload"] == workload].groupby("label")["ratio"],
-            observed.loc[observed["workload"] == workload].groupby("label")["ns_per_op"],
+            memory[memory["workload"] == workload].set_index("label"),
+            times[times["workload"] == workload].set_index("label"),
             labels,
             {label for label, name in results.out_of_memory() if name == workload},
         )
@@ -61,14 +62,14 @@ def draw(results: Results) -> Figure:
     style.label_bottom(axes, f"{heap} ÷ {live}{remark_x}")
     for ax in axes:
         if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(textwrap.fill(f"{style.axis_label('ns_per_op')}{remark_y}", 30))
+            ax.set_ylabel(textwrap.fill(f"{style.axis_label(END_TO_END)}{remark_y}", 30))
     fig.legend(handles=_legend(labels, bool(results.out_of_memory())), loc="outside right upper")
     style.caption(
         fig,
         "Lower left is better. For an allocator on the Pareto front, no other one is at least as "
         "good in both and better in one.",
-        f"Vertical whiskers: {spread.describe_time(observed)}",
-        "Horizontal whiskers: the same for the ratio." if "seeds" in set(observed["over"]) else "",
+        spread.describe_times(times),
+        "Horizontal whiskers: lowest and highest seed." if memory["seeds"].max() > 1 else "",
         style.HIDDEN,
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
@@ -88,21 +89,21 @@ def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel(
-    ax: Axes, ratios: SeriesGroupBy, times: SeriesGroupBy, labels: list[str], oom: set[str]
+    ax: Axes, memory: pd.DataFrame, times: pd.DataFrame, labels: list[str], oom: set[str]
 ) -> tuple[list[float], list[float]]:
-    """Draw one workload: the mean of each label with its intervals, and the front.
+    """Draw one workload: a point for each label with its whiskers, and the front.
 
-    ``ratios`` and ``times`` (ns): observations by label; ``oom``: labels that ran out of memory.
+    ``memory`` and ``times`` (ns): spread.ESTIMATE by label; ``oom``: labels that ran out of memory.
     Return the values drawn along x and along y.
     """
-    points = pd.DataFrame({"x": ratios.mean(), "y": times.mean()})
-    front = pareto_front(points.drop(index=list(oom)))
+    points = pd.DataFrame({"x": memory["value"], "y": times["value"]}).dropna()
+    front = pareto_front(points.drop(index=list(oom & set(points.index))))
     ax.step(front["x"], front["y"], where="post", **FRONT)
     across, upward = list(points["x"]), list(points["y"])
     for label, (x, y) in points.iterrows():
         look = style.looks(labels)[label]
-        ratio = spread.interval(ratios.get_group(label))
-        time = spread.interval(times.get_group(label))
+        ratio = memory.loc[label, ["low", "high"]].astype(float)
+        time = times.loc[label, ["low", "high"]].astype(float)
         ax.plot(ratio, [y, y], **style.WHISKER)
         ax.plot([x, x], time, **style.WHISKER)
         across.extend(ratio)

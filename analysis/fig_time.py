@@ -1,7 +1,6 @@
-"""Time per operation by allocator and workload."""
+"""Time per operation by allocator and workload: warm, cold and end to end, each on its own axis."""
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,110 +8,111 @@ from matplotlib.patches import Patch
 
 from analysis import spread, style
 from analysis.load import Results
-from benchmarks.replay.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME, TITLES, WARM
 
-#: Metrics that the figure reads in addition to the timed values.
-METRICS = ("kernel_ns_per_op",)
-#: Panels side by side, and the width of one in inches.
-MOST_COLUMNS = 3
-WIDTH = 2.6
+#: Metrics that the figure reads in addition to the times.
+METRICS = ()
+#: Width of a panel in inches.
+WIDTH = 1.75
+#: Band of the differences below the A/A floor.
+BAND = {"color": "0.88", "linewidth": 0, "zorder": 0.5}
 
 
 def draw(results: Results) -> Figure:
-    """Draw a panel per workload, a row per allocator: measured time plus modelled kernel time.
+    """Draw a row of panels per workload and a column per quantity, with a row per allocator.
 
-    Reads label, workload, seed and ns_per_op (ns) from ``results.times``; label, workload and
-    kernel_ns_per_op (ns), averaged over seeds, from ``results.runs``.  Bars start at zero.  If a
-    bar were more than style.WIDE_RANGE times another in its panel, dots on a logarithmic axis
-    replace the bars in all panels, since a logarithmic axis has no zero.  A real library (NaN for
-    kernel_ns_per_op) is marked: its measured time includes kernel time.
+    Reads label, workload, seed, quantity, round and ns_per_op (ns) from ``results.times``.  Bars
+    start at zero; of a simulated allocator, the part modelled on top of its warm time is pale.  If
+    a bar were more than style.WIDE_RANGE times another in its panel, dots on a logarithmic axis
+    replace the bars in its column, since a logarithmic axis has no zero.
     """
     labels, workloads = results.labels, results.workloads
-    observed = spread.time_observations(results.times)
-    means = observed.groupby(["workload", "label"]).agg(
-        measured=("ns_per_op", "mean"), over=("over", "first")
-    )
-    means["kernel"] = results.runs.groupby(["workload", "label"])["kernel_ns_per_op"].mean()
-    real = means["kernel"].isna()
-    means["kernel"] = means["kernel"].fillna(0.0)
-    means["total"] = means["measured"] + means["kernel"]
-    log = any(
-        style.is_wide([*cell["measured"], *cell["total"]])
-        for _, cell in means.groupby(level="workload")
-    )
-    mixed = observed["over"].nunique() > 1
-
-    fig, axes = style.panel_grid(
-        len(workloads),
-        MOST_COLUMNS,
-        panel=(WIDTH + 0.1, 0.4 + 0.16 * style.line_count(workloads) + style.rows_height(labels)),
-        margin=(style.names_width(labels), 1.2),
-    )
-    for workload, ax in zip(workloads, axes, strict=True):
-        mine, points = means.loc[workload], observed[observed["workload"] == workload]
-        remarks = results.remarks(workload)
-        for label in mine.index[mine["over"] == "values"] if mixed else ():
-            remarks[label] = f"† {remarks.get(label, '')}"
-        for label in mine.index[real.loc[workload]]:
-            remarks[label] = f"‡ {remarks.get(label, '')}"
-        (_dots if log else _bars)(ax, mine, points, labels)
-        ends = points.groupby("label")["ns_per_op"].agg(spread.mark_end).clip(lower=mine["total"])
-        low = style.log_start([*mine["measured"], *ends]) if log else 0.0
-        high = style.room_at_right(ends, remarks, WIDTH, low, log=log)
-        style.set_range(ax.xaxis, low, high, log=log)
-        style.remark_rows(ax, labels, remarks, ends)
-        style.name_rows(ax, labels, named=ax.get_subplotspec().is_first_col())
-        ax.set(title=style.wrapped(workload), xlabel="")
-    unit = BY_NAME["ns_per_op"].unit
-    style.label_bottom(axes, f"time per operation ({unit}{', log scale' if log else ''})")
-    fig.legend(handles=_legend(log, observed), loc="outside upper left", ncols=2)
+    cells = spread.over_rounds(results.times)
+    names = [name for name in TITLES if name in set(cells["quantity"])]
+    width = max(0.4 + style.names_width(labels) + (WIDTH + 0.1) * len(names), style.LEAST_WIDTH)
+    height = 0.3 + max(style.rows_height(labels), style.names_width(workloads))
+    fig = Figure(figsize=(width, 1.4 + height * len(workloads)), layout="constrained")
+    grid = fig.subplots(len(workloads), len(names), squeeze=False)
+    logs = []
+    for j, name in enumerate(names):
+        column = cells[cells["quantity"] == name]
+        log = any(style.is_wide(cell["value"]) for _, cell in column.groupby("workload"))
+        logs.append(log)
+        for i, workload in enumerate(workloads):
+            ax = grid[i, j]
+            _panel(ax, results, cells[cells["workload"] == workload], workload, name, log=log)
+            style.name_rows(ax, labels, named=j == 0)
+            ax.set(title="" if i else TITLES[name], xlabel="")
+            if j == 0:
+                ax.set_ylabel(style.wrapped(workload), fontweight="bold")
+        grid[-1, j].set_xlabel(f"{BY_NAME[name].unit} per event{', log scale' if log else ''}")
+    fig.legend(handles=_legend(results), loc="outside upper left", ncols=3)
     style.caption(
         fig,
-        f"Whiskers (measured part): {spread.describe_time(observed)}",
-        "†: only one seed." if mixed else "",
-        "‡: real library, whose kernel time is part of the measured time." if any(real) else "",
-        style.HIDDEN if log else "",
+        "; ".join(f"{TITLES[name].capitalize()}: {BY_NAME[name].meaning}" for name in names) + ".",
+        "Each panel has its own scale.",
+        spread.describe_times(cells),
+        style.describe_floor(results),
+        _describe_gaps(results),
+        "†: threads that take turns." if (results.runs["threads"] == "interleaved").any() else "",
+        style.HIDDEN if any(logs) else "",
         style.describe_cells(results),
         style.describe_conditions(results.conditions),
+        style.describe_machine(results),
     )
     return fig
 
 
-def _bars(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
-    """Draw stacked bars for one workload: measured in the label's colour, kernel in its tint."""
-    style.bars(ax, points, "ns_per_op", labels)
-    for label, mean in means.iterrows():
-        tint = style.tint(style.looks(labels)[label].color)
-        ax.barh(labels.index(label), mean["kernel"], style.BAR, mean["measured"], color=tint)
-    seeds = points[points["over"] == "seeds"]
-    rows = [labels.index(label) + 0.21 for label in seeds["label"]]
-    sns.scatterplot(x=seeds["ns_per_op"].to_numpy(), y=rows, ax=ax, **style.SEED)
-
-
-def _dots(ax: Axes, means: pd.DataFrame, points: pd.DataFrame, labels: list[str]) -> None:
-    """Draw dots for one workload: filled for measured time, hollow for the sum with the kernel."""
-    for label, mean in means.iterrows():
-        look, row = style.looks(labels)[label], labels.index(label)
-        ax.plot([mean["measured"], mean["total"]], [row, row], color=look.color, lw=1.2)
-        ax.plot(mean["total"], row, look.marker, mec=look.color, mfc="white", ms=6)
-    style.dots(ax, points, "ns_per_op", labels)
-
-
-def _legend(log: bool, observed: pd.DataFrame) -> list[Line2D | Patch]:
-    """Return the legend handles, in a colour that belongs to no allocator."""
-    neutral = style.NEUTRAL
-    measured, kernel = BY_NAME["ns_per_op"].meaning, BY_NAME["kernel_ns_per_op"].meaning
+def _panel(
+    ax: Axes, results: Results, cells: pd.DataFrame, workload: str, name: str, *, log: bool
+) -> None:
+    """Draw one workload and quantity; ``cells``: all quantities of the workload."""
+    labels, mine = results.labels, cells[cells["quantity"] == name]
+    remarks = results.remarks(workload)
+    for label in labels:
+        if (label, workload, name) in results.untimed:
+            remarks[label] = "–"
+    for label in results.interleaved(workload):
+        remarks[label] = f"† {remarks.get(label, '')}"
+    ends = spread.ends(mine)
+    if name in results.floors and len(mine):
+        best = mine["value"].min()
+        ax.axvspan(best, best * (1 + results.floors[name]), **BAND)
     if log:
-        parts = [
-            Line2D([], [], ls="", marker="o", color=neutral, label=measured, **style.DOT),
-            Line2D([], [], ls="", marker="o", mfc="white", mec=neutral, label=f"… plus {kernel}"),
-        ]
+        style.dots(ax, mine, labels)
     else:
-        parts = [
-            Patch(color=neutral, label=measured),
-            Patch(color=style.tint(neutral), label=kernel),
-        ]
-    parts.append(style.whisker_handle())
-    if not log and "seeds" in set(observed["over"]):
-        parts.append(style.seed_handle())
-    return parts
+        style.bars(ax, mine, labels)
+        _modelled_parts(ax, results, cells, name)
+    low = style.log_start([*mine["value"], *ends]) if log else 0.0
+    high = style.room_at_right(ends, remarks, WIDTH, low, log=log)
+    style.set_range(ax.xaxis, low, high or 1.0, log=log, ticks=4)
+    style.remark_rows(ax, labels, remarks, ends)
+
+
+def _modelled_parts(ax: Axes, results: Results, cells: pd.DataFrame, name: str) -> None:
+    """Cover the modelled part of the bars of simulated allocators with a tint."""
+    values = cells.set_index(["label", "quantity"])["value"]
+    for label in results.simulated:
+        if name != WARM and (label, name) in values and (label, WARM) in values:
+            warm, whole = values[label, WARM], values[label, name]
+            tint = style.tint(style.looks(results.labels)[label].color)
+            row = results.labels.index(label)
+            ax.barh(row, whole - warm, style.BAR, warm, color=tint, linewidth=0)
+
+
+def _legend(results: Results) -> list[Line2D | Patch]:
+    """Return the legend handles, in a colour that belongs to no allocator."""
+    parts: list[Line2D | Patch] = [Patch(color=style.NEUTRAL, label="measured")]
+    if results.simulated:
+        tint = style.tint(style.NEUTRAL)
+        parts.append(Patch(color=tint, label="modelled kernel time (simulated allocators)"))
+    return [*parts, style.whisker_handle()]
+
+
+def _describe_gaps(results: Results) -> str:
+    """Return the caption sentence about quantities without a value, or ''."""
+    gaps = [
+        f"{label} on {workload}, {TITLES.get(name, name)} ({reason})"
+        for (label, workload, name), reason in results.untimed.items()
+    ]
+    return f"–: cannot be had: {'; '.join(gaps)}." if gaps else ""

@@ -2,7 +2,7 @@
 
 A run directory holds ``run.json``; a sweep directory holds run directories at any depth.  A
 finished run also has ``metrics.json`` (name -> number), ``timeline.parquet`` (a row per sample) and
-``bench.json`` (a pyperf suite, seconds per operation).
+``times.jsonl`` (a line per measurement, benchmarks.timing.rounds).
 
 Every :class:`ResultError` is one line that names the directory or file at fault.
 """
@@ -10,17 +10,19 @@ Every :class:`ResultError` is one line that names the directory or file at fault
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyperf
 
-from benchmarks.replay.metrics import BY_NAME
+from analysis import spread
+from benchmarks.replay.metrics import BY_NAME, TIMES
+from benchmarks.timing import statistics
+from benchmarks.timing.rounds import FILE, TimesError, read_times, twins, valid
 
 #: Version of run.json that this module reads.
 SCHEMA = 2
@@ -37,6 +39,8 @@ CONDITIONS = ("page_size", "touch", "kernel", "versions.model", "machine")
 TIMELINE = ("event", "live", "heap", "rss")
 #: Columns that identify a run.
 IDENTITY = ["label", "workload", "seed"]
+#: Columns that describe it further.
+_DESCRIBED = ["directory", "allocator", "real", "threads", "workload_name"]
 
 
 class ResultError(ValueError):
@@ -47,11 +51,20 @@ class ResultError(ValueError):
 class Results:
     """Input of the figures.
 
-    ``runs``: a row per finished run with directory, allocator and workload_name (without settings),
-    label and workload (with settings), seed, status, ns_per_op and ns_per_op_sd (mean and standard
-    deviation over the timed values in ns; NaN without timing) and a column per metric of
-    metrics.json, in the units of benchmarks.replay.metrics; NaN where a real library's run does not
-    have it.  ``times``: a row per timed value with label, workload, seed and ns_per_op (ns).
+    ``runs``: a row per finished run with directory, allocator, real (True for a real library),
+    threads (how they were run: one, interleaved or real), workload_name (without settings), label
+    and workload (with settings), seed, status, a column per quantity of time
+    (benchmarks.replay.metrics.TIMES; estimate over its rounds in ns, NaN without one) and a column
+    per metric of metrics.json, in the units of benchmarks.replay.metrics; NaN where a real
+    library's run does not have it.
+
+    ``times``: a row per valid measurement with label, workload, seed, quantity, round and ns_per_op
+    (ns).  Runs whose seeds yield the same events count as further rounds of the first of them;
+    own_seed keeps their seed.  ``floors``: the largest A/A floor of each quantity, as a share (0.01
+    for 1 %).  ``comparisons``: identifiers of the rounds in which runs were measured together.
+    ``untimed``: (label, workload, quantity) -> why it has no time.  ``notes``: what was
+    unusual about the machine while timing, a sentence each.
+
     ``timelines``: a row per sample with label, workload, seed, status, event, live, heap, rss
     (bytes), for one run per cell.  ``skipped``: a row per unfinished run with directory, allocator,
     workload_name, label, workload, seed, status and reason.  ``conditions``: values that all runs
@@ -63,6 +76,10 @@ class Results:
     timelines: pd.DataFrame
     skipped: pd.DataFrame
     conditions: dict[str, Any]
+    floors: Mapping[str, float] = field(default_factory=dict)
+    untimed: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    comparisons: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -73,6 +90,29 @@ class Results:
     def workloads(self) -> list[str]:
         """Labels of the workloads, sorted."""
         return sorted(self.runs["workload"].unique())
+
+    @property
+    def simulated(self) -> list[str]:
+        """Labels of the simulated allocators, sorted; the others are real libraries."""
+        return sorted(self.runs.loc[~self.runs["real"], "label"].unique())
+
+    def interleaved(self, workload: str) -> list[str]:
+        """Return the labels whose threads take turns on ``workload``, sorted."""
+        mine = self.runs[self.runs["workload"] == workload]
+        return sorted(mine.loc[mine["threads"] == "interleaved", "label"].unique())
+
+    def of(self, label: str) -> "Results":
+        """Return the results of one allocator, with the floors of all."""
+        frames = {
+            name: frame if frame.empty else frame[frame["label"] == label]
+            for name, frame in (
+                ("runs", self.runs),
+                ("times", self.times),
+                ("timelines", self.timelines),
+                ("skipped", self.skipped),
+            )
+        }
+        return replace(self, **frames)
 
     def gaps(self) -> dict[tuple[str, str], str]:
         """Return the cells (label, workload) without a finished run: their status or "no result".
@@ -119,7 +159,7 @@ def load(
 ) -> Results:
     """Read every run under ``directories``.
 
-    ``timing`` and ``timelines`` require bench.json and timeline.parquet in every finished run;
+    ``timing`` and ``timelines`` require times.jsonl and timeline.parquet in every finished run;
     ``metrics`` are names that its metrics.json must have.  A run on a real library need not have
     metrics that only the model has, and its system calls may be null if they were not observable.
     Unless ``gaps``, every allocator must have a result on every workload, or a failed run that
@@ -136,14 +176,11 @@ def load(
     conditions = _common_conditions(finished)
     _check_distinct(finished)
 
-    runs, times = [], []
+    runs, times = [], _Times()
     for done, (path, run) in enumerate(finished, 1):
         row = _identity(path, run) | _read_metrics(path / "metrics.json", metrics, run)
-        bench = path / "bench.json"
-        if timing or bench.exists():
-            values = _read_times(bench, run["workload_label"])
-            row["ns_per_op"], row["ns_per_op_sd"] = values.mean(), values.std()
-            times.append(values.to_frame("ns_per_op").assign(**_cell(run)))
+        if timing or (path / FILE).exists():
+            times.read(path, run)
         if timelines:
             _check_timeline(path / "timeline.parquet")
         runs.append(row)
@@ -151,8 +188,12 @@ def load(
             progress("reading runs", done, len(finished))
 
     results = Results(
-        runs=_run_frame(runs),
-        times=pd.concat(times, ignore_index=True) if times else pd.DataFrame(),
+        runs=_run_frame(runs, times.frame()),
+        times=times.frame(),
+        floors=times.floors,
+        untimed=times.untimed,
+        comparisons=frozenset(times.comparisons),
+        notes=tuple(times.notes),
         timelines=_read_timelines(finished) if timelines else pd.DataFrame(),
         skipped=_skipped_frame(described),
         conditions=conditions,
@@ -182,7 +223,12 @@ def of_one_run(
     """
     cell = {"label": label, "workload": workload, "seed": seed, "status": status}
     return Results(
-        runs=pd.DataFrame([cell | {"allocator": label, "workload_name": workload}]),
+        runs=pd.DataFrame(
+            [
+                cell
+                | {"allocator": label, "real": False, "threads": "one", "workload_name": workload}
+            ]
+        ),
         times=pd.DataFrame(),
         timelines=timeline[list(TIMELINE)].assign(**cell),
         skipped=_skipped_frame([]),
@@ -197,7 +243,16 @@ def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
         for path, run in described
         if run["status"] not in DRAWN
     ]
-    columns = ["directory", "allocator", "workload_name", *IDENTITY, "status", "reason"]
+    columns = [
+        "directory",
+        "allocator",
+        "real",
+        "threads",
+        "workload_name",
+        *IDENTITY,
+        "status",
+        "reason",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -261,6 +316,8 @@ def _identity(path: Path, run: dict[str, Any]) -> dict[str, Any]:
     return {
         "directory": str(path),
         "allocator": run["allocator"],
+        "real": "library" in run,
+        "threads": str(run.get("threads", "one")),
         "workload_name": run["workload"],
         **_cell(run),
         "status": run["status"],
@@ -315,8 +372,15 @@ def _entry(run: dict[str, Any], key: str) -> Any:
 def _check_distinct(finished: list[tuple[Path, dict[str, Any]]]) -> None:
     """Refuse two runs with the same identity, which would count as two seeds."""
     seen: dict[tuple[Any, ...], Path] = {}
+    threads: dict[tuple[str, str], str] = {}
     for path, run in finished:
         cell = _cell(run)
+        how = str(run.get("threads", "one"))
+        if threads.setdefault((cell["label"], cell["workload"]), how) != how:
+            raise ResultError(
+                f"{path}: {cell['label']} on {cell['workload']} with threads {how}, but with "
+                f"{threads[cell['label'], cell['workload']]} in another run"
+            )
         other = seen.setdefault(tuple(cell.values()), path)
         if other != path:
             raise ResultError(
@@ -348,24 +412,82 @@ def _read_metrics(path: Path, needed: Iterable[str], run: dict[str, Any]) -> dic
     }
 
 
-def _read_times(path: Path, benchmark: str) -> "pd.Series[float]":
-    """Return the timed values of the only benchmark in ``path``, in ns per operation."""
-    if not path.exists():
-        raise ResultError(
-            f"{path}: missing: the run was not timed (measure.timing=false); select figures that "
-            "need no time with --figures"
-        )
-    try:
-        suite = pyperf.BenchmarkSuite.load(str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path}: not a pyperf suite: {error or type(error).__name__}") from None
-    names = suite.get_benchmark_names()
-    if names != [benchmark]:
-        raise ResultError(f"{path}: contains {names}, not one benchmark named {benchmark!r}")
-    values = suite.get_benchmarks()[0].get_values()
-    if not values:
-        raise ResultError(f"{path}: no timed value")
-    return pd.Series(values, dtype="float64") * 1e9
+#: Distance of the round numbers of two runs that repeat each other.
+_FAR = 1_000_000
+
+
+class _Times:
+    """Times of the runs read so far."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        #: By cell and hash of the workload's events: the seeds whose events these are.
+        self._inputs: dict[tuple[str, str, str], list[int]] = {}
+        self.floors: dict[str, float] = {}
+        self.untimed: dict[tuple[str, str, str], str] = {}
+        self.notes: dict[str, None] = {}
+        self.comparisons: set[str] = set()
+
+    def read(self, path: Path, run: dict[str, Any]) -> None:
+        """Add the valid measurements of a run.  Raises ResultError if there are none."""
+        try:
+            lines = read_times(path)
+        except (TimesError, OSError) as error:
+            raise ResultError(str(error)) from None
+        if not lines and (path / FILE).exists():
+            raise ResultError(f"{path / FILE}: no measurement in it")
+        if not lines:
+            raise ResultError(
+                f"{path / FILE}: missing: the run was not timed (measure.timing=false); select "
+                "figures that need no time with --figures"
+            )
+        cell = _cell(run)
+        events = str(_entry(run, "hashes.workload") or cell["seed"])
+        seeds = self._inputs.setdefault((cell["label"], cell["workload"], events), [])
+        seeds.append(cell["seed"])
+        # A seed that changes no event is no other input: its rounds are further repetitions.
+        shared = {"seed": seeds[0], "own_seed": cell["seed"]}
+        first = (len(seeds) - 1) * _FAR
+        for number, line in sorted(valid(lines).items()):
+            for quantity, value in _checked_times(path, line).items():
+                row = {"quantity": quantity, "round": first + number, "ns_per_op": value}
+                self._rows.append(cell | shared | row)
+            for quantity, reason in dict(line.get("gaps", {})).items():
+                self.untimed[cell["label"], cell["workload"], quantity] = str(reason)
+        for quantity, floor in _floors(path, lines).items():
+            self.floors[quantity] = max(self.floors.get(quantity, 0.0), floor)
+        if comparison := _entry(run, "timing.comparison"):
+            self.comparisons.add(str(comparison))
+        self.notes |= dict.fromkeys(_entry(run, "timing.warnings") or ())
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rows of Results.times."""
+        return pd.DataFrame(self._rows)
+
+
+def _checked_times(path: Path, line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the times of a measurement, in ns.  Raises ResultError for what is no time."""
+    for name, value in line["times"].items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in BY_NAME or not number or not 0 < value < math.inf:
+            raise ResultError(f"{path / FILE}: round {line['round']}: {name} is {value!r}")
+    return line["times"]
+
+
+def _floors(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the A/A floor of each quantity; empty unless the cell was measured twice a round."""
+    for line in lines:
+        _checked_times(path, line)
+    floors = {}
+    for quantity in (metric.name for metric in TIMES):
+        pairs = [
+            (first[quantity], second[quantity])
+            for first, second in twins(lines)
+            if quantity in first and quantity in second
+        ]
+        if len(pairs) >= statistics.LEAST_ROUNDS:
+            floors[quantity] = statistics.floor(statistics.effect(*zip(*pairs, strict=True)))
+    return floors
 
 
 def _check_timeline(path: Path) -> None:
@@ -402,11 +524,26 @@ def _read_timelines(finished: list[tuple[Path, dict[str, Any]]]) -> pd.DataFrame
     return pd.concat(frames, ignore_index=True)
 
 
-def _run_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the frame of runs: identity, time, then metrics in the order of their table."""
+def _run_frame(rows: list[dict[str, Any]], times: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame of runs: identity, times, then metrics in the order of their table."""
     frame = pd.DataFrame(rows)
-    front = ["directory", "allocator", "workload_name", *IDENTITY]
-    front += ["status", "ns_per_op", "ns_per_op_sd"]
+    quantities = [metric.name for metric in TIMES]
+    if not times.empty:
+        alone = pd.concat(
+            spread.over_rounds(run).assign(seed=seed) for seed, run in times.groupby("own_seed")
+        )
+        wide = alone.pivot(index=IDENTITY, columns="quantity", values="value").reset_index()
+        frame = frame.merge(wide, on=IDENTITY, how="left")
+    front = [
+        "directory",
+        "allocator",
+        "real",
+        "threads",
+        "workload_name",
+        *IDENTITY,
+        "status",
+        *quantities,
+    ]
     known = [name for name in BY_NAME if name in frame and name not in front]
     others = [name for name in frame if name not in front and name not in known]
     return (

@@ -1,72 +1,66 @@
-"""Confidence intervals, and captions that state what they are taken over.
+"""Estimates of cells with what they vary over, and captions that say so.
 
-Variation between seeds (different inputs) and between repetitions (the same input) must not be
-mixed.  If a cell (an allocator on a workload) has two seeds or more, its observations are one
-number per seed, and its interval covers variation between inputs.  With one seed, its observations
-are the timed values of that run, and its interval covers variation between repetitions only.
+A cell is an allocator on a workload.  Its time varies from round to round; its deterministic
+metrics vary from seed to seed only.
 """
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.timing import statistics
+
 #: Confidence level of every interval, in percent.
-LEVEL = 95
-#: Bootstrap resamples.
-RESAMPLES = 4000
+LEVEL = round(100 * statistics.LEVEL)
+#: Columns of an estimate: its value, and the ends of its whisker.
+ESTIMATE = ["value", "low", "high"]
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the bootstrap percentile interval of the mean of ``values`` (n,), in their unit.
+def over_rounds(times: pd.DataFrame) -> pd.DataFrame:
+    """Return the time of each cell with its interval over rounds.
 
-    Resampling is seeded: the same values yield the same interval.  NaN for fewer than two values.
-    For n = 2 the interval spans both values; for small n it covers less than its nominal level.
+    ``times``: label, workload, quantity, seed, round and ns_per_op, a row per measurement.  The
+    result has the columns label, workload, quantity, value, low, high (ns; the ends are NaN below
+    statistics.LEAST_ROUNDS rounds), rounds and seeds.  A round's value is the geometric mean over
+    the seeds; a round that a seed lacks does not count.
     """
-    values = np.asarray(values, dtype="float64")
-    if len(values) < 2:
-        return (np.nan, np.nan)
-    chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(values[chosen].mean(axis=1), (tail, 100 - tail))
-    return (float(low), float(high))
+    rows = []
+    for (label, workload, quantity), cell in times.groupby(["label", "workload", "quantity"]):
+        logarithms = np.log(cell.pivot(index="round", columns="seed", values="ns_per_op").dropna())
+        value, low, high = np.exp(statistics.centre(logarithms.mean(axis=1).to_numpy()))
+        rounds, seeds = logarithms.shape
+        rows.append((label, workload, quantity, value, low, high, rounds, seeds))
+    columns = ["label", "workload", "quantity", *ESTIMATE, "rounds", "seeds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def mark_end(values: np.ndarray) -> float:
-    """Return the larger of the mean of ``values`` (n,) and its upper limit, in their unit."""
-    return float(np.nanmax([np.mean(values), interval(values)[1]]))
+def over_seeds(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the mean of a deterministic metric in each cell, and its lowest and highest seed.
 
-
-def time_observations(times: pd.DataFrame) -> pd.DataFrame:
-    """Return the observations over which the interval of each cell's time is taken.
-
-    ``times``: label, workload, seed, ns_per_op (ns), a row per timed value.  The result has the
-    columns label, workload, ns_per_op and over: "seeds" for one row per seed with the mean of its
-    values, "values" for the timed values of the only seed.
+    ``runs``: label, workload and ``column``, a row per seed.  The result has the columns label,
+    workload, value, low and high; the ends are NaN for one seed.
     """
-    cells = []
-    for (label, workload), cell in times.groupby(["label", "workload"]):
-        by_seed = cell.groupby("seed")["ns_per_op"].mean()
-        over = "seeds" if len(by_seed) > 1 else "values"
-        observed = by_seed if over == "seeds" else cell["ns_per_op"]
-        cells.append(
-            pd.DataFrame(
-                {"label": label, "workload": workload, "ns_per_op": observed.values, "over": over}
-            )
-        )
-    return pd.concat(cells, ignore_index=True)
+    cells = runs.groupby(["label", "workload"])[column].agg(["mean", "min", "max", "count"])
+    cells.columns = [*ESTIMATE, "seeds"]
+    cells.loc[cells["seeds"] < 2, ["low", "high"]] = np.nan
+    return cells.reset_index()
 
 
-def describe_time(observations: pd.DataFrame) -> str:
-    """Return the caption sentence that states what the intervals of ``observations`` are over."""
-    counts = observations.groupby(["label", "workload", "over"]).size().reset_index(name="n")
-    parts = []
-    seeds = counts.loc[counts["over"] == "seeds", "n"]
-    if len(seeds):
-        parts.append(f"over {_span(seeds)} seeds (per seed, the mean of its timed values)")
-    values = counts.loc[counts["over"] == "values", "n"]
-    if len(values):
-        where = " where there is only one seed" if len(seeds) else " of one seed"
-        parts.append(f"over the {_span(values)} timed values{where}")
-    return f"{LEVEL} % bootstrap confidence interval of the mean {'; '.join(parts)}."
+def ends(cells: pd.DataFrame) -> "pd.Series[float]":
+    """Return by label the larger of value and upper end; ``cells``: label, value and high."""
+    return cells.set_index("label")[["value", "high"]].max(axis=1)
+
+
+def describe_times(cells: pd.DataFrame) -> str:
+    """Return the caption sentence that states what the intervals of :func:`over_rounds` cover."""
+    whose = "one seed" if cells["seeds"].max() == 1 else f"{_span(cells['seeds'])} seeds"
+    if cells["rounds"].max() < statistics.LEAST_ROUNDS:
+        few = f"Time: median of {_span(cells['rounds'])} rounds on {whose};"
+        return f"{few} below {statistics.LEAST_ROUNDS} rounds there is no interval."
+    mean = "" if cells["seeds"].max() == 1 else " (of each round, the geometric mean)"
+    return (
+        f"Time: Hodges–Lehmann estimate and {LEVEL} % signed-rank interval over "
+        f"{_span(cells['rounds'])} rounds on {whose}{mean}."
+    )
 
 
 def describe_counts(runs: pd.DataFrame) -> str:
@@ -75,8 +69,8 @@ def describe_counts(runs: pd.DataFrame) -> str:
     if seeds.max() == 1:
         return "Counts for one seed; they are deterministic and have no interval."
     return (
-        f"Mean over {_span(seeds)} seeds with its {LEVEL} % bootstrap confidence interval; counts "
-        "are deterministic for a given seed."
+        f"Counts: mean over {_span(seeds)} seeds, whiskers from the lowest to the highest seed; "
+        "they are deterministic for a given seed."
     )
 
 

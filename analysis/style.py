@@ -20,9 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from analysis import spread
 from analysis.load import ResultError, Results
-from benchmarks.replay.metrics import BY_NAME
+from benchmarks.replay.metrics import BY_NAME, TITLES
 from kernel.engine.command import text_of
 from kernel.engine.output import replacing, unwritable
 
@@ -170,7 +169,40 @@ def describe_cells(results: Results) -> str:
     gaps = [f"{label} on {name} ({why})" for (label, name), why in results.gaps().items()]
     if gaps:
         sentences.append(f"Missing: {', '.join(gaps)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, describe_threads(results)]).strip()
+
+
+#: What the marks of allocators mean whose threads are not real ones.
+_THREADS = {
+    "interleaved": "the threads take turns on one core, contention is not modelled",
+    "real": "real threads",
+}
+
+
+def describe_threads(results: Results) -> str:
+    """Return the caption sentence about how several threads were run, or ''."""
+    found = results.runs[results.runs["threads"] != "one"]
+    parts = [
+        f"{', '.join(sorted(set(runs['label'])))}: {_THREADS.get(how, how)}"
+        for how, runs in found.groupby("threads")
+    ]
+    return f"Threads: {'; '.join(parts)}." if parts else ""
+
+
+def describe_floor(results: Results) -> str:
+    """Return the caption sentence about the A/A floor, or ''."""
+    if not results.floors:
+        return ""
+    floors = ", ".join(f"{TITLES[name]} {floor:.1%}" for name, floor in results.floors.items())
+    return (
+        "Grey band: the difference from the fastest is below the A/A floor, which is what a cell "
+        f"measured twice as if it were two differs by ({floors})."
+    )
+
+
+def describe_machine(results: Results) -> str:
+    """Return the caption sentence about what was unusual about the machine, or ''."""
+    return f"While timing: {'; '.join(results.notes)}." if results.notes else ""
 
 
 # --- Axes ----------------------------------------------------------------------------------------
@@ -271,15 +303,12 @@ def name_rows(ax: Axes, labels: Sequence[str], *, named: bool) -> None:
     sns.despine(ax=ax, left=True)
 
 
-def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """Draw a bar from zero in each row for the mean of ``column``, with its interval.
-
-    ``frame``: label and ``column``, a row per observation.
-    """
+def bars(ax: Axes, cells: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw a bar from zero in each row, with its whisker; ``cells``: label and spread.ESTIMATE."""
     by_label = looks(labels)
     sns.barplot(
-        frame,
-        x=column,
+        cells,
+        x="value",
         y="label",
         hue="label",
         order=labels,
@@ -287,25 +316,23 @@ def bars(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> N
         palette=[by_label[label].color for label in labels],
         saturation=1,
         width=BAR,
-        errorbar=spread.interval,
-        err_kws=WHISKER | ON_BAR,
+        errorbar=None,
         linewidth=0,
         legend=False,
         ax=ax,
     )
     for bar in ax.patches:
         bar.set_hatch(by_label[labels[round(bar.get_y() + bar.get_height() / 2)]].hatch)
+    for cell in cells.itertuples():
+        ax.plot([cell.low, cell.high], [labels.index(cell.label)] * 2, **WHISKER | ON_BAR)
 
 
-def dots(ax: Axes, frame: pd.DataFrame, column: str, labels: Sequence[str]) -> None:
-    """Draw a dot in each row for the mean of ``column``, with its interval; for logarithmic axes.
-
-    ``frame``: label and ``column``, a row per observation.
-    """
-    for label, values in frame.groupby("label")[column]:
-        look, row = looks(labels)[label], labels.index(label)
-        ax.plot(spread.interval(values), [row, row], **WHISKER)
-        ax.plot(values.mean(), row, look.marker, color=look.color, **DOT)
+def dots(ax: Axes, cells: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw a dot in each row, with its whisker, as :func:`bars` does; for logarithmic axes."""
+    for cell in cells.itertuples():
+        look, row = looks(labels)[cell.label], labels.index(cell.label)
+        ax.plot([cell.low, cell.high], [row, row], **WHISKER)
+        ax.plot(cell.value, row, look.marker, color=look.color, **DOT)
 
 
 def label_bottom(axes: Sequence[Axes], text: str) -> None:
@@ -344,7 +371,7 @@ def remark_corner(ax: Axes, text: str) -> None:
 
 def whisker_handle() -> Line2D:
     """Return the legend handle for the lines WHISKER."""
-    return Line2D([], [], label=f"{spread.LEVEL} % confidence interval", **WHISKER)
+    return Line2D([], [], label="interval (see caption)", **WHISKER)
 
 
 def seed_handle() -> Line2D:

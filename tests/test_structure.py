@@ -25,7 +25,7 @@ FOLDERS = sorted(
 )
 COPIED = shutil.ignore_patterns("__pycache__", "*.parquet", "*.png", "*.c")
 #: Programs that bench.py starts; nobody types them.
-INTERNAL = {"benchmarks/run/worker.py", "benchmarks/run/observe.py"}
+INTERNAL = {f"benchmarks/run/{name}.py" for name in ("worker", "observe", "clean")}
 
 #: References as prose writes them: a dotted name, a path, Sphinx's role.
 DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)}|tests)(?:\.[A-Za-z_]\w*)+)(?![\w/])")
@@ -82,7 +82,7 @@ def test_the_import_contracts_hold():
     ("file", "line", "contract"),
     [
         ("benchmarks/events/ledger.py", "import benchmarks.trace.formats", "storeys of benchmarks"),
-        ("benchmarks/speed/harness.py", "import benchmarks.real.process", "storeys of benchmarks"),
+        ("benchmarks/timing/perf.py", "import benchmarks.run.launch", "storeys of benchmarks"),
         ("kernel/engine/bits.py", "import kernel.types", "storeys of kernel"),
         ("kernel/vma.py", "import kernel.linux.host", "storeys of kernel"),
         ("allocators/base/tags.py", "import allocators.verify.plan", "storeys of allocators"),

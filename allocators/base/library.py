@@ -27,8 +27,8 @@ from kernel.linux.host.elf import ElfFile
 PREFIX = "native/"
 
 #: Values of the setting ``threads``: one thread replays all events in the trace's order, or each
-#: thread of the trace becomes a real thread.
-ONE, REAL = "one", "real"
+#: thread of the trace becomes a real thread; AUTO is REAL for a trace with several.
+AUTO, ONE, REAL = "auto", "one", "real"
 
 #: Environment variables that configure these libraries.  A run sees only those that it sets itself.
 _VARIABLES = re.compile(r"LD_PRELOAD|GLIBC_TUNABLES|MALLOC_.*|MIMALLOC_.*|TCMALLOC_.*")
@@ -67,8 +67,8 @@ class Library:
     """Library that was found and starts.
 
     ``label``: the name and the settings that differ from the defaults.  ``path``: the file, with
-    links resolved.  ``threads``: ONE or REAL.  ``environment``: the variables that a process needs
-    to run on the library.
+    links resolved.  ``threads``: AUTO, ONE or REAL.  ``environment``: the variables that a process
+    needs to run on the library.
     """
 
     name: str
@@ -112,9 +112,10 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
         raise LibraryError(f"no allocator {name!r}; choose one of {choices}")
     _check_machine(name)
     given = dict(settings)
-    threads = given.pop("threads", ONE)
-    if threads not in (ONE, REAL):
-        raise LibraryError(f"allocator {name}: threads={threads}: choose one of {ONE}, {REAL}")
+    threads = given.pop("threads", AUTO)
+    if threads not in (choices := (AUTO, ONE, REAL)):
+        known_values = ", ".join(choices)
+        raise LibraryError(f"allocator {name}: threads={threads}: choose one of {known_values}")
     path = given.pop("path", "")
     values = given.pop(known.settings, None) or {}
     for unknown in given:
@@ -133,7 +134,7 @@ def find(name: str, settings: Mapping[str, Any]) -> Library:
     preload = {} if name == f"{PREFIX}glibc" else {"LD_PRELOAD": str(file)}
     changed = [file.name] if not known.sonames else []
     changed += [f"{_OPTIONAL_PREFIX.sub('', key)}={value}" for key, value in values.items()]
-    changed += [f"threads={threads}"] if threads != ONE else []
+    changed += [f"threads={threads}"] if threads != AUTO else []
     label = f"{name}({', '.join(changed)})" if changed else name
     library = Library(name, label, file, threads, variables | preload)
     _try(library, known)

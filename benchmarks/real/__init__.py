@@ -8,5 +8,5 @@ timed.py          time of the compiled loop on the library, under pyperf
 atomic.py         atomic loads and stores for compiled code
 loop.py           comparison of the compiled loop with the same loop in C
 
-Imports speed/ and the layers below it; run/ and twin/ import it.
+Imports replay/ and the layers below it; run/ and twin/ import it.
 """

@@ -21,7 +21,7 @@ import numpy as np
 
 from allocators.base import operation as ops
 from benchmarks import workloads
-from benchmarks.speed import libc
+from benchmarks.real import libc
 from benchmarks.workloads import Workload, WorkloadError
 from kernel.engine.command import OneLineParser, positive, run, whole
 

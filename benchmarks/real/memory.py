@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.library import REAL, Library
+from allocators.base.library import ONE, REAL, Library
 from benchmarks.events.events import FREE, TOUCH_READ, Events, make_events, read_only, rows
 from benchmarks.events.touch import TOUCH_NAMES
 from benchmarks.real import machine_code
 from benchmarks.real.process import PAGE, RealProcess, prepare
-from benchmarks.real.threads import ThreadedProcess
+from benchmarks.real.threads import ThreadedProcess, has_real_threads
 from benchmarks.replay.loop import RUN, TIMELINE_ROWS, replay_events
 from benchmarks.replay.measured import measured, timeline
 from benchmarks.replay.metrics import OF_NATIVE_RUNS
@@ -189,7 +189,7 @@ class RealRun:
         Raises LibraryError, HostError, or WorkloadError for a bad stream.
         """
         self.k, self.r = record(_KERNEL), record(RUN)
-        self.threads = library.threads
+        self.threads = REAL if has_real_threads(library, workload) else ONE
         self.r.first_failure = -1
         self.r.stride = max(1, length(workload) // (TIMELINE_ROWS // 2))
         nothing = record(np.dtype([("unused", "i8")]))
@@ -328,12 +328,8 @@ Piece = tuple[Events, np.ndarray, np.ndarray]
 def process_for(
     library: Library, workload: Workload, *, touch: str | None = None, observe: bool = True
 ) -> RealProcess:
-    """Start a process for :func:`play_workload`, with real threads if the library's settings do so.
-
-    A workload that reacts to addresses (a program) always has one thread.
-    """
-    threaded = library.threads == REAL and workload.program is None
-    kind = ThreadedProcess if threaded else RealProcess
+    """Start a process for :func:`play_workload`, with real threads where they are asked for."""
+    kind = ThreadedProcess if has_real_threads(library, workload) else RealProcess
     return kind(library, slots=workload.slots, touch=touch or workload.touch, observe=observe)
 
 

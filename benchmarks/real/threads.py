@@ -17,11 +17,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from allocators.base.library import Library, LibraryError
+from allocators.base.library import ONE, REAL, Library, LibraryError
 from benchmarks.events.events import FREE, REALLOC, THREAD_END, Events, column
 from benchmarks.events.threads import ThreadError, ThreadNumbers, lives
 from benchmarks.real import machine_code
 from benchmarks.real.process import SCRATCH, RealProcess, prepare
+from benchmarks.workloads import Workload
 from kernel.engine.jit import build_once, jit
 
 _SIGACTION, _SA_RESTORER = 13, 0x04000000
@@ -55,6 +56,23 @@ def name_objects(op, slot, size, held, spare, gone, counts, turns, ids, turn):
             held[s] = 0
             gone[counts[1]] = n
             counts[1] += 1
+
+
+def has_real_threads(library: Library, workload: Workload) -> bool:
+    """Return True if the threads of ``workload`` are real threads on ``library``.
+
+    A workload that reacts to addresses (a program) always has one thread.  AUTO means one thread
+    for a stream of events, too, which cannot be timed on real threads.
+    """
+    if workload.program is not None or library.threads == ONE:
+        return False
+    return library.threads == REAL or thread_count(workload) > 1
+
+
+def thread_count(workload: Workload) -> int:
+    """Return the number of threads of stored events; 1 for a program or a stream."""
+    threads = () if workload.events is None else workload.events.thread
+    return len(np.unique(threads)) if len(threads) else 1
 
 
 class Naming:

@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.library import REAL, Library, LibraryError
+from allocators.base.library import Library, LibraryError
 from allocators.base.registry import Plugin
 from benchmarks.events.events import Events, column, read_only
 from benchmarks.events.threads import ThreadError, ThreadNumbers
+from benchmarks.real import libc
 from benchmarks.real.machine_code import MOST_THREADS
 from benchmarks.real.memory import inspect
-from benchmarks.real.threads import Naming
+from benchmarks.real.threads import Naming, has_real_threads
 from benchmarks.replay.loop import RUN, apply
-from benchmarks.replay.simulation import TIMED, Simulation
-from benchmarks.speed import libc
+from benchmarks.replay.simulation import TIMED, Simulation, page_faults
 from benchmarks.workloads import Workload
 from kernel.config import KernelConfig
 from kernel.engine.jit import build, disabled, jit
@@ -88,6 +88,11 @@ class Timed:
         plugin = check_process(library)
         bindings = TIMED | libc.bindings(touches=False)
         self._simulation = Simulation(plugin, workload, KernelConfig(), bindings)
+
+    @property
+    def faults(self) -> int:
+        """Page faults in the timed parts of all replays."""
+        return self._simulation.faults
 
     def replay(self, events: int | None = None) -> float:
         """Replay the first ``events`` events, or all.  Returns the seconds of the loop alone."""
@@ -164,6 +169,7 @@ class ThreadedTimed:
 
     def __init__(self, library: Library, workload: Workload) -> None:
         plugin = check_process(library)
+        self.faults = 0  # in the timed parts of all replays
         if workload.stream is not None:
             raise LibraryError(
                 f"{library.label}: real threads are timed on stored events only; "
@@ -222,11 +228,12 @@ class ThreadedTimed:
             thread.start()
         while not self._shared[1:-1, 0].all():
             sleep(0.0001)
-        begin = perf_counter()
+        faults, begin = page_faults(), perf_counter()
         self._shared[-1, 0] = 1
         run(0)
         for thread in others:
             thread.join()
+        self.faults += page_faults() - faults
         libc.release(objects[:, 0])
         return max(ends) - begin
 
@@ -248,9 +255,6 @@ def _rows(events: Events, ids: np.ndarray, chosen: np.ndarray) -> Events:
 
 
 def make_timed(library: Library, workload: Workload) -> Timed | ThreadedTimed:
-    """Create a ThreadedTimed if the library's settings ask for real threads, else a Timed.
-
-    A workload that reacts to addresses (a program) always has one thread.
-    """
-    threaded = library.threads == REAL and workload.program is None
-    return (ThreadedTimed if threaded else Timed)(library, workload)
+    """Create a ThreadedTimed where real threads are asked for, else a Timed."""
+    kind = ThreadedTimed if has_real_threads(library, workload) else Timed
+    return kind(library, workload)

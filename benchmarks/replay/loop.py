@@ -50,6 +50,8 @@ from kernel.vma import covered, heap_pages
 # --- Switches of the loop (bound by build, like those of kernel.engine.switches) -----------------
 
 TOUCH = TOUCH_ALL
+#: Execute the touch events of a trace; without, only the allocator's events are.
+TOUCH_EVENTS = True
 #: Collect exact per-event statistics.
 OBSERVE = True
 #: Record rows over time.
@@ -343,9 +345,9 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     if op == ops.CALLOC:
         return born(k, r, objects, slot, calloc(k, a, size), size)
     if op == ops.ALIGNED:
-        p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << align, size), size)
+        p = born(k, r, objects, slot, aligned_alloc(k, a, 1 << int(align), size), size)
         if OBSERVE and p:
-            inspect(k, p, size, 1 << align)
+            inspect(k, p, size, 1 << int(align))
         return p
     if op == ops.THREAD_END:
         thread_exit(k, a)
@@ -359,9 +361,9 @@ def apply_rare(k, a, r, objects, op, slot, size, align, offset):
     p = objects[slot, 0]
     if p == 0:
         r.skipped += 1
-    elif op == ops.TOUCH_READ:
+    elif TOUCH_EVENTS and op == ops.TOUCH_READ:
         touch(k, p + offset, size, 0)
-    elif op == ops.TOUCH_WRITE:
+    elif TOUCH_EVENTS and op == ops.TOUCH_WRITE:
         touch(k, p + offset, size, 1)
     return 0
 

@@ -19,11 +19,11 @@ from kernel.engine.command import run
 class Metric(NamedTuple):
     """One metric of a run.
 
-    ``better`` is "lower", "higher" or "" (neither).  ``timed``: measured and stored in bench.json;
-    every other metric is deterministic and stored in metrics.json.  ``part``: written only if that
-    part of the kernel model, kernel.frames or kernel.tlb, is on.  ``modelled``: available only from
-    the model, so that runs on a real library do not have it.  ``rare``: omitted from summaries if
-    it is 0.
+    ``better`` is "lower", "higher" or "" (neither).  ``timed``: by a clock, and stored in
+    times.jsonl (benchmarks.timing); every other metric is deterministic and stored in metrics.json.
+    ``part``: written only if that part of the kernel model, kernel.frames or kernel.tlb, is on.
+    ``modelled``: available only from the model, so that runs on a real library do not have it.
+    ``rare``: omitted from summaries if it is 0.
     """
 
     name: str
@@ -66,8 +66,37 @@ def _counted(*those: Counter) -> tuple[Metric, ...]:
 #: System calls by kind; page faults, total and by cause.
 CALLS, FAULTS = _counted(*counters.CALLS), _counted(*counters.FAULTS)
 
+#: The three quantities of time, which never share an axis.  On a simulated allocator, warm time is
+#: measured, and the kernel's part of the others is modelled.
+TIMES = (
+    Metric(
+        "warm_ns_per_op",
+        "ns",
+        "lower",
+        "the allocator's own time per event; memory warm, blocks unused",
+        timed=True,
+    ),
+    Metric(
+        "cold_ns_per_op",
+        "ns",
+        "lower",
+        "time per event from a fresh process with the kernel's; blocks unused",
+        timed=True,
+    ),
+    Metric(
+        "end_to_end_ns_per_op",
+        "ns",
+        "lower",
+        "time per event from a fresh process with the kernel's; blocks used",
+        timed=True,
+    ),
+)
+WARM, COLD, END_TO_END = (metric.name for metric in TIMES)
+#: Short names of the quantities, for headings.
+TITLES = {WARM: "warm", COLD: "cold", END_TO_END: "end to end"}
+
 METRICS = (
-    Metric("ns_per_op", "ns", "lower", "measured time per allocator event", timed=True),
+    *TIMES,
     _modelled("kernel_ns_per_op", "ns", "lower", "modelled time in the kernel per allocator event"),
     Metric("operations", "events", "", "malloc, calloc, realloc, aligned allocation and free"),
     Metric("failed", "events", "lower", "requests that returned NULL"),

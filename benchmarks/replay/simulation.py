@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 from allocators.base.contract import MAX_THREADS
 from allocators.base.faults import compile_error, last_line, one_line, place_of
 from allocators.base.operation import FUNCTIONS
@@ -41,6 +46,16 @@ from kernel.types import ABORT_CHECK, ABORT_EVENT, ABORT_FRAMES, SIGABRT, SIGKIL
 #: Switches of the loop with all instruments, and without any.
 OBSERVED = {"COUNT": True, "OBSERVE": True, "TIMELINE": True}
 TIMED = {"COUNT": False, "OBSERVE": False, "TIMELINE": False, "TOUCH": TOUCH_NOTHING}
+#: Switches of a loop that times the allocator alone: touch events are passed over, too.
+WARM = TIMED | {"TOUCH_EVENTS": False}
+
+
+def page_faults() -> int:
+    """Return the page faults of this process so far; 0 where the system does not count them."""
+    if resource is None:
+        return 0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
 
 
 class AllocatorFailure(RuntimeError):
@@ -68,9 +83,10 @@ class Simulation:
     ``switches``: OBSERVED, TIMED or other bindings of the loop; without TOUCH among them, the loop
     touches blocks as the workload specifies.  ``stopped_at``: event at which the simulated process
     was killed because memory ran out, or -1.  ``waited``: seconds of the last replay in which the
-    loop waited for the next piece of a stream.  ``guarded``: an index out of bounds or a division
-    by zero in the plugin raises an exception.  Raises AllocatorFailure if the plugin does not
-    compile.
+    loop waited for the next piece of a stream; ``faults``: page faults of this process in the loop,
+    over all replays.  ``guarded``: an index out of bounds or a division
+    by zero in the plugin raises an exception.  ``trusted``: the plugin was built before, and is not
+    searched for mistakes again.  Raises AllocatorFailure if the plugin does not compile.
     """
 
     #: Allow code that only plain Python can run (kernel.engine.jit.build).
@@ -84,7 +100,9 @@ class Simulation:
         switches: Mapping[str, Any],
         *,
         guarded: bool = False,
+        trusted: bool = False,
     ) -> None:
+        self._trusted = trusted
         self.plugin, self.workload = plugin, workload
         self.machine = Machine(kernel)
         self.k = self.machine.k
@@ -93,6 +111,7 @@ class Simulation:
         self.objects = np.zeros((max(workload.slots, 1), 2), "i8")
         self.stopped_at = -1
         self.waited = 0.0
+        self.faults = 0
         #: The current source of events and the number of its first event; None during init.
         self._running: tuple[Any, int] | None = None
         touch = {"TOUCH": TOUCH_NAMES.index(workload.touch)}
@@ -113,7 +132,8 @@ class Simulation:
 
     def specialise(self, function: Callable, bindings: Mapping[str, Any] | None = None) -> Callable:
         """Return ``function`` specialised for this simulation, or for ``bindings`` if given."""
-        return build(function, guard=self._guard, loose=self.loose, **bindings or self._bindings)
+        how = {"guard": self._guard, "loose": self.loose, "trusted": self._trusted}
+        return build(function, **how, **bindings or self._bindings)
 
     @property
     def loop_hash(self) -> str:
@@ -235,10 +255,11 @@ class Simulation:
                 stopped = perf_counter()
                 for source, begin, end in pieces:
                     self._running = source, begin
-                    started = perf_counter()
+                    faults, started = page_faults(), perf_counter()
                     self.waited += started - stopped
                     self._loop(self.k, self.a, self.r, self.objects, source, begin, end)
                     stopped = perf_counter()
+                    self.faults += page_faults() - faults
                     seconds += stopped - started
             return seconds
 

@@ -1,4 +1,4 @@
 """Jobs of bench.py: check a configuration, observe and time it in child processes, store results.
 
-Imports real/ and the layers below it; bench.py and twin/ import it.
+Imports timing/ and the layers below it; bench.py, speed/ and twin/ import it.
 """

@@ -105,6 +105,21 @@ def finished_earlier(
     return results.is_complete(directory, timed=timed)
 
 
+def waiting(directory: Path, config: Mapping[str, Any], sources: Mapping[str, str]) -> bool:
+    """Return True if ``directory`` holds this run, which waits to be timed."""
+    run = results.read_run(directory)
+    try:
+        stored = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return (
+        run.get("status") == results.WAITING
+        and stored == config
+        and run.get("sources") == dict(sources)
+        and all((directory / name).exists() for name in results.UNTIMED)
+    )
+
+
 def check_settings(directory: Path, config: Mapping[str, Any]) -> None:
     """Raise DirectoryError if ``directory`` holds a finished run of other settings."""
     if results.read_run(directory).get("status") not in results.FINISHED:

@@ -30,33 +30,35 @@ class JobError(ValueError):
 class Timing:
     """Timing parameters of a job.
 
-    Each of ``processes`` fresh Python processes takes ``samples`` timed samples after ``warmups``
-    untimed ones; a sample replays the workload until at least ``min_events`` events have run.
-    :meth:`schedule` reduces these numbers if timing would take longer than ``seconds``.
+    It is measured in ``rounds`` rounds, each time in a fresh process, which takes ``samples`` timed
+    samples after ``warmups`` untimed ones; a sample replays the workload until at least
+    ``min_events`` events have run.  ``duet``: two allocators are measured at the same time.
+    :meth:`schedule` reduces these numbers, except the rounds, if
+    timing would take longer than ``seconds``.
     """
 
     timing: bool
-    processes: int
+    duet: bool
+    rounds: int
     samples: int
     warmups: int
     min_events: int
     seconds: int
 
-    def schedule(self, events: int, seconds: float) -> tuple[int, int, int, int]:
-        """Return processes, samples, warm-ups and replays per sample that fit the time limit.
+    def schedule(self, events: int, seconds: float) -> tuple[int, int, int]:
+        """Return samples, warm-ups and replays per sample that fit the time limit.
 
         One replay has ``events`` events and takes about ``seconds``.  Reduces replays per sample
-        first, then warm-ups, samples, and processes down to two: one process shows no spread.
+        first, then warm-ups down to one, which warms the memory, then samples.
         """
-        processes, samples, warmups = self.processes, self.samples, self.warmups
+        samples, warmups = self.samples, self.warmups
         replays = -(-self.min_events // max(events, 1))
-        affordable = self.seconds / max(seconds, 1e-6)
-        replays = max(1, min(replays, int(affordable / (processes * (samples + warmups)))))
-        if processes * (samples + warmups) * replays > affordable:
-            warmups = 0
-        samples = max(1, min(samples, int(affordable / (processes * replays)) - warmups))
-        processes = max(min(2, processes), min(processes, int(affordable / (samples + warmups))))
-        return processes, samples, warmups, replays
+        affordable = self.seconds / self.rounds / max(seconds, 1e-6)
+        replays = max(1, min(replays, int(affordable / (samples + warmups))))
+        if (samples + warmups) * replays > affordable:
+            warmups = 1
+        samples = max(1, min(samples, int(affordable / replays) - warmups))
+        return samples, warmups, replays
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,13 @@ class Job:
             raise JobError(str(error)) from None
 
     def load_workload(
-        self, progress: Callable[[float, str], None] | None = None
+        self, progress: Callable[[float, str], None] | None = None, *, trusted: bool = False
     ) -> workloads.Workload:
-        """Generate or read the workload.  Raises WorkloadError."""
-        return workloads.load(self.workload, progress)
+        """Generate or read the workload; ``trusted``: not for the first time.
+
+        Raises WorkloadError.
+        """
+        return workloads.load(self.workload, progress, trusted=trusted)
 
 
 def check_job(config: Mapping[str, Any]) -> Job:
@@ -200,12 +205,13 @@ def _check_host(library: Library, kernel: KernelConfig) -> None:
 def _measure(config: Mapping[str, Any]) -> Timing:
     measure = dict(_section(config, "measure"))
     _known("measure.", measure, [f.name for f in fields(Timing)])
-    if not isinstance(measure.get("timing"), bool):
-        raise JobError(f"measure.timing={measure.get('timing')}: expected true or false")
+    for name in ("timing", "duet"):
+        if not isinstance(measure.get(name), bool):
+            raise JobError(f"measure.{name}={measure.get(name)}: expected true or false")
     for name, low in (
-        ("processes", 1),
+        ("rounds", 1),
         ("samples", 1),
-        ("warmups", 0),
+        ("warmups", 1),
         ("min_events", 1),
         ("seconds", 1),
     ):

@@ -1,4 +1,4 @@
-"""Run a checked job in child processes: first the untimed run, then pyperf.
+"""Run the untimed part of a checked job in a child process, and tools for all child processes.
 
 Each child has its own session, so that this process can kill all of its descendants at once; if
 this process is killed, the kernel kills them (:func:`end_with_parent`).  A child returns its
@@ -6,15 +6,17 @@ results through the run's directory and its progress through standard output.
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from benchmarks.run import results
 from benchmarks.run.job import Job
@@ -23,35 +25,65 @@ from kernel import PROJECT
 from kernel.engine.cache import cache_root
 from kernel.engine.progress import Progress
 
-#: The line of a traceback that names the exception.
-_ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
-#: Lines of :func:`report`, and the dots that pyperf prints, one per finished process.
+#: Lines of :func:`report` and of :func:`report_found`.
 _PROGRESS = re.compile(r"@ ([\d.]+) (.*)\n")
-_ENDED = re.compile(r"^\.+", re.MULTILINE)
-
+_FOUND = re.compile(r"= (\{.*\})\n")
+_READY = "! ready\n"
 
 #: Environment variable with the pid of the process that started the children.
-_PARENT = "MALLOC_BENCH_PARENT"
+PARENT = "MALLOC_BENCH_PARENT"
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this child when its parent ends, even by SIGKILL (Linux only).
 
-    Exits at once if the parent has already ended.  The parent of a pyperf worker is the leader of
-    its session.  Does nothing in a process that bench.py did not start.
+    Exits at once if the parent has already ended.  Does nothing in a process that bench.py did not
+    start.
     """
-    if _PARENT not in os.environ or sys.platform != "linux":
+    if PARENT not in os.environ or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    leader = os.getsid(0)
-    if os.getppid() != (int(os.environ[_PARENT]) if leader == os.getpid() else leader):
+    if os.getppid() != int(os.environ[PARENT]):
         os._exit(1)
 
 
 def report(fraction: float, what: str) -> None:
     """Report progress from a child to its parent."""
     print(f"@ {fraction:.4f} {what}", flush=True)
+
+
+def report_found(**found: object) -> None:
+    """Report results from a child to its parent (:func:`found_in`)."""
+    print(f"= {json.dumps(found, allow_nan=False)}", flush=True)
+
+
+def wait_at_gate(file: int) -> None:
+    """Report in a child that it is ready, and wait for a byte from its parent."""
+    print(_READY, end="", flush=True)
+    os.read(file, 1)
+
+
+def found_in(
+    output: Iterable[bytes], on_ready: Callable[[], None], on_step: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return what a child reports by :func:`report_found`; print what its plugin prints.
+
+    Calls ``on_ready`` when the child waits at its gate, and ``on_step`` with each step that it
+    reports.
+    """
+    found: dict[str, Any] = {}
+    for line in output:
+        text = line.decode(errors="replace")
+        if match := _FOUND.match(text):
+            found |= json.loads(match[1])
+        elif text == _READY:
+            on_ready()
+        elif match := _PROGRESS.match(text):
+            on_step(match[2])
+        else:
+            print(text, end="", flush=True)
+    return found
 
 
 def _environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -62,14 +94,17 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
     """
     given = base.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([str(PROJECT), *(entry for entry in given if Path(entry).is_absolute())])
-    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", _PARENT: str(os.getpid())}
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", PARENT: str(os.getpid())}
     # The cache is chosen here, so that all children have the same.
     return {**base, **own, "NUMBA_CACHE_DIR": str(cache_root())}
 
 
 @contextmanager
-def _child(
-    command: list[str], stderr: object, environment: Mapping[str, str] = os.environ
+def child(
+    command: list[str],
+    stderr: object,
+    environment: Mapping[str, str] = os.environ,
+    pass_fds: tuple[int, ...] = (),
 ) -> Iterator[subprocess.Popen]:
     """Start a child in its own session; kill the whole session on exit."""
     process = subprocess.Popen(
@@ -79,6 +114,7 @@ def _child(
         stderr=stderr,
         env=_environment(environment),
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     try:
         yield process
@@ -92,7 +128,7 @@ def _child(
 def observe(directory: Path, progress: Progress) -> tuple[str, str]:
     """Run benchmarks.run.observe on ``directory``; return status and reason of the untimed run."""
     command = [sys.executable, "-m", "benchmarks.run.observe", str(directory)]
-    with TemporaryFile() as errors, _child(command, errors) as process:
+    with TemporaryFile() as errors, child(command, errors) as process:
         for line in process.stdout:
             text = line.decode(errors="replace")
             if match := _PROGRESS.match(text):
@@ -101,15 +137,15 @@ def observe(directory: Path, progress: Progress) -> tuple[str, str]:
                 print(text, end="", flush=True)
         code = process.wait()
         errors.seek(0)
-        complaint = _without_warnings(errors.read().decode(errors="replace"))
+        complaint = without_warnings(errors.read().decode(errors="replace"))
     if recorded := results.outcome(directory):
         return recorded
     end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     last = f": {complaint.splitlines()[-1]}" if complaint else ""
-    return results.FAILED, f"the simulating process {end}{last}{_memory_hint(-code)}"
+    return results.FAILED, f"the simulating process {end}{last}{memory_hint(-code)}"
 
 
-def _without_warnings(complaint: str) -> str:
+def without_warnings(complaint: str) -> str:
     """Print the warnings of a child (kernel.engine.cache.warn); return the rest of its errors."""
     lines = complaint.strip().splitlines()
     for line in lines:
@@ -118,7 +154,7 @@ def _without_warnings(complaint: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("warning: "))
 
 
-def _memory_hint(number: object) -> str:
+def memory_hint(number: object) -> str:
     """Return what to add to the message that signal ``number`` killed a child, or ''."""
     if number != signal.SIGKILL:
         return ""
@@ -131,78 +167,25 @@ def _memory_hint(number: object) -> str:
     )
 
 
-def time_with_pyperf(directory: Path, job: Job, progress: Progress) -> str:
-    """Run benchmarks.run.worker on ``directory`` and store bench.json; return the error or ''.
-
-    The duration of the untimed run, in run.json, determines the timing schedule.
-    """
-    run = results.read_run(directory)
-    schedule = job.measure.schedule(run["events"], run["replay_seconds"])
-    processes, samples, warmups, replays = map(str, schedule)
-    inherited = [n for n in os.environ if n.startswith("NUMBA_") or n in ("XDG_CACHE_HOME", "HOME")]
-    inherited += ["PYTHONSAFEPATH", _PARENT]
-    environment: Mapping[str, str] = os.environ
-    if job.library is not None:
-        # Every process loads the library, and starts no thread that the workload does not start.
-        environment = job.library.clean_environment() | {"OPENBLAS_NUM_THREADS": "1"}
-        inherited += [*job.library.environment, "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"]
-    output = directory / f".bench.json.{os.getpid()}"  # pyperf does not write atomically
-    output.unlink(missing_ok=True)
-    command = [
-        *(sys.executable, "-m", "benchmarks.run.worker"),
-        *("--directory", str(directory), "-o", str(output)),
-        *("-p", processes, "-n", samples, "-w", warmups, "-l", replays),
-        *("--inherit-environ", ",".join(inherited)),
-    ]
-    progress(0.0, "timing")
-    with TemporaryFile() as errors, _child(command, errors, environment) as process:
-        output_so_far = b""
-        while chunk := process.stdout.read1():
-            output_so_far += chunk
-            text = output_so_far.decode(errors="replace")
-            ended = sum(map(len, _ENDED.findall(text)))
-            _, what = [("", "timing"), *_PROGRESS.findall(text)][-1]
-            progress(min(ended / schedule[0], 1.0), what)
-        code = process.wait()
-        errors.seek(0)
-        complaint = errors.read().decode(errors="replace").strip()
-    try:
-        if code == 0 and output.exists():
-            results.replace_file(directory / "bench.json", output.replace)
-            return ""
-    finally:
-        output.unlink(missing_ok=True)
-    # A worker prints its error before the pyperf process that waited for it prints one.
-    named = [line for line in complaint.splitlines() if _ERROR.match(line)]
-    last = [*named[:1], *complaint.splitlines()[-1:], f"exit code {code}"][0]
-    killed = -code if code < 0 else signal.SIGKILL if last.endswith("exit code -9") else 0
-    return f"timing failed: {last}{_memory_hint(killed)}"
-
-
 def run_job(job: Job, directory: Path, sources: Sources, progress: Progress) -> tuple[str, str]:
-    """Run the untimed and the timed part of ``job`` in ``directory``; return status and reason.
+    """Run the untimed part of ``job`` in ``directory``; return status and reason.
 
-    The directory holds config.yaml and a run.json with status ``running``, which gets its final
-    status here: failed if ``sources``, a snapshot from before, has changed.  An interruption is
-    recorded as the status and raised again.
+    The directory holds config.yaml and a run.json with status ``running``.  A run that is to be
+    timed gets the status ``waiting`` here, any other its final one: failed if ``sources``, a
+    snapshot from before, has changed.  An interruption is recorded and raised again.
     """
     try:
-        status, reason = _of_one_source(sources, *observe(directory, progress))
+        status, reason = observe(directory, progress)
+        if status in results.FINISHED and (name := sources.edited()):
+            status, reason = results.FAILED, f"{name} was edited during the run: run it again"
         if job.measure.timing and status in results.FINISHED:
-            error = time_with_pyperf(directory, job, progress)
-            ended = (results.FAILED, error) if error else (status, reason)
-            status, reason = _of_one_source(sources, *ended)
-        results.finish(directory, status, reason)
+            status, reason = results.WAITING, "not timed yet"
+            results.update_run(directory, status=status, reason=reason)
+        else:
+            results.finish(directory, status, reason)
     except BaseException as error:
         with suppress(OSError):  # of a full disk, the cause below is what the user must see
             kind = results.INTERRUPTED if isinstance(error, KeyboardInterrupt) else results.FAILED
             results.finish(directory, kind, str(error) or kind)
         raise
-    return status, reason
-
-
-def _of_one_source(sources: Sources, status: str, reason: str) -> tuple[str, str]:
-    """Return the outcome of a part of a run; failed if a source was edited meanwhile."""
-    if status in results.FINISHED and (name := sources.edited()):
-        return results.FAILED, f"{name} was edited during the run: run it again"
     return status, reason

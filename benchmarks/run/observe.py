@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allocators.base.library import LibraryError
+from allocators.base.library import ONE, REAL, LibraryError
 from benchmarks.events.events import OP_NAMES, TRIM
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
@@ -23,6 +23,10 @@ from kernel.engine.progress import Progress, with_compiler
 from kernel.engine.watchdog import SoftLockup
 
 EXIT_OK, EXIT_FAILED, EXIT_OOM = 0, 1, 3
+#: How the threads of a workload were run: ONE, REAL, or several replayed by one, in turns.
+INTERLEAVED = "interleaved"
+#: Further runs that show how far the memory of real threads varies.
+_REPETITIONS = 2
 
 
 def observe(directory: Path) -> None:
@@ -106,6 +110,7 @@ def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
         "replay_seconds": seconds,
         "waited_seconds": simulation.waited,
         "address_checksum": int(simulation.r.checksum),
+        "threads": INTERLEAVED if _has_threads(workload) else ONE,
         "ignored": _ignored(simulation.r),
         "hashes": {
             "kernel": results.source_hash("kernel"),
@@ -127,17 +132,40 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
     events = max(length(workload), 1)
     progress(0.0, "preparing the replay")
     run = RealRun(job.library, workload, lambda event: progress(event / events, "replaying"))
+    spread, threads = {}, INTERLEAVED if _has_threads(workload) else ONE
+    if run.threads == REAL:
+        repeated = [RealRun(job.library, workload).metrics() for _ in range(_REPETITIONS)]
+        spread = _spread([run.metrics(), *repeated])
     # Measured without instruments, because it determines the timing schedule.
     seconds = clean_seconds(job.library, workload, touch="nothing") if job.measure.timing else 0.0
     entries = {
         "events": run.events,
         "replay_seconds": seconds,
         "address_checksum": int(run.r.checksum),
+        "threads": REAL if run.threads == REAL else threads,
+        "spread": spread,
         "ignored": _ignored(run.r),
         "library": job.library.identity() | run.conditions(),
         "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
     }
     return Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
+
+
+def _has_threads(workload: Workload) -> bool:
+    """Return True if events of several threads are replayed."""
+    if workload.stream is not None:
+        return "thread" in workload.stream.names
+    return workload.events is not None and len(set(workload.events.thread.tolist())) > 1
+
+
+def _spread(found: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest value of each metric that is not always the same."""
+    numbers = {name: [each[name] for each in found] for name in found[0]}
+    return {
+        name: (min(values), max(values))
+        for name, values in numbers.items()
+        if None not in values and len(set(values)) > 1
+    }
 
 
 def main(directory: Path) -> int:

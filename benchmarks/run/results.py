@@ -4,7 +4,8 @@
     run.json          status, reason, labels, seed, versions, hashes, machine
     metrics.json      name -> number: deterministic, see benchmarks.replay.metrics
     timeline.parquet  int64 columns of benchmarks.replay.loop.TIMELINE_COLUMNS
-    bench.json        pyperf suite with one benchmark, named after the workload
+    times.jsonl       a line per measurement of time, see benchmarks.timing.rounds
+    bench.json        pyperf suite of the same times, with one benchmark named after the workload
 
 Every file is written under a temporary name in the same directory, synchronised with the disk and
 then renamed.  run.json has status ``running`` until :func:`finish` sets the final one, after the
@@ -28,11 +29,14 @@ SCHEMA = 2
 #: Version of the model: increased by every change that alters published numbers.
 MODEL = 4
 
-#: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.
+#: Status of a run.  ``ok`` and ``oom`` are results; the others come with a reason.  A run is
+#: ``waiting`` when its untimed part has ended and its times are not complete.
 RUNNING, OK, OOM, FAILED, INTERRUPTED = "running", "ok", "oom", "failed", "interrupted"
+WAITING = "waiting"
 FINISHED = (OK, OOM)
-#: Files of a finished run beside run.json; bench.json only if the run was timed.
-FILES = ("config.yaml", "metrics.json", "timeline.parquet", "bench.json")
+#: Files of a finished run beside run.json: of every run, and of one that was timed.
+UNTIMED = ("config.yaml", "metrics.json", "timeline.parquet")
+FILES = (*UNTIMED, "times.jsonl", "bench.json")
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "hydra-core", "pyperf", "pandas", "pyarrow")
 
@@ -84,7 +88,7 @@ def is_complete(directory: Path, *, timed: bool) -> bool:
     """Return True if a finished run still has all its files, as :func:`finish` saw them."""
     run = read_run(directory)
     files = run.get("files", {})
-    needed = set(FILES if timed else FILES[:-1])
+    needed = set(FILES if timed else UNTIMED)
     try:
         return (
             run.get("status") in FINISHED

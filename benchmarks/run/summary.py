@@ -1,6 +1,7 @@
 """Summary that bench.py prints after a run or a sweep, with texts from the table of metrics."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.replay.metrics import BY_NAME, CALLS, FAULTS, METRICS
+from benchmarks.replay.metrics import BY_NAME, CALLS, END_TO_END, FAULTS, METRICS, TIMES, TITLES
 from benchmarks.run import results
 
 #: Groups of rows in the summary of one run: title and metrics.  Left out are the metrics of a
@@ -41,7 +42,7 @@ _ROWS = (
 
 #: Metrics in the table of a sweep, for narrow and wide terminals.
 _NARROW = ("peak_heap",)
-_WIDE = ("kernel_ns_per_op", "peak_heap", "peak_rss", "steps_p99")
+_WIDE = ("peak_heap", "peak_rss", "steps_p99")
 
 
 def console() -> Console:
@@ -65,19 +66,33 @@ def format_value(name: str, value: float | None) -> str:
     return f"{number} ns" if unit == "ns" else number
 
 
-def timing(directory: Path) -> tuple[float, float, int] | None:
-    """Return mean and standard deviation of ns per operation and the number of values.
+def timing(directory: Path) -> dict[str, tuple[float, float, float, int]]:
+    """Return the estimate of each quantity, its interval (ns per event) and the number of rounds.
 
-    Returns None if the run was not timed.
+    Empty if the run was not timed; the ends of the interval are NaN for a few rounds.
     """
-    path = directory / "bench.json"
-    if not path.exists():
-        return None
-    import pyperf
+    import numpy as np
 
-    benchmark = pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()[0]
-    spread = benchmark.stdev() if benchmark.get_nvalue() > 1 else 0.0
-    return benchmark.mean() * 1e9, spread * 1e9, benchmark.get_nvalue()
+    from benchmarks.timing.rounds import read_times, valid
+    from benchmarks.timing.statistics import centre
+
+    lines = valid(read_times(directory)).values()
+    found = {}
+    for metric in TIMES:
+        values = [line["times"][metric.name] for line in lines if metric.name in line["times"]]
+        if values:
+            middle, low, high = np.exp(centre(np.log(values)))
+            found[metric.name] = float(middle), float(low), float(high), len(values)
+    return found
+
+
+def _time_cell(estimate: tuple[float, float, float, int] | None) -> str:
+    """Format an estimate with the larger half of its interval: ``14.73 ±1.2 %``."""
+    if estimate is None:
+        return "–"
+    middle, low, high, _ = estimate
+    half = max(high / middle, middle / low) - 1
+    return f"{middle:.2f}" + (f" ±{half:.1%}" if math.isfinite(half) else "")
 
 
 def print_run(directory: Path, console: Console) -> None:
@@ -95,18 +110,16 @@ def print_run(directory: Path, console: Console) -> None:
     def row(title: str, name: str, value: str, meaning: str) -> None:
         table.add_row(title, name, value, *([meaning] if wide else []))
 
-    modelled = metrics.get("kernel_ns_per_op")
-    time = timing(directory)
-    if time:
-        mean, spread, count = time
-        kernel = "" if modelled is not None else ", including the kernel's work"
-        meaning = f"measured, mean of {count} values{kernel}"
-        row("time", "ns_per_op", f"{mean:.2f} ± {spread:.2f} ns", meaning)
-    if modelled is not None:
-        cell = format_value("kernel_ns_per_op", modelled)
-        row("" if time else "time", "kernel_ns_per_op", cell, BY_NAME["kernel_ns_per_op"].meaning)
-        if time:
-            row("", "sum", f"{mean + modelled:.2f} ns", "measured plus modelled time")
+    times = timing(directory)
+    gaps = _gaps(directory)
+    for i, metric in enumerate(TIMES if times else ()):
+        value = _time_cell(times.get(metric.name))
+        meaning = gaps.get(metric.name, metric.meaning)
+        row("" if i else "ns per event", TITLES[metric.name], value, meaning)
+    if "kernel_ns_per_op" in metrics:
+        cell = format_value("kernel_ns_per_op", metrics["kernel_ns_per_op"])
+        meaning = BY_NAME["kernel_ns_per_op"].meaning
+        row("" if times else "ns per event", "kernel_ns_per_op", cell, meaning)
     for title, names in _ROWS:
         table.add_section()
         shown = [n for n in names if n in metrics and (metrics[n] != 0 or not BY_NAME[n].rare)]
@@ -117,7 +130,16 @@ def print_run(directory: Path, console: Console) -> None:
     for name, count in run.get("ignored", {}).items():
         console.print(f"ignored: {count:,} × {name}, which this replay does not perform")
     status = run["status"] + (f": {run['reason']}" if run["reason"] else "")
+    for sentence in _describe_timing([directory]):
+        console.print(Text(sentence))
     console.print(Text(f"status: {status}"))
+
+
+def _gaps(directory: Path) -> dict[str, str]:
+    """Return why a quantity has no value, by its name."""
+    from benchmarks.timing.rounds import read_times
+
+    return {n: why for line in read_times(directory) for n, why in line.get("gaps", {}).items()}
 
 
 def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -126,6 +148,38 @@ def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     numbered = [(path.name.partition("-")[0], path, run) for path, run in found]
     numbered = [(int(number), path, run) for number, path, run in numbered if number.isdecimal()]
     return [(path, run) for _, path, run in sorted(numbered, key=lambda item: item[:2])]
+
+
+def _describe_timing(directories: list[Path]) -> list[str]:
+    """Return what a reader of the times must know: rounds, A/A floor, and the machine."""
+    from benchmarks.timing.rounds import read_times, twins
+    from benchmarks.timing.statistics import LEAST_ROUNDS, effect, floor
+
+    sentences: dict[str, None] = {}
+    for directory in directories:
+        entries = results.read_run(directory).get("timing")
+        if not entries:
+            continue
+        count = entries["rounds"]
+        sentences[
+            f"Times: ns per event, {count} interleaved rounds in fresh processes"
+            + (
+                ", 95 % interval over rounds."
+                if count >= LEAST_ROUNDS
+                else "; too few for an interval."
+            )
+        ] = None
+        pairs = twins(read_times(directory))
+        floors = []
+        for name, title in TITLES.items():
+            sides = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
+            if len(sides) >= LEAST_ROUNDS:
+                floors.append(f"{title} {floor(effect(*zip(*sides, strict=True))):.1%}")
+        if floors:
+            what = "a cell measured twice as if it were two"
+            sentences[f"A/A floor ({what}): {', '.join(floors)}; less is no difference."] = None
+        sentences |= {f"While timing: {warning}": None for warning in entries["warnings"]}
+    return list(sentences)
 
 
 def _differing(kernels: list[dict[str, Any]]) -> list[str]:
@@ -149,15 +203,15 @@ def _settings(kernel: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _results(path: Path, columns: tuple[str, ...]) -> list[str] | None:
+def _results(path: Path, quantities: tuple[str, ...], columns: tuple[str, ...]) -> list[str] | None:
     """Return the cells of a finished run; None if its files cannot be read."""
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        time = timing(path)
+        times = timing(path)
         numbers = [format_value(name, metrics.get(name)) for name in columns]
+        return [_time_cell(times.get(name)) if times else "" for name in quantities] + numbers
     except (OSError, ValueError, AttributeError, TypeError):
         return None
-    return [f"{time[0]:.2f} ± {time[1]:.2f}" if time else "", *numbers]
 
 
 def print_sweep(directory: Path, console: Console) -> bool:
@@ -170,7 +224,8 @@ def print_sweep(directory: Path, console: Console) -> bool:
     heads = ("run", "allocator", "workload", *(["kernel"] if differing else []), "seed", "status")
     for head in heads:
         table.add_column(head, overflow="fold", no_wrap=head == "kernel")
-    for head in ("ns_per_op", *columns):
+    quantities = tuple(TITLES) if console.width >= 120 else (END_TO_END,)
+    for head in (*(f"{TITLES[name]} ns" for name in quantities), *columns):
         table.add_column(head, justify="right", no_wrap=True)
     failures = []
     for (path, run), kernel in zip(runs, kernels, strict=True):
@@ -184,7 +239,7 @@ def print_sweep(directory: Path, console: Console) -> bool:
         cells += [labels[2], status]
         if status not in results.FINISHED:
             failures.append(f"{status}: {path.name}: {run.get('reason', 'cannot read run.json')}")
-        elif (found := _results(path, columns)) is None:
+        elif (found := _results(path, quantities, columns)) is None:
             failures.append(
                 f"{status}: {path.name}: files are missing or damaged; resume the sweep"
             )
@@ -192,6 +247,8 @@ def print_sweep(directory: Path, console: Console) -> bool:
             cells += found
         table.add_row(*map(Text, cells))
     console.print(table)
+    for sentence in _describe_timing([path for path, _ in runs]):
+        console.print(Text(sentence))
     for failure in failures:
         console.print(Text(failure))
     return not failures

@@ -1,7 +1,9 @@
-"""Speed of the benchmark itself: replays against this machine's malloc, streams of any length.
+"""The benchmark measures itself: its speed against this machine's malloc, and its verdicts.
 
-Imports replay/ and the layers below it; real/ times this machine's libraries with the same loop
-(speed.libc).
+marathon.py       a stream of events of any length
+referee.py        how often a comparison of times is right
+
+Imports run/ and the layers below it; nothing imports it.
 """
 
 #: Lognormal sizes of mean ≈ 140 bytes, about 25,000 live objects.

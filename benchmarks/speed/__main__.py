@@ -56,8 +56,9 @@ class _Row:
 
 def _rows(names: list[str], workload: Any, with_counting: bool, progress: Progress) -> list[_Row]:
     from benchmarks.events.touch import TOUCH_FIRST
+    from benchmarks.real import libc
     from benchmarks.replay.simulation import TIMED, Simulation
-    from benchmarks.speed import harness, libc
+    from benchmarks.speed import harness
     from kernel.config import KernelConfig
 
     kernel = KernelConfig()
@@ -84,7 +85,7 @@ def measure(names: list[str], events: int, rounds: int, counting: bool) -> list[
     ``counting`` also counted_ratio: the time with counted loads, stores and timeline divided by the
     time without.
     """
-    from benchmarks.speed import libc
+    from benchmarks.real import libc
 
     with shown_progress("speed") as progress:
         progress(0.0, "preparing the workload")

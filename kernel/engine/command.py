@@ -121,7 +121,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             arguments = sys.orig_argv
-            name = arguments[arguments.index("-m") + 1] if "-m" in arguments else arguments[0]
+            program = os.path.basename(sys.argv[0])  # noqa: PTH119 - nothing is imported here
+            name = arguments[arguments.index("-m") + 1] if "-m" in arguments else program
             os.write(2, f"{name}: interrupted\n".encode())
             os._exit(EXIT_INTERRUPTED)
         frame = frame.f_back
@@ -135,10 +136,11 @@ def begin() -> None:
     not yet put the module's path in place of "-m".
     """
     if sys.argv[:1] == ["-m"]:
-        _handle_interrupts()
+        handle_interrupts()
 
 
-def _handle_interrupts() -> None:
+def handle_interrupts() -> None:
+    """Make Ctrl-C, SIGTERM and SIGHUP interrupts, which end an import in one line."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in the background
             signal.signal(number, _interrupt)
@@ -154,7 +156,7 @@ def run(command: str, main: Callable[[], int]) -> int:
     _prepare_streams()
     if sys.stdout is None:
         return report_exit(command, "standard output is closed", EXIT_FAILED)
-    _handle_interrupts()
+    handle_interrupts()
     code, problem = EXIT_FAILED, ""
     try:
         code = main()

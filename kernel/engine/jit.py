@@ -205,11 +205,13 @@ class _Walk:
         guard: Collection[str] = (),
         *,
         loose: bool = False,
+        trusted: bool = False,
     ) -> None:
         self.outermost = function = _resolve_hook(function, bindings)
         self.bindings = bindings
         self.guard = guard
         self.loose = loose
+        self.trusted = trusted
         self.globals: dict[Callable, dict[str, Any]] = {}  # in the order of the walk
         self.callees: dict[Callable, list[str]] = {}
         self.lines: dict[Callable, list[str]] = {}
@@ -252,9 +254,10 @@ class _Walk:
         uses = reversed(list(_uses(function, loose=self.loose)))
         for use in sorted({use[:2]: use for use in uses}.values()):
             self._enter(function, scope, use)
-        python = self.loose or function.__intrinsic__
-        for mistake in mistakes(function, scope, anything=python):
-            raise _error(function, mistake.line, mistake.what)
+        if not self.trusted:
+            python = self.loose or function.__intrinsic__
+            for mistake in mistakes(function, scope, anything=python):
+                raise _error(function, mistake.line, mistake.what)
         self.path.pop()
 
     def _guards(self, function: Callable) -> dict[str, Any]:
@@ -480,6 +483,7 @@ def build(
     cache: bool = True,
     guard: Collection[str] = (),
     loose: bool = False,
+    trusted: bool = False,
     **bindings: Any,
 ) -> Callable:
     """Compile ``function`` and all marked functions that it reaches.
@@ -489,15 +493,17 @@ def build(
     or beyond the end raises IndexError, a division by zero ZeroDivisionError, and a shift by too
     many bits ValueError.  With NUMBA_DISABLE_JIT=1 the result is plain Python with the same
     bindings; ``loose`` then also accepts functions that plain Python can run and the compiler
-    cannot.
+    cannot.  ``trusted``: the functions were built before, and are not searched for mistakes again.
     Raises WalkError if a reached function cannot be compiled.
     """
-    walk = _Walk(function, bindings, guard, loose=loose and disabled())
-    if not disabled():
+    compiled = not disabled()
+    if not compiled or not trusted:
+        walk = _Walk(function, bindings, guard, loose=loose and not compiled, trusted=trusted)
+    if compiled:
         from kernel.engine import link  # late: a WalkError must not wait for Numba's start-up
 
         link.install()
-        walk = _Walk(function, link.INTRINSICS | bindings, guard)
+        walk = _Walk(function, link.INTRINSICS | bindings, guard, trusted=True)
     result = walk.compile(walk.outermost, {})
     if cache and not disabled():
         from numba.core import config

@@ -5,22 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyperf
 import pytest
 
-from benchmarks.replay.metrics import METRICS
+from benchmarks.replay.metrics import COLD, END_TO_END, METRICS, WARM
 from tests.conftest import ROOT
 
 ALLOCATORS = ("arena", "buddy", "first_fit(fit=best)", "segregated")
 WORKLOADS = ("churn", "larson(threads=2)")
 EVENTS = 20_000
 PAGE = 4096
+ROUNDS = 10
 
 
 def make_run(
@@ -80,17 +80,32 @@ def make_run(
     }
     (directory / "metrics.json").write_text(json.dumps(metrics))
 
-    centre = 20e-9 * speed * rng.uniform(0.95, 1.05)
-    runs = [
-        pyperf.Run(
-            [centre * float(factor) for factor in rng.uniform(0.99, 1.06, 3)],
-            metadata={"name": workload},
-            collect_metadata=False,
-        )
-        for _ in range(5)
+    centre = 20 * speed * rng.uniform(0.95, 1.05)
+    lines = [
+        measurement(number, centre * rng.uniform(0.99, 1.06), metrics["kernel_ns_per_op"])
+        for number in range(ROUNDS)
     ]
-    pyperf.BenchmarkSuite([pyperf.Benchmark(runs)]).dump(str(directory / "bench.json"))
+    write_times(directory, lines)
     return directory
+
+
+def measurement(number: int, warm: float, kernel: float, side: int = 0) -> dict[str, Any]:
+    """Return a line of times.jsonl: warm time and modelled kernel time in ns per event."""
+    times = {WARM: warm, COLD: warm + kernel / 2, END_TO_END: warm + kernel}
+    order = {"round": number, "attempt": 0, "side": side, "position": 0}
+    return order | {"times": times, "others": 0.0, "stolen": 0.0}
+
+
+def change_metrics(directory: Path, **values: float) -> None:
+    """Change values in metrics.json of a run directory."""
+    path = directory / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def write_times(directory: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write times.jsonl of a run directory."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "times.jsonl").write_text(text)
 
 
 def make_sweep(

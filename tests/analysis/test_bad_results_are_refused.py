@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pyperf
 import pytest
 
 from analysis.__main__ import main
+from benchmarks.replay.metrics import WARM
+from tests.analysis.conftest import measurement, write_times
 from tests.conftest import ROOT
 
 #: The first run of the sweep ``small``.
@@ -46,20 +47,14 @@ def change_run(directory: Path, **values: object) -> None:
     path.write_text(json.dumps({key: value for key, value in run.items() if value is not None}))
 
 
-def write_suite(path: Path, name: str, values: tuple[float, ...]) -> None:
-    """Write a pyperf suite with one benchmark: a warm-up and ``values``."""
-    run = pyperf.Run(values, warmups=[(1, 1e-8)], metadata={"name": name}, collect_metadata=False)
-    pyperf.BenchmarkSuite([pyperf.Benchmark([run])]).dump(str(path), replace=True)
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "timeline.parquet", "bench.json"])
+@pytest.mark.parametrize("name", ["metrics.json", "timeline.parquet", "times.jsonl"])
 def test_a_missing_file(small: Path, refuse: Callable[..., str], name: str) -> None:
     path = small / RUN / name
     path.unlink()
     assert f"{path}: missing" in refuse(small)
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.json", "timeline.parquet", "bench.json"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "timeline.parquet", "times.jsonl"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '"x"'])
 def test_an_empty_or_damaged_file(
     small: Path, refuse: Callable[..., str], name: str, content: str
@@ -105,18 +100,30 @@ def test_a_seed_that_is_not_drawn_is_checked_too(
     assert str(path) in refuse(tmp_path / "r")
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "message"),
-    [("other", (1e-8,), "not one benchmark named 'churn'"), ("churn", (), "no timed value")],
-)
-def test_a_suite_without_the_values(
-    small: Path, refuse: Callable[..., str], name: str, values: tuple[float, ...], message: str
+@pytest.mark.parametrize("value", [None, "7", 0, -1.0, float("nan"), True])
+def test_a_time_that_is_no_time(small: Path, refuse: Callable[..., str], value: object) -> None:
+    path = small / RUN / "times.jsonl"
+    lines = [measurement(n, 9.0, 0.0) | {"times": {WARM: value}} for n in range(2)]
+    write_times(small / RUN, lines)
+    assert f"{path}: round 0: {WARM} is {value!r}" in refuse(small)
+
+
+def test_times_without_a_measurement(small: Path, refuse: Callable[..., str]) -> None:
+    write_times(small / RUN, [])
+    assert f"{small / RUN / 'times.jsonl'}: no measurement" in refuse(small)
+
+
+def test_runs_with_other_threads_share_no_cell(
+    tmp_path: Path, make: Callable[..., Path], refuse: Callable[..., str]
 ) -> None:
-    path = small / RUN / "bench.json"
-    write_suite(path, name, values)
-    line = refuse(small)
-    assert str(path) in line
-    assert message in line
+    make(tmp_path / "r" / "a", seed=1, threads="real")
+    make(tmp_path / "r" / "b", seed=2, threads="interleaved")
+    assert "threads interleaved, but with real in another run" in refuse(tmp_path / "r")
+
+
+def test_an_unknown_quantity(small: Path, refuse: Callable[..., str]) -> None:
+    write_times(small / RUN, [measurement(0, 9.0, 0.0) | {"times": {"lukewarm": 9.0}}])
+    assert "round 0: lukewarm is 9.0" in refuse(small)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +243,7 @@ def test_unfinished_runs_are_skipped_and_listed(
     assert f"skipped {small / 'g'} (running)" in said
     table = pd.read_csv(out / "table.csv")
     assert list(table["status"]) == ["ok", "ok", "failed", "running", "interrupted"]
-    assert table["ns_per_op"].notna().tolist() == [True, True, False, False, False]
+    assert table[WARM].notna().tolist() == [True, True, False, False, False]
     assert {file.name for file in out.iterdir()} == {
         "time.png",
         "time.svg",
@@ -249,7 +256,7 @@ def test_unfinished_runs_are_skipped_and_listed(
 def test_untimed_runs_still_have_the_other_figures(
     small: Path, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:
-    for path in small.rglob("bench.json"):
+    for path in small.rglob("times.jsonl"):
         path.unlink()
     assert "--figures" in refuse(small)
     out = tmp_path / "figures"

@@ -1,6 +1,7 @@
 """The figures show the stored numbers, in one colour per allocator, and are readable."""
 
 import csv
+import itertools
 import re
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from analysis import fig_faults, fig_memory, fig_pareto, fig_time, style
+from analysis import fig_faults, fig_memory, fig_pareto, fig_time, spread, style
 from analysis.__main__ import FIGURES
 from analysis.load import Results, load
+from benchmarks.replay.metrics import COLD, END_TO_END, WARM
 from kernel import PROJECT
+from tests.analysis.conftest import measurement, write_times
 
 #: Labels and workloads, including very long ones.
 LABELS = (
@@ -106,7 +109,7 @@ def test_every_figure_is_a_png_and_an_svg(
     with (out / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40
-    assert rows[0].keys() >= {"label", "workload", "seed", "status", "ns_per_op", "ns_per_op_sd"}
+    assert rows[0].keys() >= {"label", "workload", "seed", "status", WARM, COLD, END_TO_END}
     assert rows[0].keys() >= METRICS
     assert not list(tmp_path.rglob(".analysis-*"))
 
@@ -123,7 +126,8 @@ def test_analysis_imports_no_allocator() -> None:
     frame = {"kernel.engine", "kernel.engine.command", "kernel.engine.output"}
     assert kernel <= {"kernel", "kernel.counters", "kernel.uapi"} | frame
     ours = {name for name in loaded if name.startswith("benchmarks.")}
-    assert ours == {"benchmarks.replay", "benchmarks.replay.metrics"}
+    timing = {f"benchmarks.timing{name}" for name in ("", ".machine", ".rounds", ".statistics")}
+    assert ours == {"benchmarks.replay", "benchmarks.replay.metrics"} | timing
 
 
 def test_the_same_results_give_the_same_files(
@@ -161,17 +165,19 @@ def test_styles_do_not_depend_on_order_and_stay_distinct_beyond_the_palette() ->
 
 
 def test_bars_start_at_zero_and_show_the_means(results: Results) -> None:
-    runs = results.runs.groupby(["workload", "label"]).mean(numeric_only=True)
-    for workload, ax in zip(results.workloads, drawn("time", results).axes, strict=True):
+    cells = spread.over_rounds(results.times).set_index(["workload", "label", "quantity"])["value"]
+    panels = itertools.product(results.workloads, (WARM, COLD, END_TO_END))
+    for (workload, quantity), ax in zip(panels, drawn("time", results).axes, strict=True):
         assert ax.get_xlim()[0] == 0
         widths = {}
         for bar in ax.patches:
             label = results.labels[round(bar.get_y() + bar.get_height() / 2)]
             widths.setdefault(label, []).append(bar.get_width())
-        for label, (measured, kernel) in widths.items():
-            cell = runs.loc[workload, label]
-            assert measured == pytest.approx(cell["ns_per_op"])
-            assert kernel == pytest.approx(cell["kernel_ns_per_op"])
+        for label, (whole, *modelled) in widths.items():
+            cell = cells[workload, label]
+            assert whole == pytest.approx(cell[quantity])
+            pale = [cell[quantity] - cell[WARM]] if quantity != WARM else []
+            assert modelled == pytest.approx(pale)
         assert len(widths) == 4
 
 
@@ -194,7 +200,7 @@ def test_pareto_front() -> None:
 
 
 def test_axes_show_units(results: Results) -> None:
-    assert fig_time.draw(results).axes[-1].get_xlabel() == "time per operation (ns)"
+    assert [ax.get_xlabel() for ax in fig_time.draw(results).axes[-3:]] == ["ns per event"] * 3
     assert "(ns)" in fig_pareto.draw(results).axes[0].get_ylabel()
     assert {ax.get_xlabel() for ax in fig_faults.draw(results).axes[-4:]} == {"faults", "calls"}
     assert fig_memory.draw(results).axes[-1].get_xlabel() == "event"
@@ -204,16 +210,72 @@ def test_captions_name_the_population_of_the_intervals(
     results: Results, one_seed: Path, sweep: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     for figure in ("time", "pareto"):
-        assert "over 5 seeds" in words(drawn(figure, results))
-        single = words(drawn(figure, read(one_seed)))
-        assert "over the 15 timed values of one seed" in single
-        assert "one seed (" not in single
+        assert "over 10 rounds on 5 seeds" in words(drawn(figure, results))
+        assert "over 10 rounds on one seed." in words(drawn(figure, read(one_seed)))
     make(tmp_path / "bump-churn", "bump", "churn")
     make(tmp_path / "bump-larson", "bump", "larson(threads=2)")
-    mixed = words(drawn("time", read(sweep, tmp_path)))
-    assert "over 5 seeds" in mixed
-    assert "over the 15 timed values where there is only one seed" in mixed
-    assert mixed.count("†") == 3  # a bar of each workload, and the caption
+    assert "over 10 rounds on 1–5 seeds" in words(drawn("time", read(sweep, tmp_path)))
+
+
+def test_few_rounds_have_no_interval(tmp_path: Path, make: Callable[..., Path]) -> None:
+    write_times(make(tmp_path / "a"), [measurement(n, 9.0 + n, 3.0) for n in range(5)])
+    results = read(tmp_path)
+    assert spread.over_rounds(results.times)["low"].isna().all()
+    for figure in ("time", "pareto"):
+        assert "below 6 rounds there is no interval" in words(drawn(figure, results))
+
+
+def test_the_floor_of_a_cell_measured_twice_is_drawn(
+    tmp_path: Path, make: Callable[..., Path]
+) -> None:
+    twice = [
+        measurement(n, 10.0 * (1.02 if side and n % 2 else 1.0), 0.0, side)
+        for n in range(10)
+        for side in (0, 1)
+    ]
+    write_times(make(tmp_path / "a", "arena"), twice)
+    make(tmp_path / "b", "buddy", speed=3)
+    results = read(tmp_path)
+    assert results.floors[WARM] == pytest.approx(0.02)
+    fig = drawn("time", results)
+    assert "warm 2.0%" in words(fig)
+    (band,) = [p for p in fig.axes[0].patches if to_hex(p.get_facecolor()) == "#e0e0e0"]
+    assert band.get_width() == pytest.approx(0.2)
+
+
+def test_a_quantity_that_cannot_be_had_is_a_gap_with_its_reason(
+    tmp_path: Path, make: Callable[..., Path]
+) -> None:
+    make(tmp_path / "a", "arena")
+    lines = [measurement(n, 10.0, 5.0) for n in range(10)]
+    for line in lines:
+        del line["times"][WARM]
+        line["gaps"] = {WARM: "it returns memory in every replay"}
+    write_times(make(tmp_path / "b", "glibc"), lines)
+    fig = drawn("time", read(tmp_path))
+    assert "glibc on churn, warm (it returns memory in every replay)" in words(fig)
+    assert "–" in [text.get_text() for text in fig.axes[0].texts]
+
+
+def test_threads_that_take_turns_are_marked(tmp_path: Path, make: Callable[..., Path]) -> None:
+    make(tmp_path / "a", "arena", threads="interleaved")
+    make(tmp_path / "b", "glibc", threads="real")
+    fig = drawn("time", read(tmp_path))
+    marked = [text.get_text() for text in fig.axes[0].texts]
+    assert [text.strip() for text in marked if "†" in text] == ["†"]
+    assert "arena: the threads take turns on one core, contention is not modelled" in words(fig)
+    assert "glibc: real threads" in words(fig)
+
+
+def test_seeds_that_change_no_event_are_repetitions(
+    tmp_path: Path, make: Callable[..., Path]
+) -> None:
+    for seed in (1, 2):
+        make(tmp_path / f"a{seed}", seed=seed, hashes={"workload": "same"})
+        make(tmp_path / f"b{seed}", "kr", seed=seed, hashes={"workload": f"other {seed}"})
+    cells = spread.over_rounds(read(tmp_path).times).set_index(["label", "quantity"])
+    assert tuple(cells.loc[("buddy", WARM), ["rounds", "seeds"]]) == (20, 1)
+    assert tuple(cells.loc[("kr", WARM), ["rounds", "seeds"]]) == (10, 2)
 
 
 def test_a_wide_range_makes_the_axis_logarithmic_and_drops_the_bars(
@@ -222,11 +284,11 @@ def test_a_wide_range_makes_the_axis_logarithmic_and_drops_the_bars(
     make(tmp_path / "a", "arena", speed=1, waste=1.2)
     make(tmp_path / "b", "kr", speed=80, waste=100)
     results = read(tmp_path)
-    (ax,) = drawn("time", results).axes
-    assert (ax.get_xscale(), len(ax.patches)) == ("log", 0)
-    assert "log scale" in ax.get_xlabel()
     colors = {label: look.color.lower() for label, look in style.looks(results.labels).items()}
-    assert row_colors(ax, results.labels) == colors
+    for ax in drawn("time", results).axes:
+        assert (ax.get_xscale(), len(ax.patches)) == ("log", 0)
+        assert "log scale" in ax.get_xlabel()
+        assert row_colors(ax, results.labels) == colors
     assert {ax.get_yscale() for ax in drawn("memory", results).axes} == {"log"}
     scales = {ax.get_title(): ax.get_xscale() for ax in drawn("faults", results).axes}
     assert scales["syscalls_brk"] == "log"

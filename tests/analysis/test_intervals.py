@@ -1,39 +1,39 @@
-"""Confidence intervals have their nominal coverage, and numbers their short form."""
+"""What estimates are taken over, and the short form of numbers."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import pandas as pd
 import pytest
 
 from analysis import spread, style
+from benchmarks.replay.metrics import WARM
 
 
-def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(7)
-    hits = 0
-    for _ in range(300):
-        low, high = spread.interval(rng.normal(10, 2, 40))
-        hits += low <= 10 <= high
-    assert 0.90 <= hits / 300 <= 0.98
+def rows(seed: int, times: Sequence[float]) -> pd.DataFrame:
+    """Return the rows of Results.times for one cell and quantity."""
+    frame = pd.DataFrame({"ns_per_op": times, "round": range(len(times)), "seed": seed})
+    return frame.assign(label="a", workload="w", quantity=WARM)
 
 
-def test_an_interval_is_reproducible_and_needs_two_values() -> None:
-    values = np.array([1.0, 2.0, 4.0])
-    assert spread.interval(values) == spread.interval(values)
-    assert spread.interval(np.array([3.0, 3.0])) == (3.0, 3.0)
-    assert np.isnan(spread.interval(np.array([3.0]))).all()
-    assert spread.mark_end(np.array([3.0])) == 3.0
+def test_the_time_of_a_round_is_the_geometric_mean_over_seeds() -> None:
+    times = pd.concat([rows(1, [10.0] * 8), rows(2, [40.0] * 8), rows(3, [20.0] * 8)])
+    (cell,) = spread.over_rounds(times).itertuples()
+    assert cell.value == pytest.approx(20.0)
+    assert (cell.low, cell.high) == (pytest.approx(20.0), pytest.approx(20.0))
+    assert (cell.rounds, cell.seeds) == (8, 3)
 
 
-def test_seeds_and_repetitions_are_kept_apart() -> None:
-    times = pd.DataFrame(
-        [("a", 1, 10.0), ("a", 1, 20.0), ("a", 2, 30.0), ("b", 1, 1.0), ("b", 1, 2.0)],
-        columns=["label", "seed", "ns_per_op"],
-    ).assign(workload="w")
-    observed = spread.time_observations(times).groupby("label")
-    assert list(observed.get_group("a")["ns_per_op"]) == [15.0, 30.0]
-    assert set(observed.get_group("a")["over"]) == {"seeds"}
-    assert list(observed.get_group("b")["ns_per_op"]) == [1.0, 2.0]
-    assert set(observed.get_group("b")["over"]) == {"values"}
+def test_a_round_that_a_seed_lacks_does_not_count() -> None:
+    (cell,) = spread.over_rounds(pd.concat([rows(1, [10.0] * 8), rows(2, [10.0] * 7)])).itertuples()
+    assert cell.rounds == 7
+
+
+def test_counts_span_their_seeds() -> None:
+    runs = pd.DataFrame({"label": ["a", "a", "b"], "workload": "w", "faults": [1, 3, 7]})
+    cells = spread.over_seeds(runs, "faults").set_index("label")
+    assert tuple(cells.loc["a", spread.ESTIMATE]) == (2, 1, 3)
+    assert cells.loc["b", "value"] == 7
+    assert cells.loc["b", ["low", "high"]].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from allocators.base.library import Library, find
+from allocators.base.library import ONE, Library, find
 from benchmarks.real.process import PAGE
 from benchmarks.replay.metrics import BY_NAME
 from benchmarks.run import results
@@ -112,7 +112,7 @@ class Validation:
 
     def run(self, paths: Sequence[str], progress: Progress) -> None:
         """Measure everything.  Raises WorkloadError, LibraryError or HostError."""
-        library = find("native/glibc", {})
+        library = find("native/glibc", {"threads": ONE})
         sizes = geometry()
         total = len(programs.PROGRAMS) + len(paths)
         for number, (name, config) in enumerate(programs.PROGRAMS.items()):

@@ -188,12 +188,16 @@ def label(settings: Mapping[str, Any]) -> str:
 
 
 def load(
-    settings: Mapping[str, Any], progress: Callable[[float, str], None] | None = None
+    settings: Mapping[str, Any],
+    progress: Callable[[float, str], None] | None = None,
+    *,
+    trusted: bool = False,
 ) -> Workload:
     """Make or read the workload ``settings["name"]``: a file's stem in this folder or a .py path.
 
     ``settings`` may hold ``seed``, ``touch`` and the workload's own settings; a missing setting has
-    its default.  ``progress`` is called while a trace is read.  Raises WorkloadError.
+    its default.  ``progress`` is called while a trace is read.  ``trusted``: the events are not
+    audited, because another process has done so.  Raises WorkloadError.
     """
     choice = _choose(settings)
     s, module = SimpleNamespace(**choice.settings, seed=choice.seed), choice.module
@@ -210,7 +214,7 @@ def load(
         text = json.dumps(provenance, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
     else:
-        events, more = _events(choice, s, progress)
+        events, more = _events(choice, s, progress, trusted)
         provenance |= more
         if isinstance(events, Stream):
             events, stream = None, events
@@ -278,7 +282,10 @@ def _count(choice: _Choice, s: SimpleNamespace, name: str, limit: int) -> int:
 
 
 def _events(
-    choice: _Choice, s: SimpleNamespace, progress: Callable[[float, str], None] | None
+    choice: _Choice,
+    s: SimpleNamespace,
+    progress: Callable[[float, str], None] | None,
+    trusted: bool,
 ) -> tuple[Events | Stream, dict[str, Any]]:
     """Generate or read the events; return them and their provenance."""
     name, more = "generate", {}
@@ -308,6 +315,8 @@ def _events(
         events = make_events(**events._asdict())
     except (TypeError, ValueError) as error:
         raise choice.fault(name, str(error)) from None
+    if trusted:
+        return events, more
     wrong = Audit(len(events.op)).add(events) or (name == "generate" and _sparse_thread(events))
     if wrong:
         raise choice.fault(name, wrong)

@@ -249,4 +249,4 @@ def test_observed_and_timed_runs(trace, tmp_path):
     for name in ("outcome", "events", "hashes", "address_checksum"):
         assert never[name] == always[name]
     assert json.loads((runs[1] / "metrics.json").read_text())["operations"] > 0
-    assert worker.time_replays(2, runs[1], EVENTS) > 0
+    assert worker.time_replays(2, runs[1], always, EVENTS) > 0

@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from allocators.base import library
-from benchmarks.replay.metrics import OF_NATIVE_RUNS
+from benchmarks.replay.metrics import BY_NAME, COLD, END_TO_END, OF_NATIVE_RUNS, WARM
 from benchmarks.run.job import JobError, check_job
 from tests.conftest import ROOT
 
 SMALL = ("workload=churn", "workload.operations=20000", "workload.live=500")
-TINY = ("measure.processes=1", "measure.samples=1", "measure.warmups=1", "measure.min_events=1")
+TINY = ("measure.rounds=2", "measure.samples=1", "measure.warmups=1", "measure.min_events=1")
 
 
 def python(folder, *arguments):
@@ -57,11 +57,17 @@ def test_a_run_leaves_the_same_files(sweep):
     assert stored["library"]["threads"] == "one"
     assert "/" not in json.dumps(stored["library"]["file"])
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics) == {name for name in OF_NATIVE_RUNS if name != "ns_per_op"}
-    (benchmark,) = pyperf.BenchmarkSuite.load(str(run / "bench.json")).get_benchmarks()
-    assert benchmark.get_metadata()["library"].startswith("libc.so.6, sha256 ")
+    assert set(metrics) == {name for name in OF_NATIVE_RUNS if not BY_NAME[name].timed}
+    warm, *clean = pyperf.BenchmarkSuite.load(str(run / "bench.json")).get_benchmarks()
+    assert warm.get_metadata()["library"].startswith("libc.so.6, sha256 ")
+    label = stored["workload_label"]
+    assert [b.get_name() for b in clean] == [f"{label} (cold)", f"{label} (end to end)"]
+    lines = [json.loads(line) for line in (run / "times.jsonl").read_text().splitlines()]
+    assert [(line["round"], line["side"]) for line in lines].count((0, 1)) == 1  # the twin
+    assert all(line["times"].keys() == {WARM, COLD, END_TO_END} for line in lines)
+    assert len({line["times"][COLD] for line in lines}) == 4  # measured, not modelled
     line = next(line for line in printed.splitlines() if "native/glibc" in line)
-    assert line.count("–") == 2  # modelled time and steps
+    assert line.count("–") == 1  # steps
 
 
 def test_figures_show_both(sweep, tmp_path):
@@ -69,7 +75,7 @@ def test_figures_show_both(sweep, tmp_path):
     figures = "--figures=time,faults"
     done = python(tmp_path, "-m", "analysis", directory, "-o", tmp_path / "figures", figures)
     assert done.returncode == 0, done.stderr
-    for name, remark in (("time", "‡: real library"), ("faults", "–: unknown for a real")):
+    for name, remark in (("time", "below 6 rounds"), ("faults", "–: unknown for a real")):
         drawn = re.findall("<!-- (.*?) -->", (tmp_path / "figures" / f"{name}.svg").read_text())
         assert remark in " ".join(drawn)
     table = (tmp_path / "figures" / "table.csv").read_text()
@@ -104,7 +110,7 @@ def test_settings_on_the_command_line(tmp_path, glibc):
     arguments = ("allocator=native/glibc", tunables, "allocator.threads=two")
     done = python(tmp_path, ROOT / "bench.py", *arguments, *SMALL)
     assert done.returncode == 1
-    assert "threads=two: choose one of one, real" in done.stderr
+    assert "threads=two: choose one of auto, one, real" in done.stderr
 
 
 def test_settings_of_a_simulated_kernel_are_refused(glibc):

@@ -36,7 +36,7 @@ void *aligned_alloc(size_t a, size_t n) { return malloc(n); }
         ("native/lib", {"path": "/nowhere/lib.so"}, "there is no such file"),
         ("native/lib", {"path": __file__}, "not a shared library"),
         ("native/glibc", {"path": "/lib/libc.so.6"}, "cannot be preloaded"),
-        ("native/glibc", {"threads": "two"}, "choose one of one, real"),
+        ("native/glibc", {"threads": "two"}, "choose one of auto, one, real"),
         ("native/glibc", {"fit": "best"}, "unknown setting 'fit'"),
         ("native/glibc", {"tunables": "tcache_count"}, "expected names and values"),
         ("native/glibc", {"tunables": {"tcache count": 0}}, "is not a valid setting name"),

@@ -60,7 +60,7 @@ def test_a_wrong_setting_is_reported_before_the_run(bench, tmp_path, argument, m
         ("workload.touch=some", "all, read"),
         ("workload.sizes.kind=gauss", "lognormal"),
         ("workload.sizes.median=0", "median"),
-        ("measure.processes=0", "measure.processes=0"),
+        ("measure.rounds=0", "measure.rounds=0"),
         ("measure.timing=perhaps", "measure.timing"),
         ("seed=-1", "seed=-1"),
         ("seed=x", "seed=x"),

@@ -22,7 +22,8 @@ def test_a_first_run_says_that_it_compiles_and_a_second_does_not(bench, tmp_path
     assert bump.count(carve) == 1
     printing = carve + '    if size > 1900:\n        print("size", size)\n'
     path.write_text(bump.replace(carve, printing))
-    words = ("allocator=bump", f"allocator.name={path}", "measure=quick", *SMALL)
+    words = ("allocator=bump", f"allocator.name={path}", "measure=quick")
+    words += ("measure.rounds=1", *SMALL)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     first = bench(*words, **cache)
     assert first.returncode == 0, first.stderr

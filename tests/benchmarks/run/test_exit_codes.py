@@ -187,3 +187,12 @@ def test_a_file_that_grows_too_large_is_one_line(tmp_path):
     )
     assert refused(done) == f"{run / 'run.json'}: File too large"
     assert not list(run.iterdir())
+
+
+@pytest.mark.hardening(17)
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_while_bench_py_is_imported_is_one_line(python, tmp_path):
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = python(ROOT / "bench.py", "allocator=bump", PYTHONPATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "bench.py: interrupted\n")

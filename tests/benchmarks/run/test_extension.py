@@ -24,6 +24,7 @@ def test_a_new_allocator_runs_everywhere(bench, python, tmp_path):
 
     done = bench(
         *("--config-dir", str(home), "-m", "allocator=mine,bump", "measure=quick"),
+        "measure.rounds=1",
         *("workload.sizes.kind=uniform", *SMALL),
     )
     assert done.returncode == 0, done.stderr + done.stdout

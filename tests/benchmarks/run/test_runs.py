@@ -15,6 +15,7 @@ from pandas import read_parquet
 
 from benchmarks.replay.loop import TIMELINE_COLUMNS
 from benchmarks.replay.metrics import METRICS
+from benchmarks.run import results
 from tests.benchmarks.run.conftest import ROOT, SMALL, result_directory
 
 
@@ -27,15 +28,16 @@ def run_json(directory: Path) -> dict:
 
 
 def test_a_timed_run_leaves_a_complete_directory(bench, python):
-    done = bench("allocator=bump", "workload=churn", "measure=quick", *SMALL)
+    done = bench("allocator=bump", "workload=churn", "measure=quick", "measure.rounds=2", *SMALL)
     assert done.returncode == 0, done.stderr
     directory = result_directory(done)
     names = {path.name for path in directory.iterdir()}
-    assert names == {"bench.json", "config.yaml", "metrics.json", "run.json", "timeline.parquet"}
+    assert names == {"run.json", *results.FILES}
 
     suite = pyperf.BenchmarkSuite.load(str(directory / "bench.json"))
     (benchmark,) = suite.get_benchmarks()
     assert benchmark.get_name() == run_json(directory)["workload_label"]
+    assert benchmark.get_nrun() == 2  # rounds
     assert benchmark.get_nvalue() == 6
     assert benchmark.get_metadata()["allocator"] == "bump"
     assert python("-m", "pyperf", "hist", directory / "bench.json").returncode == 0
@@ -119,7 +121,7 @@ def test_out_of_memory_is_a_result(bench):
 
 def test_an_oom_kill_on_a_page_fault_is_a_result(bench):
     limits = ("kernel.memory=1048576", "kernel.overcommit=1")
-    done = bench("allocator=bump", "measure=quick", *limits, *SMALL)
+    done = bench("allocator=bump", "measure=quick", "measure.rounds=1", *limits, *SMALL)
     assert done.returncode == 3, done.stderr
     directory = result_directory(done)
     run = run_json(directory)

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from benchmarks.run import launch, results
+from benchmarks.run import launch, results, timing
 from benchmarks.run.job import check_job
 from benchmarks.run.sources import edited_since, snapshot
+from benchmarks.run.timing import Untimed
 from tests.benchmarks.run.conftest import ROOT, SMALL, composed
 
 pytestmark = pytest.mark.hardening(2)
@@ -57,29 +58,45 @@ def test_an_edit_is_noticed_even_if_it_is_undone(mine, tmp_path, name):
     assert sources.edited() == str(path)
 
 
-@pytest.mark.parametrize("part", ["observe", "time_with_pyperf"])
-def test_a_run_whose_source_is_edited_fails(mine, tmp_path, monkeypatch, part):
+def test_a_run_whose_source_is_edited_fails(mine, tmp_path, monkeypatch):
     directory = tmp_path / "run"
     directory.mkdir()
     results.write_json(directory / "run.json", {"status": results.RUNNING})
-    parts = {"observe": (results.OK, ""), "time_with_pyperf": ""}
-    called = []
 
-    def replaced(name):
-        def run(*_arguments):
-            called.append(name)
-            if name == part:
-                (tmp_path / "mine_helper.py").write_text("edited = 1\n")
-            return parts[name]
+    def observe(*_arguments):
+        (tmp_path / "mine_helper.py").write_text("edited = 1\n")
+        return results.OK, ""
 
-        return run
-
-    for name in parts:
-        monkeypatch.setattr(launch, name, replaced(name))
+    monkeypatch.setattr(launch, "observe", observe)
     status, reason = launch.run_job(mine, directory, snapshot(mine), lambda *_: None)
     assert status == results.read_run(directory)["status"] == results.FAILED
     assert reason == f"{tmp_path / 'mine_helper.py'} was edited during the run: run it again"
-    assert called[-1] == part  # what would be measured afterwards is not
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_source_that_is_edited_before_or_while_timing_fails_the_run(
+    mine, tmp_path, monkeypatch, when
+):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    helper = tmp_path / "mine_helper.py"
+    run = {"status": results.WAITING, "outcome": ["ok", ""], "sources": snapshot(mine).hashes}
+    results.write_json(directory / "run.json", run)
+    if when == "before":
+        helper.write_text("edited = 1\n")
+
+    def measure(_run, _place):
+        text = helper.read_text()
+        helper.write_text("edited = 1\n")  # and undone
+        helper.write_text(text)
+        return {"times": {"warm_ns_per_op": 1.0}}
+
+    monkeypatch.setattr(timing, "_measure", measure)
+    monkeypatch.setattr(timing.machine, "warnings", list)
+    timing.time_runs([Untimed(directory, mine, run, snapshot(mine))], lambda *_: None)
+    run = results.read_run(directory)
+    assert run["status"] == results.FAILED
+    assert run["reason"] == f"{helper} was edited during the run: run it again"
 
 
 def test_a_run_is_compared_with_the_finished_runs_of_its_sweep(tmp_path):
@@ -142,7 +159,7 @@ def hostile(tmp_path):
 @pytest.mark.parametrize("safe", [(), ("-P",)])
 def test_nothing_is_imported_from_the_working_directory(hostile, safe):
     environment = {n: value for n, value in os.environ.items() if n != "PYTHONPATH"}
-    words = ("allocator=bump", "measure=quick", "measure.processes=1", "measure.min_events=1")
+    words = ("allocator=bump", "measure=quick", "measure.rounds=1", "measure.min_events=1")
     done = subprocess.run(
         [sys.executable, *safe, ROOT / "bench.py", *words, *SMALL],
         cwd=hostile,

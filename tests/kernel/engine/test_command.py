@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.once, pytest.mark.hardening(17)]
 
 PACKAGES = ("kernel", "allocators", "benchmarks", "analysis")
 #: Programs with a frame of their own: bench.py has Hydra's, and starts the others.
-OTHERS = {"benchmarks/run/worker.py", "benchmarks/run/observe.py"}
+OTHERS = {"benchmarks/run/worker.py", "benchmarks/run/observe.py", "benchmarks/run/clean.py"}
 
 
 def start(body, arguments="", shell=False, **how):
