@@ -171,7 +171,7 @@ def _finish(run: Untimed, error: str) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a measurement runs: on any processor, or on one, at the same time as another.
+    """Place of a measurement: any processor, or one of them, at the same time as another.
 
     ``on_step`` is called with each step of its start.
     """
