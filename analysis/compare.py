@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = compare(options.base_directory, options.new_directory, options)
     except ResultError as error:
         return report_exit("analysis compare", str(error), EXIT_WORSE)
-    failed = [line for line in lines if line.loss > _limit(line, options)]
-    noisy = [] if options.exact else [line for line in lines if _too_noisy(line, options)]
+    limit = 0.0 if options.exact else options.fail_above
+    failed = [line for line in lines if line.loss > limit]
+    noisy = [line for line in lines if _too_noisy(line, limit)]
     if options.json:
         print(json.dumps([_plain(line) for line in lines], indent=2, allow_nan=False))
     else:
@@ -84,15 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_WORSE if failed else EXIT_UNCLEAR if noisy else EXIT_OK
 
 
-def _limit(line: Line, options: argparse.Namespace) -> float:
-    return 0.0 if options.exact else options.fail_above
-
-
-def _too_noisy(line: Line, options: argparse.Namespace) -> bool:
+def _too_noisy(line: Line, limit: float) -> bool:
     """Return True for a time that may be worse by more than the limit without being noticed."""
-    if line.low is None or line.verdict == WORSE:
-        return False
-    return line.verdict == UNCLEAR and not line.high <= 1 + options.fail_above
+    return line.verdict == UNCLEAR and line.high is not None and line.high > 1 + limit
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from benchmarks.timing.rounds import FILE, TimesError, read_times, twins, valid
 SCHEMA = 2
 #: Statuses of runs with complete data, which are drawn, and all statuses.
 DRAWN = ("ok", "oom")
-STATUSES = (*DRAWN, "failed", "running", "interrupted")
+STATUSES = (*DRAWN, "failed", "running", "waiting", "interrupted")
 #: Keys and types in every run.json, and additional ones in that of a drawn run.
 REQUIRED = {"allocator": str, "label": str, "workload": str, "workload_label": str}
 REQUIRED_IF_DRAWN = {"seed": int, "touch": str, "page_size": int}
@@ -39,6 +39,8 @@ CONDITIONS = ("page_size", "touch", "kernel", "versions.model", "machine")
 TIMELINE = ("event", "live", "heap", "rss")
 #: Columns that identify a run.
 IDENTITY = ["label", "workload", "seed"]
+#: First columns of a run.
+_FIRST = ["directory", "allocator", "real", "threads", "workload_name", *IDENTITY, "status"]
 #: Columns that describe it further.
 _DESCRIBED = ["directory", "allocator", "real", "threads", "workload_name"]
 
@@ -243,17 +245,7 @@ def _skipped_frame(described: Iterable[tuple[Path, dict]]) -> pd.DataFrame:
         for path, run in described
         if run["status"] not in DRAWN
     ]
-    columns = [
-        "directory",
-        "allocator",
-        "real",
-        "threads",
-        "workload_name",
-        *IDENTITY,
-        "status",
-        "reason",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*_FIRST, "reason"])
 
 
 # --- Finding and describing runs -----------------------------------------------------------------
@@ -478,16 +470,7 @@ def _floors(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the A/A floor of each quantity; empty unless the cell was measured twice a round."""
     for line in lines:
         _checked_times(path, line)
-    floors = {}
-    for quantity in (metric.name for metric in TIMES):
-        pairs = [
-            (first[quantity], second[quantity])
-            for first, second in twins(lines)
-            if quantity in first and quantity in second
-        ]
-        if len(pairs) >= statistics.LEAST_ROUNDS:
-            floors[quantity] = statistics.floor(statistics.effect(*zip(*pairs, strict=True)))
-    return floors
+    return statistics.floors(twins(lines))
 
 
 def _check_timeline(path: Path) -> None:
@@ -534,16 +517,7 @@ def _run_frame(rows: list[dict[str, Any]], times: pd.DataFrame) -> pd.DataFrame:
         )
         wide = alone.pivot(index=IDENTITY, columns="quantity", values="value").reset_index()
         frame = frame.merge(wide, on=IDENTITY, how="left")
-    front = [
-        "directory",
-        "allocator",
-        "real",
-        "threads",
-        "workload_name",
-        *IDENTITY,
-        "status",
-        *quantities,
-    ]
+    front = [*_FIRST, *quantities]
     known = [name for name in BY_NAME if name in frame and name not in front]
     others = [name for name in frame if name not in front and name not in known]
     return (

@@ -66,13 +66,7 @@ def has_real_threads(library: Library, workload: Workload) -> bool:
     """
     if workload.program is not None or library.threads == ONE:
         return False
-    return library.threads == REAL or thread_count(workload) > 1
-
-
-def thread_count(workload: Workload) -> int:
-    """Return the number of threads of stored events; 1 for a program or a stream."""
-    threads = () if workload.events is None else workload.events.thread
-    return len(np.unique(threads)) if len(threads) else 1
+    return library.threads == REAL or (workload.stream is None and workload.has_threads)
 
 
 class Naming:

@@ -12,8 +12,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -54,7 +55,7 @@ def report(fraction: float, what: str) -> None:
 
 
 def report_found(**found: object) -> None:
-    """Report results from a child to its parent (:func:`found_in`)."""
+    """Report results from a child to its parent (:func:`run_child`)."""
     print(f"= {json.dumps(found, allow_nan=False)}", flush=True)
 
 
@@ -64,14 +65,10 @@ def wait_at_gate(file: int) -> None:
     os.read(file, 1)
 
 
-def found_in(
-    output: Iterable[bytes], on_ready: Callable[[], None], on_step: Callable[[str], None]
+def _found_in(
+    output: Iterable[bytes], on_ready: Callable[[], None], progress: Progress
 ) -> dict[str, Any]:
-    """Return what a child reports by :func:`report_found`; print what its plugin prints.
-
-    Calls ``on_ready`` when the child waits at its gate, and ``on_step`` with each step that it
-    reports.
-    """
+    """Return what a child reports by :func:`report_found`; print what its plugin prints."""
     found: dict[str, Any] = {}
     for line in output:
         text = line.decode(errors="replace")
@@ -80,7 +77,7 @@ def found_in(
         elif text == _READY:
             on_ready()
         elif match := _PROGRESS.match(text):
-            on_step(match[2])
+            progress(float(match[1]), match[2])
         else:
             print(text, end="", flush=True)
     return found
@@ -100,7 +97,7 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def child(
+def _child(
     command: list[str],
     stderr: object,
     environment: Mapping[str, str] = os.environ,
@@ -125,33 +122,51 @@ def child(
         process.wait()
 
 
-def observe(directory: Path, progress: Progress) -> tuple[str, str]:
-    """Run benchmarks.run.observe on ``directory``; return status and reason of the untimed run."""
-    command = [sys.executable, "-m", "benchmarks.run.observe", str(directory)]
-    with TemporaryFile() as errors, child(command, errors) as process:
-        for line in process.stdout:
-            text = line.decode(errors="replace")
-            if match := _PROGRESS.match(text):
-                progress(float(match[1]), match[2])
-            else:  # printed by the plugin
-                print(text, end="", flush=True)
+@dataclass(frozen=True)
+class Ended:
+    """What a child has reported (:func:`report_found`), its exit code and its errors."""
+
+    found: Mapping[str, Any]
+    code: int
+    errors: Sequence[str]
+
+
+def run_child(
+    command: list[str],
+    progress: Progress,
+    environment: Mapping[str, str] = os.environ,
+    pass_fds: tuple[int, ...] = (),
+    on_ready: Callable[[], None] = lambda: None,
+) -> Ended:
+    """Run a child to its end.  ``on_ready`` is called when it waits at its gate."""
+    with (
+        TemporaryFile() as errors,
+        _child(command, errors, environment, pass_fds) as process,
+    ):
+        found = _found_in(process.stdout, on_ready, progress)
         code = process.wait()
         errors.seek(0)
-        complaint = without_warnings(errors.read().decode(errors="replace"))
+        return Ended(found, code, _without_warnings(errors.read().decode(errors="replace")))
+
+
+def observe(directory: Path, progress: Progress) -> tuple[str, str]:
+    """Run benchmarks.run.observe on ``directory``; return status and reason of the untimed run."""
+    ended = run_child([sys.executable, "-m", "benchmarks.run.observe", str(directory)], progress)
+    code = ended.code
     if recorded := results.outcome(directory):
         return recorded
     end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    last = f": {complaint.splitlines()[-1]}" if complaint else ""
+    last = f": {ended.errors[-1]}" if ended.errors else ""
     return results.FAILED, f"the simulating process {end}{last}{memory_hint(-code)}"
 
 
-def without_warnings(complaint: str) -> str:
-    """Print the warnings of a child (kernel.engine.cache.warn); return the rest of its errors."""
+def _without_warnings(complaint: str) -> list[str]:
+    """Print the warnings of a child (kernel.engine.cache.warn); return its other lines."""
     lines = complaint.strip().splitlines()
     for line in lines:
         if line.startswith("warning: "):
             print(line, file=sys.stderr, flush=True)
-    return "\n".join(line for line in lines if not line.startswith("warning: "))
+    return [line for line in lines if not line.startswith("warning: ")]
 
 
 def memory_hint(number: object) -> str:

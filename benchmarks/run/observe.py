@@ -110,7 +110,7 @@ def on_model(job: Job, workload: Workload, progress: Progress) -> Observed:
         "replay_seconds": seconds,
         "waited_seconds": simulation.waited,
         "address_checksum": int(simulation.r.checksum),
-        "threads": INTERLEAVED if _has_threads(workload) else ONE,
+        "threads": INTERLEAVED if workload.has_threads else ONE,
         "ignored": _ignored(simulation.r),
         "hashes": {
             "kernel": results.source_hash("kernel"),
@@ -132,7 +132,7 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
     events = max(length(workload), 1)
     progress(0.0, "preparing the replay")
     run = RealRun(job.library, workload, lambda event: progress(event / events, "replaying"))
-    spread, threads = {}, INTERLEAVED if _has_threads(workload) else ONE
+    spread, threads = {}, INTERLEAVED if workload.has_threads else ONE
     if run.threads == REAL:
         repeated = [RealRun(job.library, workload).metrics() for _ in range(_REPETITIONS)]
         spread = _spread([run.metrics(), *repeated])
@@ -149,13 +149,6 @@ def _on_library(job: Job, workload: Workload, progress: Progress) -> Observed:
         "hashes": {"library": results.file_hash(job.library.path), "loop": run.loop_hash},
     }
     return Observed(run.metrics(), run.timeline(), entries, _failures(run.r))
-
-
-def _has_threads(workload: Workload) -> bool:
-    """Return True if events of several threads are replayed."""
-    if workload.stream is not None:
-        return "thread" in workload.stream.names
-    return workload.events is not None and len(set(workload.events.thread.tolist())) > 1
 
 
 def _spread(found: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:

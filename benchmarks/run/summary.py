@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,20 @@ def format_value(name: str, value: float | None) -> str:
     return f"{number} ns" if unit == "ns" else number
 
 
-def timing(directory: Path) -> dict[str, tuple[float, float, float, int]]:
+def timing(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float, int]]:
     """Return the estimate of each quantity, its interval (ns per event) and the number of rounds.
 
-    Empty if the run was not timed; the ends of the interval are NaN for a few rounds.
+    ``lines``: those of times.jsonl.  The ends of the interval are NaN for a few rounds.
     """
     import numpy as np
 
-    from benchmarks.timing.rounds import read_times, valid
+    from benchmarks.timing.rounds import valid
     from benchmarks.timing.statistics import centre
 
-    lines = valid(read_times(directory)).values()
     found = {}
     for metric in TIMES:
-        values = [line["times"][metric.name] for line in lines if metric.name in line["times"]]
+        rounds = [line["times"] for line in valid(lines).values()]
+        values = [times[metric.name] for times in rounds if metric.name in times]
         if values:
             middle, low, high = np.exp(centre(np.log(values)))
             found[metric.name] = float(middle), float(low), float(high), len(values)
@@ -97,6 +97,8 @@ def _time_cell(estimate: tuple[float, float, float, int] | None) -> str:
 
 def print_run(directory: Path, console: Console) -> None:
     """Print the summary of one finished run."""
+    from benchmarks.timing.rounds import read_times
+
     run = results.read_run(directory)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     title = f"{run['label']} · {run['workload_label']} · seed {run['seed']}"
@@ -110,8 +112,9 @@ def print_run(directory: Path, console: Console) -> None:
     def row(title: str, name: str, value: str, meaning: str) -> None:
         table.add_row(title, name, value, *([meaning] if wide else []))
 
-    times = timing(directory)
-    gaps = _gaps(directory)
+    lines = read_times(directory)
+    times = timing(lines)
+    gaps = {name: why for line in lines for name, why in line.get("gaps", {}).items()}
     for i, metric in enumerate(TIMES if times else ()):
         value = _time_cell(times.get(metric.name))
         meaning = gaps.get(metric.name, metric.meaning)
@@ -135,13 +138,6 @@ def print_run(directory: Path, console: Console) -> None:
     console.print(Text(f"status: {status}"))
 
 
-def _gaps(directory: Path) -> dict[str, str]:
-    """Return why a quantity has no value, by its name."""
-    from benchmarks.timing.rounds import read_times
-
-    return {n: why for line in read_times(directory) for n, why in line.get("gaps", {}).items()}
-
-
 def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the run directories of a sweep with their run.json, in the order of their jobs."""
     found = [(path.parent, results.read_run(path.parent)) for path in directory.glob("*/run.json")]
@@ -153,7 +149,7 @@ def sweep_runs(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _describe_timing(directories: list[Path]) -> list[str]:
     """Return what a reader of the times must know: rounds, A/A floor, and the machine."""
     from benchmarks.timing.rounds import read_times, twins
-    from benchmarks.timing.statistics import LEAST_ROUNDS, effect, floor
+    from benchmarks.timing.statistics import LEAST_ROUNDS, floors
 
     sentences: dict[str, None] = {}
     for directory in directories:
@@ -169,15 +165,10 @@ def _describe_timing(directories: list[Path]) -> list[str]:
                 else "; too few for an interval."
             )
         ] = None
-        pairs = twins(read_times(directory))
-        floors = []
-        for name, title in TITLES.items():
-            sides = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
-            if len(sides) >= LEAST_ROUNDS:
-                floors.append(f"{title} {floor(effect(*zip(*sides, strict=True))):.1%}")
-        if floors:
+        if found := floors(twins(read_times(directory))):
+            shown = ", ".join(f"{TITLES[name]} {floor:.1%}" for name, floor in found.items())
             what = "a cell measured twice as if it were two"
-            sentences[f"A/A floor ({what}): {', '.join(floors)}; less is no difference."] = None
+            sentences[f"A/A floor ({what}): {shown}; less is no difference."] = None
         sentences |= {f"While timing: {warning}": None for warning in entries["warnings"]}
     return list(sentences)
 
@@ -205,9 +196,11 @@ def _settings(kernel: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _results(path: Path, quantities: tuple[str, ...], columns: tuple[str, ...]) -> list[str] | None:
     """Return the cells of a finished run; None if its files cannot be read."""
+    from benchmarks.timing.rounds import read_times
+
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        times = timing(path)
+        times = timing(read_times(path))
         numbers = [format_value(name, metrics.get(name)) for name in columns]
         return [_time_cell(times.get(name)) if times else "" for name in quantities] + numbers
     except (OSError, ValueError, AttributeError, TypeError):

@@ -10,23 +10,22 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryFile
 from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 from benchmarks.replay.metrics import COLD, END_TO_END, TIMES, TITLES, WARM
 from benchmarks.run import results
 from benchmarks.run.job import Job, JobError, check_job
-from benchmarks.run.launch import child, found_in, memory_hint, without_warnings
+from benchmarks.run.launch import memory_hint, run_child
 from benchmarks.run.sources import Sources, snapshot
 from benchmarks.timing import machine, perf
 from benchmarks.timing.rounds import CellError, Rounds, Unit, read_times, valid
-from kernel.engine.progress import Progress
+from kernel.engine.progress import Progress, no_progress
 
 #: The line of a traceback that names the exception.
 _ERROR = re.compile(r"[\w.]+(Error|Failure|SoftLockup)\b")
@@ -116,7 +115,7 @@ def measure_in_rounds(
 
     def measure(unit: Unit) -> list[dict[str, Any]]:
         if len(unit) == 1:
-            return [_measure(by_directory[unit[0].directory], _Place(on_step=step))]
+            return [_measure(by_directory[unit[0].directory], _Place(progress=step))]
         cells = [by_directory[cell.directory] for cell in unit]
         with ThreadPoolExecutor(len(unit)) as threads:
             return list(threads.map(_measure, cells, _places(len(unit))))
@@ -128,7 +127,7 @@ def measure_in_rounds(
         reached = done / rounds.total
         progress(reached, f"timing, {what}")
 
-    def step(what: str) -> None:
+    def step(_fraction: float, what: str) -> None:
         if "compiling" in what:
             progress(reached, what)
 
@@ -173,12 +172,12 @@ def _finish(run: Untimed, error: str) -> None:
 class _Place:
     """Place of a measurement: any processor, or one of them, at the same time as another.
 
-    ``on_step`` is called with each step of its start.
+    ``progress`` is called while its processes start.
     """
 
     processor: int | None = None
     barrier: Barrier | None = None
-    on_step: Callable[[str], None] = str  # takes the name of a step; does nothing
+    progress: Progress = no_progress
 
     def arguments(self) -> list[str]:
         """Return what a pyperf worker needs to run there."""
@@ -188,9 +187,6 @@ class _Place:
         """Wait for the other measurement."""
         if self.barrier is not None:
             self.barrier.wait()
-
-
-_ALONE = _Place()
 
 
 def _places(count: int) -> list[_Place]:
@@ -226,7 +222,7 @@ def _measured(run: Untimed, place: _Place) -> dict[str, Any]:
             per = f"{1000 * found['faults']:.2g} page faults per 1000 events"
             gaps[WARM] = f"it calls the kernel in every replay: {per}"
         place.wait()
-        clean = _clean(run)
+        clean = _clean(run, place)
         times |= clean["times"]
         gaps |= clean["gaps"]
     counts = {name: found[name] for name in perf.EVENTS if name in found}
@@ -237,7 +233,7 @@ def _metrics(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], dict[str, Any]]:
+def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Run a pyperf worker; return its suite (JSON) and what else it has found."""
     samples, warmups, replays = run.job.measure.schedule(
         run.run["events"], run.run["replay_seconds"]
@@ -261,40 +257,33 @@ def _warm(run: Untimed, place: _Place) -> tuple[dict[str, Any], dict[str, Any]]:
 
     with os.fdopen(reading, "rb") as pipe:
         try:
-            found = _run(command, environment, (writing, gate), open_gate, place.on_step)
+            found = _run(
+                command,
+                place.progress,
+                environment=environment,
+                pass_fds=(writing, gate),
+                on_ready=open_gate,
+            )
         finally:
             for file in (writing, gate, opener):
                 os.close(file)
         return json.loads(pipe.read()), found
 
 
-def _clean(run: Untimed) -> dict[str, Any]:
+def _clean(run: Untimed, place: _Place) -> Mapping[str, Any]:
     """Measure cold and end-to-end time of a real library."""
     command = [sys.executable, "-m", "benchmarks.run.clean", str(run.directory)]
-    return _run(command, os.environ)
+    return _run(command, place.progress)
 
 
-def _run(
-    command: list[str],
-    environment: Mapping[str, str],
-    pass_fds: Iterable[int] = (),
-    on_ready: Callable[[], None] = _ALONE.wait,
-    on_step: Callable[[str], None] = _ALONE.on_step,
-) -> dict[str, Any]:
-    """Run a child to its end; return what it has reported.  Raises CellError if it fails."""
-    with (
-        TemporaryFile() as errors,
-        child(command, errors, environment, pass_fds=tuple(pass_fds)) as process,
-    ):
-        found = found_in(process.stdout, on_ready, on_step)
-        code = process.wait()
-        errors.seek(0)
-        complaint = without_warnings(errors.read().decode(errors="replace")).splitlines()
-    if code != 0:
-        named = [line for line in complaint if _ERROR.match(line)]
-        last = [*named[:1], *complaint[-1:], f"exit code {code}"][0]
-        raise CellError(f"timing failed: {last}{memory_hint(-code)}")
-    return found
+def _run(command: list[str], progress: Progress, **how: Any) -> Mapping[str, Any]:
+    """Run a child; return what it has reported.  Raises CellError if it fails."""
+    ended = run_child(command, progress, **how)
+    if ended.code != 0:
+        named = [line for line in ended.errors if _ERROR.match(line)]
+        last = [*named[:1], *ended.errors[-1:], f"exit code {ended.code}"][0]
+        raise CellError(f"timing failed: {last}{memory_hint(-ended.code)}")
+    return ended.found
 
 
 # --- pyperf ---------------------------------------------------------------------------------------

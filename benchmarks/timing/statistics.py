@@ -126,6 +126,20 @@ def geometric_mean(logarithms: Mapping[str, np.ndarray]) -> Effect:
     return _effect(np.mean(np.stack(list(logarithms.values())), axis=0))
 
 
+def floors(twins: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    """Return the A/A floor of each quantity that has one.
+
+    ``twins``: for each round, both measurements of one cell, by quantity
+    (benchmarks.timing.rounds.twins).
+    """
+    found = {}
+    for quantity in {name: None for first, _ in twins for name in first}:
+        pairs = [(a[quantity], b[quantity]) for a, b in twins if quantity in a and quantity in b]
+        if len(pairs) >= LEAST_ROUNDS:
+            found[quantity] = floor(effect(*zip(*pairs, strict=True)))
+    return found
+
+
 def floor(same: Effect) -> float:
     """Return the A/A floor: the largest effect that the interval of ``same`` contains.
 

@@ -12,6 +12,11 @@ from threading import Event, Thread
 #: Callback that takes the fraction done and the name of the current step.
 Progress = Callable[[float, str], None]
 
+
+def no_progress(fraction: float, step: str) -> None:
+    """Report nothing: a Progress for callers that show none."""
+
+
 #: Callbacks for the start (True) and the end (False) of a compilation.
 _listeners: list[Callable[[bool], None]] = []
 # The parent's display does not show the compilations of a forked worker.

@@ -108,6 +108,16 @@ def test_a_time_that_is_no_time(small: Path, refuse: Callable[..., str], value: 
     assert f"{path}: round 0: {WARM} is {value!r}" in refuse(small)
 
 
+def test_a_run_that_waits_to_be_timed_is_skipped(
+    tmp_path: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "r" / "a")
+    make(tmp_path / "r" / "b", "kr", status="running")
+    change_run(tmp_path / "r" / "b", status="waiting", reason="not timed yet")
+    assert main([str(tmp_path / "r"), "-o", str(tmp_path / "o"), "--gaps"]) == 0
+    assert f"skipped {tmp_path / 'r' / 'b'} (waiting: not timed yet)" in capsys.readouterr().out
+
+
 def test_times_without_a_measurement(small: Path, refuse: Callable[..., str]) -> None:
     write_times(small / RUN, [])
     assert f"{small / RUN / 'times.jsonl'}: no measurement" in refuse(small)

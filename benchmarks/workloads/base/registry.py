@@ -87,6 +87,13 @@ class Workload:
     seed: int
     provenance: dict[str, Any] = field(repr=False)
 
+    @property
+    def has_threads(self) -> bool:
+        """True if events of several threads are replayed."""
+        if self.stream is not None:
+            return "thread" in self.stream.names
+        return self.events is not None and len(np.unique(self.events.thread)) > 1
+
 
 class PathSetting:
     """Declaration of a setting that names a file."""

@@ -7,6 +7,7 @@ the result of a run therefore uses ``observed``; a test of bench.py itself uses 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def bench(python: Callable) -> Callable[..., subprocess.CompletedProcess]:
         return python(ROOT / "bench.py", *arguments, *measure, **environment)
 
     return run
+
+
+def start_bench(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Start ``bench.py`` in ``folder``, for tests that send it signals."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "bench.py", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen | None) -> None:
+    """Wait until ``condition`` holds; ``process``, if any, must run on meanwhile."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def composed(*overrides: str) -> dict:

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import yaml
 
 from benchmarks.run import launch, observe, results, timing
 from benchmarks.timing.rounds import CellError
-from tests.benchmarks.run.conftest import ROOT, SMALL, composed
+from tests.benchmarks.run.conftest import ROOT, SMALL, composed, start_bench, wait_until
 
 life_cycle = pytest.mark.hardening(1)
 out_of_memory = pytest.mark.hardening(18)
@@ -31,27 +30,13 @@ def children(pid: int) -> list[int]:
     return [p for child in map(int, text.split()) for p in (child, *children(child))]
 
 
-def wait_until(condition, process) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
 @life_cycle
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and PR_SET_PDEATHSIG")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_run_that_dies_before_timing_is_not_finished_and_is_resumed(bench, tmp_path, number):
     run = tmp_path / "run"
     arguments = ("allocator=bump", *TIMED, *SMALL, f"hydra.run.dir={run}")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "bench.py", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = start_bench(tmp_path, *arguments)
     wait_until((run / "metrics.json").exists, process)
     started = children(process.pid)
     assert started
@@ -172,5 +157,5 @@ def test_a_child_that_the_kernel_kills_hints_at_memory(tmp_path, monkeypatch, nu
     assert status == "failed"
     assert ("runs out of memory" in reason) == named
     with pytest.raises(CellError) as caught:
-        timing._run([str(script)], os.environ)
+        timing._run([str(script)], lambda *_: None)
     assert ("runs out of memory" in str(caught.value)) == named

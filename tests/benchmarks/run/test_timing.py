@@ -1,11 +1,8 @@
 """Timing in rounds: what is stored, what resumes, what fails."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from benchmarks.run import results, timing
 from benchmarks.run.job import JobError, check_job
 from benchmarks.run.timing import Untimed, measure_in_rounds
 from benchmarks.timing.rounds import CellError, read_times, twins
-from tests.benchmarks.run.conftest import ROOT, SMALL, composed
+from tests.benchmarks.run.conftest import SMALL, composed, start_bench, wait_until
 
 TINY = ("measure=quick", "measure.samples=1", "measure.warmups=1", "measure.min_events=1")
 
@@ -44,18 +41,8 @@ def test_a_sweep_in_duet_stores_pairs_and_a_suite_for_each_allocator(bench, pyth
 def test_a_killed_run_goes_on_in_the_middle_of_its_rounds(bench, tmp_path):
     run = tmp_path / "run"
     words = ("allocator=bump", "measure.rounds=3", *TINY, *SMALL, f"hydra.run.dir={run}")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "bench.py", *words],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 120
-    while len(read_times(run)) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = start_bench(tmp_path, *words)
+    wait_until(lambda: len(read_times(run)) >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert results.read_run(run)["status"] == results.WAITING
@@ -121,10 +108,10 @@ def test_a_library_that_calls_the_kernel_in_every_replay_has_no_warm_time(
     suite = {"benchmarks": [{"runs": [{"values": [2e-8, 2.2e-8, 9e-8]}]}]}
     clean = {"times": {COLD: 50.0, END_TO_END: 60.0}, "gaps": {}}
     monkeypatch.setattr(timing, "_warm", lambda *_: (suite, {"faults": faults}))
-    monkeypatch.setattr(timing, "_clean", lambda _: clean)
+    monkeypatch.setattr(timing, "_clean", lambda *_: clean)
     monkeypatch.setattr(timing, "_metrics", lambda _: {})
     monkeypatch.setattr(type(run.job), "library", property(lambda _: object()))
-    found = timing._measure(run, timing._ALONE)
+    found = timing._measure(run, timing._Place())
     assert found["times"].get(WARM) == (pytest.approx(22.0) if warm else None)
     assert (WARM in found["gaps"]) is not warm
     assert json.dumps(found)
