@@ -195,8 +195,8 @@ def describe_floor(results: Results) -> str:
         return ""
     floors = ", ".join(f"{TITLES[name]} {floor:.1%}" for name, floor in results.floors.items())
     return (
-        "Grey band: the difference from the fastest is below the A/A floor, which is what a cell "
-        f"measured twice as if it were two differs by ({floors})."
+        "Grey band: the difference from the fastest is below the A/A floor, the difference between "
+        f"two measurements of one cell ({floors})."
     )
 
 

@@ -80,14 +80,14 @@ TIMES = (
         "cold_ns_per_op",
         "ns",
         "lower",
-        "time per event from a fresh process with the kernel's; blocks unused",
+        "time per event from a fresh process, kernel work included; blocks unused",
         timed=True,
     ),
     Metric(
         "end_to_end_ns_per_op",
         "ns",
         "lower",
-        "time per event from a fresh process with the kernel's; blocks used",
+        "time per event from a fresh process, kernel work included; blocks used",
         timed=True,
     ),
 )

@@ -167,8 +167,8 @@ def _describe_timing(directories: list[Path]) -> list[str]:
         ] = None
         if found := floors(twins(read_times(directory))):
             shown = ", ".join(f"{TITLES[name]} {floor:.1%}" for name, floor in found.items())
-            what = "a cell measured twice as if it were two"
-            sentences[f"A/A floor ({what}): {shown}; less is no difference."] = None
+            what = f"A/A floor (one cell measured twice in each round): {shown}"
+            sentences[f"{what}; smaller differences mean nothing."] = None
         sentences |= {f"While timing: {warning}": None for warning in entries["warnings"]}
     return list(sentences)
 

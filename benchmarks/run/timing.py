@@ -36,7 +36,7 @@ _FAULT_NS, _NIL = 1000.0, 0.01
 
 @dataclass(frozen=True)
 class Untimed:
-    """A run whose untimed part has ended: its directory, job and run.json, and its sources now.
+    """Run that is ready to be timed: directory, job, contents of run.json, and sources now.
 
     ``extra``: percentage of replays that are made and timed without being counted, to plant a
     slow-down (benchmarks.speed.referee).
