@@ -80,14 +80,14 @@ TIMES = (
         "cold_ns_per_op",
         "ns",
         "lower",
-        "time per event from a fresh process, kernel work included; blocks unused",
+        "time per event of a fresh process, kernel included; blocks unused",
         timed=True,
     ),
     Metric(
         "end_to_end_ns_per_op",
         "ns",
         "lower",
-        "time per event from a fresh process, kernel work included; blocks used",
+        "time per event of a fresh process, kernel included; blocks used",
         timed=True,
     ),
 )
